@@ -1,0 +1,34 @@
+# make demo and make test work on a machine with nothing installed but Python and a C++ compiler.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench gpu-check clean
+
+.venv/.installed: pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade "setuptools>=77" "pybind11>=3" wheel
+	$(BIN)/pip install --quiet -r constraints.txt
+	$(BIN)/pip install --no-build-isolation -e ".[dev]" -c constraints.txt
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/avfmae demo
+
+test: .venv/.installed lint
+	$(BIN)/pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+
+bench: .venv/.installed
+	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name
+
+gpu-check: .venv/.installed
+	$(BIN)/python -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'gpu-check: torch sees no CUDA device')"
+	AVFMAE_BUILD=cuda $(BIN)/pip install --no-build-isolation --no-deps -e .
+	$(BIN)/avfmae doctor
+	$(BIN)/pytest -m gpu
+	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds
+
+clean:
+	rm -rf build .venv/.installed avfmae_kernels/*.so *.egg-info

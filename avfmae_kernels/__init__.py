@@ -1,0 +1,11 @@
+"""Kernels for audio-visual masked autoencoders: tensors in, tensors out, nothing of the model.
+
+Every op has one public function here and several implementations behind it; :func:`use` chooses between them and
+:func:`explain` says what runs and why the others do not.
+"""
+
+from avfmae_kernels.dispatch import explain, use
+from avfmae_kernels.gather_patches import gather_patches
+from avfmae_kernels.sample_masks import choose_tokens, random_bits
+
+__all__ = ["choose_tokens", "explain", "gather_patches", "random_bits", "use"]

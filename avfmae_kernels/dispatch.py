@@ -1,0 +1,112 @@
+"""Which implementation of an op runs, and the sentence that says why not another."""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from avfmae_kernels.schemas import SCHEMAS
+
+IMPLEMENTATIONS = ("cuda", "triton", "cpp", "reference")  # in the order that "auto" prefers them
+CHOICES = ("auto", *IMPLEMENTATIONS)
+
+
+def _import_compiled(name: str) -> str | None:
+    """Imports a compiled module; returns None, or why it is not there."""
+    if importlib.util.find_spec(f"avfmae_kernels.{name}") is None:
+        return f"avfmae_kernels.{name} was not built (reinstall with a C++ compiler; AVFMAE_BUILD must not be none)"
+    try:
+        importlib.import_module(f"avfmae_kernels.{name}")
+    except ImportError as error:
+        return f"avfmae_kernels.{name} does not load beside torch {torch.__version__}: {error}"
+    return None
+
+
+COMPILED_MISSING = _import_compiled("_C")
+HOST_MISSING = _import_compiled("_host")
+TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _checked(choice: str, source: str) -> str:
+    if choice not in CHOICES:
+        raise ValueError(f"{source}: got {choice!r}, expected one of {', '.join(CHOICES)}")
+    return choice
+
+
+_choice = _checked(os.environ.get("AVFMAE_KERNELS", "auto"), "environment AVFMAE_KERNELS")
+
+
+@contextmanager
+def use(choice: str) -> Iterator[None]:
+    """Chooses the implementation of every op inside a ``with`` block.
+
+    Args:
+        choice: ``"auto"`` (the fastest that can run), ``"reference"``, ``"cpp"``, ``"triton"`` or ``"cuda"``.
+            A named one that cannot run raises at the op's call; nothing falls back in silence.
+    """
+    global _choice
+    previous, _choice = _choice, _checked(choice, "avfmae_kernels.use")
+    try:
+        yield
+    finally:
+        _choice = previous
+
+
+def why_not(op: str, implementation: str, device: str) -> str | None:
+    """None if ``implementation`` of ``op`` runs on tensors of ``device`` ("cpu" or "cuda"), else the reason why not."""
+    if implementation == "reference":
+        return None
+    if implementation == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if device != "cuda" and not TRITON_INTERPRETED:
+            return "Triton needs a GPU (or TRITON_INTERPRET=1, set before import, for its interpreter)"
+        return None
+    needed = {"cpp": "cpu", "cuda": "cuda"}[implementation]
+    if device != needed:
+        return f"runs on {needed} tensors only"
+    if COMPILED_MISSING:
+        return COMPILED_MISSING
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"avfmae::{op}", device.upper()):
+        return f"avfmae_kernels._C was built without {device.upper()} kernels"
+    return None
+
+
+def choose(op: str, device: torch.device) -> str:
+    """The implementation that runs for ``op`` on ``device`` under the current choice."""
+    if _choice != "auto":
+        if reason := why_not(op, _choice, device.type):
+            raise RuntimeError(f"{op}: implementation {_choice!r} was asked for, but {reason}")
+        return _choice
+    # The interpreter is for proving kernels, never the fast path.
+    candidates = [i for i in IMPLEMENTATIONS if not (i == "triton" and device.type != "cuda")]
+    return next(i for i in candidates if why_not(op, i, device.type) is None)
+
+
+def call(op: str, reference: Callable, device: torch.device, *args) -> torch.Tensor:
+    """Runs ``op`` on checked arguments with the implementation that :func:`choose` names."""
+    implementation = choose(op, device)
+    if implementation == "reference":
+        return reference(*args)
+    if implementation == "triton":
+        importlib.import_module(f"avfmae_kernels.{op}.triton")  # registers on first use: importing triton is slow
+        return getattr(torch.ops.avfmae, f"{op}_triton")(*args)
+    return getattr(torch.ops.avfmae, op)(*args)
+
+
+def explain() -> dict[str, dict[str, str]]:
+    """Per op and implementation: ``"runs"``, ``"can run"``, or the reason why it cannot, on this machine's best device."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    table = {}
+    for op in SCHEMAS:
+        chosen = choose(op, torch.device(device))
+        table[op] = {i: "runs" if i == chosen else why_not(op, i, device) or "can run" for i in IMPLEMENTATIONS}
+    host = "cpp" if HOST_MISSING is None else "reference"
+    table["sample_masks"] = {
+        "cpp": HOST_MISSING or "runs",
+        "reference": "runs" if host == "reference" else "can run",
+    }
+    return table

@@ -1,0 +1,67 @@
+"""Gather tubelets of a uint8 clip and normalise them into the rows that a patch-embedding product reads."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from avfmae_kernels.dispatch import call
+from avfmae_kernels.gather_patches.reference import gather_patches as reference
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def gather_patches(
+    video: Tensor,
+    index: Tensor,
+    patch: Sequence[int] = (2, 16, 16),
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    r"""Embedding rows of the named tubelets; the others are never read, and no float clip exists.
+
+    With token :math:`n` at grid place :math:`(t, y, x)` and :math:`p = (p_t, p_h, p_w)` the tubelet size,
+
+    .. math:: out_{n,\,(c,i,j,k)} = \bigl(video_{t p_t + i,\; y p_h + j,\; x p_w + k,\; c} / 255 - mean_c\bigr) / std_c
+
+    so that ``out @ weight.flatten(1).T`` is the strided Conv3d with that weight (AVF-MAE++, data embedding of §3.1) at
+    the gathered places only. No gradient flows to ``video``.
+
+    Floor: bytes. It reads B·N·3·pt·ph·pw bytes once and writes as many numbers of ``dtype``.
+
+    Args:
+        video: (B, T, H, W, 3) uint8, RGB. T, H, W are multiples of ``patch``. Made contiguous if it is not.
+        index: (B, N) int64 token indices in raster order (time, row, column).
+        patch: tubelet size in frames, rows, columns.
+        mean, std: per channel, of pixels scaled to 0..1.
+        dtype: float32, bfloat16 or float16.
+
+    Returns:
+        (B, N, 3·pt·ph·pw) of ``dtype``.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype or device.
+        IndexError: an index is outside the clip (CPU). On a GPU such a row is NaN instead, since finding out would
+            stall the device; nothing outside the clip is read.
+    """
+    patch, mean, std = list(patch), list(mean), list(std)
+    if video.ndim != 5 or video.shape[-1] != 3 or video.dtype != torch.uint8:
+        raise ValueError(f"video: got {video.dtype} {tuple(video.shape)}, expected torch.uint8 (B, T, H, W, 3)")
+    if index.ndim != 2 or index.shape[0] != video.shape[0] or index.dtype != torch.int64:
+        raise ValueError(f"index: got {index.dtype} {tuple(index.shape)}, expected torch.int64 ({video.shape[0]}, N)")
+    if index.device != video.device:
+        raise ValueError(f"index: is on {index.device}, expected {video.device} like video")
+    if len(patch) != 3 or any(p < 1 or size % p for p, size in zip(patch, video.shape[1:4], strict=True)):
+        raise ValueError(f"patch: got {patch}, expected three sizes that divide the clip's {tuple(video.shape[1:4])}")
+    if len(mean) != 3 or len(std) != 3 or any(s <= 0 for s in std):
+        raise ValueError(f"mean, std: got {mean}, {std}, expected three values each, std above 0")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype: got {dtype}, expected torch.float32, torch.bfloat16 or torch.float16")
+    if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
+        tokens = (video.shape[1] // patch[0]) * (video.shape[2] // patch[1]) * (video.shape[3] // patch[2])
+        low, high = index.aminmax()
+        if low < 0 or high >= tokens:
+            raise IndexError(f"index: holds {int(low)} to {int(high)}, expected 0 to {tokens - 1}")
+    return call("gather_patches", reference, video.device, video.contiguous(), index.contiguous(), patch, mean, std, dtype)

@@ -1,0 +1,24 @@
+"""Every op's schema and fake (meta) function, on one screen.
+
+An op ``avfmae::<name>`` has its compiled kernels (C++ for CPU, CUDA) registered under it by ``avfmae_kernels._C``;
+``avfmae::<name>_triton`` is its Triton twin. Both share the schema and the fake, so that importing, tracing and the
+documentation work with no compiled module at all.
+"""
+
+import torch
+
+SCHEMAS = {
+    "gather_patches": "(Tensor video, Tensor index, int[] patch, float[] mean, float[] std, ScalarType dtype) -> Tensor",
+}
+
+
+def gather_patches(video, index, patch, mean, std, dtype):
+    pt, ph, pw = patch
+    return video.new_empty((*index.shape, 3 * pt * ph * pw), dtype=dtype)
+
+
+library = torch.library.Library("avfmae", "DEF")
+for _name, _schema in SCHEMAS.items():
+    for _op in (_name, f"{_name}_triton"):
+        library.define(_op + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(f"avfmae::{_op}", globals()[_name], lib=library)
