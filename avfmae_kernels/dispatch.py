@@ -27,7 +27,15 @@ def _import_compiled(name: str) -> str | None:
 
 COMPILED_MISSING = _import_compiled("_C")
 HOST_MISSING = _import_compiled("_host")
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON_USABLE = TRITON_INSTALLED and (TRITON_INTERPRETED or torch.version.cuda is not None)
+
+# (op, device) pairs that the compiled module serves. All of these are constants, so that torch.compile can trace dispatch.
+COMPILED = {
+    (op, device) for op in SCHEMAS for device in ("cpu", "cuda")
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"avfmae::{op}", device.upper())
+}
 
 
 def _checked(choice: str, source: str) -> str:
@@ -60,7 +68,7 @@ def why_not(op: str, implementation: str, device: str) -> str | None:
     if implementation == "reference":
         return None
     if implementation == "triton":
-        if importlib.util.find_spec("triton") is None:
+        if not TRITON_INSTALLED:
             return "triton is not installed"
         if device != "cuda" and not TRITON_INTERPRETED:
             return "Triton needs a GPU (or TRITON_INTERPRET=1, set before import, for its interpreter)"
@@ -70,7 +78,7 @@ def why_not(op: str, implementation: str, device: str) -> str | None:
         return f"runs on {needed} tensors only"
     if COMPILED_MISSING:
         return COMPILED_MISSING
-    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"avfmae::{op}", device.upper()):
+    if (op, device) not in COMPILED:
         return f"avfmae_kernels._C was built without {device.upper()} kernels"
     return None
 
@@ -92,7 +100,6 @@ def call(op: str, reference: Callable, device: torch.device, *args) -> torch.Ten
     if implementation == "reference":
         return reference(*args)
     if implementation == "triton":
-        importlib.import_module(f"avfmae_kernels.{op}.triton")  # registers on first use: importing triton is slow
         return getattr(torch.ops.avfmae, f"{op}_triton")(*args)
     return getattr(torch.ops.avfmae, op)(*args)
 

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avfmae_kernels.dispatch import call
+from avfmae_kernels.dispatch import TRITON_USABLE, call
 from avfmae_kernels.gather_patches.reference import gather_patches as reference
+
+if TRITON_USABLE:
+    from avfmae_kernels.gather_patches import triton  # noqa: F401  (registers the op; importing triton takes a second)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -18,8 +18,9 @@ def gather_patches_kernel(
     row = tl.program_id(0).to(tl.int64)
     token = tl.load(index + row)
     columns, lines = W // PW, H // PH
+    inside = (token >= 0) & (token < T // PT * lines * columns)
+    token = tl.where(inside, token, 0)  # never read outside the clip; NaN below makes the mistake visible
     x, y, t = token % columns, token // columns % lines, token // (columns * lines)
-    inside = (token >= 0) & (t < T // PT)
 
     # One lane a pixel: the three channels of a pixel are three loads of neighbouring bytes.
     pixels: tl.constexpr = PT * PH * PW
@@ -30,7 +31,7 @@ def gather_patches_kernel(
     for c in tl.static_range(3):
         mean = mean_r if c == 0 else (mean_g if c == 1 else mean_b)
         std = std_r if c == 0 else (std_g if c == 1 else std_b)
-        value = tl.load(video + place * 3 + c, mask=lane & inside, other=0).to(tl.float32)
+        value = tl.load(video + place * 3 + c, mask=lane, other=0).to(tl.float32)
         value = tl.where(inside, (value / 255.0 - mean) / std, float("nan"))
         tl.store(out + (row * 3 + c) * pixels + p, value.to(out.dtype.element_ty), mask=lane)
 

@@ -1,0 +1,276 @@
+"""Weights on disk: always the released layout, whatever a module packs together in memory.
+
+:func:`load_released` reads the published files (pickles, through torch's weights-only loader) and this project's
+own (safetensors with the same names); :func:`released_state_dict` gives any of our models in that layout.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from avfmae.config import ModalityConfig, ModelConfig
+
+# From our names to the released ones: every rule that matches is applied, in this order.
+RENAMES = [(re.compile(pattern), replacement) for pattern, replacement in [
+    (r"^video_layer_weights$", "layer_weights_video"),
+    (r"^audio_layer_weights$", "layer_weights_audio"),
+    (r"^head_norm\.", "fc_norm."),
+    (r"^video_decoder\.mask_token$", "mask_token"),
+    (r"^audio_decoder\.mask_token$", "mask_token_audio"),
+    (r"^video_decoder\.embed\.", "encoder_to_decoder."),
+    (r"^audio_decoder\.embed\.", "encoder_to_decoder_audio."),
+    (r"^video_(encoder|decoder)\.", r"\1."),
+    (r"^audio_(encoder|decoder)\.", r"\1_audio."),
+    # LGI-Former
+    (r"(?<=\.)region_tokens$", "lg_region_tokens"),
+    (r"(?<=\.)embed\.proj\.", "patch_embed.proj."),
+    (r"(?<=\.)local_norm\.", "first_attn_norm0."),
+    (r"(?<=\.)local_attn\.", "first_attn."),
+    (r"(?<=\.)region_norm\.", "second_attn_norm0."),
+    (r"(?<=\.)region_attn\.", "second_attn."),
+    (r"(?<=\.)spread_norm\.", "third_attn_norm0."),
+    (r"(?<=\.)spread_context_norm\.", "third_attn_norm1."),
+    (r"(?<=\.)spread_attn\.", "third_attn."),
+    (r"(?<=\.)collect_norm\.", "fourth_attn_norm0."),
+    (r"(?<=\.)collect_context_norm\.", "fourth_attn_norm1."),
+    (r"(?<=\.)collect_attn\.", "fourth_attn."),
+    # IAV-CL, one modality's half of a DiER unit
+    (r"^fusion\.video_units\.(\d+)\.norm\.", r"fusion.blocks.\1.norm3."),
+    (r"^fusion\.video_units\.(\d+)\.self_norm\.", r"fusion.blocks.\1.norm1."),
+    (r"^fusion\.video_units\.(\d+)\.self_attn\.", r"fusion.blocks.\1.attn."),
+    (r"^fusion\.video_units\.(\d+)\.self_mlp_norm\.", r"fusion.blocks.\1.norm_vsa."),
+    (r"^fusion\.video_units\.(\d+)\.self_mlp\.", r"fusion.blocks.\1.mlp_vsa."),
+    (r"^fusion\.video_units\.(\d+)\.cross_norm\.", r"fusion.blocks.\1.cross_norm1."),
+    (r"^fusion\.video_units\.(\d+)\.context_norm\.", r"fusion.blocks.\1.cross_norm2."),
+    (r"^fusion\.video_units\.(\d+)\.cross_attn\.", r"fusion.blocks.\1.cross_attn."),
+    (r"^fusion\.video_units\.(\d+)\.cross_mlp_norm\.", r"fusion.blocks.\1.norm_vcma."),
+    (r"^fusion\.video_units\.(\d+)\.cross_mlp\.", r"fusion.blocks.\1.mlp_vcma."),
+    (r"^fusion\.video_units\.(\d+)\.self_gate\.", r"fusion.blocks.\1.lv1."),
+    (r"^fusion\.video_units\.(\d+)\.cross_gate\.", r"fusion.blocks.\1.lv2."),
+    (r"^fusion\.audio_units\.(\d+)\.norm\.", r"fusion.blocks.\1.norm3_1."),
+    (r"^fusion\.audio_units\.(\d+)\.self_norm\.", r"fusion.blocks.\1.norm_new."),
+    (r"^fusion\.audio_units\.(\d+)\.self_attn\.", r"fusion.blocks.\1.attn_new."),
+    (r"^fusion\.audio_units\.(\d+)\.self_mlp_norm\.", r"fusion.blocks.\1.norm_asa."),
+    (r"^fusion\.audio_units\.(\d+)\.self_mlp\.", r"fusion.blocks.\1.mlp_asa."),
+    (r"^fusion\.audio_units\.(\d+)\.cross_norm\.", r"fusion.blocks.\1.cross_norm1_a."),
+    (r"^fusion\.audio_units\.(\d+)\.context_norm\.", r"fusion.blocks.\1.cross_norm2_a."),
+    (r"^fusion\.audio_units\.(\d+)\.cross_attn\.", r"fusion.blocks.\1.cross_attn_a."),
+    (r"^fusion\.audio_units\.(\d+)\.cross_mlp_norm\.", r"fusion.blocks.\1.norm_acma."),
+    (r"^fusion\.audio_units\.(\d+)\.cross_mlp\.", r"fusion.blocks.\1.mlp_acma."),
+    (r"^fusion\.audio_units\.(\d+)\.self_gate\.", r"fusion.blocks.\1.la1."),
+    (r"^fusion\.audio_units\.(\d+)\.cross_gate\.", r"fusion.blocks.\1.la2."),
+    # IAV-CL, refinement and HAFE
+    (r"^fusion\.refinement\.proj\.", "fusion.Iterative_Refinement_Module.post_extract_proj."),
+    (r"^fusion\.refinement\.norm\.", "fusion.Iterative_Refinement_Module.layer_norm."),
+    (r"^fusion\.refinement\.(audio|video)\.", r"fusion.Iterative_Refinement_Module.conv_\1."),
+    (r"^fusion\.video_aggregation\.attn_norm\.", "fusion.norm."),
+    (r"^fusion\.audio_aggregation\.attn_norm\.", "fusion.norm_audio."),
+    (r"^fusion\.(v|a)\w+_aggregation\.attn\.", r"fusion.\1adaptiveinteraction."),
+    (r"^fusion\.(v|a)\w+_aggregation\.weight\.", r"fusion.\1selectfusion."),
+    (r"^fusion\.(v|a)\w+_aggregation\.mlp_norm\.", r"fusion.norm_att_\1."),
+    (r"^fusion\.(v|a)\w+_aggregation\.mlp\.", r"fusion.mlp_att_\1."),
+    (r"^fusion\.video_aggregation\.feedback_norm\.", "fusion.cross_norm_1."),
+    (r"^fusion\.audio_aggregation\.feedback_norm\.", "fusion.cross_norm_3."),
+    (r"^fusion\.joint_norm\.", "fusion.cross_norm_2."),
+    (r"^fusion\.feedback_attn\.", "fusion.cross_attn."),
+    (r"^fusion\.(v|a)\w+_aggregation\.feedback_mlp_norm\.", r"fusion.norm_att_\1_IR."),
+    (r"^fusion\.(video|audio)_aggregation\.feedback_mlp\.", r"fusion.mlp_att_\1_IR."),
+    # HiCMAE's fusion
+    (r"^fusion\.video_blocks\.", "fusion.blocks."),
+    (r"^fusion\.audio_blocks\.", "fusion.blocks_audio."),
+    (r"^fusion\.video_norm\.", "fusion.norm."),
+    (r"^fusion\.audio_norm\.", "fusion.norm_audio."),
+    (r"^fusion\.", "encoder_fusion."),
+    # plain ViT blocks, and what is left of LGI-Former's
+    (r"(blocks(?:_audio)?\.\d+)\.cross_norm\.", r"\1.cross_norm1."),
+    (r"(blocks(?:_audio)?\.\d+)\.context_norm\.", r"\1.cross_norm2."),
+    (r"(blocks(?:_audio)?\.\d+)\.attn_norm\.", r"\1.norm1."),
+    (r"(blocks(?:_audio)?\.\d+)\.mlp_norm\.", r"\1.norm2."),
+]]  # fmt: skip
+PACKED = re.compile(r"(first|second)_attn\.qkv\.weight$")  # one matrix here, q and kv in the released files
+FRESH = ("fc_norm.", "head.", "layer_weights_")  # may be absent, or of another size, when fine-tuning starts
+
+
+def released_names(name: str) -> list[str]:
+    """The released names that one of our parameters or buffers goes by: one, or two where we pack q and kv."""
+    for pattern, replacement in RENAMES:
+        name = pattern.sub(replacement, name)
+    if PACKED.search(name):
+        return [name.replace("qkv.weight", "q.weight"), name.replace("qkv.weight", "kv.weight")]
+    return [name]
+
+
+def to_released(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors (of any kind: parameters, gradients, moments) under released names and in released shapes."""
+    released = {}
+    for name, value in values.items():
+        names = released_names(name)
+        if len(names) == 2:
+            released[names[0]], released[names[1]] = value[: len(value) // 3], value[len(value) // 3 :]
+        elif name.endswith("embed.proj.weight"):
+            released[names[0]] = value.unflatten(1, model.get_submodule(name.removesuffix(".proj.weight")).kernel)
+        elif name.endswith("mask_token"):
+            released[names[0]] = value[None, None]
+        else:
+            released[names[0]] = value
+    return released
+
+
+def released_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The model's parameters and buffers in the released layout."""
+    return to_released(model, model.state_dict())
+
+
+def released_gradients(model: nn.Module) -> dict[str, Tensor]:
+    """Gradients in the released layout; zeros for parameters that cannot reach the loss and so have none."""
+    return to_released(model, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()})
+
+
+@dataclass
+class LoadReport:
+    """What became of every tensor, under released names. ``print`` it."""
+
+    source: str
+    matched: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)  # in the file, not in the model
+    missing: list[str] = field(default_factory=list)  # in the model, not in the file: left as initialised
+    resized: list[str] = field(default_factory=list)  # a head of another size: left as initialised
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}: {len(self.matched)} tensors loaded"]
+        for kind in ("dropped", "missing", "resized"):
+            names = getattr(self, kind)
+            if names:
+                groups = Counter(n.split(".")[0] for n in names)
+                lines.append(f"  {len(names)} {kind}: " + ", ".join(f"{g} ({c})" for g, c in groups.items()))
+        return "\n".join(lines)
+
+
+def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapping[str, Tensor]) -> LoadReport:
+    """Loads a checkpoint of the released layout into one of our models.
+
+    What the model has no place for (a pre-training file's decoders, when fine-tuning) is dropped; a head or layer
+    weights that the file lacks, or has in another size, stay as initialised. The report says so.
+
+    Args:
+        model: AVFMAEForPretraining, AVFMAEForFinetuning or HiCMAEForPretraining.
+        path_or_state_dict: a pickle with the weights under "model" or "module" (or bare), a safetensors file, or the
+            state dict itself. Prefixes ``_orig_mod.`` and ``module.`` are taken off.
+
+    Raises:
+        ValueError: the file is unreadable or no checkpoint; a tensor has the wrong shape; or what is missing is more
+            than a head.
+    """
+    if isinstance(path_or_state_dict, Mapping):
+        source, state = "state dict", path_or_state_dict
+    else:
+        source, state = str(path_or_state_dict), read_weights(path_or_state_dict)
+    state = _unwrap(state, source)
+    report, loaded, used = LoadReport(source), {}, set()
+    own = model.state_dict()
+    shapes = {n: t.shape for n, t in to_released(model, {n: t.to("meta") for n, t in own.items()}).items()}
+    for name, tensor in own.items():
+        names = released_names(name)
+        used.update(names)
+        absent = [n for n in names if n not in state]
+        if absent:
+            report.missing += absent
+            continue
+        wrong = [n for n in names if state[n].shape != shapes[n]]
+        if wrong and wrong[0].startswith(FRESH):
+            report.resized += wrong
+            continue
+        if wrong:
+            raise ValueError(f"{source}: {wrong[0]} is {tuple(state[wrong[0]].shape)}, expected {tuple(shapes[wrong[0]])}: another model size?")
+        loaded[name] = torch.cat([state[n] for n in names]).reshape(tensor.shape) if len(names) > 1 else state[names[0]].reshape(tensor.shape)
+        report.matched += names
+    report.dropped = [n for n in state if n not in used]
+    lost = [n for n in report.missing if not n.startswith(FRESH)]
+    if lost:
+        raise ValueError(f"{source}: lacks {len(lost)} of the model's tensors, {lost[0]} first; it has {', '.join(sorted({n.split('.')[0] for n in state})) or 'nothing'}")
+    model.load_state_dict(loaded, strict=False)
+    return report
+
+
+def _unwrap(state: Mapping, source: str) -> dict[str, Tensor]:
+    for key in ("model", "module"):
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    state = {re.sub(r"^(?:_orig_mod\.|module\.)+", "", n): t for n, t in state.items() if isinstance(t, Tensor)}
+    if not state:
+        raise ValueError(f"{source}: holds no tensors, neither bare nor under 'model' or 'module'")
+    return state
+
+
+def read_weights(path: str | os.PathLike) -> dict:
+    """A checkpoint file's content: safetensors, or a pickle through torch's weights-only loader.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty, truncated or something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both readers raise a dozen kinds
+        raise ValueError(f"{path}: is no readable checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from error
+
+
+def save_weights(model: nn.Module, path: str | os.PathLike, **about: object) -> None:
+    """Writes the model as safetensors in the released layout, its configuration and ``about`` in the file's metadata."""
+    metadata = {"config": json.dumps(asdict(model.cfg)), **{k: json.dumps(v) for k, v in about.items()}}
+    tensors = {n: t.detach().cpu().contiguous() for n, t in released_state_dict(model).items()}
+    with atomic_write(path) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata)
+
+
+def read_about(path: str | os.PathLike) -> dict:
+    """The metadata of a file that :func:`save_weights` wrote: ``config`` as a ModelConfig, the rest as it was given."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+    except Exception as error:
+        raise ValueError(f"{path}: is no readable safetensors checkpoint ({error})") from error
+    if "config" not in about:
+        raise ValueError(f"{path}: carries no model configuration; was it written by avfmae?")
+    config = about["config"]
+    for modality in ("video", "audio"):
+        config[modality] = ModalityConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config[modality].items()})
+    about["config"] = ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+    return about
+
+
+class atomic_write:
+    """Gives a temporary path beside ``path``; on a clean exit it is synced to disk and takes the place of ``path``."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = Path(path)
+
+    def __enter__(self) -> Path:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        os.close(handle)
+        self.temporary = Path(name)
+        return self.temporary
+
+    def __exit__(self, kind, value, traceback):
+        if kind is not None:
+            self.temporary.unlink(missing_ok=True)
+            return
+        with open(self.temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(self.temporary, self.path)

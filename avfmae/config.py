@@ -1,0 +1,123 @@
+"""What a model is made of: typed, frozen, and given by name for the published sizes."""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class ModalityConfig:
+    """One modality's input, its token grid, and what the masks leave of it.
+
+    Sizes are in pixels (frames, rows, columns) for video and in (frames, mel bins) for audio.
+    """
+
+    size: tuple[int, ...]
+    patch: tuple[int, ...]
+    region: tuple[int, ...]  # in tokens
+    visible: int  # tokens that the encoder sees in pre-training
+    decoded: int  # tokens that the decoder predicts; tokens - visible where there is no decoder mask
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tokens along each axis."""
+        return tuple(s // p for s, p in zip(self.size, self.patch, strict=True))
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.grid)
+
+    @property
+    def regions(self) -> int:
+        return math.prod(g // r for g, r in zip(self.grid, self.region, strict=True))
+
+
+VIDEO = ModalityConfig((16, 160, 160), (2, 16, 16), (2, 5, 10), visible=80, decoded=400)
+AUDIO = ModalityConfig((256, 128), (16, 16), (4, 4), visible=24, decoded=64)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model of the family. ``ModelConfig.preset("base")`` gives the published sizes.
+
+    Attributes:
+        family: ``"avfmae"`` (LGI-Former, IAV-CL, dual masking) or ``"hicmae"`` (plain ViT, cross-attention, one mask).
+        width, heads, depth: of both modality encoders.
+        skip_blocks: encoder blocks (0-based) whose output the decoder reads and HCMCL contrasts, shallowest first.
+        region_mode: ``"exact"``: pre-training regions are the places that fine-tuning regions are, and masks are drawn
+            balanced over them; ``"released"``: they are runs of visible tokens, as in the released code.
+        token_order: ``"raster"``: every token meets its own position in the decoder; ``"released"``: video tokens
+            stay region-major while positions are in raster order, the defect that the released weights were trained with.
+        drop_path: stochastic depth, the rate of the last block; it grows linearly over the blocks.
+        temperature, contrastive_weight: τ and λ of HCMCL.
+        gather_negatives: contrast with the clips of all processes rather than of one.
+        negatives: contrast each clip with this many others, whatever the batch; None: with all.
+        attention: ``"sdpa"`` or ``"flash"`` (the flash-attn package, half precision, on a GPU) for the decoder's long sequences.
+    """
+
+    family: Literal["avfmae", "hicmae"] = "avfmae"
+    width: int = 512
+    heads: int = 8
+    depth: int = 10
+    skip_blocks: tuple[int, ...] = (3, 6, 9)
+    decoder_width: int = 384
+    decoder_heads: int = 6
+    fusion_depth: int = 2
+    video: ModalityConfig = field(default_factory=lambda: VIDEO)
+    audio: ModalityConfig = field(default_factory=lambda: AUDIO)
+    region_mode: Literal["exact", "released"] = "exact"
+    token_order: Literal["raster", "released"] = "raster"
+    drop_path: float = 0.0
+    temperature: float = 0.07
+    contrastive_weight: float = 0.0025
+    gather_negatives: bool = True
+    negatives: int | None = None
+    attention: Literal["sdpa", "flash"] = "sdpa"
+
+    def __post_init__(self):
+        for name, width, heads in (("heads", self.width, self.heads), ("decoder_heads", self.decoder_width, self.decoder_heads)):
+            if width % heads:
+                raise ValueError(f"{name}: {heads} does not divide the width {width}")
+        if not all(0 <= b < self.depth for b in self.skip_blocks) or list(self.skip_blocks) != sorted(set(self.skip_blocks)):
+            raise ValueError(f"skip_blocks: got {self.skip_blocks}, expected ascending block numbers below depth {self.depth}")
+        for name, allowed in (("family", ("avfmae", "hicmae")), ("region_mode", ("exact", "released")),
+                              ("token_order", ("raster", "released")), ("attention", ("sdpa", "flash"))):  # fmt: skip
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {allowed}")
+        for name in ("video", "audio"):
+            m = getattr(self, name)
+            if any(s % p for s, p in zip(m.size, m.patch, strict=True)) or any(g % r for g, r in zip(m.grid, m.region, strict=True)):
+                raise ValueError(f"{name}: patch {m.patch} must divide size {m.size}, and region {m.region} the grid {m.grid}")
+            if self.family == "avfmae" and m.visible % m.regions:
+                raise ValueError(f"{name}.visible: {m.visible} tokens do not share out over {m.regions} regions")
+
+    @classmethod
+    def preset(cls, name: str) -> "ModelConfig":
+        """A named configuration: tiny, base, large, huge or hicmae_base."""
+        if name not in PRESETS:
+            raise ValueError(f"preset: got {name!r}, expected one of {', '.join(PRESETS)}")
+        return PRESETS[name]
+
+    def replace(self, **changes) -> "ModelConfig":
+        """A copy with some fields changed."""
+        unknown = set(changes) - set(self.__dataclass_fields__)
+        if unknown:
+            raise ValueError(f"ModelConfig has no field {', '.join(sorted(unknown))}; it has {', '.join(self.__dataclass_fields__)}")
+        return replace(self, **changes)
+
+
+PRESETS = {
+    # For tests, the demo and two CPU cores: small frames, everything else as in the large ones.
+    "tiny": ModelConfig(
+        width=128, heads=2, depth=4, skip_blocks=(1, 2, 3), decoder_width=64, decoder_heads=1,
+        video=ModalityConfig((16, 96, 96), (2, 16, 16), (2, 3, 6), visible=48, decoded=144),
+    ),
+    "base": ModelConfig(),
+    "large": ModelConfig(width=640, heads=10, depth=12, skip_blocks=(3, 7, 11), decoder_width=512, decoder_heads=8),
+    "huge": ModelConfig(width=768, heads=12, depth=15, skip_blocks=(4, 9, 14), decoder_width=640, decoder_heads=8),
+    "hicmae_base": ModelConfig(
+        family="hicmae",
+        video=replace(VIDEO, decoded=720),
+        audio=replace(AUDIO, visible=26, decoded=102),
+    ),
+}  # fmt: skip

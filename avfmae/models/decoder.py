@@ -1,0 +1,67 @@
+"""The pre-training decoder of one modality, with skip connections to the encoder (HiCMAE; AVF-MAE++ eq. 2).
+
+Shapes: B batch, Nv visible tokens, Nd decoded tokens, C encoder width, D decoder width.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from avfmae.config import ModalityConfig, ModelConfig
+from avfmae.models.attention import MLP, CrossAttention, SelfAttention, layer_norm
+from avfmae.models.embed import sinusoid_positions
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm self-attention and feed-forward; before them, where asked for, cross-attention to a skip feature."""
+
+    def __init__(self, width: int, heads: int, cross: bool = False, backend: str = "sdpa"):
+        super().__init__()
+        if cross:
+            self.cross_norm, self.context_norm = layer_norm(width), layer_norm(width)
+            self.cross_attn = CrossAttention(width, heads, backend)
+        self.attn_norm, self.attn = layer_norm(width), SelfAttention(width, heads, backend)
+        self.mlp_norm, self.mlp = layer_norm(width), MLP(width)
+
+    def forward(self, x: Tensor, context: Tensor | None = None, last: int | None = None) -> Tensor:
+        """x (B, N, D), context (B, M, D) -> (B, N, D), or (B, last, D) when only the last tokens are read afterwards."""
+        if context is not None:
+            x = x + self.cross_attn(self.cross_norm(x), self.context_norm(context))
+        attended = self.attn(self.attn_norm(x), last)
+        x = (x if last is None else x[:, -last:]) + attended
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class Decoder(nn.Module):
+    """Linear C→D and positions, for the fused tokens and for each skip feature alike; mask tokens; one block, then one a
+    skip feature; a linear head."""
+
+    def __init__(self, cfg: ModelConfig, m: ModalityConfig):
+        super().__init__()
+        width, heads, depth = cfg.decoder_width, cfg.decoder_heads, 1 + len(cfg.skip_blocks)
+        self.embed = nn.Linear(cfg.width, width, bias=False)  # of the fused tokens and of each skip feature
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.register_buffer("positions", sinusoid_positions(m.tokens, width), persistent=False)
+        self.blocks = nn.ModuleList(ViTBlock(width, heads, cross=i > 0, backend=cfg.attention) for i in range(depth))
+        self.norm = layer_norm(width)
+        channels = 3 if len(m.size) == 3 else 1
+        self.head = nn.Linear(width, channels * torch.Size(m.patch).numel())
+
+    def forward(self, fused: Tensor, skips: list[Tensor], visible: Tensor, decoded: Tensor) -> Tensor:
+        """Predicts the patches of the decoded tokens.
+
+        Args:
+            fused: (B, Nv, C) visible tokens after the fusion.
+            skips: encoder features (B, Nv, C), shallowest first; the deepest is read first.
+            visible: (B, Nv) int64, the position that each visible token gets.
+            decoded: (B, Nd) int64, the tokens to predict; every one is a mask token, also where the encoder saw it.
+
+        Returns:
+            (B, Nd, P).
+        """
+        places = self.positions[visible]
+        x = torch.cat([self.embed(fused) + places, self.mask_token + self.positions[decoded]], dim=1)
+        contexts = [None, *(self.embed(skip) + places for skip in reversed(skips))]
+        for block, context in zip(self.blocks[:-1], contexts[:-1], strict=True):
+            x = block(x, context)
+        x = self.blocks[-1](x, contexts[-1], last=decoded.shape[1])
+        return self.head(self.norm(x))

@@ -1,0 +1,63 @@
+"""From a clip to tokens: patches, a linear embedding, and fixed positions.
+
+Shapes: B batch, N tokens, C width, P numbers a patch (1536 for video, 256 for audio).
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+import avfmae_kernels as K
+from avfmae.config import ModalityConfig
+
+
+def sinusoid_positions(tokens: int, width: int) -> Tensor:
+    """(N, C) fixed position table: angle p / 10000^(2⌊j/2⌋/C); sine on even columns j, cosine on odd ones."""
+    column = torch.arange(width)
+    angle = torch.arange(tokens, dtype=torch.float64)[:, None] / 10000 ** ((column // 2 * 2).double() / width)
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+def audio_patches(audio: Tensor, patch: tuple[int, ...]) -> Tensor:
+    """(B, 1, frames, mels) -> (B, N, P), tokens time-major."""
+    return rearrange(audio, "b 1 (t p) (f q) -> b (t f) (p q)", p=patch[0], q=patch[1])
+
+
+def take_tokens(x: Tensor, index: Tensor) -> Tensor:
+    """x (B, N, D) or (N, D) at index (B, M) -> (B, M, D)."""
+    if x.ndim == 2:
+        return x[index]
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+class PatchEmbed(nn.Module):
+    """Embeds the named tokens only: one matrix product over their rows, instead of a convolution over all of the clip.
+
+    ``proj.weight`` is the released convolution's weight with its kernel axes flattened.
+    """
+
+    def __init__(self, m: ModalityConfig, width: int):
+        super().__init__()
+        self.m = m
+        self.is_video = len(m.size) == 3
+        channels = 3 if self.is_video else 1
+        self.kernel = (channels, *m.patch)
+        self.proj = nn.Linear(torch.Size(self.kernel).numel(), width)
+        self.register_buffer("positions", sinusoid_positions(m.tokens, width), persistent=False)
+
+    def rows(self, clip: Tensor, index: Tensor) -> Tensor:
+        """Normalised patch rows (B, M, P) of the tokens at index (B, M)."""
+        expected = ("uint8", (*self.m.size, 3)) if self.is_video else ("floating point", (1, *self.m.size))
+        fits = clip.dtype == torch.uint8 if self.is_video else clip.is_floating_point()
+        if not fits or tuple(clip.shape[1:]) != expected[1]:
+            name = "video" if self.is_video else "audio"
+            raise ValueError(f"{name}: got {clip.dtype} {tuple(clip.shape)}, expected {expected[0]} (B, {', '.join(map(str, expected[1]))})")
+        if not self.is_video:
+            return take_tokens(audio_patches(clip, self.m.patch), index)
+        autocast = torch.is_autocast_enabled(clip.device.type)
+        dtype = torch.get_autocast_dtype(clip.device.type) if autocast else self.proj.weight.dtype
+        return K.gather_patches(clip, index, patch=self.m.patch, dtype=dtype)
+
+    def forward(self, clip: Tensor, index: Tensor) -> Tensor:
+        """Tokens (B, M, C) of ``clip`` at ``index`` (B, M), positions added."""
+        return self.proj(self.rows(clip, index)) + self.positions[index]

@@ -1,0 +1,142 @@
+"""Iterative audio-visual correlations learning, the fusion (AVF-MAE++ §3.4, eqs. 8–16).
+
+Two DiER units let the modalities interact while a joint feature is refined beside them; HAFE then gathers the units'
+outputs and feeds the joint feature back. Shapes: B batch, N video and M audio tokens (or either), J joint tokens, C width.
+"""
+
+import torch
+import torch.distributed as dist
+from einops import rearrange
+from torch import Tensor, nn
+
+from avfmae.config import ModelConfig
+from avfmae.models.attention import MLP, CrossAttention, SelfAttention, drop_path, layer_norm
+
+
+class GatedInteraction(nn.Module):
+    """One modality's half of a DiER unit: a self and a cross branch from the same input, weighed by learned gates."""
+
+    def __init__(self, width: int, heads: int, drop: float):
+        super().__init__()
+        self.drop = drop
+        self.self_norm, self.self_attn = layer_norm(width), SelfAttention(width, heads)
+        self.self_mlp_norm, self.self_mlp = layer_norm(width), MLP(width)
+        self.cross_norm, self.context_norm = layer_norm(width), layer_norm(width)
+        self.cross_attn = CrossAttention(width, heads)
+        self.cross_mlp_norm, self.cross_mlp = layer_norm(width), MLP(width)
+        self.self_gate, self.cross_gate = nn.Linear(2 * width, width), nn.Linear(2 * width, width)
+        self.norm = layer_norm(width)
+
+    def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        """x (B, N, C), other (B, M, C) -> (B, N, C)."""
+        s = x + self.dropped(self.self_attn(self.self_norm(x)))
+        s = s + self.dropped(self.self_mlp(self.self_mlp_norm(s)))
+        c = x + self.dropped(self.cross_attn(self.cross_norm(x), self.context_norm(other)))
+        c = c + self.dropped(self.cross_mlp(self.cross_mlp_norm(c)))
+        z = torch.cat([s, c], dim=-1)
+        return self.norm(self.self_gate(z).sigmoid() * s + self.cross_gate(z).sigmoid() * c)  # eq. 9
+
+    def dropped(self, branch: Tensor) -> Tensor:
+        return drop_path(branch, self.drop, self.training)
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """BatchNorm1d over all processes of a data-parallel run (torch's SyncBatchNorm has no CPU form)."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, J)
+        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return super().forward(x)
+        from torch.distributed.nn.functional import all_reduce
+
+        count = x.new_tensor([x.shape[0] * x.shape[2]], dtype=torch.float32)
+        sums = torch.cat([x.float().sum((0, 2)), x.float().square().sum((0, 2)), count])
+        sums = all_reduce(sums)
+        n, (total, squares) = sums[-1], sums[:-1].chunk(2)
+        mean = total / n
+        var = squares / n - mean.square()
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        return x * scale[:, None] + (self.bias - mean * scale)[:, None]
+
+
+class EvolutionaryRefinement(nn.Module):
+    """The joint feature reads each modality by single-head attention without projections (eqs. 12, 13)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.proj = nn.Linear(2 * width, width)
+        self.audio, self.video = (
+            nn.Sequential(nn.Conv1d(width, width, 1), BatchNorm(width), nn.PReLU()) for _ in range(2)
+        )
+        self.norm = layer_norm(width)
+
+    def forward(self, joint: Tensor, video: Tensor, audio: Tensor) -> Tensor:
+        """joint (B, J, C), or (B, J, 2C) on first use -> (B, J, C)."""
+        if joint.shape[-1] == self.proj.in_features:
+            joint = self.proj(joint)
+        return self.norm(joint + self.residual(self.audio, joint, audio) + self.residual(self.video, joint, video))
+
+    @staticmethod
+    def residual(conv: nn.Module, joint: Tensor, tokens: Tensor) -> Tensor:
+        attention = (joint @ tokens.mT * joint.shape[-1] ** -0.5).softmax(dim=-1)
+        return conv((attention @ tokens).mT).mT
+
+
+class UnitAggregation(nn.Module):
+    """One modality's half of HAFE: each token's outputs of all units attend to each other and are summed by learned weights."""
+
+    def __init__(self, width: int, heads: int, drop: float):
+        super().__init__()
+        self.drop = drop
+        self.attn_norm, self.attn = layer_norm(width), SelfAttention(width, heads)
+        self.mlp_norm, self.mlp = layer_norm(width), MLP(width)
+        self.weight = nn.Linear(width, 1)
+        self.feedback_norm = layer_norm(width)
+        self.feedback_mlp_norm, self.feedback_mlp = layer_norm(width), MLP(width)
+
+    def aggregate(self, units: list[Tensor]) -> Tensor:
+        """Units × (B, N, C) -> (B, N, C)."""
+        y = rearrange(units, "u b n c -> (b n) u c")
+        y = y + self.dropped(self.attn(self.attn_norm(y)))
+        y = y + self.dropped(self.mlp(self.mlp_norm(y)))
+        return rearrange((self.weight(y).sigmoid() * y).sum(1), "(b n) c -> b n c", b=len(units[0]))
+
+    def feed_back(self, t: Tensor, joint: Tensor, attn: CrossAttention) -> Tensor:
+        """t (B, N, C) reads the normalised joint feature (B, J, C)."""
+        answer = attn.one_key(joint) if joint.shape[1] == 1 else attn(self.feedback_norm(t), joint)
+        t = t + self.dropped(answer.expand_as(t))
+        return t + self.dropped(self.feedback_mlp(self.feedback_mlp_norm(t)))
+
+    def dropped(self, branch: Tensor) -> Tensor:
+        return drop_path(branch, self.drop, self.training)
+
+
+class IAVCL(nn.Module):
+    """DiER units, evolutionary refinement (shared by the units) and HAFE."""
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+        width, heads = cfg.width, cfg.heads
+        rates = torch.linspace(0, cfg.drop_path, cfg.fusion_depth, device="cpu").tolist()
+        self.video_units = nn.ModuleList(GatedInteraction(width, heads, r) for r in rates)
+        self.audio_units = nn.ModuleList(GatedInteraction(width, heads, r) for r in rates)
+        self.refinement = EvolutionaryRefinement(width)
+        self.video_aggregation = UnitAggregation(width, heads, cfg.drop_path / 2)
+        self.audio_aggregation = UnitAggregation(width, heads, cfg.drop_path / 2)
+        self.joint_norm, self.feedback_attn = layer_norm(width), CrossAttention(width, heads)  # shared by the modalities
+
+    def forward(self, video: Tensor, audio: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
+        """video (B, N, C), audio (B, M, C), joint (B, J, 2C) -> fused video (B, N, C), audio (B, M, C)."""
+        videos, audios = [], []
+        for video_unit, audio_unit in zip(self.video_units, self.audio_units, strict=True):
+            video, audio = video_unit(video, audio), audio_unit(audio, video)
+            videos.append(video)
+            audios.append(audio)
+            joint = self.refinement(joint, video, audio)
+        joint = self.joint_norm(joint)
+        video = self.video_aggregation.feed_back(self.video_aggregation.aggregate(videos), joint, self.feedback_attn)
+        audio = self.audio_aggregation.feed_back(self.audio_aggregation.aggregate(audios), joint, self.feedback_attn)
+        return video, audio

@@ -1,0 +1,111 @@
+"""Masked pre-training of AVF-MAE++: from a clip and its masks to the loss (§3.1–3.4, eq. 1)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from avfmae.config import ModelConfig
+from avfmae.losses import audio_target, info_nce, masked_mse, video_target
+from avfmae.masking import DualMask
+from avfmae.models.decoder import Decoder
+from avfmae.models.iavcl import IAVCL
+from avfmae.models.lgi import LGIEncoder
+
+
+@dataclass
+class PretrainingOutput:
+    """Losses are scalars; loss = video + audio + λ·contrastive.
+
+    Attributes:
+        pred_video: (B, decoded, 1536) predictions of the decoded tokens, in the order of ``masks.video.decoded``.
+        pred_audio: (B, decoded, 256).
+        logits: at each skip level (B, B), v·aᵀ/τ, shallowest level first.
+    """
+
+    loss: Tensor
+    loss_video: Tensor
+    loss_audio: Tensor
+    loss_contrastive: Tensor
+    pred_video: Tensor
+    pred_audio: Tensor
+    logits: list[Tensor]
+
+
+class MaskedAutoencoder(nn.Module):
+    """What AVF-MAE++ and HiCMAE share: two encoders, a fusion, two decoders, and the losses."""
+
+    def __init__(self, cfg: ModelConfig, video_encoder: nn.Module, audio_encoder: nn.Module, fusion: nn.Module):
+        super().__init__()
+        self.cfg = cfg
+        self.video_encoder, self.audio_encoder, self.fusion = video_encoder, audio_encoder, fusion
+        self.video_decoder, self.audio_decoder = Decoder(cfg, cfg.video), Decoder(cfg, cfg.audio)
+        init_xavier(self)
+
+    def fuse(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, Nv, C), (B, Na, C) -> the same, fused."""
+        raise NotImplementedError
+
+    def forward(self, video: Tensor, audio: Tensor, masks: DualMask) -> PretrainingOutput:
+        """Reconstructs the decoded patches from the visible ones.
+
+        Args:
+            video: (B, T, H, W, 3) uint8, RGB.
+            audio: (B, 1, frames, mels) float, normalised log-mel filterbank.
+            masks: of the same B clips, on the same device.
+        """
+        cfg = self.cfg
+        if not len(video) == len(audio) == len(masks):
+            raise ValueError(f"video, audio, masks: got batches of {len(video)}, {len(audio)} and {len(masks)}")
+        v, video_skips, video_index = self.video_encoder.encode_visible(video, masks.video.visible)
+        a, audio_skips, audio_index = self.audio_encoder.encode_visible(audio, masks.audio.visible)
+        if cfg.token_order == "released":
+            video_index = masks.video.visible  # tokens are region-major, positions raster: the released defect
+
+        levels = [
+            info_nce(vs.mean(1), as_.mean(1), cfg.temperature, cfg.gather_negatives, cfg.negatives)
+            for vs, as_ in zip(video_skips, audio_skips, strict=True)
+        ]
+        loss_contrastive = torch.stack([loss for loss, _ in levels]).sum()
+
+        v, a = self.fuse(v, a)
+        pred_video = self.video_decoder(v, video_skips, video_index, masks.video.decoded)
+        pred_audio = self.audio_decoder(a, audio_skips, audio_index, masks.audio.decoded)
+        with torch.no_grad():
+            target_video = video_target(video, masks.video.decoded, cfg.video.patch)
+            target_audio = audio_target(audio, masks.audio.decoded, cfg.audio.patch)
+        loss_video = masked_mse(pred_video, target_video, masks.video.scored)
+        loss_audio = masked_mse(pred_audio, target_audio, masks.audio.scored)
+        loss = loss_video + loss_audio + cfg.contrastive_weight * loss_contrastive
+        return PretrainingOutput(
+            loss, loss_video, loss_audio, loss_contrastive, pred_video, pred_audio, [logits for _, logits in levels]
+        )
+
+
+class AVFMAEForPretraining(MaskedAutoencoder):
+    """AVF-MAE++ with its decoders: LGI-Former encoders, IAV-CL fusion, dual masking.
+
+    Args:
+        cfg: of family ``"avfmae"``.
+    """
+
+    def __init__(self, cfg: ModelConfig):
+        if cfg.family != "avfmae":
+            raise ValueError(f"cfg: family {cfg.family!r}, expected 'avfmae' (HiCMAE has HiCMAEForPretraining)")
+        super().__init__(cfg, LGIEncoder(cfg, cfg.video), LGIEncoder(cfg, cfg.audio), IAVCL(cfg))
+
+    def fuse(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        joint = torch.cat([video.mean(1, keepdim=True), audio.mean(1, keepdim=True)], dim=-1)  # (B, 1, 2C)
+        return self.fusion(video, audio, joint)
+
+
+def init_xavier(model: nn.Module) -> None:
+    """Linear layers Xavier-uniform with zero bias, tokens normal(0, 0.02) cut at ±0.02; embeddings keep torch's default."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and not name.endswith("embed") and not name.endswith("embed.proj"):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("region_tokens", "mask_token")):
+            nn.init.trunc_normal_(parameter, std=0.02, a=-0.02, b=0.02)
