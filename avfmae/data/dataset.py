@@ -4,6 +4,7 @@ Nothing here depends on the number of workers or processes: a clip's random numb
 the order of clips by (seed, epoch), and each process takes its rows of each total batch.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -340,9 +341,11 @@ def loader(dataset: ClipDataset, batches, workers: int, pin: bool = False) -> Da
         collate_fn=dataset.collate,
         pin_memory=pin,
         prefetch_factor=2 if workers else None,
-        worker_init_fn=_single_thread,
+        worker_init_fn=_start_worker,
     )
 
 
-def _single_thread(_: int) -> None:
+def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which still needs its batches
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,51 @@
+"""What results are reported in. Classes are counted by a confusion matrix (rows: truth, columns: prediction)."""
+
+import numpy as np
+
+
+def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """(N,) class numbers each -> (classes, classes) counts."""
+    matrix = np.zeros((classes, classes), np.int64)
+    np.add.at(matrix, (truth, predicted), 1)
+    return matrix
+
+
+def classification(matrix: np.ndarray) -> dict[str, float]:
+    """UAR (mean recall), WAR (accuracy), weighted F1 and UF1 (mean F1) of a confusion matrix, in 0..1.
+
+    Classes that do not occur in the truth count neither for UAR nor for UF1.
+    """
+    matrix = np.asarray(matrix, np.float64)
+    hits, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    occurs = truth > 0
+    recall = hits[occurs] / truth[occurs]
+    f1 = 2 * hits[occurs] / (truth[occurs] + predicted[occurs])
+    return {
+        "UAR": float(recall.mean()),
+        "WAR": float(hits.sum() / matrix.sum()),
+        "WF1": float((f1 * truth[occurs]).sum() / truth.sum()),
+        "UF1": float(f1.mean()),
+    }
+
+
+def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Pearson's correlation of two (N,) vectors; 0 where one of them is constant."""
+    t, p = truth - truth.mean(), predicted - predicted.mean()
+    scale = np.sqrt((t**2).sum() * (p**2).sum())
+    return float((t * p).sum() / scale) if scale > 0 else 0.0
+
+
+def concordance(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Lin's concordance correlation of two (N,) vectors: 2 cov / (var + var + (mean − mean)²)."""
+    t, p = truth - truth.mean(), predicted - predicted.mean()
+    scale = (t**2).mean() + (p**2).mean() + (truth.mean() - predicted.mean()) ** 2
+    return float(2 * (t * p).mean() / scale) if scale > 0 else 0.0
+
+
+def regression(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
+    """PCC and CCC, averaged over the outputs and one by one, and the mean square error: (N, D) each."""
+    truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
+    pcc = [pearson(t, p) for t, p in zip(truth.T, predicted.T, strict=True)]
+    ccc = [concordance(t, p) for t, p in zip(truth.T, predicted.T, strict=True)]
+    each = {f"{name}_{i}": v for name, values in (("PCC", pcc), ("CCC", ccc)) for i, v in enumerate(values) if len(values) > 1}
+    return {"PCC": float(np.mean(pcc)), "CCC": float(np.mean(ccc)), "MSE": float(((truth - predicted) ** 2).mean()), **each}

@@ -1,0 +1,268 @@
+"""Stage 3: fine-tuning on one labelled set, over folds or a given split, and the result table.
+
+Three numbers are reported and never mixed: the last epoch's, that of the epoch which was best on held-out clips, and
+that of the epoch which was best on the test set itself ("legacy", as the published numbers are; not a fair estimate).
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avfmae import metrics
+from avfmae.checkpoints import atomic_write, load_released, save_weights
+from avfmae.data.dataset import Batch, ClipDataset, loader
+from avfmae.data.manifest import Clip, class_names, read_manifest
+from avfmae.models.finetuning import AVFMAEForFinetuning
+from avfmae.training.config import FinetuneConfig, SupervisedConfig
+from avfmae.training.distributed import Processes, processes
+from avfmae.training.logging import Quarantine, console
+from avfmae.training.mixing import mix
+from avfmae.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class ClassLabel:
+    """A clip's label as its class number (picklable, for the workers)."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, clip: Clip) -> int:
+        return self.names.index(clip.label)
+
+
+def label_vector(clip: Clip) -> list[float]:
+    """A clip's label as numbers: "0.5 -1" -> [0.5, -1.0]."""
+    return [float(v) for v in clip.label.split()]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Clips of one fold."""
+
+    name: str
+    train: list[Clip]
+    val: list[Clip]
+    test: list[Clip]
+
+
+def fold_of(clips: Sequence[Clip], folds: int | str) -> dict[int, int]:
+    """Clip id -> fold: subjects dealt out in sorted order (clips, where a clip has no subject); ``"loso"``: one a subject."""
+    units = {c.id: c.subject or f"clip {c.id}" for c in clips}
+    subjects = sorted(set(units.values()), key=lambda s: (len(s), s))
+    if folds == "loso":
+        if any(c.subject is None for c in clips):
+            raise ValueError("folds: 'loso' needs a subject for every clip")
+        folds = len(subjects)
+    if not 2 <= folds <= len(subjects):
+        raise ValueError(f"folds: got {folds}, expected 2 to {len(subjects)}, the number of subjects")
+    number = {s: i * folds // len(subjects) for i, s in enumerate(subjects)}
+    return {c.id: number[units[c.id]] for c in clips}
+
+
+def make_splits(clips: Sequence[Clip], run: FinetuneConfig) -> list[Split]:
+    """The folds or the given split; held-out clips come from a split called ``val``, else from the training subjects."""
+    if run.folds is not None:
+        fold = fold_of(clips, run.folds)
+        numbers = sorted(set(fold.values()))
+        if run.only_fold is not None and run.only_fold not in numbers:
+            raise ValueError(f"only_fold: got {run.only_fold}, expected 0 to {numbers[-1]}")
+        splits = [(f"fold {k}", [c for c in clips if fold[c.id] != k], [], [c for c in clips if fold[c.id] == k])
+                  for k in numbers if run.only_fold in (None, k)]  # fmt: skip
+    else:
+        by = {name: [c for c in clips if c.split == name] for name in ("train", "val", "test")}
+        if not by["train"] or not by["test"]:
+            found = sorted({str(c.split) for c in clips})
+            raise ValueError(f"{run.manifest}: its split column needs 'train' and 'test', it has {', '.join(found)}; or set folds")
+        splits = [("split", by["train"], by["val"], by["test"])]
+    result = []
+    for name, train, val, test in splits:
+        if not val and run.val_share > 0:
+            subjects = sorted({c.subject or f"clip {c.id}" for c in train})
+            rng = np.random.Generator(np.random.Philox(key=[run.seed, 0]))
+            held = set(rng.permutation(subjects)[: max(1, round(run.val_share * len(subjects)))]) if len(subjects) > 1 else set()
+            val = [c for c in train if (c.subject or f"clip {c.id}") in held]
+            train = [c for c in train if (c.subject or f"clip {c.id}") not in held]
+        result.append(Split(name, train, val, test))
+    return result
+
+
+class SupervisedStage:
+    """What PSI and fine-tuning do alike: build the model, train it with labels, evaluate it.
+
+    Args:
+        run: settings. at: this process.
+        classes: names in index order; None: regression.
+        split: the clips; ``val`` and ``test`` may be empty.
+        title: for the progress bar.
+    """
+
+    def __init__(self, run: SupervisedConfig, at: Processes, classes: tuple[str, ...] | None, split: Split, title: str):
+        self.run, self.at, self.classes, self.split = run, at, classes, split
+        cfg = run.model_config(drop_path=run.drop_path)
+        torch.manual_seed(run.seed)
+        self.outputs = len(classes) if classes else len(label_vector(split.train[0]))
+        self.model = AVFMAEForFinetuning(cfg, self.outputs, "classification" if classes else "regression", run.modalities)
+        if run.init is not None:
+            report = load_released(self.model, run.init)
+            if at.is_main:
+                console.print(str(report), highlight=False)
+        self.model.to(at.device)
+        self.target = ClassLabel(classes) if classes else label_vector
+        weights = None
+        if run.class_balanced and classes:
+            counts = {name: sum(c.label == name for c in split.train) for name in classes}
+            weights = [1 / counts[c.label] for c in split.train]
+        self.bad = Quarantine(Path(run.out) / "evaluation", len(split.val) + len(split.test), run.data.max_bad_share, at.is_main)
+        self.trainer = Trainer(run, at, title, self.model, self.dataset(split.train, "train"), self.loss, self.evaluate, weights)
+
+    def dataset(self, clips: Sequence[Clip], purpose: str) -> ClipDataset:
+        return ClipDataset(clips, self.model.cfg, self.run.data, purpose, self.run.seed, self.target, self.run.modalities)
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Soft-target cross-entropy, or mean square error, on mixed clips."""
+        run = self.run
+        if self.classes:
+            smooth = run.label_smoothing
+            targets = F.one_hot(batch.labels, self.outputs) * (1 - smooth) + smooth / self.outputs
+        else:
+            targets = batch.labels
+        rng = np.random.Generator(np.random.Philox(key=[run.seed, step], counter=[0, 0, 0, self.at.rank]))
+        batch, targets = mix(batch, targets, rng, run.mixup, run.cutmix, run.switch)
+        logits = model(batch.video, batch.audio).logits.float()
+        if not self.classes:
+            return F.mse_loss(logits, targets), {}
+        accuracy = (logits.argmax(-1) == targets.argmax(-1)).float().mean()
+        return F.cross_entropy(logits, targets), {"accuracy": accuracy}
+
+    @torch.no_grad()
+    def predict(self, clips: Sequence[Clip]) -> tuple[list[Clip], np.ndarray]:
+        """The readable clips, and their outputs (n, outputs) averaged over views; evaluation is shared out over processes."""
+        self.model.eval()
+        dataset, run = self.dataset(clips, "evaluate"), self.run
+        size = max(1, (run.optim.micro_batch or run.optim.total_batch // self.at.world) // (run.data.segments * run.data.crops))
+        mine = range(self.at.rank, len(clips), self.at.world)
+        batches = [[(0, i) for i in mine[k : k + size]] for k in range(0, len(mine), size)]
+        outputs, bad = {}, []
+        for batch in loader(dataset, batches, min(run.data.workers, len(batches))):
+            bad += batch.bad
+            if not batch.clips:
+                continue
+            batch = batch.to(self.at.device)
+            with self.trainer.autocast():
+                logits = self.model(batch.video, batch.audio).logits.float()
+            means = logits.unflatten(0, (-1, batch.views)).mean(1).cpu().numpy()
+            outputs |= dict(zip(batch.clips, means, strict=True))
+        everything, all_bad = {}, []
+        for found, failed in self.at.gather((outputs, bad)):
+            everything |= found
+            all_bad += failed
+        self.bad.add(all_bad)
+        readable = [c for c in clips if c.id in everything]
+        return readable, np.array([everything[c.id] for c in readable]).reshape(len(readable), self.outputs)
+
+    def score(self, clips: Sequence[Clip]) -> dict:
+        """Metrics of the clips; for classes also the confusion matrix."""
+        clips, outputs = self.predict(clips)
+        if not clips:
+            raise RuntimeError(f"none of the evaluation clips is readable; see {self.bad.path}")
+        if not self.classes:
+            return metrics.regression(np.array([label_vector(c) for c in clips]), outputs)
+        truth = np.array([self.target(c) for c in clips])
+        matrix = metrics.confusion_matrix(truth, outputs.argmax(1), self.outputs)
+        return {**metrics.classification(matrix), "confusion": matrix.tolist()}
+
+    def evaluate(self, epoch: int) -> dict | None:
+        last = epoch + 1 == self.run.optim.epochs
+        if (epoch + 1) % self.run.eval_epochs and not last:
+            return None
+        parts = {"val": self.split.val, "test": self.split.test}
+        return {name: self.score(clips) for name, clips in parts.items() if clips} or None
+
+
+def chosen_epochs(history: list[dict], select: str) -> dict[str, dict]:
+    """The three reports of one fold: test metrics of the last epoch, of the best on held-out, and of the best on test."""
+    chosen = {"last": history[-1]}
+    if any("val" in h for h in history):
+        chosen["best_on_held_out"] = max(history, key=lambda h: h["val"][select])
+    chosen["best_on_test_legacy"] = max(history, key=lambda h: h["test"][select])
+    return {name: {"epoch": h["epoch"], **h["test"]} for name, h in chosen.items()}
+
+
+def summarise(folds: dict[str, dict[str, dict]]) -> dict[str, dict]:
+    """Over folds: mean and spread of each metric, and for classes the metrics of all test clips pooled."""
+    first = next(iter(folds.values()))
+    summary = {}
+    for kind in first:
+        rows = [fold[kind] for fold in folds.values() if kind in fold]
+        names = [n for n, v in rows[0].items() if isinstance(v, float)]
+        summary[kind] = {n: {"mean": float(np.mean([r[n] for r in rows])), "std": float(np.std([r[n] for r in rows]))} for n in names}
+        if "confusion" in rows[0]:
+            pooled = np.sum([r["confusion"] for r in rows], axis=0)
+            summary[kind]["pooled"] = {**metrics.classification(pooled), "confusion": pooled.tolist()}
+    return summary
+
+
+def labelled(clips: Sequence[Clip], source: object) -> list[Clip]:
+    """The clips that have a label; says how many do not."""
+    have = [c for c in clips if c.label is not None]
+    if not have:
+        raise ValueError(f"{source}: no clip has a label")
+    if len(have) < len(clips):
+        console.print(f"{source}: {len(clips) - len(have)} clips without a label are left out", highlight=False)
+    return have
+
+
+def check_labels(clips: Sequence[Clip], classes: tuple[str, ...] | None, source: object) -> None:
+    """Raises ValueError where a label is no class, or not the numbers that the other labels are."""
+    width = None
+    for c in clips:
+        if classes is not None:
+            if c.label not in classes:
+                raise ValueError(f"{source}, row {c.id + 1}: label {c.label!r} is none of the classes {', '.join(classes)}")
+            continue
+        try:
+            values = label_vector(c)
+        except ValueError:
+            raise ValueError(f"{source}, row {c.id + 1}: label {c.label!r} is no list of numbers, which regression needs") from None
+        width = width or len(values)
+        if len(values) != width:
+            raise ValueError(f"{source}, row {c.id + 1}: label has {len(values)} numbers, the others have {width}")
+
+
+def finetune(run: FinetuneConfig) -> dict:
+    """Runs or continues every fold; writes ``out/results.json`` and the report. Returns the results."""
+    if run.manifest is None:
+        raise ValueError("manifest: is not set; give the labelled clips with --manifest FILE")
+    clips = labelled(read_manifest(run.manifest), run.manifest)
+    classes = (tuple(run.classes) or tuple(class_names(clips))) if run.task == "classification" else None
+    check_labels(clips, classes, run.manifest)
+    select = run.select or ("UAR" if classes else "CCC")
+    splits, folds = make_splits(clips, run), {}
+    with processes() as at:
+        for split in splits:
+            out = Path(run.out) if len(splits) == 1 else Path(run.out) / split.name.replace(" ", "-")
+            stage = SupervisedStage(dataclasses.replace(run, out=out), at, classes, split, f"fine-tuning {run.preset}, {split.name}")
+            history = stage.trainer.fit()
+            if stage.trainer.state.step < stage.trainer.steps:
+                return {}  # stopped early by request
+            if select not in history[-1]["test"]:
+                raise ValueError(f"select: got {select!r}, expected one of {', '.join(n for n, v in history[-1]['test'].items() if isinstance(v, float))}")
+            folds[split.name] = chosen_epochs(history, select)
+            if at.is_main:
+                save_weights(stage.model, out / "weights.safetensors", classes=classes, task=run.task, modalities=run.modalities)
+        results = {"task": run.task, "classes": classes, "select": select, "folds": folds, "summary": summarise(folds)}
+        if at.is_main:
+            with atomic_write(Path(run.out) / "results.json") as temporary:
+                temporary.write_text(json.dumps(results, indent=1))
+            from avfmae.report import stage_report
+
+            stage_report(run.out, "Fine-tuning", results=results)
+        at.barrier()
+    return results

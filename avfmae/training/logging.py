@@ -1,0 +1,128 @@
+"""What a run tells: JSON lines and TensorBoard for machines, a progress bar for people."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from avfmae.data.dataset import Bad
+
+console = Console(stderr=True)
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak memory of the device that trains: a GPU's allocations, or this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return psutil.Process().memory_info().rss / 1e9
+
+
+class RunLog:
+    """``log.jsonl`` (one line a logged step), TensorBoard event files, and the progress bar; silent but on the main process."""
+
+    def __init__(self, out: Path, steps: int, first_step: int, title: str, active: bool):
+        self.active = active
+        if not active:
+            return
+        from torch.utils.tensorboard import SummaryWriter  # a second to import: not for every command
+
+        out.mkdir(parents=True, exist_ok=True)
+        self.path = out / "log.jsonl"
+        kept = [line for line in read_log(self.path) if line["step"] < first_step]  # a resumed run rewrites what it repeats
+        self.file = open(self.path, "w", buffering=1)  # noqa: SIM115  (closed in __exit__)
+        self.file.writelines(json.dumps(line) + "\n" for line in kept)
+        self.board = SummaryWriter(out / "tensorboard", purge_step=first_step)
+        self.progress = Progress(
+            TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn(),
+            console=console, disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self.task = self.progress.add_task(title, total=steps, completed=first_step, text="")
+        self.title, self.steps, self.said = title, steps, time.monotonic()
+
+    def __enter__(self) -> "RunLog":
+        if self.active:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.active:
+            self.progress.stop()
+            self.file.close()
+            self.board.close()
+
+    def step(self, step: int, values: dict[str, float]) -> None:
+        """One optimiser step's numbers."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        text = (f"loss {values['loss']:.4f}  {values['clips_per_s']:.1f} clips/s  waiting for data {values['data_wait']:.0%}"
+                f"  {values['memory_gb']:.1f} GB")  # fmt: skip
+        self.progress.update(self.task, completed=step + 1, text=text)
+        if self.progress.disable and (time.monotonic() - self.said > 30 or step + 1 == self.steps):
+            self.said = time.monotonic()
+            console.print(f"{self.title}: step {step + 1}/{self.steps}  {text}", highlight=False)
+
+    def evaluation(self, step: int, metrics: dict) -> None:
+        """What an evaluation found; nested tables go to the JSON lines only."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"step": step, "evaluation": metrics}) + "\n")
+        for split, values in metrics.items():
+            if isinstance(values, dict):
+                for name, value in values.items():
+                    if isinstance(value, float):
+                        self.board.add_scalar(f"{split}/{name}", value, step)
+
+    def say(self, text: str) -> None:
+        if self.active:
+            console.print(text, highlight=False)
+
+
+def read_log(path: Path) -> list[dict]:
+    """The lines of a log; a last one that was cut off in writing is left out."""
+    lines = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Quarantine:
+    """The clips that were set aside, in ``quarantine.csv``: id, path, reason."""
+
+    def __init__(self, out: Path, clips: int, max_share: float, active: bool):
+        self.path, self.clips, self.max_share, self.active = out / "quarantine.csv", clips, max_share, active
+        self.bad: dict[int, Bad] = {}
+
+    def add(self, found: Sequence[Bad]) -> None:
+        """Notes bad clips.
+
+        Raises:
+            RuntimeError: more than the allowed share of the clips is bad.
+        """
+        new = {b.id: b for b in found if b.id not in self.bad}
+        if not new:
+            return
+        self.bad |= new
+        if self.active:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            rows = "".join(f'{b.id},"{b.path}","{b.reason.replace(chr(34), chr(39))}"\n' for b in self.bad.values())
+            self.path.write_text("id,path,reason\n" + rows)
+            for b in new.values():
+                console.print(f"set aside: {b.path}: {b.reason}", style="yellow", highlight=False)
+        if len(self.bad) > self.max_share * self.clips:
+            last = next(reversed(self.bad.values()))
+            raise RuntimeError(
+                f"{len(self.bad)} of {self.clips} clips are bad, more than max_bad_share = {self.max_share:g} allows; "
+                f"the latest: {last.path}: {last.reason}. All are in {self.path}"
+            )

@@ -1,0 +1,47 @@
+"""Stage 1: masked pre-training on unlabelled clips."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from avfmae.checkpoints import load_released
+from avfmae.data.dataset import Batch, PretrainDataset
+from avfmae.data.manifest import read_manifest
+from avfmae.models.hicmae import HiCMAEForPretraining
+from avfmae.models.pretraining import AVFMAEForPretraining
+from avfmae.training.config import PretrainConfig
+from avfmae.training.distributed import processes
+from avfmae.training.logging import console
+from avfmae.training.trainer import Trainer
+
+
+def reconstruction_loss(model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    out = model(batch.video, batch.audio, batch.masks)
+    return out.loss, {"loss_video": out.loss_video, "loss_audio": out.loss_audio, "loss_contrastive": out.loss_contrastive}
+
+
+def pretrain(run: PretrainConfig) -> Path:
+    """Runs or continues the stage. Returns the weights, ``out/weights.safetensors``."""
+    if run.manifest is None:
+        raise ValueError("manifest: is not set; give the clips with --manifest FILE")
+    cfg = run.model_config(gather_negatives=run.gather_negatives, negatives=run.negatives, attention=run.attention)
+    clips = read_manifest(run.manifest)
+    with processes() as at:
+        import torch
+
+        torch.manual_seed(run.seed)
+        model = (HiCMAEForPretraining if cfg.family == "hicmae" else AVFMAEForPretraining)(cfg)
+        if run.init is not None:
+            report = load_released(model, run.init)
+            if at.is_main:
+                console.print(str(report), highlight=False)
+        model.to(at.device)
+        dataset = PretrainDataset(clips, cfg, run.data, "pretrain", run.seed)
+        trainer = Trainer(run, at, f"pre-training {run.preset}", model, dataset, reconstruction_loss)
+        trainer.fit()
+        if at.is_main:
+            from avfmae.report import stage_report
+
+            stage_report(run.out, "Pre-training", model=model, dataset=dataset, device=at.device)
+        at.barrier()
+    return Path(run.out) / "weights.safetensors"

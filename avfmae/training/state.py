@@ -1,0 +1,73 @@
+"""Checkpoints of a run: a folder of weights and training state that appears whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from avfmae.checkpoints import load_released, read_weights, save_weights
+
+WEIGHTS, STATE = "weights.safetensors", "state.pt"
+KEEP = 2
+
+
+@dataclass
+class TrainingState:
+    """Where a run stands, besides weights and the optimiser's moments.
+
+    Attributes:
+        step: optimiser steps done, skipped ones included; the batches, masks and noise of the next follow from it.
+        skipped: steps left out because something was not finite; in_a_row: of these, the latest without a good one between.
+        history: what evaluations found: a dict an evaluated epoch.
+        fingerprint: what the sequence of batches depends on; a run continues only its own kind.
+    """
+
+    step: int = 0
+    skipped: int = 0
+    in_a_row: int = 0
+    history: list[dict] = field(default_factory=list)
+    fingerprint: dict = field(default_factory=dict)
+
+
+def save_checkpoint(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: TrainingState) -> Path:
+    """Writes ``folder/step-NNNNNNNN`` atomically and keeps the newest two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
+    save_weights(model, temporary / WEIGHTS)
+    torch.save({"optimiser": optimiser.state_dict(), "state": asdict(state)}, temporary / STATE)
+    for file in (WEIGHTS, STATE):
+        with open(temporary / file, "rb") as handle:
+            os.fsync(handle.fileno())
+    final = folder / f"step-{state.step:08d}"
+    if final.exists():  # an interrupted run saves the step that it resumed from once more
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    for old in checkpoints(folder)[:-KEEP]:
+        shutil.rmtree(old)
+    for dead in folder.glob(".writing-*"):
+        shutil.rmtree(dead)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> TrainingState:
+    """Puts a checkpoint's weights and moments back.
+
+    Raises:
+        ValueError: one of its files is unreadable or does not fit the model.
+    """
+    load_released(model, path / WEIGHTS)
+    content = read_weights(path / STATE)
+    try:
+        optimiser.load_state_dict(content["optimiser"])
+        return TrainingState(**content["state"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path / STATE}: does not fit this run ({error})") from error
