@@ -109,8 +109,8 @@ class ModelConfig:
 PRESETS = {
     # For tests, the demo and two CPU cores: small frames, everything else as in the large ones.
     "tiny": ModelConfig(
-        width=128, heads=2, depth=4, skip_blocks=(1, 2, 3), decoder_width=64, decoder_heads=1,
-        video=ModalityConfig((16, 96, 96), (2, 16, 16), (2, 3, 6), visible=48, decoded=144),
+        width=64, heads=1, depth=4, skip_blocks=(1, 2, 3), decoder_width=64, decoder_heads=1,
+        video=ModalityConfig((16, 64, 64), (2, 16, 16), (2, 2, 4), visible=32, decoded=64),
     ),
     "base": ModelConfig(),
     "large": ModelConfig(width=640, heads=10, depth=12, skip_blocks=(3, 7, 11), decoder_width=512, decoder_heads=8),

@@ -1,10 +1,12 @@
 """``avfmae demo``: draw a data set, run all three stages of the tiny model on it, compare with training from scratch."""
 
 import dataclasses
+import os
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from avfmae.data.dataset import DataConfig
 from avfmae.data.demo import EMOTIONS, DemoSet, make_demo_set
@@ -46,6 +48,7 @@ class DemoConfig:
 def demo(run: DemoConfig) -> Path:
     """Runs the demo. Returns the report, ``out/report.html``."""
     begun, out = time.monotonic(), Path(run.out)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) - run.workers))
     media = out / "media"
     manifests = {name: make_demo_set(media, s, test_people=TEST_PEOPLE if name == "target" else 0) for name, s in SETS.items()}
     target = manifests["target"]
@@ -55,25 +58,25 @@ def demo(run: DemoConfig) -> Path:
     label_map = media / "label_map.toml"
     label_map.write_text(label_map_toml({"studio": STUDIO, "stage": STAGE}))
 
-    data = DataConfig(workers=run.workers, segments=1, crops=1, rand_augment=(3.0, 1), crop_scale=(0.6, 1.0), erase=0.0)
+    data = DataConfig(workers=run.workers, segments=1, crops=1, rand_augment=(3.0, 0), crop_scale=(0.7, 1.0), erase=0.0)
     common = {"preset": "tiny", "data": data, "save_steps": 10_000}
     pretrained = pretrain(PretrainConfig(
         out=out / "1-pretraining", manifest=unlabelled, **common,
-        optim=OptimConfig(lr=6e-3, epochs=10, warmup_epochs=1, total_batch=32),
+        optim=OptimConfig(lr=2.4e-2, epochs=20, warmup_epochs=1, total_batch=32, clip_grad=1.0),
     ))  # fmt: skip
     supervised = {**common, "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0}
     injected = psi(PSIConfig(
         out=out / "2-psi", manifests=(manifests["studio"], manifests["stage"]), label_map=label_map, init=pretrained,
         held_out=HeldOut(target), **supervised,
-        optim=OptimConfig(lr=1e-2, min_lr=1e-5, betas=(0.9, 0.999), layer_decay=0.9, epochs=10, warmup_epochs=1, total_batch=24),
+        optim=OptimConfig(lr=1.1e-2, min_lr=1e-5, betas=(0.9, 0.95), layer_decay=1.0, epochs=16, warmup_epochs=2, total_batch=24, clip_grad=1.0),
     ))  # fmt: skip
     results: dict[str, list[dict]] = {"pre-trained": [], "from scratch": []}
     for name, init in (("pre-trained", injected), ("from scratch", None)):
         for seed in run.seeds:
             results[name].append(finetune(FinetuneConfig(
                 out=out / f"3-finetuning-{name.replace(' ', '-')}-{seed}", manifest=target, init=init, seed=seed,
-                classes=tuple(EMOTIONS), val_share=0.0, eval_epochs=5, **supervised,
-                optim=OptimConfig(lr=1e-2, min_lr=1e-5, betas=(0.9, 0.999), layer_decay=0.9, epochs=10, warmup_epochs=1, total_batch=12),
+                classes=tuple(EMOTIONS), val_share=0.0, eval_epochs=6, **supervised,
+                optim=OptimConfig(lr=1e-2, min_lr=1e-5, betas=(0.9, 0.95), layer_decay=0.9, epochs=12, warmup_epochs=2, total_batch=12, clip_grad=1.0),
             )))  # fmt: skip
     for name, runs in results.items():
         uars = [r["summary"]["last"]["UAR"]["mean"] for r in runs]

@@ -303,9 +303,15 @@ class Plan:
     seed: int = 0
     weights: tuple[float, ...] | None = None
 
-    def __post_init__(self):
-        if self.total_batch % (self.micro_batch * self.world):
-            raise ValueError(f"total_batch: {self.total_batch} is not a multiple of micro_batch {self.micro_batch} × {self.world} processes")
+    @classmethod
+    def fit(cls, clips: int, total_batch: int, largest_micro: int | None, **rest) -> "Plan":
+        """The plan with the largest micro-batch that is at most ``largest_micro`` and divides the total batch evenly."""
+        world = rest.get("world", 1)
+        if total_batch % world:
+            raise ValueError(f"total_batch: {total_batch} clips do not share out over {world} processes")
+        share = total_batch // world
+        fitting = (m for m in range(min(share, largest_micro or share), 0, -1) if share % m == 0)
+        return cls(clips, total_batch, next(fitting), **rest)
 
     @property
     def accumulation(self) -> int:

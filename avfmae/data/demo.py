@@ -32,9 +32,9 @@ EMOTIONS = {  # name: (expression, excitement)
 }
 # Corners of the mouth up, opening at rest, brows up, inner brows up, eyes open.
 EXPRESSIONS = {
-    "smile": (0.10, 0.02, 0.02, 0.00, -0.15),
-    "frown": (-0.08, 0.00, -0.07, -0.08, -0.10),
-    "wide": (0.00, 0.06, 0.10, 0.04, 0.45),
+    "smile": (0.13, 0.03, 0.03, 0.00, -0.20),
+    "frown": (-0.11, 0.00, -0.09, -0.10, -0.10),
+    "wide": (0.00, 0.10, 0.14, 0.06, 0.60),
 }
 VOWELS = ((800, 1200, 2500), (500, 1800, 2500), (300, 2300, 3000), (450, 850, 2500), (320, 800, 2300))  # formants, Hz
 
@@ -69,8 +69,8 @@ class Identity:
             hair=_rgb(190 * shade, 140 * shade, 90 * shade),
             shirt=_rgb(*rng.uniform(30, 220, 3)),
             wall=_rgb(*rng.uniform(60, 220, 3)),
-            width=rng.uniform(0.68, 0.88), eye_gap=rng.uniform(0.28, 0.38), eye_size=rng.uniform(0.10, 0.14),
-            brow=rng.uniform(0.035, 0.075), nose=rng.uniform(0.18, 0.30), mouth=rng.uniform(0.24, 0.34),
+            width=rng.uniform(0.68, 0.88), eye_gap=rng.uniform(0.28, 0.38), eye_size=rng.uniform(0.13, 0.17),
+            brow=rng.uniform(0.05, 0.085), nose=rng.uniform(0.18, 0.30), mouth=rng.uniform(0.32, 0.42),
             hair_length=rng.uniform(0.0, 1.1), glasses=rng.random() < 0.25, beard=low_voice and rng.random() < 0.4,
             pitch=rng.uniform(95, 140) if low_voice else rng.uniform(170, 235), tract=rng.uniform(0.92, 1.05) if low_voice else rng.uniform(1.08, 1.2),
         )  # fmt: skip
@@ -121,10 +121,10 @@ def face(who: Identity, pose: dict[str, float], expression: tuple[float, ...], o
     n = 2 * SIZE
     image = Image.new("RGB", (n, n), tuple(int(c * pose["light"]) for c in who.wall))
     draw = ImageDraw.Draw(image)
-    scale, cos, sin = pose["scale"] * n * 0.36, math.cos(pose["tilt"]), math.sin(pose["tilt"])
+    scale, cos, sin = pose["scale"] * n * 0.42, math.cos(pose["tilt"]), math.sin(pose["tilt"])
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return n / 2 + pose["x"] * n + scale * (x * cos - y * sin), n * 0.52 + pose["y"] * n + scale * (x * sin + y * cos)
+        return n / 2 + pose["x"] * n + scale * (x * cos - y * sin), n * 0.50 + pose["y"] * n + scale * (x * sin + y * cos)
 
     def shape(points: Iterable[tuple[float, float]], colour: tuple[int, int, int]) -> None:
         draw.polygon([at(x, y) for x, y in points], fill=tuple(min(255, int(c * pose["light"])) for c in colour))
@@ -174,10 +174,10 @@ def draw_clip(path: Path, who: Identity, emotion: str, rng: np.random.Generator)
     """Draws, voices and encodes one clip."""
     name, excitement = EMOTIONS[emotion]
     waveform, envelope = voice(who, excitement, rng)
-    strength = rng.uniform(0.45, 1.0)
+    strength = rng.uniform(0.6, 1.0)
     expression = tuple(strength * e for e in EXPRESSIONS[name])
-    sway = {k: (rng.normal(0, s), rng.uniform(0.1, 0.5), rng.random(), s) for k, s in (("x", 0.03), ("y", 0.025), ("tilt", 0.07))}
-    scale, light, gaze = rng.uniform(0.85, 1.12), rng.uniform(0.65, 1.15), rng.normal()
+    sway = {k: (rng.normal(0, s), rng.uniform(0.1, 0.5), rng.random(), s) for k, s in (("x", 0.02), ("y", 0.02), ("tilt", 0.06))}
+    scale, light, gaze = rng.uniform(0.92, 1.08), rng.uniform(0.7, 1.15), rng.normal()
     blink = rng.uniform(0.3, SECONDS)
     frames = []
     for i in range(round(SECONDS * FPS)):

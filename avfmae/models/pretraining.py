@@ -46,6 +46,20 @@ class MaskedAutoencoder(nn.Module):
         """(B, Nv, C), (B, Na, C) -> the same, fused."""
         raise NotImplementedError
 
+    def predict(self, video: Tensor, audio: Tensor, masks: DualMask) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+        """Predictions of the decoded tokens, and the clips' video and audio features (B, C) at each skip level."""
+        if not len(video) == len(audio) == len(masks):
+            raise ValueError(f"video, audio, masks: got batches of {len(video)}, {len(audio)} and {len(masks)}")
+        v, video_skips, video_index = self.video_encoder.encode_visible(video, masks.video.visible)
+        a, audio_skips, audio_index = self.audio_encoder.encode_visible(audio, masks.audio.visible)
+        if self.cfg.token_order == "released":
+            video_index = masks.video.visible  # tokens are region-major, positions raster: the released defect
+        levels = [(vs.mean(1), as_.mean(1)) for vs, as_ in zip(video_skips, audio_skips, strict=True)]
+        v, a = self.fuse(v, a)
+        pred_video = self.video_decoder(v, video_skips, video_index, masks.video.decoded)
+        pred_audio = self.audio_decoder(a, audio_skips, audio_index, masks.audio.decoded)
+        return pred_video, pred_audio, levels
+
     def forward(self, video: Tensor, audio: Tensor, masks: DualMask) -> PretrainingOutput:
         """Reconstructs the decoded patches from the visible ones.
 
@@ -55,22 +69,9 @@ class MaskedAutoencoder(nn.Module):
             masks: of the same B clips, on the same device.
         """
         cfg = self.cfg
-        if not len(video) == len(audio) == len(masks):
-            raise ValueError(f"video, audio, masks: got batches of {len(video)}, {len(audio)} and {len(masks)}")
-        v, video_skips, video_index = self.video_encoder.encode_visible(video, masks.video.visible)
-        a, audio_skips, audio_index = self.audio_encoder.encode_visible(audio, masks.audio.visible)
-        if cfg.token_order == "released":
-            video_index = masks.video.visible  # tokens are region-major, positions raster: the released defect
-
-        levels = [
-            info_nce(vs.mean(1), as_.mean(1), cfg.temperature, cfg.gather_negatives, cfg.negatives)
-            for vs, as_ in zip(video_skips, audio_skips, strict=True)
-        ]
-        loss_contrastive = torch.stack([loss for loss, _ in levels]).sum()
-
-        v, a = self.fuse(v, a)
-        pred_video = self.video_decoder(v, video_skips, video_index, masks.video.decoded)
-        pred_audio = self.audio_decoder(a, audio_skips, audio_index, masks.audio.decoded)
+        pred_video, pred_audio, levels = self.predict(video, audio, masks)
+        contrasts = [info_nce(v, a, cfg.temperature, cfg.gather_negatives, cfg.negatives) for v, a in levels]
+        loss_contrastive = torch.stack([loss for loss, _ in contrasts]).sum()
         with torch.no_grad():
             target_video = video_target(video, masks.video.decoded, cfg.video.patch)
             target_audio = audio_target(audio, masks.audio.decoded, cfg.audio.patch)
@@ -78,7 +79,7 @@ class MaskedAutoencoder(nn.Module):
         loss_audio = masked_mse(pred_audio, target_audio, masks.audio.scored)
         loss = loss_video + loss_audio + cfg.contrastive_weight * loss_contrastive
         return PretrainingOutput(
-            loss, loss_video, loss_audio, loss_contrastive, pred_video, pred_audio, [logits for _, logits in levels]
+            loss, loss_video, loss_audio, loss_contrastive, pred_video, pred_audio, [logits for _, logits in contrasts]
         )
 
 

@@ -20,7 +20,7 @@ class OptimConfig:
         lr, min_lr, warmup_lr: for a total batch of 256, scaled by total_batch / 256. The peak, the end, the beginning.
         layer_decay: each layer's rate is this times the next one's; 1: all the same.
         total_batch: clips a step over all processes; kept by accumulating gradients.
-        micro_batch: clips a forward pass of one process; None: as many as the total batch allows.
+        micro_batch: most clips in a forward pass of one process; None: its whole share of the total batch.
         clip_grad: largest norm of the gradient; None: not clipped.
         max_skipped: the run stops after this many non-finite steps in a row.
     """
@@ -50,7 +50,7 @@ class RunConfig:
         region_mode, token_order: ``released`` for weights trained by the released code; see ModelConfig.
         init: weights to start from (safetensors or a released pickle).
         precision: ``auto`` is bf16 on a GPU and float32 on a CPU.
-        save_steps: a checkpoint every so many steps, besides one an epoch's end.
+        save_steps: a checkpoint every so many steps, and at the end.
         log_steps: a line of log every so many steps.
         stop_after: end the run after this many steps, as if interrupted; for tests and probes.
     """

@@ -15,31 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avfmae import metrics
+from avfmae import evaluation, metrics
 from avfmae.checkpoints import atomic_write, load_released, save_weights
-from avfmae.data.dataset import Batch, ClipDataset, loader
-from avfmae.data.manifest import Clip, class_names, read_manifest
+from avfmae.data.dataset import Batch, ClipDataset
+from avfmae.data.manifest import ClassLabel, Clip, class_names, label_vector, read_manifest
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.training.config import FinetuneConfig, SupervisedConfig
 from avfmae.training.distributed import Processes, processes
 from avfmae.training.logging import Quarantine, console
 from avfmae.training.mixing import mix
 from avfmae.training.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class ClassLabel:
-    """A clip's label as its class number (picklable, for the workers)."""
-
-    names: tuple[str, ...]
-
-    def __call__(self, clip: Clip) -> int:
-        return self.names.index(clip.label)
-
-
-def label_vector(clip: Clip) -> list[float]:
-    """A clip's label as numbers: "0.5 -1" -> [0.5, -1.0]."""
-    return [float(v) for v in clip.label.split()]
 
 
 @dataclass(frozen=True)
@@ -141,42 +126,26 @@ class SupervisedStage:
         accuracy = (logits.argmax(-1) == targets.argmax(-1)).float().mean()
         return F.cross_entropy(logits, targets), {"accuracy": accuracy}
 
-    @torch.no_grad()
     def predict(self, clips: Sequence[Clip]) -> tuple[list[Clip], np.ndarray]:
-        """The readable clips, and their outputs (n, outputs) averaged over views; evaluation is shared out over processes."""
-        self.model.eval()
-        dataset, run = self.dataset(clips, "evaluate"), self.run
-        size = max(1, (run.optim.micro_batch or run.optim.total_batch // self.at.world) // (run.data.segments * run.data.crops))
+        """The readable clips, and their outputs (n, outputs) averaged over views; the work is shared out over processes."""
+        run = self.run
+        per_pass = self.trainer.plan.micro_batch // (run.data.segments * run.data.crops)
         mine = range(self.at.rank, len(clips), self.at.world)
-        batches = [[(0, i) for i in mine[k : k + size]] for k in range(0, len(mine), size)]
-        outputs, bad = {}, []
-        for batch in loader(dataset, batches, min(run.data.workers, len(batches))):
-            bad += batch.bad
-            if not batch.clips:
-                continue
-            batch = batch.to(self.at.device)
-            with self.trainer.autocast():
-                logits = self.model(batch.video, batch.audio).logits.float()
-            means = logits.unflatten(0, (-1, batch.views)).mean(1).cpu().numpy()
-            outputs |= dict(zip(batch.clips, means, strict=True))
-        everything, all_bad = {}, []
-        for found, failed in self.at.gather((outputs, bad)):
-            everything |= found
-            all_bad += failed
-        self.bad.add(all_bad)
-        readable = [c for c in clips if c.id in everything]
-        return readable, np.array([everything[c.id] for c in readable]).reshape(len(readable), self.outputs)
+        with self.trainer.autocast():
+            found, failed = evaluation.predict(self.model, self.dataset(clips, "evaluate"), mine, max(1, per_pass), self.at.device)
+        outputs: dict[int, np.ndarray] = {}
+        for part, bad in self.at.gather((found, failed)):
+            outputs |= part
+            self.bad.add(bad)
+        readable = [c for c in clips if c.id in outputs]
+        return readable, np.array([outputs[c.id] for c in readable]).reshape(len(readable), self.outputs)
 
     def score(self, clips: Sequence[Clip]) -> dict:
         """Metrics of the clips; for classes also the confusion matrix."""
         clips, outputs = self.predict(clips)
         if not clips:
             raise RuntimeError(f"none of the evaluation clips is readable; see {self.bad.path}")
-        if not self.classes:
-            return metrics.regression(np.array([label_vector(c) for c in clips]), outputs)
-        truth = np.array([self.target(c) for c in clips])
-        matrix = metrics.confusion_matrix(truth, outputs.argmax(1), self.outputs)
-        return {**metrics.classification(matrix), "confusion": matrix.tolist()}
+        return evaluation.score(clips, outputs, self.classes)
 
     def evaluate(self, epoch: int) -> dict | None:
         last = epoch + 1 == self.run.optim.epochs

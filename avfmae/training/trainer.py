@@ -50,8 +50,8 @@ class Trainer:
         optim = run.optim
         self.run, self.at, self.title, self.model, self.loss, self.evaluate = run, at, title, model, loss, evaluate
         self.dataset, self.out = dataset, Path(run.out)
-        micro = optim.micro_batch or optim.total_batch // at.world
-        self.plan = Plan(len(dataset), optim.total_batch, micro, at.rank, at.world, run.seed, None if weights is None else tuple(weights))
+        self.plan = Plan.fit(len(dataset), optim.total_batch, optim.micro_batch, rank=at.rank, world=at.world, seed=run.seed,
+                             weights=None if weights is None else tuple(weights))  # fmt: skip
         self.steps = optim.epochs * self.plan.steps_per_epoch
         self.optimiser = build_optimiser(model, optim)
         self.batch_statistics = [b for m in model.modules() if isinstance(m, nn.BatchNorm1d) for b in m.buffers()]
@@ -99,7 +99,7 @@ class Trainer:
                         log.evaluation(step, metrics)
                 # All processes see the same step, but perhaps not the same moment's signal: ask for the sum.
                 stop = self.at.sum([float(interrupt.received)])[0] > 0 if self.at.world > 1 else interrupt.received
-                if stop or (step + 1) % per_epoch == 0 or (step + 1) % self.run.save_steps == 0 or step + 1 == last:
+                if stop or (step + 1) % self.run.save_steps == 0 or step + 1 == last:
                     self.save()
                 if stop:
                     log.say(f"{self.title}: interrupted; saved at step {step + 1}. The same command continues.")

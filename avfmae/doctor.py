@@ -1,0 +1,56 @@
+"""``avfmae doctor``: what this installation is made of, and which implementation of every op runs here, and why."""
+
+import importlib.metadata
+import platform
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import avfmae
+import avfmae_kernels
+from avfmae.data.audio import fbank_backend
+from avfmae_kernels.dispatch import COMPILED, COMPILED_MISSING, HOST_MISSING
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def facts() -> dict[str, str]:
+    """One line each: packages, devices, compiled modules, decoders."""
+    devices = sorted({device for _, device in COMPILED})
+    gpu = "none"
+    if torch.cuda.is_available():
+        p = torch.cuda.get_device_properties(0)
+        gpu = f"{torch.cuda.device_count()} × {p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}"
+    decoders = [f"{name} {v}" for name in ("decord2", "decord", "av") if (v := _version(name))]
+    return {
+        "avfmae": f"{avfmae.__version__} on Python {platform.python_version()}, {platform.machine()}",
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} CPU threads, {torch.backends.cpu.get_cpu_capability()}",
+        "triton": _version("triton") or "not installed",
+        "GPU": gpu,
+        "compiled kernels": COMPILED_MISSING or f"avfmae_kernels._C for {', '.join(devices)}",
+        "compiled host module": HOST_MISSING or "avfmae_kernels._host",
+        "decoders": ", ".join(decoders) or "none: install decord2 or av",
+        "filterbank": fbank_backend(),
+        "flash-attn": _version("flash-attn") or "not installed (optional)",
+    }
+
+
+def doctor() -> None:
+    """Prints the facts, and a table of ops by implementation."""
+    console = Console()
+    for name, value in facts().items():
+        console.print(f"[bold]{name:>21}[/bold]  {value}", highlight=False, soft_wrap=True)
+    table = Table(title="what runs here, and why not the others", title_justify="left")
+    for column in ("op", "implementation", "state"):
+        table.add_column(column)
+    for op, states in avfmae_kernels.explain().items():
+        for i, (implementation, state) in enumerate(states.items()):
+            style = "bold green" if state == "runs" else None
+            table.add_row(op if i == 0 else "", implementation, state, style=style)
+    console.print(table)

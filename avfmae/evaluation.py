@@ -1,0 +1,118 @@
+"""A fine-tuned model on one's own videos: predictions a clip, and metrics where there are labels."""
+
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from avfmae import metrics
+from avfmae.checkpoints import load_released, read_about
+from avfmae.data.dataset import Bad, ClipDataset, DataConfig, loader
+from avfmae.data.manifest import Clip, label_vector, read_manifest
+from avfmae.models.finetuning import AVFMAEForFinetuning
+
+MANIFESTS = (".csv", ".parquet", ".txt")
+
+
+def load_finetuned(weights: Path) -> tuple[AVFMAEForFinetuning, tuple[str, ...] | None]:
+    """The model of a ``weights.safetensors`` that fine-tuning wrote, and its class names (None: regression)."""
+    about = read_about(weights)
+    if "task" not in about:
+        raise ValueError(f"{weights}: is not the result of a fine-tuning; it carries no task")
+    classes = tuple(about["classes"]) if about["classes"] else None
+    state = load_outputs(weights)
+    model = AVFMAEForFinetuning(about["config"], state, about["task"], about["modalities"])
+    load_released(model, weights)
+    return model.eval(), classes
+
+
+def load_outputs(weights: Path) -> int:
+    """How many outputs the head of a checkpoint has."""
+    from safetensors import safe_open
+
+    with safe_open(weights, "pt") as file:
+        return file.get_slice("head.bias").get_shape()[0]
+
+
+@torch.no_grad()
+def predict(
+    model: AVFMAEForFinetuning, dataset: ClipDataset, positions: Sequence[int], clips_a_pass: int, device: torch.device
+) -> tuple[dict[int, np.ndarray], list[Bad]]:
+    """Outputs (outputs,) averaged over views, by clip id, and the clips that cannot be read.
+
+    Args:
+        dataset: for the purpose ``"evaluate"``. positions: which of its clips. clips_a_pass: clips a forward pass.
+    """
+    model.eval()
+    batches = [[(0, i) for i in positions[k : k + clips_a_pass]] for k in range(0, len(positions), clips_a_pass)]
+    outputs, bad = {}, []
+    for batch in loader(dataset, batches, min(dataset.data.workers, len(batches))):
+        bad += batch.bad
+        if batch.clips:
+            batch = batch.to(device)
+            logits = model(batch.video, batch.audio).logits.float()
+            means = logits.unflatten(0, (-1, batch.views)).mean(1).cpu().numpy()
+            outputs |= dict(zip(batch.clips, means, strict=True))
+    return outputs, bad
+
+
+def score(clips: Sequence[Clip], outputs: np.ndarray, classes: tuple[str, ...] | None) -> dict:
+    """Metrics of labelled clips' outputs (n, outputs); for classes also the confusion matrix."""
+    if classes is None:
+        return metrics.regression(np.array([label_vector(c) for c in clips]), outputs)
+    truth = np.array([classes.index(c.label) for c in clips])
+    matrix = metrics.confusion_matrix(truth, outputs.argmax(1), len(classes))
+    return {**metrics.classification(matrix), "confusion": matrix.tolist()}
+
+
+def evaluate(
+    weights: Path, clips: Sequence[Path], out: Path | None, segments: int, crops: int, missing_audio: str, workers: int
+) -> list[dict]:
+    """Prints or writes a row a clip; then metrics if every clip has a label that the model knows.
+
+    Raises:
+        ValueError: no clip can be read, or the weights are no fine-tuning's.
+    """
+    model, classes = load_finetuned(weights)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    if len(clips) == 1 and clips[0].suffix.lower() in MANIFESTS:
+        listed = read_manifest(clips[0])
+    else:
+        listed = [Clip(i, str(path)) for i, path in enumerate(clips)]
+    data = DataConfig(segments=segments, crops=crops, missing_audio=missing_audio, workers=workers)
+    dataset = ClipDataset(listed, model.cfg, data, "evaluate", modalities=model.modalities)
+    outputs, bad = predict(model, dataset, range(len(listed)), 1, device)
+    for b in bad:
+        print(f"cannot read {b.path}: {b.reason}", file=sys.stderr)
+    if not outputs:
+        raise ValueError(f"none of the {len(listed)} clips can be read")
+    rows = [_row(clip, outputs[clip.id], classes) for clip in listed if clip.id in outputs]
+    with open(out, "w", newline="") if out else _stdout() as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    read = [c for c in listed if c.id in outputs]
+    if all(c.label is not None and (classes is None or c.label in classes) for c in read):
+        values = score(read, np.array([outputs[c.id] for c in read]), classes)
+        print("  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)), file=sys.stderr)
+    return rows
+
+
+def _row(clip: Clip, output: np.ndarray, classes: tuple[str, ...] | None) -> dict:
+    if classes is None:
+        return {"path": clip.path, **{f"output_{i}": f"{v:.4f}" for i, v in enumerate(output)}}
+    shares = np.exp(output - output.max())
+    shares /= shares.sum()
+    return {"path": clip.path, "prediction": classes[int(output.argmax())], **{c: f"{p:.4f}" for c, p in zip(classes, shares, strict=True)}}
+
+
+class _stdout:
+    def __enter__(self):
+        return sys.stdout
+
+    def __exit__(self, *_):
+        sys.stdout.flush()

@@ -1,0 +1,183 @@
+"""gather_patches: every implementation that can run here against a float64 convolution, its errors, and its contract."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import avfmae_kernels as K
+from avfmae_kernels.dispatch import why_not
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])]
+SHAPES = {  # clip (B, T, H, W), tubelet, gathered tokens
+    "pretraining": ((3, 16, 160, 160), (2, 16, 16), 80),
+    "one token": ((1, 2, 16, 16), (2, 16, 16), 1),
+    "odd patch": ((2, 6, 15, 35), (3, 5, 7), 11),
+    "many tokens": ((2, 4, 32, 48), (2, 16, 16), 12),
+    "none": ((2, 2, 16, 16), (2, 16, 16), 0),
+}
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+
+
+def case(shape, patch, count, device="cpu"):
+    g = torch.Generator().manual_seed(count)
+    video = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=g)
+    tokens = (shape[1] // patch[0]) * (shape[2] // patch[1]) * (shape[3] // patch[2])
+    index = torch.stack([torch.randint(0, tokens, (count,), generator=g) for _ in range(shape[0])]).reshape(shape[0], count)
+    return video.to(device), index.to(device)
+
+
+def expected(video, index, patch):
+    """Patches cut out one by one, in float64: nothing in common with any implementation."""
+    video, index = video.cpu(), index.cpu()
+    x = (video.double() / 255 - torch.tensor(MEAN, dtype=torch.float64)) / torch.tensor(STD, dtype=torch.float64)
+    columns, lines = x.shape[3] // patch[2], x.shape[2] // patch[1]
+    rows = torch.empty(*index.shape, 3 * patch[0] * patch[1] * patch[2], dtype=torch.float64)
+    for b, n in torch.cartesian_prod(*map(torch.arange, index.shape)).tolist() if index.numel() else []:
+        token = int(index[b, n])
+        t, y, x0 = token // (lines * columns) * patch[0], token // columns % lines * patch[1], token % columns * patch[2]
+        rows[b, n] = x[b, t : t + patch[0], y : y + patch[1], x0 : x0 + patch[2]].permute(3, 0, 1, 2).reshape(-1)
+    return rows
+
+
+def runs(implementation, device):
+    if reason := why_not("gather_patches", implementation, device):
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("implementation", ["reference", "cpp", "cuda"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_equals_cutting_by_hand(shape, dtype, implementation, device):
+    runs(implementation, device)
+    video, index = case(*shape, device)
+    with K.use(implementation):
+        out = K.gather_patches(video, index, shape[1], dtype=dtype)
+    want = expected(video, index, shape[1])
+    assert out.dtype == dtype and out.shape == want.shape
+    if want.numel():
+        assert want.norm() > 1  # not vacuous
+        assert (out.double().cpu() - want).norm() / want.norm() <= TOLERANCE[dtype]
+
+
+def test_rows_are_a_convolution_at_the_gathered_places():
+    video, index = case(*SHAPES["pretraining"])
+    weight = torch.randn(8, 3, 2, 16, 16, dtype=torch.float64)
+    x = (video.double() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    everywhere = torch.nn.functional.conv3d(x.permute(0, 4, 1, 2, 3), weight, stride=(2, 16, 16)).flatten(2).mT
+    want = everywhere.gather(1, index[..., None].expand(-1, -1, 8))
+    got = K.gather_patches(video, index).double() @ weight.flatten(1).T
+    assert (got - want).norm() / want.norm() < 1e-5
+
+
+def test_non_contiguous_clips_are_taken():
+    video, index = case(*SHAPES["odd patch"])
+    channels_first = video.permute(0, 4, 1, 2, 3).contiguous()
+    assert torch.equal(K.gather_patches(channels_first.permute(0, 2, 3, 4, 1), index, (3, 5, 7)), K.gather_patches(video, index, (3, 5, 7)))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"video": torch.zeros(1, 2, 16, 16, 3)}, ValueError, "video: got torch.float32"),
+        ({"video": torch.zeros(1, 3, 2, 16, 16, dtype=torch.uint8)}, ValueError, "expected torch.uint8 (B, T, H, W, 3)"),
+        ({"index": torch.zeros(1, 1, dtype=torch.int32)}, ValueError, "index: got torch.int32"),
+        ({"index": torch.zeros(2, 1, dtype=torch.int64)}, ValueError, "expected torch.int64 (1, N)"),
+        ({"index": torch.tensor([[1]])}, IndexError, "index: holds 1 to 1, expected 0 to 0"),
+        ({"index": torch.tensor([[-1]])}, IndexError, "index: holds -1"),
+        ({"patch": (2, 16, 15)}, ValueError, "patch: got [2, 16, 15]"),
+        ({"std": (1, 0, 1)}, ValueError, "std above 0"),
+        ({"dtype": torch.float64}, ValueError, "dtype: got torch.float64"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else None,
+)
+def test_wrong_arguments_are_named(change, error, words, implementation):
+    runs(implementation, "cpu")
+    arguments = {"video": torch.zeros(1, 2, 16, 16, 3, dtype=torch.uint8), "index": torch.zeros(1, 1, dtype=torch.int64)} | change
+    with K.use(implementation), pytest.raises(error) as caught:
+        K.gather_patches(**arguments)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck(device):
+    runs({"cpu": "cpp", "cuda": "cuda"}[device], device)
+    video, index = case(*SHAPES["odd patch"], device)
+    torch.library.opcheck(torch.ops.avfmae.gather_patches.default, (video, index, [3, 5, 7], list(MEAN), list(STD), torch.bfloat16))
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+def test_compiles_without_graph_break(implementation):
+    runs(implementation, "cpu")
+    video, index = case(*SHAPES["odd patch"])
+    with K.use(implementation):
+        compiled = torch.compile(lambda v, i: K.gather_patches(v, i, (3, 5, 7)) * 2, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(video, index), K.gather_patches(video, index, (3, 5, 7)) * 2)
+
+
+def test_use_restores_and_refuses():
+    with pytest.raises(ValueError, match="expected one of auto, cuda, triton, cpp, reference"), K.use("fast"):
+        pass
+    if not torch.cuda.is_available():
+        video, index = case(*SHAPES["one token"])
+        with K.use("cuda"), pytest.raises(RuntimeError, match="'cuda' was asked for, but runs on cuda tensors only"):
+            K.gather_patches(video, index)
+        K.gather_patches(video, index)
+
+
+def test_explain_names_one_implementation_an_op():
+    for op, states in K.explain().items():
+        assert list(states.values()).count("runs") == 1, op
+        assert all(states.values())
+
+
+TRITON_CASES = """
+import sys; sys.path.insert(0, {folder!r})
+import torch, avfmae_kernels as K
+from test_gather_patches import SHAPES, TOLERANCE, case, expected
+for name, shape in SHAPES.items():
+    if name == "pretraining": shape = ((1, 4, 160, 160), (2, 16, 16), 9)
+    for dtype, tolerance in TOLERANCE.items():
+        video, index = case(*shape)
+        with K.use("triton"):
+            out = K.gather_patches(video, index, shape[1], dtype=dtype).double()
+        want = expected(video, index, shape[1])
+        assert out.shape == want.shape, name
+        assert not want.numel() or (out - want).norm() / want.norm() <= tolerance, (name, dtype)
+video, index = case(*SHAPES["one token"])
+out = torch.ops.avfmae.gather_patches_triton(video, torch.tensor([[7]]), [2, 16, 16], [0.0] * 3, [1.0] * 3, torch.float32)
+assert out.isnan().all()
+torch.library.opcheck(torch.ops.avfmae.gather_patches_triton.default, (video, index, [2, 16, 16], [0.0] * 3, [1.0] * 3, torch.float32))
+print("proven")
+"""
+
+
+def test_triton_in_the_interpreter():
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    code = TRITON_CASES.format(folder=os.path.dirname(__file__))
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "proven", done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_triton_compiles_for_gpus(capability, tmp_path, monkeypatch):
+    """To a cubin without a GPU, and without spilling."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    from avfmae_kernels.gather_patches.triton import gather_patches_kernel
+
+    pointers = {"video": "*u8", "index": "*i64", "out": "*bf16"}
+    constants = {"PT": 2, "PH": 16, "PW": 16, "BLOCK": 512}
+    signature = {n: pointers.get(n, "constexpr" if n in constants else "fp32" if n[:4] in ("mean", "std_") else "i32")
+                 for n in gather_patches_kernel.arg_names}  # fmt: skip
+    kernel = triton.compile(ASTSource(gather_patches_kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
+    assert len(kernel.asm["cubin"]) > 0

@@ -1,0 +1,145 @@
+"""Frames and sound on one clock, the same from every decoder, and every kind of broken file named."""
+
+import numpy as np
+import pytest
+from conftest import RATE, counted_frames  # noqa: F401
+
+from avfmae.data.dataset import DataConfig, read_window_audio, sample_window
+from avfmae.data.decode import SAMPLE_RATE, MediaError, probe, read_audio, read_frames
+from avfmae.data.demo import encode
+from avfmae.data.manifest import Clip
+
+CONTAINERS = ["good_mp4", "good_mkv", "good_flv", "good_mpg", "good_avi", "slow_mp4", "fast_mp4", "ntsc_mp4", "odd_size_mp4"]
+
+
+def square(frame):
+    """Where the bright square of a counted frame is: its place, which tells the frame's number."""
+    y, x = np.unravel_index(frame[..., 0].astype(int).argmax(), frame.shape[:2])
+    blocks = frame[..., 0].astype(float)[: frame.shape[0] // 8 * 8, : frame.shape[1] // 8 * 8]
+    blocks = blocks.reshape(blocks.shape[0] // 8, 8, -1, 8).mean((1, 3))
+    return np.unravel_index(blocks.argmax(), blocks.shape)
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_frame_numbers_are_right_and_the_same_in_every_decoder(name, media):
+    count = len(probe(media[name]).times)
+    indices = np.array([0, 1, 2, 7, 11, 13, count // 2, count - 2, count - 1, count - 1])
+    chosen, pyav = read_frames(media[name], indices), read_frames(media[name], indices, "pyav")
+    assert np.array_equal(chosen, pyav)
+    if probe(media[name]).exact_seek:
+        assert np.array_equal(read_frames(media[name], indices, "decord"), pyav)
+    height, width = chosen.shape[1:3]
+    truth = counted_frames(count, height, width)
+    assert [square(f) for f in chosen] == [square(truth[i]) for i in indices]
+
+
+@pytest.mark.parametrize(("name", "fps", "count"), [("good_mp4", 25, 80), ("slow_mp4", 15, 48), ("fast_mp4", 100, 300), ("ntsc_mp4", 29.97, 90)])
+def test_probe(name, fps, count, media):
+    info = probe(media[name])
+    assert len(info.times) == count and abs(info.fps - fps) < 0.1 and info.has_audio
+    assert np.allclose(np.diff(info.times), 1 / fps, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["click_mp4", "click_mpg"])
+def test_sound_and_picture_share_a_clock(name, media):
+    """The burst starts at 1.5 s; whatever window it is read in, it is found there to 10 ms."""
+    info = probe(media[name])
+    zero = info.times[0]
+    for start in (0.0, 0.7, 1.44):
+        samples = read_audio(media[name], zero + start, zero + start + 2.0)
+        onset = start + int((np.abs(samples) > 0.3).argmax()) / SAMPLE_RATE
+        assert abs(onset - 1.5) < 0.010
+
+
+def test_late_video_keeps_its_offset(tmp_path):
+    """Tracks that do not begin together: the time stamps say so, and the window follows them."""
+    import av
+    from fractions import Fraction
+
+    encode(tmp_path / "a.mp4", counted_frames(75), None)
+    encode(tmp_path / "b.mp4", counted_frames(4), np.where(np.arange(4 * RATE) >= 2 * RATE, 0.5, 0) * np.sin(np.arange(4 * RATE) / 7), rate=RATE)
+    path = str(tmp_path / "late.mkv")
+    with av.open(path, "w") as out, av.open(str(tmp_path / "a.mp4")) as picture, av.open(str(tmp_path / "b.mp4")) as sound:
+        video, audio = out.add_stream_from_template(picture.streams.video[0]), out.add_stream_from_template(sound.streams.audio[0])
+        for packet in picture.demux(video=0):
+            if packet.dts is not None:
+                shift = round(Fraction(8, 10) / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, video
+                out.mux(packet)
+        for packet in sound.demux(audio=0):
+            if packet.dts is not None:
+                packet.stream = audio
+                out.mux(packet)
+    info = probe(path)
+    assert abs(info.times[0] - 0.8) < 0.02
+    window = sample_window(info, Clip(0, path), 0.0, 16, DataConfig(), spread=False)
+    samples = read_window_audio(Clip(0, path), info, window, "error")
+    assert abs(int((np.abs(samples) > 0.2).argmax()) / SAMPLE_RATE - 1.2) < 0.03  # the tone starts 1.2 s after the first frame
+
+
+@pytest.mark.parametrize("name", ["good_mp4", "odd_size_mp4", "telephone_avi", "good_flv", "good_mpg"])
+def test_any_rate_and_channels_become_16_khz_mono(name, media):
+    samples = read_audio(media[name], *(probe(media[name]).times[0] + np.array([0.3, 2.3])))
+    assert samples.shape == (2 * SAMPLE_RATE,) and samples.dtype == np.float32 and 0.005 < samples.std() < 0.3
+
+
+def test_a_separate_sound_file_starts_with_the_video(media):
+    clip = Clip(0, media["silent_mp4"], audio_path=media["sound_wav"])
+    info = probe(clip.path)
+    window = sample_window(info, clip, 0.0, 16, DataConfig(), spread=False)
+    samples = read_window_audio(clip, info, window, "error")
+    assert abs(int((np.abs(samples) > 0.3).argmax()) / SAMPLE_RATE - 1.5) < 0.005
+
+
+def test_a_short_track_gives_what_there_is(media):
+    assert 0.8 < len(read_audio(media["short_sound_mp4"], 0, 2.56)) / SAMPLE_RATE < 1.0
+    with pytest.raises(MediaError, match="has no sound between 2.00 and 3.00 s"):
+        read_audio(media["short_sound_mp4"], 2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("missing", "no such file"), ("empty_mp4", "is empty"), ("truncated_mp4", "no readable media|truncated"), ("text_mp4", "no readable media"),
+     ("truncated_flv", "truncated|breaks off"), ("sound_wav", "has no video track")],
+)  # fmt: skip
+def test_bad_files_are_named(name, reason, media):
+    with pytest.raises(MediaError, match=reason) as caught:
+        probe(media[name])
+    assert media[name] in str(caught.value)
+
+
+def test_a_truncated_file_with_its_index_in_front(media, tmp_path):
+    import av
+
+    path = tmp_path / "front.mp4"
+    with av.open(media["good_mp4"]) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * 0.6)])
+    with pytest.raises(MediaError, match=r"truncated: \d+ of 80 frames|breaks off"):
+        probe(str(path))
+
+
+def test_no_sound_track_is_named(media):
+    with pytest.raises(MediaError, match="has no audio track"):
+        read_audio(media["silent_mp4"], 0, 1)
+
+
+def test_frames_out_of_range(media):
+    with pytest.raises(ValueError, match="expected frame numbers from 0 to 79"):
+        read_frames(media["good_mp4"], [80])
+
+
+def test_folders_of_frames(tmp_path):
+    from PIL import Image
+
+    for i, frame in enumerate(counted_frames(20)):
+        Image.fromarray(frame).save(tmp_path / f"{i:03d}.png")
+    assert len(probe(str(tmp_path)).times) == 20
+    assert np.array_equal(read_frames(str(tmp_path), [3, 19]), counted_frames(20)[[3, 19]])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MediaError, match="no frame images"):
+        probe(str(tmp_path / "empty"))

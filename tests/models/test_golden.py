@@ -1,0 +1,109 @@
+"""The released models' numbers: outputs and losses to 1e-4, gradient norms to 1e-3 (relative L2)."""
+
+import golden
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import avfmae
+from avfmae.losses import audio_target, video_target
+from avfmae.training.optim import decays
+
+OUTPUT, GRADIENT = 1e-4, 1e-3
+
+
+def losses(out):
+    return torch.stack([out.loss, out.loss_video, out.loss_audio, out.loss_contrastive]).detach()
+
+
+def gradient_norms(model, keys):
+    gradients = avfmae.released_gradients(model)
+    return torch.stack([gradients[name].norm() for name, _ in golden.keys(keys) if not golden.is_buffer(name)])
+
+
+@pytest.fixture(scope="module")
+def avf():
+    reference = load_file(golden.DATA / "avfmae_base.safetensors")
+    cfg = avfmae.ModelConfig.preset("base").replace(token_order="released", region_mode="released")
+    model = avfmae.AVFMAEForPretraining(cfg)
+    report = avfmae.load_released(model, golden.weights("avfmae_pretraining"))
+    assert not report.dropped and not report.missing
+    return model, reference, avfmae.DualMask.from_bool(*(reference[k] for k in ("em", "dm", "ea", "da")))
+
+
+def test_avfmae_predictions(avf):
+    model, reference, masks = avf
+    model.eval()
+    with torch.no_grad():
+        out = model(*golden.batch(), masks)
+    assert out.pred_video.shape == (3, 400, 1536) and out.pred_audio.shape == (3, 64, 256)
+    assert golden.relative(out.pred_video[:, ::5, ::3], reference["eval_video"]) <= OUTPUT
+    assert golden.relative(out.pred_audio, reference["eval_audio"]) <= OUTPUT
+    for level, logits in enumerate(out.logits):
+        assert golden.relative(logits, reference[f"eval_logits_{level}"]) <= OUTPUT
+
+
+def test_avfmae_targets(avf):
+    _, reference, _ = avf
+    video, audio = golden.batch()
+    everything = torch.arange(800).expand(3, -1)
+    assert golden.relative(video_target(video, everything, (2, 16, 16))[:, ::40, ::5], reference["target_video"]) <= OUTPUT
+    assert golden.relative(audio_target(audio, everything[:, :128], (16, 16))[:, ::8], reference["target_audio"]) <= OUTPUT
+
+
+def test_avfmae_training_step(avf):
+    model, reference, masks = avf
+    model.train()
+    model.zero_grad()
+    out = model(*golden.batch(), masks)
+    out.loss.backward()
+    assert golden.relative(losses(out), reference["loss"]) <= OUTPUT
+    norms = gradient_norms(model, "avfmae_pretraining")
+    assert golden.relative(norms, reference["grad_norms"]) <= GRADIENT
+    # what cannot reach the loss is not computed, and so has no gradient at all
+    dead = [n for n, p in model.named_parameters() if p.grad is None]
+    assert any(n.startswith("video_encoder.blocks.9.collect") for n in dead)
+    assert all(reference["grad_norms"][i] == 0 for i, n in enumerate(norms) if n == 0)
+
+
+def test_avfmae_finetuning():
+    reference = load_file(golden.DATA / "avfmae_base.safetensors")
+    model = avfmae.AVFMAEForFinetuning(avfmae.ModelConfig.preset("base"), 11)
+    avfmae.load_released(model, golden.weights("avfmae_finetuning_11_classes"))
+    with torch.no_grad():
+        out = model.eval()(*golden.batch())
+    assert golden.relative(out.logits, reference["ft_logits"]) <= OUTPUT
+    assert golden.relative(out.features, reference["ft_feature"]) <= OUTPUT
+
+
+def test_hicmae():
+    reference = load_file(golden.DATA / "hicmae_base.safetensors")
+    model = avfmae.HiCMAEForPretraining(avfmae.ModelConfig.preset("hicmae_base"))
+    avfmae.load_released(model, golden.weights("hicmae_pretraining"))
+    masks = avfmae.DualMask.from_bool(reference["em"], None, reference["ea"], None)
+    out = model(*golden.batch(), masks)  # no batch statistics and no noise: training and evaluation are one
+    assert golden.relative(out.pred_video[:, ::9, ::3].detach(), reference["eval_video"]) <= OUTPUT
+    assert golden.relative(out.pred_audio.detach(), reference["eval_audio"]) <= OUTPUT
+    for level, logits in enumerate(out.logits):
+        assert golden.relative(logits.detach(), reference[f"eval_logits_{level}"]) <= OUTPUT
+    assert golden.relative(losses(out), reference["loss"]) <= OUTPUT
+    out.loss.backward()
+    assert golden.relative(gradient_norms(model, "hicmae_pretraining"), reference["grad_norms"]) <= GRADIENT
+
+
+@pytest.mark.parametrize(
+    ("preset", "pretraining", "finetuning"),
+    [("base", 187_942_660, 169_122_851), ("large", 336_322_308, 303_233_319), ("huge", 572_665_092, 521_309_229)],
+)
+def test_parameter_counts(preset, pretraining, finetuning):
+    cfg = avfmae.ModelConfig.preset(preset)
+    with torch.device("meta"):
+        assert sum(p.numel() for p in avfmae.AVFMAEForPretraining(cfg).parameters()) == pretraining
+        assert sum(p.numel() for p in avfmae.AVFMAEForFinetuning(cfg, 11).parameters()) == finetuning
+
+
+def test_hicmae_parameter_count():
+    with torch.device("meta"):
+        model = avfmae.HiCMAEForPretraining(avfmae.ModelConfig.preset("hicmae_base"))
+    assert sum(p.numel() for p in model.parameters()) == 99_609_344
+    assert not any(decays(n, p) for n, p in model.named_parameters() if p.ndim == 1)

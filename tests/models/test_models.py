@@ -1,0 +1,227 @@
+"""Shapes, options and contracts of the models, at the tiny size."""
+
+import numpy as np
+import pytest
+import torch
+
+import avfmae
+from avfmae.config import ModelConfig
+from avfmae.losses import info_nce
+from avfmae.masking import region_of
+from avfmae.models.attention import CrossAttention, SelfAttention, drop_path
+from avfmae.models.iavcl import EvolutionaryRefinement
+from avfmae.models.lgi import LGIBlock
+
+TINY = ModelConfig.preset("tiny")
+
+
+def clips(count, cfg=TINY, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    video = torch.randint(0, 256, (count, *cfg.video.size, 3), dtype=torch.uint8, generator=g)
+    return video, torch.randn(count, 1, *cfg.audio.size, generator=g)
+
+
+@pytest.mark.parametrize("region_mode", ["exact", "released"])
+@pytest.mark.parametrize("token_order", ["raster", "released"])
+def test_pretraining_runs_in_every_mode(region_mode, token_order):
+    cfg = TINY.replace(region_mode=region_mode, token_order=token_order)
+    out = avfmae.AVFMAEForPretraining(cfg)(*clips(3), avfmae.DualMask.sample(cfg, 3))
+    out.loss.backward()
+    assert out.pred_video.shape == (3, cfg.video.decoded, 1536) and out.pred_audio.shape == (3, cfg.audio.decoded, 256)
+    assert torch.isclose(out.loss, out.loss_video + out.loss_audio + 0.0025 * out.loss_contrastive)
+
+
+def test_order_of_tokens_does_not_matter_when_positions_follow_them():
+    """Region-major tokens with their own positions give what raster order would: attention does not see order."""
+    cfg = TINY.replace(region_mode="exact")
+    model = avfmae.AVFMAEForPretraining(cfg).eval()
+    masks = avfmae.DualMask.sample(cfg, 2, torch.Generator().manual_seed(0))
+    index = model.audio_encoder.region_major(masks.audio.visible)
+    assert not torch.equal(index, masks.audio.visible)  # not vacuous: audio regions are no runs
+    assert torch.equal(index.sort(1).values, masks.audio.visible)
+    regions = torch.tensor(region_of(cfg.audio))[index].unflatten(1, (cfg.audio.regions, -1))
+    assert (regions == torch.arange(cfg.audio.regions)[None, :, None]).all()
+
+
+def test_released_regions_are_the_runs_of_the_description():
+    cfg = ModelConfig.preset("base").replace(region_mode="released")
+    with torch.device("meta"):
+        encoder = avfmae.AVFMAEForPretraining(cfg).video_encoder
+    got = encoder.region_major(torch.arange(80)[None])[0].reshape(8, 10)
+    for pair in range(4):
+        for half in range(2):
+            want = [10 * t + 5 * half + j for t in (2 * pair, 2 * pair + 1) for j in range(5)]
+            assert got[2 * pair + half].tolist() == want
+
+
+def test_unbalanced_masks_are_refused_by_exact_regions():
+    masks = avfmae.DualMask.sample(TINY.replace(region_mode="released"), 4, torch.Generator().manual_seed(1))
+    with pytest.raises(ValueError, match="region_mode='released'"):
+        avfmae.AVFMAEForPretraining(TINY)(*clips(4), masks)
+
+
+@pytest.mark.parametrize("modalities", [("video", "audio"), ("video",), ("audio",)], ids="+".join)
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_finetuning_runs_with_either_modality(modalities, task):
+    model = avfmae.AVFMAEForFinetuning(TINY, 3, task=task, modalities=modalities)
+    video, audio = clips(2)
+    out = model(video if "video" in modalities else None, audio if "audio" in modalities else None)
+    assert out.logits.shape == (2, 3) and out.features.shape == (2, 64 * len(modalities))
+    out.logits.sum().backward()
+    unused = [n for n, p in model.named_parameters() if p.grad is None]
+    assert unused == []
+    with pytest.raises(ValueError, match=f"{modalities[0]}: is None"):
+        model(None, None)
+
+
+def test_hicmae_loss_is_over_all_masked_tokens():
+    cfg = TINY.replace(family="hicmae")
+    masks = avfmae.DualMask.sample(cfg, 2)
+    assert masks.video.scored.all() and masks.video.decoded.shape[1] == cfg.video.tokens - cfg.video.visible
+    out = avfmae.HiCMAEForPretraining(cfg)(*clips(2), masks)
+    out.loss.backward()
+    assert out.pred_video.shape[1] == masks.video.decoded.shape[1]
+
+
+def test_last_tokens_of_attention_are_what_all_of_it_gives():
+    attention = SelfAttention(32, 2)
+    x = torch.randn(3, 7, 32)
+    assert torch.allclose(attention(x, last=3), attention(x)[:, -3:], atol=1e-6)
+
+
+def test_one_key_needs_no_query():
+    attention = CrossAttention(32, 2)
+    x, context = torch.randn(3, 5, 32), torch.randn(3, 1, 32)
+    assert torch.allclose(attention(x, context), attention.one_key(context).expand(3, 5, 32), atol=1e-6)
+
+
+def test_shortened_blocks_are_what_the_whole_block_gives():
+    block = LGIBlock(32, 2)
+    x = torch.randn(2, 4, 6, 32)
+    whole = block(x)
+    assert torch.allclose(block.locals_only(x), whole[:, :, 1:].flatten(1, 2), atol=1e-6)
+    assert torch.allclose(block.regions_only(x), whole[:, :, 0], atol=1e-6)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    torch.manual_seed(0)
+    x = torch.ones(20_000, 3, 2)
+    y = drop_path(x, 0.25, training=True)
+    assert set(y.unique().tolist()) == {0.0, float(torch.tensor(1 / 0.75))}
+    assert (y.flatten(1).std(1) == 0).all() and abs(y.mean() - 1) < 0.02
+    assert drop_path(x, 0.25, training=False) is x
+
+
+def test_refinement_projects_only_a_double_width_joint_feature():
+    refine = EvolutionaryRefinement(16).eval()
+    video, audio = torch.randn(2, 5, 16), torch.randn(2, 3, 16)
+    assert refine(torch.randn(2, 4, 32), video, audio).shape == (2, 4, 16)
+    assert refine(torch.randn(2, 4, 16), video, audio).shape == (2, 4, 16)
+
+
+def test_fixed_negatives_make_the_contrast_independent_of_the_batch():
+    v, a = torch.randn(12, 8), torch.randn(12, 8)
+    loss, logits = info_nce(v, a, 0.07)
+    assert logits.shape == (12, 12) and torch.allclose(info_nce(v, a, 0.07, negatives=11)[0], loss, atol=1e-5)
+    with pytest.raises(ValueError, match="negatives: 12 other clips"):
+        info_nce(v, a, 0.07, negatives=12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16], ids=str)
+def test_autocast_keeps_close_to_float32(dtype):
+    model, masks = avfmae.AVFMAEForPretraining(TINY).eval(), avfmae.DualMask.sample(TINY, 4)
+    with torch.no_grad():
+        exact = model(*clips(4), masks)
+        with torch.autocast("cpu", dtype):
+            cast = model(*clips(4), masks)
+    assert torch.isclose(exact.loss, cast.loss, rtol=2e-2) and cast.loss.dtype == torch.float32
+
+
+def test_whole_model_compiles_without_a_graph_break():
+    model, masks = avfmae.AVFMAEForPretraining(TINY).eval(), avfmae.DualMask.sample(TINY, 2)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.allclose(compiled(*clips(2), masks).loss, model(*clips(2), masks).loss, atol=1e-5)
+
+
+def test_flash_is_refused_where_it_is_not_installed():
+    pytest.importorskip("torch")
+    try:
+        import flash_attn  # noqa: F401
+    except ImportError:
+        cfg = TINY.replace(attention="flash")
+        with pytest.raises(RuntimeError, match="flash-attn does not import"):
+            avfmae.AVFMAEForPretraining(cfg)(*clips(1), avfmae.DualMask.sample(cfg, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: ModelConfig.preset("small"), "preset: got 'small'"),
+        (lambda: TINY.replace(regions="exact"), "no field regions"),
+        (lambda: TINY.replace(region_mode="blocks"), "region_mode: got 'blocks'"),
+        (lambda: TINY.replace(width=65, heads=2), "heads: 2 does not divide the width 65"),
+        (lambda: TINY.replace(skip_blocks=(1, 4)), "skip_blocks: got"),
+        (lambda: avfmae.AVFMAEForFinetuning(TINY, 2, task="ranking"), "task: got 'ranking'"),
+        (lambda: avfmae.AVFMAEForFinetuning(TINY, 2, modalities=("text",)), "modalities: got"),
+        (lambda: avfmae.AVFMAEForPretraining(TINY.replace(family="hicmae")), "family 'hicmae'"),
+        (lambda: avfmae.AVFMAEForPretraining(TINY)(*clips(2), avfmae.DualMask.sample(TINY, 3)), "got batches of 2, 2 and 3"),
+        (lambda: avfmae.AVFMAEForFinetuning(TINY, 2)(torch.zeros(1, 16, 96, 96, 3), clips(1)[1]), "video: got torch.float32"),
+        (lambda: avfmae.AVFMAEForFinetuning(TINY, 2)(clips(1)[0], torch.zeros(1, 128, 256)), "audio: got torch.float32 (1, 128, 256)"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_wrong_arguments_are_named(make, words):
+    with pytest.raises(ValueError) as caught:
+        make()
+    assert words in str(caught.value)
+
+
+def test_masks_depend_on_seed_epoch_and_clip_alone():
+    many = avfmae.DualMask.for_clips(TINY, np.arange(9), seed=3, epoch=2)
+    one = avfmae.DualMask.for_clips(TINY, [7], seed=3, epoch=2)
+    assert torch.equal(many.video.visible[7], one.video.visible[0]) and torch.equal(many.audio.decoded[7], one.audio.decoded[0])
+    other = avfmae.DualMask.for_clips(TINY, [7], seed=3, epoch=3)
+    assert not torch.equal(other.audio.visible, one.audio.visible)
+
+
+def test_masks_have_the_described_shape():
+    cfg = ModelConfig.preset("base")
+    masks = avfmae.DualMask.sample(cfg, 64, torch.Generator().manual_seed(0))
+    assert masks.video.visible.shape == (64, 80) and masks.audio.visible.shape == (64, 24)
+    assert masks.video.decoded.shape == (64, 400) and masks.audio.decoded.shape == (64, 64)
+    spatial = masks.video.visible.unflatten(1, (8, 10)) - 100 * torch.arange(8)[:, None]
+    assert (spatial == spatial[:, :1]).all()  # a tube
+    assert (((spatial % 100) < 50).sum(-1) == 5).all()  # balanced over the halves
+    decoded = torch.zeros(64, 800, dtype=torch.bool).scatter_(1, masks.video.decoded, True).reshape(64, 8, 5, 2, 5, 2)
+    cells = decoded.permute(0, 1, 2, 4, 3, 5).flatten(4)  # clip, time, cell row, cell column, slot in the cell
+    assert (cells.sum(-1) == 2).all() and (cells == cells[:, :, :1, :1]).all()
+    queue = cells[:, :, 0, 0]
+    assert (queue[:, 1:] == queue[:, :-1].roll(1, dims=-1)).all()  # it runs
+    assert len(queue[:, 0].unique(dim=0)) == 4  # from every start
+    seen = torch.zeros(64, 800, dtype=torch.bool).scatter_(1, masks.video.visible, True)
+    assert torch.equal(masks.video.scored, ~seen.gather(1, masks.video.decoded))
+
+
+def test_golden_decoder_masks_are_running_cells():
+    """The released sampler's masks follow the queue that ours follow."""
+    import golden
+    from safetensors.torch import load_file
+
+    mask = load_file(golden.DATA / "avfmae_base.safetensors")["dm"]
+    cfg = ModelConfig.preset("base")
+    ours = avfmae.DualMask.sample(cfg, 64).video.decoded
+    ours = {tuple(row.tolist()) for row in ours}
+    assert all(tuple((~m).nonzero()[:, 0].tolist()) in ours for m in mask)
+
+
+@pytest.mark.parametrize(
+    ("masks", "words"),
+    [((torch.zeros(2, 8), None, torch.zeros(2, 8, dtype=torch.bool), None), "video_encoder: got torch.float32"),
+     ((torch.eye(3, 8).bool().cumsum(0).bool(), None, torch.zeros(3, 8, dtype=torch.bool), None), "video_encoder: clips keep")],
+    ids=["dtype", "counts"],
+)  # fmt: skip
+def test_wrong_masks_are_named(masks, words):
+    with pytest.raises(ValueError) as caught:
+        avfmae.DualMask.from_bool(*masks)
+    assert words in str(caught.value)

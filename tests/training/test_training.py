@@ -1,0 +1,332 @@
+"""The trainer: exact resumption, processes that equal one, steps that are not finite, groups and schedules."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import avfmae
+from avfmae.data.dataset import Batch, DataConfig
+from avfmae.data.demo import DemoSet, make_demo_set
+from avfmae.data.manifest import read_manifest, write_manifest
+from avfmae.training.config import FinetuneConfig, HeldOut, OptimConfig, PretrainConfig, PSIConfig
+from avfmae.training.finetune import finetune, fold_of, make_splits
+from avfmae.training.logging import read_log
+from avfmae.training.mixing import mix
+from avfmae.training.optim import learning_rate, parameter_groups
+from avfmae.training.pretrain import pretrain
+from avfmae.training.psi import LabelMap, psi
+
+TINY = avfmae.ModelConfig.preset("tiny")
+DATA = DataConfig(workers=0, segments=1, crops=1)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory):
+    """A drawn data set of three people: 18 clips, the last person for testing."""
+    from avfmae.data.demo import EMOTIONS
+
+    folder = tmp_path_factory.mktemp("drawn")
+    return make_demo_set(folder, DemoSet("faces", first=7, people=3, labels={e: e for e in EMOTIONS}), test_people=1)
+
+
+def pretraining(manifest, out, **changes):
+    optim = OptimConfig(lr=1e-2, epochs=2, warmup_epochs=0.5, total_batch=6, micro_batch=changes.pop("micro_batch", 3))
+    return PretrainConfig(preset="tiny", manifest=manifest, out=out, data=DATA, optim=optim, save_steps=2, **changes)
+
+
+def losses(out):
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in read_log(Path(out) / "log.jsonl") if "loss" in line]
+
+
+def test_a_stopped_run_continues_with_the_same_losses(drawn, tmp_path):
+    pretrain(pretraining(drawn, tmp_path / "whole"))
+    pretrain(pretraining(drawn, tmp_path / "parts", stop_after=3))
+    pretrain(pretraining(drawn, tmp_path / "parts"))
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert len(whole) == 6 and whole == parts
+    weights = [(tmp_path / run / "weights.safetensors").read_bytes() for run in ("whole", "parts")]
+    assert weights[0] == weights[1]
+    assert (tmp_path / "whole" / "report.html").exists()
+
+
+def command(config):
+    """A run of the command line in another process."""
+    return [sys.executable, "-m", "avfmae.cli", "pretrain", "--preset", "tiny", "--manifest", str(config.manifest), "--out", str(config.out),
+            "--save-steps", "2", "--data.workers", "1", "--optim.total-batch", "6", "--optim.micro-batch", "3",
+            "--optim.epochs", "6", "--optim.warmup-epochs", "1", "--optim.lr", "0.01"]  # fmt: skip
+
+
+def test_a_killed_run_continues_with_the_same_losses(drawn, tmp_path):
+    """SIGKILL between checkpoints, at no chosen moment."""
+    killed, whole = pretraining(drawn, tmp_path / "killed"), pretraining(drawn, tmp_path / "whole")
+    process = subprocess.Popen(command(killed), stderr=subprocess.DEVNULL, start_new_session=True)
+    log, deadline = tmp_path / "killed" / "log.jsonl", time.monotonic() + 120
+    while len(read_log(log)) < 5:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert 0 < len(losses(tmp_path / "killed")) < 18
+    for run in (killed, whole):
+        subprocess.run(command(run), check=True, stderr=subprocess.DEVNULL)
+    assert len(losses(tmp_path / "whole")) == 18 and losses(tmp_path / "killed") == losses(tmp_path / "whole")
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".writing-*"))
+
+
+def test_a_run_of_another_kind_is_not_continued(drawn, tmp_path):
+    pretrain(pretraining(drawn, tmp_path, stop_after=2))
+    with pytest.raises(ValueError, match="belongs to a run with another seed"):
+        pretrain(pretraining(drawn, tmp_path, seed=1))
+
+
+def test_a_corrupt_checkpoint_is_named(drawn, tmp_path):
+    pretrain(pretraining(drawn, tmp_path, stop_after=2))
+    state = tmp_path / "checkpoints" / "step-00000002" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"state\.pt: is no readable checkpoint"):
+        pretrain(pretraining(drawn, tmp_path))
+
+
+PROCESS = """
+import sys, torch, numpy as np, avfmae
+from torch.nn.parallel import DistributedDataParallel
+from avfmae.training.distributed import processes
+from pathlib import Path
+with processes() as at:
+    torch.manual_seed(0)
+    cfg = avfmae.ModelConfig.preset("tiny").replace(region_mode="released")  # masks score unequal numbers of tokens
+    model = avfmae.AVFMAEForPretraining(cfg).double() if False else avfmae.AVFMAEForPretraining(cfg)
+    parallel = DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False) if at.world > 1 else model
+    g = torch.Generator().manual_seed(1)
+    video = torch.randint(0, 256, (8, *cfg.video.size, 3), dtype=torch.uint8, generator=g)
+    audio = torch.randn(8, 1, 256, 128, generator=g)
+    mine = slice(at.rank * 8 // at.world, (at.rank + 1) * 8 // at.world)
+    masks = avfmae.DualMask.for_clips(cfg, np.arange(8)[mine], seed=3, epoch=0)
+    out = parallel(video[mine], audio[mine], masks)
+    out.loss.backward()
+    loss = at.sum([float(out.loss.detach()) / at.world])[0]
+    if at.is_main:
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        statistics = {n: b for n, b in model.named_buffers() if "running" in n}
+        torch.save({"loss": loss, "gradients": gradients, "statistics": statistics, "scored": masks.audio.scored.sum(1)}, sys.argv[1])
+"""
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path):
+    """Contrastive term gathered, batch statistics shared, masked means over all: exactly the whole batch's gradient."""
+    script = tmp_path / "step.py"
+    script.write_text(textwrap.dedent(PROCESS))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, script, tmp_path / "one.pt"], check=True, env=environment)
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, tmp_path / "two.pt"],
+                   check=True, env=environment, stderr=subprocess.DEVNULL)  # fmt: skip
+    one, two = torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt")
+    assert len(set(one["scored"].tolist())) > 1  # not vacuous: shares differ between the processes
+    assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
+    assert one["gradients"].keys() == two["gradients"].keys()
+    for name, gradient in one["gradients"].items():
+        scale = max(float(gradient.norm()), 1e-5)
+        assert float((gradient - two["gradients"][name]).norm()) / scale < 2e-4, name
+    for name, value in one["statistics"].items():
+        assert torch.allclose(value, two["statistics"][name], atol=1e-6), name
+
+
+def test_torchrun_trains_as_one_process_does(drawn, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    common = ["--preset", "tiny", "--manifest", str(drawn), "--data.workers", "0", "--optim.total-batch", "6", "--optim.epochs", "1", "--optim.lr", "0.01"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    script = str(Path(__file__).parents[2] / "train" / "pretrain.py")
+    subprocess.run([sys.executable, script, *common, "--out", one], check=True, env=environment, stderr=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, *common, "--out", two],
+                   check=True, env=environment, stderr=subprocess.DEVNULL)  # fmt: skip
+    assert np.allclose(losses(one), losses(two), rtol=1e-3)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_in_a_row_they_stop_the_run(drawn, tmp_path):
+    from avfmae.training import pretrain as stage
+
+    honest, poisoned = stage.reconstruction_loss, {1}
+
+    def sometimes_infinite(model, batch, step):
+        loss, parts = honest(model, batch, step)
+        return (loss * float("nan") if step // 2 in poisoned else loss), parts
+
+    stage.reconstruction_loss = sometimes_infinite
+    try:
+        pretrain(pretraining(drawn, tmp_path / "once"))
+        lines = [line for line in read_log(tmp_path / "once" / "log.jsonl") if "loss" in line]
+        assert [line["skipped"] for line in lines] == [0, 1, 1, 1, 1, 1] and np.isnan(lines[1]["loss"]) and np.isfinite(lines[2]["loss"])
+        poisoned |= {2, 3, 4, 5}
+        run = pretraining(drawn, tmp_path / "often")
+        run.optim.max_skipped = 3
+        with pytest.raises(RuntimeError, match="3 steps in a row were not finite"):
+            pretrain(run)
+    finally:
+        stage.reconstruction_loss = honest
+
+
+def test_bad_clips_go_to_quarantine_and_too_many_stop_the_run(drawn, tmp_path):
+    clips = read_manifest(drawn)
+    (tmp_path / "broken.mp4").write_bytes(b"nothing")
+    from dataclasses import replace
+
+    write_manifest(tmp_path / "m.csv", [*clips, replace(clips[0], path=str(tmp_path / "broken.mp4"))])
+    run = pretraining(tmp_path / "m.csv", tmp_path / "run")
+    run.data = DataConfig(workers=0, max_bad_share=0.1)
+    pretrain(run)
+    listed = (tmp_path / "run" / "quarantine.csv").read_text()
+    assert "broken.mp4" in listed and "no readable media file" in listed
+    assert [line["bad_clips"] for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line][-1] == 1
+    assert "broken.mp4" in (tmp_path / "run" / "report.html").read_text()
+    run = pretraining(tmp_path / "m.csv", tmp_path / "strict")
+    run.data = DataConfig(workers=0, max_bad_share=0.01)
+    with pytest.raises(RuntimeError, match=r"1 of 19 clips are bad, more than max_bad_share = 0\.01"):
+        pretrain(run)
+
+
+def test_layer_decay_and_weight_decay_follow_the_recipe():
+    cfg = TINY  # 4 blocks, 2 fusion units: layers 0 to 7
+    model = avfmae.AVFMAEForFinetuning(cfg, 3)
+    groups = parameter_groups(model, OptimConfig(layer_decay=0.5, weight_decay=0.05))
+    scale = {n: g["lr_scale"] for g in groups for n in g["names"]}
+    decay = {n: g["weight_decay"] for g in groups for n in g["names"]}
+    assert scale["video_encoder.embed.proj.weight"] == scale["audio_encoder.region_tokens"] == 0.5**7
+    assert scale["video_encoder.blocks.0.mlp.fc1.weight"] == 0.5**6 and scale["audio_encoder.blocks.3.mlp.fc1.bias"] == 0.5**3
+    assert scale["fusion.video_units.0.norm.weight"] == 0.5**2 and scale["fusion.audio_units.1.self_gate.weight"] == 0.5
+    assert scale["head.weight"] == scale["fusion.refinement.proj.weight"] == scale["video_encoder.norm.weight"] == 1
+    assert decay["head.weight"] == 0.05 and decay["head.bias"] == decay["video_encoder.region_tokens"] == decay["fusion.video_units.0.norm.weight"] == 0
+    assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+
+
+def test_learning_rate_warms_up_then_follows_a_cosine():
+    optim = OptimConfig(lr=1.0, min_lr=0.1, warmup_lr=0.01, epochs=10, warmup_epochs=2, total_batch=128)
+    rates = [learning_rate(s, 5, optim) for s in range(50)]
+    assert rates[0] == pytest.approx(0.005) and rates[10] == pytest.approx(0.5) and rates[49] == pytest.approx(0.05)
+    assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True)) and all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0), (0, 1.0)], ids=["mixup", "cutmix"])
+def test_mixing_blends_picture_sound_and_label_alike(mixup, cutmix):
+    video = torch.stack([torch.full((2, 32, 32, 3), v, dtype=torch.uint8) for v in (0, 200)])
+    audio = torch.stack([torch.full((1, 256, 8), v) for v in (0.0, 1.0)])
+    targets = torch.eye(2)
+    batch = Batch(video, audio, torch.arange(2), None, [0, 1])
+    seen = set()
+    for seed in range(20):
+        mixed, blended = mix(batch, targets, np.random.default_rng(seed), mixup, cutmix, 0.5)
+        share = float(blended[1, 1])  # what clip 1 kept of itself
+        assert torch.allclose(blended.sum(1), torch.ones(2)) and torch.allclose(blended, blended.flip(0).flip(1))
+        assert mixed.video.dtype == torch.uint8
+        assert abs(mixed.video[1].float().mean() / 200 - share) < 0.01 and abs(float(mixed.audio[1].mean()) - share) < 0.01
+        seen.add(round(share, 2))
+    assert len(seen) > 10
+    assert torch.equal(batch.video[1].unique(), torch.tensor([200], dtype=torch.uint8))  # the given batch is untouched
+
+
+def supervised(drawn, out, **changes):
+    optim = OptimConfig(lr=5e-3, epochs=changes.pop("epochs", 2), warmup_epochs=0, total_batch=6)
+    return {"preset": "tiny", "out": out, "data": DATA, "optim": optim} | changes
+
+
+def test_finetuning_reports_three_numbers(drawn, tmp_path):
+    results = finetune(FinetuneConfig(manifest=drawn, **supervised(drawn, tmp_path)))
+    fold = results["folds"]["split"]
+    assert set(fold) == {"last", "best_on_held_out", "best_on_test_legacy"}
+    assert fold["best_on_test_legacy"]["UAR"] >= fold["last"]["UAR"] and 0 <= fold["last"]["WAR"] <= 1
+    assert np.sum(fold["last"]["confusion"]) == 6
+    assert json.loads((tmp_path / "results.json").read_text())["summary"]["last"]["UAR"]["mean"] == fold["last"]["UAR"]
+    page = (tmp_path / "report.html").read_text()
+    assert "best on test (legacy)" in page and "last epoch" in page
+
+
+def test_folds_never_share_a_subject(drawn, tmp_path):
+    clips = read_manifest(drawn)
+    fold = fold_of(clips, "loso")
+    assert len(set(fold.values())) == 3
+    for split in make_splits(clips, FinetuneConfig(folds="loso", val_share=0.5)):
+        people = [{c.subject for c in part} for part in (split.train, split.val, split.test)]
+        assert not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2] and all(people)
+    results = finetune(FinetuneConfig(manifest=drawn, folds=3, **supervised(drawn, tmp_path, epochs=1)))
+    assert len(results["folds"]) == 3 and np.sum(results["summary"]["last"]["pooled"]["confusion"]) == 18
+    with pytest.raises(ValueError, match="folds: got 4, expected 2 to 3"):
+        fold_of(clips, 4)
+
+
+@pytest.mark.parametrize("modalities", [("video",), ("audio",)], ids=str)
+def test_regression_with_one_modality(drawn, tmp_path, modalities):
+    from dataclasses import replace
+
+    rng = np.random.default_rng(0)
+    write_manifest(tmp_path / "m.csv", [replace(c, label=f"{rng.normal():.3f} {rng.normal():.3f}") for c in read_manifest(drawn)])
+    run = FinetuneConfig(manifest=tmp_path / "m.csv", task="regression", modalities=modalities, **supervised(drawn, tmp_path / "run", epochs=1))
+    results = finetune(run)
+    assert {"PCC", "CCC", "MSE", "PCC_0", "CCC_1"} <= set(results["folds"]["split"]["last"]) and results["select"] == "CCC"
+
+
+LABEL_MAP = """
+classes = ["good", "bad"]
+[map.faces]
+content = "good"
+joyful = "good"
+sad = "bad"
+angry = "bad"
+surprised = ""
+afraid = "bad"
+"""
+
+
+def semantics(drawn, tmp_path, held_out, label_map=LABEL_MAP):
+    (tmp_path / "map.toml").write_text(label_map)
+    return PSIConfig(manifests=(drawn,), label_map=tmp_path / "map.toml", held_out=held_out, **supervised(drawn, tmp_path / "psi", epochs=1))
+
+
+def test_psi_refuses_what_the_target_holds_out(drawn, tmp_path):
+    with pytest.raises(ValueError, match="held_out: 5 of 15 clips belong to the target's evaluation"):
+        psi(semantics(drawn, tmp_path, HeldOut(drawn)))
+    with pytest.raises(ValueError, match="held_out: 5 of 15"):
+        psi(semantics(drawn, tmp_path, HeldOut(drawn, folds=3, fold=2)))
+    # a copy under another name, of nobody known
+    import shutil
+    from dataclasses import replace
+
+    clips = read_manifest(drawn)
+    shutil.copy(clips[-1].path, tmp_path / "copy.mp4")
+    write_manifest(tmp_path / "copies.csv", [replace(clips[0], path=str(tmp_path / "copy.mp4"), subject=None)])
+    with pytest.raises(ValueError, match="is a copy of a held-out clip"):
+        psi(semantics(tmp_path / "copies.csv", tmp_path, HeldOut(drawn)))
+
+
+def test_psi_trains_on_what_is_left_and_fine_tuning_takes_it_up(drawn, tmp_path):
+    weights = psi(semantics(drawn, tmp_path, HeldOut(drawn, on_leak="exclude")))
+    lines = [line for line in read_log(tmp_path / "psi" / "log.jsonl") if "loss" in line]
+    assert len(lines) == 10 // 6 and json.loads((tmp_path / "psi" / "classes.json").read_text()) == ["good", "bad"]
+    results = finetune(FinetuneConfig(manifest=drawn, init=weights, **supervised(drawn, tmp_path / "ft", epochs=1)))
+    assert results["classes"][0] == "afraid"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("classes = []\n", "needs 'classes'"), ('classes = ["a"]\n[map.x]\ny = "b"\n', "none of the classes"), ("class = 1", "unknown key 'class'"), ("=", "is no TOML")],
+    ids=["empty", "class", "key", "toml"],
+)  # fmt: skip
+def test_bad_label_maps_are_named(text, words, tmp_path):
+    (tmp_path / "m.toml").write_text(text)
+    with pytest.raises(ValueError, match=words) as caught:
+        LabelMap.read(tmp_path / "m.toml")
+    assert "m.toml" in str(caught.value)
+
+
+def test_labels_that_the_map_lacks_are_named(drawn, tmp_path):
+    with pytest.raises(ValueError, match=r"row 1: label 'content' is not in \[map.faces\]"):
+        psi(semantics(drawn, tmp_path, HeldOut(), LABEL_MAP.replace("content", "contented")))
+    with pytest.raises(ValueError, match=r"data set 'faces' has no \[map.faces\]"):
+        psi(semantics(drawn, tmp_path, HeldOut(), LABEL_MAP.replace("map.faces", "map.masks")))

@@ -1,0 +1,8 @@
+"""For torchrun: ``torchrun --nproc-per-node 8 train/finetune.py --config train/configs/base_finetune.toml ...``, as ``avfmae finetune ...``."""
+
+import sys
+
+from avfmae.cli import main
+
+if __name__ == "__main__":
+    main(["finetune", *sys.argv[1:]])

@@ -1,0 +1,8 @@
+"""For torchrun: ``torchrun --nproc-per-node 8 train/psi.py --config train/configs/base_psi.toml ...``, as ``avfmae psi ...``."""
+
+import sys
+
+from avfmae.cli import main
+
+if __name__ == "__main__":
+    main(["psi", *sys.argv[1:]])
