@@ -97,8 +97,21 @@ class BuildExt(build_ext):
             if not src.endswith(".cu"):
                 return compile_cpp(obj, src, extension, cc_args, extra_postargs, pp_opts)
             archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS]
-            command = [str(cuda_home() / "bin" / "nvcc"), "-c", src, "-o", obj, *pp_opts, "-O3", "-std=c++20", "-DUSE_CUDA",
-                       *STABLE_ABI, *archs, "-Xcompiler=-fPIC,-fvisibility=hidden", "-lineinfo"]
+            command = [
+                str(cuda_home() / "bin" / "nvcc"),
+                "-c",
+                src,
+                "-o",
+                obj,
+                *pp_opts,
+                "-O3",
+                "-std=c++20",
+                "-DUSE_CUDA",
+                *STABLE_ABI,
+                *archs,
+                "-Xcompiler=-fPIC,-fvisibility=hidden",
+                "-lineinfo",
+            ]
             subprocess.run(command, check=True)
 
         self.compiler._compile = compile_one

@@ -132,7 +132,9 @@ def released_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 def released_gradients(model: nn.Module) -> dict[str, Tensor]:
     """Gradients in the released layout; zeros for parameters that cannot reach the loss and so have none."""
-    return to_released(model, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()})
+    return to_released(
+        model, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
+    )
 
 
 @dataclass
@@ -190,13 +192,21 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
             report.resized += wrong
             continue
         if wrong:
-            raise ValueError(f"{source}: {wrong[0]} is {tuple(state[wrong[0]].shape)}, expected {tuple(shapes[wrong[0]])}: another model size?")
-        loaded[name] = torch.cat([state[n] for n in names]).reshape(tensor.shape) if len(names) > 1 else state[names[0]].reshape(tensor.shape)
+            raise ValueError(
+                f"{source}: {wrong[0]} is {tuple(state[wrong[0]].shape)}, expected {tuple(shapes[wrong[0]])}: another model size?"
+            )
+        loaded[name] = (
+            torch.cat([state[n] for n in names]).reshape(tensor.shape)
+            if len(names) > 1
+            else state[names[0]].reshape(tensor.shape)
+        )
         report.matched += names
     report.dropped = [n for n in state if n not in used]
     lost = [n for n in report.missing if not n.startswith(FRESH)]
     if lost:
-        raise ValueError(f"{source}: lacks {len(lost)} of the model's tensors, {lost[0]} first; it has {', '.join(sorted({n.split('.')[0] for n in state})) or 'nothing'}")
+        raise ValueError(
+            f"{source}: lacks {len(lost)} of the model's tensors, {lost[0]} first; it has {', '.join(sorted({n.split('.')[0] for n in state})) or 'nothing'}"
+        )
     model.load_state_dict(loaded, strict=False)
     return report
 
@@ -227,7 +237,8 @@ def read_weights(path: str | os.PathLike) -> dict:
             return safetensors.torch.load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # both readers raise a dozen kinds
-        raise ValueError(f"{path}: is no readable checkpoint ({type(error).__name__}: {str(error).splitlines()[0][:200]})") from error
+        reason = next(iter(str(error).splitlines()), "")[:200]
+        raise ValueError(f"{path}: is no readable checkpoint ({type(error).__name__}: {reason})") from error
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike, **about: object) -> None:
@@ -249,7 +260,9 @@ def read_about(path: str | os.PathLike) -> dict:
         raise ValueError(f"{path}: carries no model configuration; was it written by avfmae?")
     config = about["config"]
     for modality in ("video", "audio"):
-        config[modality] = ModalityConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config[modality].items()})
+        config[modality] = ModalityConfig(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in config[modality].items()}
+        )
     about["config"] = ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
     return about
 

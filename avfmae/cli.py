@@ -126,7 +126,9 @@ def run_doctor(arguments: Sequence[str]) -> None:
     from avfmae.doctor import doctor
 
     if arguments:
-        print("usage: avfmae doctor\n\nWhat was built, which torch, GPU and decoders, and which kernels run here and why.")
+        print(
+            "usage: avfmae doctor\n\nWhat was built, which torch, GPU and decoders, and which kernels run here and why."
+        )
         return
     doctor()
 

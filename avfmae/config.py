@@ -75,19 +75,30 @@ class ModelConfig:
     attention: Literal["sdpa", "flash"] = "sdpa"
 
     def __post_init__(self):
-        for name, width, heads in (("heads", self.width, self.heads), ("decoder_heads", self.decoder_width, self.decoder_heads)):
+        for name, width, heads in (
+            ("heads", self.width, self.heads),
+            ("decoder_heads", self.decoder_width, self.decoder_heads),
+        ):
             if width % heads:
                 raise ValueError(f"{name}: {heads} does not divide the width {width}")
-        if not all(0 <= b < self.depth for b in self.skip_blocks) or list(self.skip_blocks) != sorted(set(self.skip_blocks)):
-            raise ValueError(f"skip_blocks: got {self.skip_blocks}, expected ascending block numbers below depth {self.depth}")
+        if not all(0 <= b < self.depth for b in self.skip_blocks) or list(self.skip_blocks) != sorted(
+            set(self.skip_blocks)
+        ):
+            raise ValueError(
+                f"skip_blocks: got {self.skip_blocks}, expected ascending block numbers below depth {self.depth}"
+            )
         for name, allowed in (("family", ("avfmae", "hicmae")), ("region_mode", ("exact", "released")),
                               ("token_order", ("raster", "released")), ("attention", ("sdpa", "flash"))):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {allowed}")
         for name in ("video", "audio"):
             m = getattr(self, name)
-            if any(s % p for s, p in zip(m.size, m.patch, strict=True)) or any(g % r for g, r in zip(m.grid, m.region, strict=True)):
-                raise ValueError(f"{name}: patch {m.patch} must divide size {m.size}, and region {m.region} the grid {m.grid}")
+            if any(s % p for s, p in zip(m.size, m.patch, strict=True)) or any(
+                g % r for g, r in zip(m.grid, m.region, strict=True)
+            ):
+                raise ValueError(
+                    f"{name}: patch {m.patch} must divide size {m.size}, and region {m.region} the grid {m.grid}"
+                )
             if self.family == "avfmae" and m.visible % m.regions:
                 raise ValueError(f"{name}.visible: {m.visible} tokens do not share out over {m.regions} regions")
 
@@ -102,7 +113,9 @@ class ModelConfig:
         """A copy with some fields changed."""
         unknown = set(changes) - set(self.__dataclass_fields__)
         if unknown:
-            raise ValueError(f"ModelConfig has no field {', '.join(sorted(unknown))}; it has {', '.join(self.__dataclass_fields__)}")
+            raise ValueError(
+                f"ModelConfig has no field {', '.join(sorted(unknown))}; it has {', '.join(self.__dataclass_fields__)}"
+            )
         return replace(self, **changes)
 
 

@@ -50,7 +50,9 @@ def demo(run: DemoConfig) -> Path:
     begun, out = time.monotonic(), Path(run.out)
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - run.workers))
     media = out / "media"
-    manifests = {name: make_demo_set(media, s, test_people=TEST_PEOPLE if name == "target" else 0) for name, s in SETS.items()}
+    manifests = {
+        name: make_demo_set(media, s, test_people=TEST_PEOPLE if name == "target" else 0) for name, s in SETS.items()
+    }
     target = manifests["target"]
     unlabelled = media / "unlabelled.csv"
     clips = [c for m in manifests.values() for c in read_manifest(m) if c.split != "test"]
@@ -80,7 +82,10 @@ def demo(run: DemoConfig) -> Path:
             )))  # fmt: skip
     for name, runs in results.items():
         uars = [r["summary"]["last"]["UAR"]["mean"] for r in runs]
-        console.print(f"{name}: UAR {100 * np.mean(uars):.1f} ± {100 * np.std(uars):.1f} % on {TEST_PEOPLE} people never trained on", highlight=False)
+        console.print(
+            f"{name}: UAR {100 * np.mean(uars):.1f} ± {100 * np.std(uars):.1f} % on {TEST_PEOPLE} people never trained on",
+            highlight=False,
+        )
     from avfmae.report import demo_report
 
     path = demo_report(out, results, seconds=time.monotonic() - begun)

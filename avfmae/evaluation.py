@@ -98,7 +98,10 @@ def evaluate(
     read = [c for c in listed if c.id in outputs]
     if all(c.label is not None and (classes is None or c.label in classes) for c in read):
         values = score(read, np.array([outputs[c.id] for c in read]), classes)
-        print("  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)), file=sys.stderr)
+        print(
+            "  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)),
+            file=sys.stderr,
+        )
     return rows
 
 
@@ -107,7 +110,11 @@ def _row(clip: Clip, output: np.ndarray, classes: tuple[str, ...] | None) -> dic
         return {"path": clip.path, **{f"output_{i}": f"{v:.4f}" for i, v in enumerate(output)}}
     shares = np.exp(output - output.max())
     shares /= shares.sum()
-    return {"path": clip.path, "prediction": classes[int(output.argmax())], **{c: f"{p:.4f}" for c, p in zip(classes, shares, strict=True)}}
+    return {
+        "path": clip.path,
+        "prediction": classes[int(output.argmax())],
+        **{c: f"{p:.4f}" for c, p in zip(classes, shares, strict=True)},
+    }
 
 
 class _stdout:

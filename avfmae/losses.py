@@ -47,7 +47,9 @@ def masked_mse(pred: Tensor, target: Tensor, scored: Tensor) -> Tensor:
     return (per_token * scored).sum() / count
 
 
-def info_nce(video: Tensor, audio: Tensor, temperature: float, gather: bool = True, negatives: int | None = None) -> tuple[Tensor, Tensor]:
+def info_nce(
+    video: Tensor, audio: Tensor, temperature: float, gather: bool = True, negatives: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Symmetric InfoNCE between the modalities' clip features (eq. 1's contrastive term, one level).
 
     Args:
@@ -76,5 +78,7 @@ def info_nce(video: Tensor, audio: Tensor, temperature: float, gather: bool = Tr
         raise ValueError(f"negatives: {negatives} other clips were asked for, but the batch has {len(all_video) - 1}")
     others = (labels[:, None] + torch.arange(negatives + 1, device=labels.device)) % len(all_video)  # itself first
     itself = torch.zeros_like(labels)
-    loss = (F.cross_entropy(by_video.gather(1, others), itself) + F.cross_entropy(by_audio.gather(1, others), itself)) / 2
+    loss = (
+        F.cross_entropy(by_video.gather(1, others), itself) + F.cross_entropy(by_audio.gather(1, others), itself)
+    ) / 2
     return loss, by_video

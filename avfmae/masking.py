@@ -35,7 +35,9 @@ class ModalityMask:
     scored: Tensor
 
     def to(self, device, non_blocking: bool = False) -> "ModalityMask":
-        return ModalityMask(*(t.to(device, non_blocking=non_blocking) for t in (self.visible, self.decoded, self.scored)))
+        return ModalityMask(
+            *(t.to(device, non_blocking=non_blocking) for t in (self.visible, self.decoded, self.scored))
+        )
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class DualMask:
     @classmethod
     def cat(cls, masks: Sequence["DualMask"]) -> "DualMask":
         """One batch of several."""
+
         def join(modality: str) -> ModalityMask:
             parts = [getattr(m, modality) for m in masks]
             return ModalityMask(*(torch.cat([getattr(p, f) for p in parts]) for f in ("visible", "decoded", "scored")))
@@ -131,12 +134,12 @@ def _tube(cfg: ModelConfig, clips: np.ndarray, seed: int, epoch: int) -> np.ndar
 
 
 def _running_cell(m: ModalityConfig, clips: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """2×2 cells tile the frame; in time step k a cell shows its queue rotated by start + k + 1, start random per clip."""
+    """2×2 cells tile the frame; in time step k a cell shows its queue rotated left by start + k + 1, start random per clip."""
     steps, rows, columns = m.grid
     start = random_bits(seed, epoch, clips, VIDEO_DECODER, 1) % len(CELL)  # (B, 1)
     rotation = start[..., None] + np.arange(steps)[:, None] + 1  # (B, T, 1)
     slot = (np.arange(rows)[:, None] % 2 * 2 + np.arange(columns) % 2).reshape(-1)  # place of a position in its cell
-    masked = CELL[(slot - rotation) % len(CELL)].astype(bool).reshape(len(clips), -1)  # (B, N)
+    masked = CELL[(slot + rotation) % len(CELL)].astype(bool).reshape(len(clips), -1)  # (B, N)
     return np.nonzero(~masked)[1].reshape(len(clips), -1)
 
 

@@ -77,7 +77,9 @@ def reconstruction(model: MaskedAutoencoder, dataset: PretrainDataset, device: t
     model.eval()
     batch = dataset.collate([dataset[(0, i)] for i in np.linspace(0, len(dataset) - 1, clips).astype(int)]).to(device)
     cfg, masks = model.cfg, batch.masks
-    hidden_video, hidden_audio = (_hidden(m.visible, n) for m, n in ((masks.video, cfg.video.tokens), (masks.audio, cfg.audio.tokens)))
+    hidden_video, hidden_audio = (
+        _hidden(m.visible, n) for m, n in ((masks.video, cfg.video.tokens), (masks.audio, cfg.audio.tokens))
+    )
     masks = DualMask.from_bool(hidden_video, None, hidden_audio, None)
     pred_video, pred_audio, _ = model.predict(batch.video, batch.audio, masks)
     (T, _, _), (pt, ph, pw), (gt, gh, gw) = cfg.video.size, cfg.video.patch, cfg.video.grid
@@ -86,12 +88,20 @@ def reconstruction(model: MaskedAutoencoder, dataset: PretrainDataset, device: t
     filled, masked = tubelets.clone(), tubelets.clone()
     for b in range(len(tubelets)):
         index = masks.video.decoded[b]
-        frames = rearrange(pred_video[b].float(), "n (p s c) -> n p s c", p=pt, c=3).cumsum(1)  # undo the frame difference
+        frames = rearrange(pred_video[b].float(), "n (p s c) -> n p s c", p=pt, c=3).cumsum(
+            1
+        )  # undo the frame difference
         filled[b, index] = frames * std[b, index] + mean[b, index]
         masked[b, index] = 128
 
     def clip(x):
-        return rearrange(x, "b (t h w) p (q r) c -> b (t p) (h q) (w r) c", t=gt, h=gh, q=ph, r=pw).clamp(0, 255).byte().cpu().numpy()
+        return (
+            rearrange(x, "b (t h w) p (q r) c -> b (t p) (h q) (w r) c", t=gt, h=gh, q=ph, r=pw)
+            .clamp(0, 255)
+            .byte()
+            .cpu()
+            .numpy()
+        )
 
     def spectrogram(x):
         (gf, _), (p, q) = cfg.audio.grid, cfg.audio.patch
@@ -100,7 +110,11 @@ def reconstruction(model: MaskedAutoencoder, dataset: PretrainDataset, device: t
     patches = audio_patches(batch.audio, cfg.audio.patch)
     everything = torch.arange(cfg.audio.tokens, device=device).expand(len(patches), -1)
     scale = patches.std(-1, keepdim=True) + 1e-6
-    assert torch.allclose(audio_target(batch.audio, everything, cfg.audio.patch) * scale + patches.mean(-1, keepdim=True), patches, atol=1e-3)
+    assert torch.allclose(
+        audio_target(batch.audio, everything, cfg.audio.patch) * scale + patches.mean(-1, keepdim=True),
+        patches,
+        atol=1e-3,
+    )
     sound, silent = patches.clone(), patches.clone()
     for b in range(len(patches)):
         index = masks.audio.decoded[b]
@@ -108,12 +122,21 @@ def reconstruction(model: MaskedAutoencoder, dataset: PretrainDataset, device: t
         silent[b, index] = torch.nan
     videos = [clip(x)[:, :: max(1, T // 8)] for x in (tubelets, masked, filled)]
     sounds = [spectrogram(x) for x in (patches, silent, sound)]
-    figure, axes = plt.subplots(3 * clips, 2, figsize=(11, 1.25 * 3 * clips), width_ratios=(3.4, 1), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        3 * clips, 2, figsize=(11, 1.25 * 3 * clips), width_ratios=(3.4, 1), squeeze=False, layout="constrained"
+    )
     for b, k in np.ndindex(clips, 3):
         left, right = axes[3 * b + k]
         left.imshow(np.concatenate(list(videos[k][b]), axis=1))
         low, high = np.percentile(sounds[0][b], (2, 99.5))
-        right.imshow(sounds[k][b], origin="lower", aspect="auto", cmap=matplotlib.colormaps["magma"].with_extremes(bad="#808080"), vmin=low, vmax=high)
+        right.imshow(
+            sounds[k][b],
+            origin="lower",
+            aspect="auto",
+            cmap=matplotlib.colormaps["magma"].with_extremes(bad="#808080"),
+            vmin=low,
+            vmax=high,
+        )
         left.set_ylabel(("original", "masked", "reconstructed")[k])
         for axis in (left, right):
             axis.set(xticks=[], yticks=[])
@@ -147,7 +170,9 @@ def results_rows(results: dict) -> list[dict]:
         if kind in results.get("summary", {}):
             values = results["summary"][kind]
             factor = 100 if results["classes"] else 1
-            cells = {n: f"{factor * v['mean']:.2f} ± {factor * v['std']:.2f}" for n, v in values.items() if n != "pooled"}
+            cells = {
+                n: f"{factor * v['mean']:.2f} ± {factor * v['std']:.2f}" for n, v in values.items() if n != "pooled"
+            }
             epochs = ", ".join(str(fold[kind]["epoch"] + 1) for fold in results["folds"].values() if kind in fold)
             rows.append({"epoch": f"{title} ({epochs})", **cells})
     return rows
@@ -157,7 +182,10 @@ def print_results(results: dict) -> None:
     """The result table on the terminal."""
     if not (rows := results_rows(results)):
         return
-    table = Table(title="test clips, mean ± standard deviation over folds" + (", in %" if results["classes"] else ""), title_justify="left")
+    table = Table(
+        title="test clips, mean ± standard deviation over folds" + (", in %" if results["classes"] else ""),
+        title_justify="left",
+    )
     for column in rows[0]:
         table.add_column(column)
     for row in rows:
@@ -218,7 +246,9 @@ def add_quarantine(page: Page, runs: Sequence[Path]) -> None:
             if path.exists():
                 with open(path, newline="") as file:
                     rows += [{"stage": run.name, **row} for row in csv.DictReader(file)]
-    page.add("Clips set aside", f"{len(rows)} clips could not be used." if rows else "None: every clip could be read.", rows)
+    page.add(
+        "Clips set aside", f"{len(rows)} clips could not be used." if rows else "None: every clip could be read.", rows
+    )
 
 
 def stage_report(
@@ -234,7 +264,11 @@ def stage_report(
     names = ("loss", "loss_video", "loss_audio") if model is not None else ("loss",)
     page.add("Loss", losses=loss_curves(dict(list(logs.items())[:3]), names))
     if model is not None:
-        page.add("Reconstruction", "Original, masked and reconstructed; on the right the spectrograms.", reconstruction=reconstruction(model, dataset, device))
+        page.add(
+            "Reconstruction",
+            "Original, masked and reconstructed; on the right the spectrograms.",
+            reconstruction=reconstruction(model, dataset, device),
+        )
     add_quarantine(page, [log.parent for log in logs.values()])
     return page.write()
 
@@ -242,13 +276,19 @@ def stage_report(
 def add_confusion(page: Page, results: dict) -> None:
     if results["classes"]:
         pooled = results["summary"]["last"]["pooled"]["confusion"]
-        page.add("Confusion", "All folds' test clips, last epoch.", confusion=confusion_picture(pooled, results["classes"], "last epoch"))
+        page.add(
+            "Confusion",
+            "All folds' test clips, last epoch.",
+            confusion=confusion_picture(pooled, results["classes"], "last epoch"),
+        )
 
 
 def demo_report(out: Path, results: dict[str, list[dict]], seconds: float) -> Path:
     """The demo's page: what the three stages did, and what they are worth against training from scratch."""
     trained = results["pre-trained"][0]
-    page = Page(out, "AVF-MAE++ on drawn faces and voices", f"Three stages of the tiny model, trained in {seconds:.0f} s.")
+    page = Page(
+        out, "AVF-MAE++ on drawn faces and voices", f"Three stages of the tiny model, trained in {seconds:.0f} s."
+    )
     uar = {name: [r["summary"]["last"]["UAR"]["mean"] for r in runs] for name, runs in results.items()}
     war = {name: [r["summary"]["last"]["WAR"]["mean"] for r in runs] for name, runs in results.items()}
     rows = [{
@@ -259,7 +299,10 @@ def demo_report(out: Path, results: dict[str, list[dict]], seconds: float) -> Pa
     page.add("Pre-trained against from scratch",
              "Six emotions, last epoch, on people that no stage has seen. Half of an emotion is only visible, half only audible.",
              rows, comparison=comparison(uar, 1 / len(trained["classes"]), "UAR on held-out people, %"))  # fmt: skip
-    page.add("What pre-training reconstructs", "Original, masked (the encoder sees what is left) and reconstructed; on the right the spectrograms.")
+    page.add(
+        "What pre-training reconstructs",
+        "Original, masked (the encoder sees what is left) and reconstructed; on the right the spectrograms.",
+    )
     picture = out / "1-pretraining" / "pictures" / "reconstruction.png"
     page.sections[-1]["pictures"] = [base64.b64encode(picture.read_bytes()).decode()] if picture.exists() else []
     seed = next(iter(out.glob("3-finetuning-pre-trained-*"))).name.rpartition("-")[2]

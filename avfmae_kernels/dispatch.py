@@ -33,7 +33,9 @@ TRITON_USABLE = TRITON_INSTALLED and (TRITON_INTERPRETED or torch.version.cuda i
 
 # (op, device) pairs that the compiled module serves. All of these are constants, so that torch.compile can trace dispatch.
 COMPILED = {
-    (op, device) for op in SCHEMAS for device in ("cpu", "cuda")
+    (op, device)
+    for op in SCHEMAS
+    for device in ("cpu", "cuda")
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"avfmae::{op}", device.upper())
 }
 

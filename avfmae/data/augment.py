@@ -71,7 +71,9 @@ def view_box(within: Box, view: int, views: int) -> Box:
 
 
 def _affine(*coefficients: float):
-    return lambda image: image.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC, fillcolor=(124, 116, 104))
+    return lambda image: image.transform(
+        image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC, fillcolor=(124, 116, 104)
+    )
 
 
 # RandAugment's operations at strength m of 0..10, in the "increasing" set: every one does more as m grows.
@@ -83,7 +85,9 @@ RAND_AUGMENT = (
     lambda m, s, n: lambda image: image.rotate(s * 30 * m / 10, Image.Resampling.BICUBIC, fillcolor=(124, 116, 104)),
     lambda m, s, n: lambda image: ImageOps.posterize(image, max(1, 4 - int(m / 10 * 4))),
     lambda m, s, n: lambda image: ImageOps.solarize(image, max(0, 256 - int(m / 10 * 256))),
-    lambda m, s, n: lambda image: image.point([min(255, v + int(m / 10 * 110)) if v < 128 else v for v in range(256)] * 3),
+    lambda m, s, n: (
+        lambda image: image.point([min(255, v + int(m / 10 * 110)) if v < 128 else v for v in range(256)] * 3)
+    ),
     lambda m, s, n: lambda image: ImageEnhance.Color(image).enhance(1 + s * 0.9 * m / 10),
     lambda m, s, n: lambda image: ImageEnhance.Contrast(image).enhance(1 + s * 0.9 * m / 10),
     lambda m, s, n: lambda image: ImageEnhance.Brightness(image).enhance(1 + s * 0.9 * m / 10),
@@ -95,7 +99,9 @@ RAND_AUGMENT = (
 )
 
 
-def rand_augment(frames: np.ndarray, rng: np.random.Generator, magnitude: float = 7, operations: int = 4, spread: float = 0.5) -> np.ndarray:
+def rand_augment(
+    frames: np.ndarray, rng: np.random.Generator, magnitude: float = 7, operations: int = 4, spread: float = 0.5
+) -> np.ndarray:
     """RandAugment (Cubuk et al., 2020): operations drawn with replacement, each applied with probability ½.
 
     The strength of each is normal(magnitude, spread), within 0..10. All frames get the same operations.

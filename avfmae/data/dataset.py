@@ -117,7 +117,10 @@ def read_window_audio(clip: Clip, info: VideoInfo, window: Window, missing: str)
     else:  # a separate file starts with the video's file
         waveform = read_audio(clip.audio_path, window.start - info.start, window.end - info.start)
     if len(waveform) < SHORTEST:
-        raise MediaError(clip.audio_path or clip.path, f"has {len(waveform)} samples of sound at {window.start:.2f} s, too few for one spectrum")
+        raise MediaError(
+            clip.audio_path or clip.path,
+            f"has {len(waveform)} samples of sound at {window.start:.2f} s, too few for one spectrum",
+        )
     return waveform
 
 
@@ -156,7 +159,9 @@ class Batch:
         def move(x):
             return None if x is None else x.to(device, non_blocking=True)
 
-        return Batch(move(self.video), move(self.audio), move(self.labels), move(self.masks), self.clips, self.views, self.bad)
+        return Batch(
+            move(self.video), move(self.audio), move(self.labels), move(self.masks), self.clips, self.views, self.bad
+        )
 
     def pin_memory(self) -> "Batch":
         def pin(x):
@@ -214,21 +219,29 @@ class ClipDataset(Dataset):
                 bad.append(Bad(clip.id, error.path, error.reason))
                 if self.purpose == "evaluate":
                     return None, None, None, bad
-        raise RuntimeError(f"no readable clip was found in {ATTEMPTS} attempts to replace a bad one; the last: {bad[-1].path}: {bad[-1].reason}")
+        raise RuntimeError(
+            f"no readable clip was found in {ATTEMPTS} attempts to replace a bad one; the last: {bad[-1].path}: {bad[-1].reason}"
+        )
 
     def read(self, clip: Clip, epoch: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The clip's views: video (V, T, H, W, 3) uint8 and audio (V, 1, frames, mels) float32; V is 1 in training."""
         info = probe(clip.path)
         if self.purpose == "evaluate":
             segments, crops = self.data.segments, self.data.crops
-            views = [self.view(clip, info, s / max(1, segments - 1) if segments > 1 else 0.5, c) for s in range(segments) for c in range(crops)]
+            views = [
+                self.view(clip, info, s / max(1, segments - 1) if segments > 1 else 0.5, c)
+                for s in range(segments)
+                for c in range(crops)
+            ]
         else:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 0, clip.id]))
             views = [self.view(clip, info, rng.random(), rng=rng)]
         return tuple(None if views[0][k] is None else np.stack([v[k] for v in views]) for k in range(2))
 
     def view(self, clip: Clip, info: VideoInfo, position: float, crop: int = 0, rng: np.random.Generator | None = None):
-        window = sample_window(info, clip, position, self.cfg.video.size[0], self.data, spread=self.purpose != "pretrain")
+        window = sample_window(
+            info, clip, position, self.cfg.video.size[0], self.data, spread=self.purpose != "pretrain"
+        )
         video = audio = None
         if "audio" in self.modalities:
             waveform = read_window_audio(clip, info, window, self.data.missing_audio)

@@ -110,7 +110,11 @@ def probe(path: str) -> VideoInfo:
         if expected - end > max(0.5, 0.1 * expected) and "mpeg" not in container.format.name:
             raise MediaError(path, f"is truncated: {end:.2f} of {expected:.2f} s are there")
         times = np.sort(np.array(ticks)) * float(stream.time_base)
-        fps = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 and times[-1] > times[0] else float(stream.average_rate or 25)
+        fps = (
+            (len(times) - 1) / (times[-1] - times[0])
+            if len(times) > 1 and times[-1] > times[0]
+            else float(stream.average_rate or 25)
+        )
         formats = set(container.format.name.split(","))
         return VideoInfo(times, start, fps, bool(container.streams.audio), bool(formats & EXACT_SEEK))
 
@@ -206,7 +210,9 @@ def read_audio(path: str, start: float, end: float) -> np.ndarray:
             for frame in chain(_decoded(container, stream, end), [None]):  # None flushes
                 for out in resampler.resample(frame):
                     samples = out.to_ndarray()[0]
-                    stamped = place if out.pts is None else round((float(out.pts * out.time_base) - start) * SAMPLE_RATE)
+                    stamped = (
+                        place if out.pts is None else round((float(out.pts * out.time_base) - start) * SAMPLE_RATE)
+                    )
                     if place is None or abs((stamped or 0) - place) > 0.02 * SAMPLE_RATE:  # a gap, not a rounding
                         place = stamped or 0
                     low, high = max(place, 0), min(place + len(samples), length)

@@ -37,7 +37,9 @@ def _flash_attention():
     try:
         from flash_attn import flash_attn_func
     except ImportError as error:
-        raise RuntimeError(f"attention='flash' was asked for, but flash-attn does not import ({error}); use 'sdpa'") from error
+        raise RuntimeError(
+            f"attention='flash' was asked for, but flash-attn does not import ({error}); use 'sdpa'"
+        ) from error
     return flash_attn_func
 
 
@@ -79,7 +81,9 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x (B, N, C), context (B, M, C) -> (B, N, C)."""
         q = F.linear(x, self.q.weight, self.q_bias)
-        k, v = F.linear(context, self.kv.weight, torch.cat([torch.zeros_like(self.v_bias), self.v_bias])).chunk(2, dim=-1)
+        k, v = F.linear(context, self.kv.weight, torch.cat([torch.zeros_like(self.v_bias), self.v_bias])).chunk(
+            2, dim=-1
+        )
         return self.proj(multi_head_attention(q, k, v, self.heads, self.backend))
 
     def one_key(self, context: Tensor) -> Tensor:

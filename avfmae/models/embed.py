@@ -51,7 +51,9 @@ class PatchEmbed(nn.Module):
         fits = clip.dtype == torch.uint8 if self.is_video else clip.is_floating_point()
         if not fits or tuple(clip.shape[1:]) != expected[1]:
             name = "video" if self.is_video else "audio"
-            raise ValueError(f"{name}: got {clip.dtype} {tuple(clip.shape)}, expected {expected[0]} (B, {', '.join(map(str, expected[1]))})")
+            raise ValueError(
+                f"{name}: got {clip.dtype} {tuple(clip.shape)}, expected {expected[0]} (B, {', '.join(map(str, expected[1]))})"
+            )
         if not self.is_video:
             return take_tokens(audio_patches(clip, self.m.patch), index)
         autocast = torch.is_autocast_enabled(clip.device.type)

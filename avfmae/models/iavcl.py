@@ -126,7 +126,10 @@ class IAVCL(nn.Module):
         self.refinement = EvolutionaryRefinement(width)
         self.video_aggregation = UnitAggregation(width, heads, cfg.drop_path / 2)
         self.audio_aggregation = UnitAggregation(width, heads, cfg.drop_path / 2)
-        self.joint_norm, self.feedback_attn = layer_norm(width), CrossAttention(width, heads)  # shared by the modalities
+        self.joint_norm, self.feedback_attn = (
+            layer_norm(width),
+            CrossAttention(width, heads),
+        )  # shared by the modalities
 
     def forward(self, video: Tensor, audio: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
         """video (B, N, C), audio (B, M, C), joint (B, J, 2C) -> fused video (B, N, C), audio (B, M, C)."""

@@ -71,7 +71,9 @@ class LGIEncoder(nn.Module):
 
     def __init__(self, cfg: ModelConfig, m: ModalityConfig):
         super().__init__()
-        self.m, self.skip_blocks, self.region_mode = m, cfg.skip_blocks, cfg.region_mode
+        self.skip_blocks, self.region_mode, self.regions = cfg.skip_blocks, cfg.region_mode, m.regions
+        self.steps, self.groups = m.region[0], m.grid[0] // m.region[0]  # time steps a region, regions along time
+        self.is_video = len(m.size) == 3
         self.embed = PatchEmbed(m, cfg.width)
         self.region_tokens = nn.Parameter(torch.zeros(m.regions, cfg.width))
         rates = torch.linspace(0, cfg.drop_path, cfg.depth, device="cpu").tolist()
@@ -90,23 +92,24 @@ class LGIEncoder(nn.Module):
             if visible.device.type == "cpu" and not torch.compiler.is_compiling():
                 self._check_balanced(region)
             return visible.gather(1, region.argsort(dim=1, stable=True))
-        if len(self.m.grid) == 2:
+        if not self.is_video:
             return visible
-        steps = self.m.region[0]
-        runs = self.m.regions // (self.m.grid[0] // steps)
-        return rearrange(visible, "b (group step run k) -> b (group run step k)", group=self.m.grid[0] // steps, step=steps, run=runs)
+        runs = self.regions // self.groups
+        return rearrange(
+            visible, "b (group step run k) -> b (group run step k)", group=self.groups, step=self.steps, run=runs
+        )
 
     def _check_balanced(self, region: Tensor) -> None:
-        counts = torch.nn.functional.one_hot(region, self.m.regions).sum(1)
-        if (counts != region.shape[1] // self.m.regions).any():
+        counts = torch.nn.functional.one_hot(region, self.regions).sum(1)
+        if (counts != region.shape[1] // self.regions).any():
             raise ValueError(
                 f"masks: regions hold {counts.min()} to {counts.max()} visible tokens; region_mode='exact' needs "
-                f"{region.shape[1] // self.m.regions} in each. Masks of the released kind go with region_mode='released'."
+                f"{region.shape[1] // self.regions} in each. Masks of the released kind go with region_mode='released'."
             )
 
     def tokens(self, clip: Tensor, index: Tensor) -> Tensor:
         """Embedded tokens with their region tokens in front: index (B, N) region-major -> (B, R, S, C)."""
-        t = rearrange(self.embed(clip, index), "b (r s) c -> b r s c", r=self.m.regions)
+        t = rearrange(self.embed(clip, index), "b (r s) c -> b r s c", r=self.regions)
         return torch.cat([self.region_tokens.to(t.dtype).expand(len(t), -1, -1)[:, :, None], t], dim=2)
 
     def encode_visible(self, clip: Tensor, visible: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:

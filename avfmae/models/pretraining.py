@@ -46,7 +46,9 @@ class MaskedAutoencoder(nn.Module):
         """(B, Nv, C), (B, Na, C) -> the same, fused."""
         raise NotImplementedError
 
-    def predict(self, video: Tensor, audio: Tensor, masks: DualMask) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
+    def predict(
+        self, video: Tensor, audio: Tensor, masks: DualMask
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
         """Predictions of the decoded tokens, and the clips' video and audio features (B, C) at each skip level."""
         if not len(video) == len(audio) == len(masks):
             raise ValueError(f"video, audio, masks: got batches of {len(video)}, {len(audio)} and {len(masks)}")

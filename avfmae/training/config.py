@@ -70,7 +70,9 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def model_config(self, **changes) -> ModelConfig:
-        return ModelConfig.preset(self.preset).replace(region_mode=self.region_mode, token_order=self.token_order, **changes)
+        return ModelConfig.preset(self.preset).replace(
+            region_mode=self.region_mode, token_order=self.token_order, **changes
+        )
 
 
 @dataclass

@@ -64,14 +64,20 @@ def make_splits(clips: Sequence[Clip], run: FinetuneConfig) -> list[Split]:
         by = {name: [c for c in clips if c.split == name] for name in ("train", "val", "test")}
         if not by["train"] or not by["test"]:
             found = sorted({str(c.split) for c in clips})
-            raise ValueError(f"{run.manifest}: its split column needs 'train' and 'test', it has {', '.join(found)}; or set folds")
+            raise ValueError(
+                f"{run.manifest}: its split column needs 'train' and 'test', it has {', '.join(found)}; or set folds"
+            )
         splits = [("split", by["train"], by["val"], by["test"])]
     result = []
     for name, train, val, test in splits:
         if not val and run.val_share > 0:
             subjects = sorted({c.subject or f"clip {c.id}" for c in train})
             rng = np.random.Generator(np.random.Philox(key=[run.seed, 0]))
-            held = set(rng.permutation(subjects)[: max(1, round(run.val_share * len(subjects)))]) if len(subjects) > 1 else set()
+            held = (
+                set(rng.permutation(subjects)[: max(1, round(run.val_share * len(subjects)))])
+                if len(subjects) > 1
+                else set()
+            )
             val = [c for c in train if (c.subject or f"clip {c.id}") in held]
             train = [c for c in train if (c.subject or f"clip {c.id}") not in held]
         result.append(Split(name, train, val, test))
@@ -93,7 +99,9 @@ class SupervisedStage:
         cfg = run.model_config(drop_path=run.drop_path)
         torch.manual_seed(run.seed)
         self.outputs = len(classes) if classes else len(label_vector(split.train[0]))
-        self.model = AVFMAEForFinetuning(cfg, self.outputs, "classification" if classes else "regression", run.modalities)
+        self.model = AVFMAEForFinetuning(
+            cfg, self.outputs, "classification" if classes else "regression", run.modalities
+        )
         if run.init is not None:
             report = load_released(self.model, run.init)
             if at.is_main:
@@ -104,11 +112,17 @@ class SupervisedStage:
         if run.class_balanced and classes:
             counts = {name: sum(c.label == name for c in split.train) for name in classes}
             weights = [1 / counts[c.label] for c in split.train]
-        self.bad = Quarantine(Path(run.out) / "evaluation", len(split.val) + len(split.test), run.data.max_bad_share, at.is_main)
-        self.trainer = Trainer(run, at, title, self.model, self.dataset(split.train, "train"), self.loss, self.evaluate, weights)
+        self.bad = Quarantine(
+            Path(run.out) / "evaluation", len(split.val) + len(split.test), run.data.max_bad_share, at.is_main
+        )
+        self.trainer = Trainer(
+            run, at, title, self.model, self.dataset(split.train, "train"), self.loss, self.evaluate, weights
+        )
 
     def dataset(self, clips: Sequence[Clip], purpose: str) -> ClipDataset:
-        return ClipDataset(clips, self.model.cfg, self.run.data, purpose, self.run.seed, self.target, self.run.modalities)
+        return ClipDataset(
+            clips, self.model.cfg, self.run.data, purpose, self.run.seed, self.target, self.run.modalities
+        )
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Soft-target cross-entropy, or mean square error, on mixed clips."""
@@ -132,7 +146,9 @@ class SupervisedStage:
         per_pass = self.trainer.plan.micro_batch // (run.data.segments * run.data.crops)
         mine = range(self.at.rank, len(clips), self.at.world)
         with self.trainer.autocast():
-            found, failed = evaluation.predict(self.model, self.dataset(clips, "evaluate"), mine, max(1, per_pass), self.at.device)
+            found, failed = evaluation.predict(
+                self.model, self.dataset(clips, "evaluate"), mine, max(1, per_pass), self.at.device
+            )
         outputs: dict[int, np.ndarray] = {}
         for part, bad in self.at.gather((found, failed)):
             outputs |= part
@@ -171,7 +187,9 @@ def summarise(folds: dict[str, dict[str, dict]]) -> dict[str, dict]:
     for kind in first:
         rows = [fold[kind] for fold in folds.values() if kind in fold]
         names = [n for n, v in rows[0].items() if isinstance(v, float)]
-        summary[kind] = {n: {"mean": float(np.mean([r[n] for r in rows])), "std": float(np.std([r[n] for r in rows]))} for n in names}
+        summary[kind] = {
+            n: {"mean": float(np.mean([r[n] for r in rows])), "std": float(np.std([r[n] for r in rows]))} for n in names
+        }
         if "confusion" in rows[0]:
             pooled = np.sum([r["confusion"] for r in rows], axis=0)
             summary[kind]["pooled"] = {**metrics.classification(pooled), "confusion": pooled.tolist()}
@@ -194,12 +212,16 @@ def check_labels(clips: Sequence[Clip], classes: tuple[str, ...] | None, source:
     for c in clips:
         if classes is not None:
             if c.label not in classes:
-                raise ValueError(f"{source}, row {c.id + 1}: label {c.label!r} is none of the classes {', '.join(classes)}")
+                raise ValueError(
+                    f"{source}, row {c.id + 1}: label {c.label!r} is none of the classes {', '.join(classes)}"
+                )
             continue
         try:
             values = label_vector(c)
         except ValueError:
-            raise ValueError(f"{source}, row {c.id + 1}: label {c.label!r} is no list of numbers, which regression needs") from None
+            raise ValueError(
+                f"{source}, row {c.id + 1}: label {c.label!r} is no list of numbers, which regression needs"
+            ) from None
         width = width or len(values)
         if len(values) != width:
             raise ValueError(f"{source}, row {c.id + 1}: label has {len(values)} numbers, the others have {width}")
@@ -217,15 +239,21 @@ def finetune(run: FinetuneConfig) -> dict:
     with processes() as at:
         for split in splits:
             out = Path(run.out) if len(splits) == 1 else Path(run.out) / split.name.replace(" ", "-")
-            stage = SupervisedStage(dataclasses.replace(run, out=out), at, classes, split, f"fine-tuning {run.preset}, {split.name}")
+            stage = SupervisedStage(
+                dataclasses.replace(run, out=out), at, classes, split, f"fine-tuning {run.preset}, {split.name}"
+            )
             history = stage.trainer.fit()
             if stage.trainer.state.step < stage.trainer.steps:
                 return {}  # stopped early by request
             if select not in history[-1]["test"]:
-                raise ValueError(f"select: got {select!r}, expected one of {', '.join(n for n, v in history[-1]['test'].items() if isinstance(v, float))}")
+                raise ValueError(
+                    f"select: got {select!r}, expected one of {', '.join(n for n, v in history[-1]['test'].items() if isinstance(v, float))}"
+                )
             folds[split.name] = chosen_epochs(history, select)
             if at.is_main:
-                save_weights(stage.model, out / "weights.safetensors", classes=classes, task=run.task, modalities=run.modalities)
+                save_weights(
+                    stage.model, out / "weights.safetensors", classes=classes, task=run.task, modalities=run.modalities
+                )
         results = {"task": run.task, "classes": classes, "select": select, "folds": folds, "summary": summarise(folds)}
         if at.is_main:
             with atomic_write(Path(run.out) / "results.json") as temporary:

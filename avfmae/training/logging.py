@@ -34,7 +34,9 @@ class RunLog:
 
         out.mkdir(parents=True, exist_ok=True)
         self.path = out / "log.jsonl"
-        kept = [line for line in read_log(self.path) if line["step"] < first_step]  # a resumed run rewrites what it repeats
+        kept = [
+            line for line in read_log(self.path) if line["step"] < first_step
+        ]  # a resumed run rewrites what it repeats
         self.file = open(self.path, "w", buffering=1)  # noqa: SIM115  (closed in __exit__)
         self.file.writelines(json.dumps(line) + "\n" for line in kept)
         self.board = SummaryWriter(out / "tensorboard", purge_step=first_step)

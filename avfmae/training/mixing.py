@@ -7,7 +7,9 @@ from torch import Tensor
 from avfmae.data.dataset import Batch
 
 
-def mix(batch: Batch, targets: Tensor, rng: np.random.Generator, mixup: float, cutmix: float, switch: float) -> tuple[Batch, Tensor]:
+def mix(
+    batch: Batch, targets: Tensor, rng: np.random.Generator, mixup: float, cutmix: float, switch: float
+) -> tuple[Batch, Tensor]:
     """Blends every clip with its mirror in the batch.
 
     Mixup (Zhang et al., 2018) blends pixels and spectrograms by λ; the video stays uint8, rounded. Cutmix (Yun et al.,
@@ -28,7 +30,11 @@ def mix(batch: Batch, targets: Tensor, rng: np.random.Generator, mixup: float, c
         video, audio, share = _cut(batch.video, batch.audio, rng.beta(cutmix, cutmix), rng)
     else:
         share = rng.beta(mixup, mixup)
-        video = None if batch.video is None else torch.lerp(batch.video.flip(0).float(), batch.video.float(), share).round().to(torch.uint8)
+        video = (
+            None
+            if batch.video is None
+            else torch.lerp(batch.video.flip(0).float(), batch.video.float(), share).round().to(torch.uint8)
+        )
         audio = None if batch.audio is None else torch.lerp(batch.audio.flip(0), batch.audio, share)
     mixed = Batch(video, audio, batch.labels, batch.masks, batch.clips, batch.views, batch.bad)
     return mixed, torch.lerp(targets.flip(0), targets, share)

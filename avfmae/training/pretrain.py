@@ -17,7 +17,11 @@ from avfmae.training.trainer import Trainer
 
 def reconstruction_loss(model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
     out = model(batch.video, batch.audio, batch.masks)
-    return out.loss, {"loss_video": out.loss_video, "loss_audio": out.loss_audio, "loss_contrastive": out.loss_contrastive}
+    return out.loss, {
+        "loss_video": out.loss_video,
+        "loss_audio": out.loss_audio,
+        "loss_contrastive": out.loss_contrastive,
+    }
 
 
 def pretrain(run: PretrainConfig) -> Path:

@@ -49,17 +49,23 @@ class LabelMap:
         for name, labels in sources.items():
             for label, hybrid in labels.items():
                 if hybrid and hybrid not in classes:
-                    raise ValueError(f"{path}: [map.{name}] {label} = {hybrid!r}, which is none of the classes {', '.join(classes)}")
+                    raise ValueError(
+                        f"{path}: [map.{name}] {label} = {hybrid!r}, which is none of the classes {', '.join(classes)}"
+                    )
         return cls(classes, sources)
 
     def hybrid(self, clip: Clip, manifest: Path) -> str | None:
         """The hybrid label of a clip, or None where the map leaves it out."""
         name = clip.dataset or manifest.stem
         if name not in self.sources:
-            raise ValueError(f"{manifest}, row {clip.id + 1}: data set {name!r} has no [map.{name}]; there are {', '.join(self.sources)}")
+            raise ValueError(
+                f"{manifest}, row {clip.id + 1}: data set {name!r} has no [map.{name}]; there are {', '.join(self.sources)}"
+            )
         labels = self.sources[name]
         if clip.label not in labels:
-            raise ValueError(f"{manifest}, row {clip.id + 1}: label {clip.label!r} is not in [map.{name}], which has {', '.join(labels)}")
+            raise ValueError(
+                f"{manifest}, row {clip.id + 1}: label {clip.label!r} is not in [map.{name}], which has {', '.join(labels)}"
+            )
         return labels[clip.label] or None
 
 
@@ -129,7 +135,9 @@ def refuse_leaks(clips: list[Clip], held: HeldOut) -> list[Clip]:
     found = leaks(clips, held_out_clips(held))
     if found and held.on_leak == "refuse":
         shown = "\n  ".join(list(found.values())[:5])
-        raise ValueError(f"held_out: {len(found)} of {len(clips)} clips belong to the target's evaluation (on_leak = 'exclude' leaves them out):\n  {shown}")
+        raise ValueError(
+            f"held_out: {len(found)} of {len(clips)} clips belong to the target's evaluation (on_leak = 'exclude' leaves them out):\n  {shown}"
+        )
     if found:
         console.print(f"held_out: {len(found)} clips of the target's evaluation are left out", highlight=False)
     return [c for c in clips if c.id not in found]
@@ -141,7 +149,9 @@ def psi(run: PSIConfig) -> Path:
         raise ValueError("manifests, label_map: both must be set")
     label_map = LabelMap.read(Path(run.label_map))
     clips = refuse_leaks(merge(run.manifests, label_map), run.held_out)
-    split = Split("hybrid", [c for c in clips if c.split not in ("val", "test")], [c for c in clips if c.split == "val"], [])
+    split = Split(
+        "hybrid", [c for c in clips if c.split not in ("val", "test")], [c for c in clips if c.split == "val"], []
+    )
     if not split.train:
         raise ValueError("manifests: no clip is left to train on")
     if run.held_out.manifest is None:
@@ -150,7 +160,13 @@ def psi(run: PSIConfig) -> Path:
         stage = SupervisedStage(run, at, label_map.classes, split, f"PSI {run.preset}")
         stage.trainer.fit()
         if at.is_main and stage.trainer.state.step == stage.trainer.steps:
-            save_weights(stage.model, Path(run.out) / "weights.safetensors", classes=label_map.classes, task="classification", modalities=run.modalities)
+            save_weights(
+                stage.model,
+                Path(run.out) / "weights.safetensors",
+                classes=label_map.classes,
+                task="classification",
+                modalities=run.modalities,
+            )
             (Path(run.out) / "classes.json").write_text(json.dumps(label_map.classes))
             from avfmae.report import stage_report
 

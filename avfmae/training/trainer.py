@@ -55,7 +55,12 @@ class Trainer:
         self.steps = optim.epochs * self.plan.steps_per_epoch
         self.optimiser = build_optimiser(model, optim)
         self.batch_statistics = [b for m in model.modules() if isinstance(m, nn.BatchNorm1d) for b in m.buffers()]
-        fingerprint = {"clips": len(dataset), "total_batch": optim.total_batch, "seed": run.seed, "epochs": optim.epochs}
+        fingerprint = {
+            "clips": len(dataset),
+            "total_batch": optim.total_batch,
+            "seed": run.seed,
+            "epochs": optim.epochs,
+        }
         self.state = TrainingState(fingerprint=fingerprint)
         self.quarantine = Quarantine(self.out, len(dataset), run.data.max_bad_share, at.is_main)
         self.resume(fingerprint)

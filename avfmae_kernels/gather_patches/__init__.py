@@ -67,4 +67,6 @@ def gather_patches(
         low, high = index.aminmax()
         if low < 0 or high >= tokens:
             raise IndexError(f"index: holds {int(low)} to {int(high)}, expected 0 to {tokens - 1}")
-    return call("gather_patches", reference, video.device, video.contiguous(), index.contiguous(), patch, mean, std, dtype)
+    return call(
+        "gather_patches", reference, video.device, video.contiguous(), index.contiguous(), patch, mean, std, dtype
+    )

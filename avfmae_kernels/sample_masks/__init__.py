@@ -55,9 +55,7 @@ def choose_tokens(seed: int, epoch: int, clips: np.ndarray, stream: int, groups:
         raise ValueError(f"groups: got shape {groups.shape}, expected (G, M)")
     if not 0 <= keep <= groups.shape[1]:
         raise ValueError(f"keep: got {keep}, expected 0 to {groups.shape[1]}, the size of a group")
-    return _implementation().choose_tokens(
-        seed=seed, epoch=epoch, clips=clips, stream=stream, groups=groups, keep=keep
-    )
+    return _implementation().choose_tokens(seed=seed, epoch=epoch, clips=clips, stream=stream, groups=groups, keep=keep)
 
 
 def _check(seed: int, epoch: int, clips: np.ndarray, stream: int) -> np.ndarray:

@@ -11,7 +11,10 @@ import avfmae_kernels as K
 from avfmae_kernels.dispatch import why_not
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DEVICES = ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
+]
 SHAPES = {  # clip (B, T, H, W), tubelet, gathered tokens
     "pretraining": ((3, 16, 160, 160), (2, 16, 16), 80),
     "one token": ((1, 2, 16, 16), (2, 16, 16), 1),
@@ -26,7 +29,9 @@ def case(shape, patch, count, device="cpu"):
     g = torch.Generator().manual_seed(count)
     video = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=g)
     tokens = (shape[1] // patch[0]) * (shape[2] // patch[1]) * (shape[3] // patch[2])
-    index = torch.stack([torch.randint(0, tokens, (count,), generator=g) for _ in range(shape[0])]).reshape(shape[0], count)
+    index = torch.stack([torch.randint(0, tokens, (count,), generator=g) for _ in range(shape[0])]).reshape(
+        shape[0], count
+    )
     return video.to(device), index.to(device)
 
 
@@ -38,7 +43,11 @@ def expected(video, index, patch):
     rows = torch.empty(*index.shape, 3 * patch[0] * patch[1] * patch[2], dtype=torch.float64)
     for b, n in torch.cartesian_prod(*map(torch.arange, index.shape)).tolist() if index.numel() else []:
         token = int(index[b, n])
-        t, y, x0 = token // (lines * columns) * patch[0], token // columns % lines * patch[1], token % columns * patch[2]
+        t, y, x0 = (
+            token // (lines * columns) * patch[0],
+            token // columns % lines * patch[1],
+            token % columns * patch[2],
+        )
         rows[b, n] = x[b, t : t + patch[0], y : y + patch[1], x0 : x0 + patch[2]].permute(3, 0, 1, 2).reshape(-1)
     return rows
 
@@ -77,7 +86,10 @@ def test_rows_are_a_convolution_at_the_gathered_places():
 def test_non_contiguous_clips_are_taken():
     video, index = case(*SHAPES["odd patch"])
     channels_first = video.permute(0, 4, 1, 2, 3).contiguous()
-    assert torch.equal(K.gather_patches(channels_first.permute(0, 2, 3, 4, 1), index, (3, 5, 7)), K.gather_patches(video, index, (3, 5, 7)))
+    assert torch.equal(
+        K.gather_patches(channels_first.permute(0, 2, 3, 4, 1), index, (3, 5, 7)),
+        K.gather_patches(video, index, (3, 5, 7)),
+    )
 
 
 @pytest.mark.parametrize("implementation", ["reference", "cpp"])
@@ -85,7 +97,11 @@ def test_non_contiguous_clips_are_taken():
     ("change", "error", "words"),
     [
         ({"video": torch.zeros(1, 2, 16, 16, 3)}, ValueError, "video: got torch.float32"),
-        ({"video": torch.zeros(1, 3, 2, 16, 16, dtype=torch.uint8)}, ValueError, "expected torch.uint8 (B, T, H, W, 3)"),
+        (
+            {"video": torch.zeros(1, 3, 2, 16, 16, dtype=torch.uint8)},
+            ValueError,
+            "expected torch.uint8 (B, T, H, W, 3)",
+        ),
         ({"index": torch.zeros(1, 1, dtype=torch.int32)}, ValueError, "index: got torch.int32"),
         ({"index": torch.zeros(2, 1, dtype=torch.int64)}, ValueError, "expected torch.int64 (1, N)"),
         ({"index": torch.tensor([[1]])}, IndexError, "index: holds 1 to 1, expected 0 to 0"),
@@ -98,7 +114,10 @@ def test_non_contiguous_clips_are_taken():
 )
 def test_wrong_arguments_are_named(change, error, words, implementation):
     runs(implementation, "cpu")
-    arguments = {"video": torch.zeros(1, 2, 16, 16, 3, dtype=torch.uint8), "index": torch.zeros(1, 1, dtype=torch.int64)} | change
+    arguments = {
+        "video": torch.zeros(1, 2, 16, 16, 3, dtype=torch.uint8),
+        "index": torch.zeros(1, 1, dtype=torch.int64),
+    } | change
     with K.use(implementation), pytest.raises(error) as caught:
         K.gather_patches(**arguments)
     assert words in str(caught.value)
@@ -108,7 +127,9 @@ def test_wrong_arguments_are_named(change, error, words, implementation):
 def test_opcheck(device):
     runs({"cpu": "cpp", "cuda": "cuda"}[device], device)
     video, index = case(*SHAPES["odd patch"], device)
-    torch.library.opcheck(torch.ops.avfmae.gather_patches.default, (video, index, [3, 5, 7], list(MEAN), list(STD), torch.bfloat16))
+    torch.library.opcheck(
+        torch.ops.avfmae.gather_patches.default, (video, index, [3, 5, 7], list(MEAN), list(STD), torch.bfloat16)
+    )
 
 
 @pytest.mark.parametrize("implementation", ["reference", "cpp"])
@@ -116,7 +137,9 @@ def test_compiles_without_graph_break(implementation):
     runs(implementation, "cpu")
     video, index = case(*SHAPES["odd patch"])
     with K.use(implementation):
-        compiled = torch.compile(lambda v, i: K.gather_patches(v, i, (3, 5, 7)) * 2, fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(
+            lambda v, i: K.gather_patches(v, i, (3, 5, 7)) * 2, fullgraph=True, backend="aot_eager"
+        )
         assert torch.equal(compiled(video, index), K.gather_patches(video, index, (3, 5, 7)) * 2)
 
 
@@ -179,5 +202,7 @@ def test_triton_compiles_for_gpus(capability, tmp_path, monkeypatch):
     constants = {"PT": 2, "PH": 16, "PW": 16, "BLOCK": 512}
     signature = {n: pointers.get(n, "constexpr" if n in constants else "fp32" if n[:4] in ("mean", "std_") else "i32")
                  for n in gather_patches_kernel.arg_names}  # fmt: skip
-    kernel = triton.compile(ASTSource(gather_patches_kernel, signature, constants), target=GPUTarget("cuda", capability, 32))
+    kernel = triton.compile(
+        ASTSource(gather_patches_kernel, signature, constants), target=GPUTarget("cuda", capability, 32)
+    )
     assert len(kernel.asm["cubin"]) > 0

@@ -32,7 +32,10 @@ def test_compiled_and_numpy_agree_bit_for_bit(count):
         assert np.array_equal(_host.random_bits(**given, count=count), reference.random_bits(**given, count=count))
         groups = np.arange(2 * count).reshape(2, count)
         for keep in (0, 1, count):
-            assert np.array_equal(_host.choose_tokens(**given, groups=groups, keep=keep), reference.choose_tokens(**given, groups=groups, keep=keep))
+            assert np.array_equal(
+                _host.choose_tokens(**given, groups=groups, keep=keep),
+                reference.choose_tokens(**given, groups=groups, keep=keep),
+            )
 
 
 def test_a_clip_draws_the_same_whatever_batch_it_is_in():
@@ -62,6 +65,13 @@ def test_choice_is_uniform():
     ids=str,
 )  # fmt: skip
 def test_wrong_arguments_are_named(change, words):
-    given = {"seed": 0, "epoch": 0, "clips": np.arange(2), "stream": 0, "groups": np.arange(10)[None], "keep": 2} | change
+    given = {
+        "seed": 0,
+        "epoch": 0,
+        "clips": np.arange(2),
+        "stream": 0,
+        "groups": np.arange(10)[None],
+        "keep": 2,
+    } | change
     with pytest.raises(ValueError, match=words.replace("(", r"\(")):
         choose_tokens(**given)

@@ -16,7 +16,10 @@ def test_golden_filterbank(clip, backend):
     numbers = load_file(golden.DATA / "fbank.safetensors")
     features = fbank(numbers[f"{clip}.waveform"][0], backend)
     assert features.shape == numbers[f"{clip}.fbank"].shape
-    assert golden.relative(features, numbers[f"{clip}.fbank"]) <= 1e-5 and np.abs(features - numbers[f"{clip}.fbank"]).max() < 1e-3
+    assert (
+        golden.relative(features, numbers[f"{clip}.fbank"]) <= 1e-5
+        and np.abs(features - numbers[f"{clip}.fbank"]).max() < 1e-3
+    )
 
 
 @pytest.mark.parametrize("clip", ["cremad", "grid"])

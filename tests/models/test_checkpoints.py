@@ -48,8 +48,20 @@ def test_finetuning_takes_encoders_and_fusion_of_a_pretraining_file(tmp_path):
     assert torch.equal(clf.video_encoder.embed.proj.weight, model.video_encoder.embed.proj.weight)
     assert torch.equal(clf.fusion.feedback_attn.kv.weight, model.fusion.feedback_attn.kv.weight)
     assert torch.equal(clf.head.weight, head)
-    assert {n.split(".")[0] for n in report.dropped} == {"decoder", "decoder_audio", "encoder_to_decoder", "encoder_to_decoder_audio", "mask_token", "mask_token_audio"}
-    assert {n.split(".")[0] for n in report.missing} == {"head", "fc_norm", "layer_weights_video", "layer_weights_audio"}
+    assert {n.split(".")[0] for n in report.dropped} == {
+        "decoder",
+        "decoder_audio",
+        "encoder_to_decoder",
+        "encoder_to_decoder_audio",
+        "mask_token",
+        "mask_token_audio",
+    }
+    assert {n.split(".")[0] for n in report.missing} == {
+        "head",
+        "fc_norm",
+        "layer_weights_video",
+        "layer_weights_audio",
+    }
     assert "dropped: decoder" in str(report)
     video_only = avfmae.AVFMAEForFinetuning(TINY, 5, modalities=("video",))
     avfmae.load_released(video_only, tmp_path / "weights.safetensors")
@@ -96,11 +108,18 @@ def test_files_that_are_no_checkpoint_are_named(kind, tmp_path, capsys):
 
 def test_another_size_is_named():
     state = avfmae.released_state_dict(avfmae.AVFMAEForPretraining(TINY))
-    with pytest.raises(ValueError, match=r"is \(64, 3, 2, 16, 16\), expected \(128, 3, 2, 16, 16\)|is .* expected .*: another model size"):
+    with pytest.raises(
+        ValueError,
+        match=r"is \(64, 3, 2, 16, 16\), expected \(128, 3, 2, 16, 16\)|is .* expected .*: another model size",
+    ):
         avfmae.load_released(avfmae.AVFMAEForPretraining(TINY.replace(width=128, heads=2)), state)
 
 
 def test_half_a_model_is_refused():
-    state = {n: t for n, t in avfmae.released_state_dict(avfmae.AVFMAEForPretraining(TINY)).items() if not n.startswith("encoder_fusion")}
+    state = {
+        n: t
+        for n, t in avfmae.released_state_dict(avfmae.AVFMAEForPretraining(TINY)).items()
+        if not n.startswith("encoder_fusion")
+    }
     with pytest.raises(ValueError, match="lacks .* encoder_fusion"):
         avfmae.load_released(avfmae.AVFMAEForFinetuning(TINY, 2), state)

@@ -47,8 +47,12 @@ def test_avfmae_targets(avf):
     _, reference, _ = avf
     video, audio = golden.batch()
     everything = torch.arange(800).expand(3, -1)
-    assert golden.relative(video_target(video, everything, (2, 16, 16))[:, ::40, ::5], reference["target_video"]) <= OUTPUT
-    assert golden.relative(audio_target(audio, everything[:, :128], (16, 16))[:, ::8], reference["target_audio"]) <= OUTPUT
+    assert (
+        golden.relative(video_target(video, everything, (2, 16, 16))[:, ::40, ::5], reference["target_video"]) <= OUTPUT
+    )
+    assert (
+        golden.relative(audio_target(audio, everything[:, :128], (16, 16))[:, ::8], reference["target_audio"]) <= OUTPUT
+    )
 
 
 def test_avfmae_training_step(avf):

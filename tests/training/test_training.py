@@ -44,7 +44,9 @@ def pretraining(manifest, out, **changes):
 
 
 def losses(out):
-    return [(line["step"], line["loss"], line["grad_norm"]) for line in read_log(Path(out) / "log.jsonl") if "loss" in line]
+    return [
+        (line["step"], line["loss"], line["grad_norm"]) for line in read_log(Path(out) / "log.jsonl") if "loss" in line
+    ]
 
 
 def test_a_stopped_run_continues_with_the_same_losses(drawn, tmp_path):
@@ -60,7 +62,7 @@ def test_a_stopped_run_continues_with_the_same_losses(drawn, tmp_path):
 
 def command(config):
     """A run of the command line in another process."""
-    return [sys.executable, "-m", "avfmae.cli", "pretrain", "--preset", "tiny", "--manifest", str(config.manifest), "--out", str(config.out),
+    return [sys.executable, "-m", "avfmae", "pretrain", "--preset", "tiny", "--manifest", str(config.manifest), "--out", str(config.out),
             "--save-steps", "2", "--data.workers", "1", "--optim.total-batch", "6", "--optim.micro-batch", "3",
             "--optim.epochs", "6", "--optim.warmup-epochs", "1", "--optim.lr", "0.01"]  # fmt: skip
 
@@ -142,10 +144,25 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
 
 def test_torchrun_trains_as_one_process_does(drawn, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    common = ["--preset", "tiny", "--manifest", str(drawn), "--data.workers", "0", "--optim.total-batch", "6", "--optim.epochs", "1", "--optim.lr", "0.01"]
+    common = [
+        "--preset",
+        "tiny",
+        "--manifest",
+        str(drawn),
+        "--data.workers",
+        "0",
+        "--optim.total-batch",
+        "6",
+        "--optim.epochs",
+        "1",
+        "--optim.lr",
+        "0.01",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     script = str(Path(__file__).parents[2] / "train" / "pretrain.py")
-    subprocess.run([sys.executable, script, *common, "--out", one], check=True, env=environment, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, script, *common, "--out", one], check=True, env=environment, stderr=subprocess.DEVNULL
+    )
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, *common, "--out", two],
                    check=True, env=environment, stderr=subprocess.DEVNULL)  # fmt: skip
     assert np.allclose(losses(one), losses(two), rtol=1e-3)
@@ -164,7 +181,11 @@ def test_steps_that_are_not_finite_are_skipped_and_in_a_row_they_stop_the_run(dr
     try:
         pretrain(pretraining(drawn, tmp_path / "once"))
         lines = [line for line in read_log(tmp_path / "once" / "log.jsonl") if "loss" in line]
-        assert [line["skipped"] for line in lines] == [0, 1, 1, 1, 1, 1] and np.isnan(lines[1]["loss"]) and np.isfinite(lines[2]["loss"])
+        assert (
+            [line["skipped"] for line in lines] == [0, 1, 1, 1, 1, 1]
+            and np.isnan(lines[1]["loss"])
+            and np.isfinite(lines[2]["loss"])
+        )
         poisoned |= {2, 3, 4, 5}
         run = pretraining(drawn, tmp_path / "often")
         run.optim.max_skipped = 3
@@ -200,10 +221,16 @@ def test_layer_decay_and_weight_decay_follow_the_recipe():
     scale = {n: g["lr_scale"] for g in groups for n in g["names"]}
     decay = {n: g["weight_decay"] for g in groups for n in g["names"]}
     assert scale["video_encoder.embed.proj.weight"] == scale["audio_encoder.region_tokens"] == 0.5**7
-    assert scale["video_encoder.blocks.0.mlp.fc1.weight"] == 0.5**6 and scale["audio_encoder.blocks.3.mlp.fc1.bias"] == 0.5**3
+    assert (
+        scale["video_encoder.blocks.0.mlp.fc1.weight"] == 0.5**6
+        and scale["audio_encoder.blocks.3.mlp.fc1.bias"] == 0.5**3
+    )
     assert scale["fusion.video_units.0.norm.weight"] == 0.5**2 and scale["fusion.audio_units.1.self_gate.weight"] == 0.5
     assert scale["head.weight"] == scale["fusion.refinement.proj.weight"] == scale["video_encoder.norm.weight"] == 1
-    assert decay["head.weight"] == 0.05 and decay["head.bias"] == decay["video_encoder.region_tokens"] == decay["fusion.video_units.0.norm.weight"] == 0
+    assert (
+        decay["head.weight"] == 0.05
+        and decay["head.bias"] == decay["video_encoder.region_tokens"] == decay["fusion.video_units.0.norm.weight"] == 0
+    )
     assert sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
 
 
@@ -211,7 +238,9 @@ def test_learning_rate_warms_up_then_follows_a_cosine():
     optim = OptimConfig(lr=1.0, min_lr=0.1, warmup_lr=0.01, epochs=10, warmup_epochs=2, total_batch=128)
     rates = [learning_rate(s, 5, optim) for s in range(50)]
     assert rates[0] == pytest.approx(0.005) and rates[10] == pytest.approx(0.5) and rates[49] == pytest.approx(0.05)
-    assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True)) and all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a < b for a, b in zip(rates[:10], rates[1:11], strict=True)) and all(
+        a > b for a, b in zip(rates[10:], rates[11:], strict=False)
+    )
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.8, 0), (0, 1.0)], ids=["mixup", "cutmix"])
@@ -226,7 +255,9 @@ def test_mixing_blends_picture_sound_and_label_alike(mixup, cutmix):
         share = float(blended[1, 1])  # what clip 1 kept of itself
         assert torch.allclose(blended.sum(1), torch.ones(2)) and torch.allclose(blended, blended.flip(0).flip(1))
         assert mixed.video.dtype == torch.uint8
-        assert abs(mixed.video[1].float().mean() / 200 - share) < 0.01 and abs(float(mixed.audio[1].mean()) - share) < 0.01
+        assert (
+            abs(mixed.video[1].float().mean() / 200 - share) < 0.01 and abs(float(mixed.audio[1].mean()) - share) < 0.01
+        )
         seen.add(round(share, 2))
     assert len(seen) > 10
     assert torch.equal(batch.video[1].unique(), torch.tensor([200], dtype=torch.uint8))  # the given batch is untouched
@@ -266,10 +297,19 @@ def test_regression_with_one_modality(drawn, tmp_path, modalities):
     from dataclasses import replace
 
     rng = np.random.default_rng(0)
-    write_manifest(tmp_path / "m.csv", [replace(c, label=f"{rng.normal():.3f} {rng.normal():.3f}") for c in read_manifest(drawn)])
-    run = FinetuneConfig(manifest=tmp_path / "m.csv", task="regression", modalities=modalities, **supervised(drawn, tmp_path / "run", epochs=1))
+    write_manifest(
+        tmp_path / "m.csv", [replace(c, label=f"{rng.normal():.3f} {rng.normal():.3f}") for c in read_manifest(drawn)]
+    )
+    run = FinetuneConfig(
+        manifest=tmp_path / "m.csv",
+        task="regression",
+        modalities=modalities,
+        **supervised(drawn, tmp_path / "run", epochs=1),
+    )
     results = finetune(run)
-    assert {"PCC", "CCC", "MSE", "PCC_0", "CCC_1"} <= set(results["folds"]["split"]["last"]) and results["select"] == "CCC"
+    assert {"PCC", "CCC", "MSE", "PCC_0", "CCC_1"} <= set(results["folds"]["split"]["last"]) and results[
+        "select"
+    ] == "CCC"
 
 
 LABEL_MAP = """
@@ -286,7 +326,12 @@ afraid = "bad"
 
 def semantics(drawn, tmp_path, held_out, label_map=LABEL_MAP):
     (tmp_path / "map.toml").write_text(label_map)
-    return PSIConfig(manifests=(drawn,), label_map=tmp_path / "map.toml", held_out=held_out, **supervised(drawn, tmp_path / "psi", epochs=1))
+    return PSIConfig(
+        manifests=(drawn,),
+        label_map=tmp_path / "map.toml",
+        held_out=held_out,
+        **supervised(drawn, tmp_path / "psi", epochs=1),
+    )
 
 
 def test_psi_refuses_what_the_target_holds_out(drawn, tmp_path):

@@ -1,0 +1,3 @@
+from avfmae.cli import main
+
+main()
