@@ -22,8 +22,8 @@ STUDIO = dict(zip(EMOTIONS, ("calm-happy", "joy", "grief", "rage", "astonished",
 STAGE = dict(zip(EMOTIONS, ("serene", "elated", "sorrow", "fury", "amazed", "panic"), strict=True))
 SETS = {
     "wild": DemoSet("wild", first=0, people=30),
-    "studio": DemoSet("studio", first=100, people=24, labels=STUDIO),
-    "stage": DemoSet("stage", first=200, people=24, labels=STAGE),
+    "studio": DemoSet("studio", first=100, people=36, labels=STUDIO),
+    "stage": DemoSet("stage", first=200, people=36, labels=STAGE),
     "target": DemoSet("target", first=300, people=20, labels={e: e for e in EMOTIONS}),
 }
 TEST_PEOPLE = 14
@@ -61,16 +61,16 @@ def demo(run: DemoConfig) -> Path:
     label_map.write_text(label_map_toml({"studio": STUDIO, "stage": STAGE}))
 
     data = DataConfig(workers=run.workers, segments=1, crops=1, rand_augment=(3.0, 0), crop_scale=(0.7, 1.0), erase=0.0)
-    common = {"preset": "tiny", "data": data, "save_steps": 10_000}
+    common = {"preset": "tiny", "data": data, "save_steps": 200}
     pretrained = pretrain(PretrainConfig(
         out=out / "1-pretraining", manifest=unlabelled, **common,
-        optim=OptimConfig(lr=2.4e-2, epochs=20, warmup_epochs=1, total_batch=32, clip_grad=1.0),
+        optim=OptimConfig(lr=2.4e-2, epochs=16, warmup_epochs=1, total_batch=32, clip_grad=1.0),
     ))  # fmt: skip
     supervised = {**common, "drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0}
     injected = psi(PSIConfig(
         out=out / "2-psi", manifests=(manifests["studio"], manifests["stage"]), label_map=label_map, init=pretrained,
         held_out=HeldOut(target), **supervised,
-        optim=OptimConfig(lr=1.1e-2, min_lr=1e-5, betas=(0.9, 0.95), layer_decay=1.0, epochs=16, warmup_epochs=2, total_batch=24, clip_grad=1.0),
+        optim=OptimConfig(lr=1.1e-2, min_lr=1e-5, betas=(0.9, 0.95), layer_decay=1.0, epochs=12, warmup_epochs=2, total_batch=24, clip_grad=1.0),
     ))  # fmt: skip
     results: dict[str, list[dict]] = {"pre-trained": [], "from scratch": []}
     for name, init in (("pre-trained", injected), ("from scratch", None)):

@@ -202,7 +202,10 @@ class ClipDataset(Dataset):
         return len(self.clips)
 
     def __getitem__(self, item: tuple[int, int]):
-        """(clip, video, audio, bad): the clip that was read, in place of those in ``bad``; None for all three in evaluation."""
+        """(clip, video, audio, bad): the clip that was read, in place of those in ``bad``.
+
+        The first three are None where no replacement was readable either, and in evaluation, which replaces nothing.
+        """
         epoch, position = item
         wanted, bad = self.clips[position], []
         for attempt in range(ATTEMPTS):
@@ -218,10 +221,8 @@ class ClipDataset(Dataset):
                 self.known_bad[clip.id] = error.reason
                 bad.append(Bad(clip.id, error.path, error.reason))
                 if self.purpose == "evaluate":
-                    return None, None, None, bad
-        raise RuntimeError(
-            f"no readable clip was found in {ATTEMPTS} attempts to replace a bad one; the last: {bad[-1].path}: {bad[-1].reason}"
-        )
+                    break
+        return None, None, None, bad
 
     def read(self, clip: Clip, epoch: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The clip's views: video (V, T, H, W, 3) uint8 and audio (V, 1, frames, mels) float32; V is 1 in training."""
@@ -267,8 +268,8 @@ class ClipDataset(Dataset):
             video = video[:, :, ::-1]
         return augment.random_erase(video, rng, self.data.erase)
 
-    def collate(self, samples: list) -> Batch | list[Bad]:
-        """One batch; evaluation leaves bad clips out, and gives their list alone when none is left."""
+    def collate(self, samples: list) -> Batch:
+        """One batch, without the clips that could not be read."""
         bad = [b for *_, found in samples for b in found]
         samples = [s for s in samples if s[0] is not None]
         clips = [clip for clip, *_ in samples]
@@ -294,7 +295,8 @@ class PretrainDataset(ClipDataset):
 
     def collate(self, samples: list) -> Batch:
         batch = super().collate([sample for _, sample in samples])
-        batch.masks = DualMask.for_clips(self.cfg, batch.clips, self.seed, epoch=samples[0][0])
+        if batch.clips:
+            batch.masks = DualMask.for_clips(self.cfg, batch.clips, self.seed, epoch=samples[0][0])
         return batch
 
 

@@ -238,7 +238,7 @@ def encode(
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuvj420p" if video_codec == "mjpeg" else "yuv420p"
         if video_codec == "libx264":
-            video.options = {"preset": "veryfast", "crf": "20"}
+            video.options = {"preset": "veryfast", "crf": "20", "threads": "1"}  # one thread: the same bytes every time
         sound = None
         if waveform is not None:
             waveform = np.atleast_2d(waveform)

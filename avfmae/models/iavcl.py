@@ -41,7 +41,15 @@ class GatedInteraction(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """BatchNorm1d over all processes of a data-parallel run (torch's SyncBatchNorm has no CPU form)."""
+    """BatchNorm1d over all processes of a data-parallel run (torch's SyncBatchNorm has no CPU form).
+
+    A frozen one keeps its running statistics, and normalises by them in training too.
+    """
+
+    frozen = False
+
+    def train(self, mode: bool = True) -> "BatchNorm":
+        return super().train(mode and not self.frozen)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, J)
         if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):

@@ -20,6 +20,7 @@ from avfmae.checkpoints import atomic_write, load_released, save_weights
 from avfmae.data.dataset import Batch, ClipDataset
 from avfmae.data.manifest import ClassLabel, Clip, class_names, label_vector, read_manifest
 from avfmae.models.finetuning import AVFMAEForFinetuning
+from avfmae.models.iavcl import BatchNorm
 from avfmae.training.config import FinetuneConfig, SupervisedConfig
 from avfmae.training.distributed import Processes, processes
 from avfmae.training.logging import Quarantine, console
@@ -106,6 +107,10 @@ class SupervisedStage:
             report = load_released(self.model, run.init)
             if at.is_main:
                 console.print(str(report), highlight=False)
+        if run.freeze_batch_norm:
+            for module in self.model.modules():
+                if isinstance(module, BatchNorm):
+                    module.frozen = True
         self.model.to(at.device)
         self.target = ClassLabel(classes) if classes else label_vector
         weights = None

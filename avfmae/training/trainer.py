@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from avfmae.checkpoints import save_weights
-from avfmae.data.dataset import Batch, ClipDataset, Plan, loader
+from avfmae.data.dataset import ATTEMPTS, Batch, ClipDataset, Plan, loader
 from avfmae.training.config import RunConfig
 from avfmae.training.distributed import Processes
 from avfmae.training.logging import Quarantine, RunLog, memory_gb
@@ -129,6 +129,12 @@ class Trainer:
             batch = next(batches)
             waited += time.perf_counter() - asked
             bad += batch.bad
+            if len(batch.clips) < self.plan.micro_batch:
+                self.quarantine.add(bad)
+                raise RuntimeError(
+                    f"no readable clip was found in {ATTEMPTS} attempts to replace a bad one; "
+                    f"the latest: {bad[-1].path}: {bad[-1].reason}"
+                )
             batch = batch.to(self.at.device)
             last = micro + 1 == accumulation
             with nullcontext() if last or self.at.world == 1 else self.parallel.no_sync():

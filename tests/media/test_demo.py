@@ -1,0 +1,56 @@
+"""The drawn data set is what it claims: the expression is not audible, the excitement not visible, the files are real."""
+
+import numpy as np
+import pytest
+
+from avfmae.data.decode import probe, read_audio, read_frames
+from avfmae.data.demo import EMOTIONS, FPS, SECONDS, DemoSet, Identity, draw_clip, make_demo_set, voice
+from avfmae.data.manifest import read_manifest
+
+
+def generator(*key):
+    return np.random.Generator(np.random.Philox(key=list(key)))
+
+
+def test_the_files_are_real_and_reproducible(tmp_path):
+    what = DemoSet("set", first=5, people=2, labels={e: e for e in EMOTIONS})
+    a, b = (make_demo_set(tmp_path / d, what, test_people=1) for d in "ab")
+    clips = read_manifest(a)
+    assert (
+        len(clips) == 12
+        and {c.split for c in clips if c.subject == "006"} == {"test"}
+        and {c.split for c in clips if c.subject == "005"} == {"train"}
+    )
+    info = probe(clips[0].path)
+    assert len(info.times) == round(SECONDS * FPS) and info.has_audio
+    other = read_manifest(b)
+    assert np.array_equal(read_frames(clips[3].path, [0, 40]), read_frames(other[3].path, [0, 40]))
+
+
+def test_excitement_is_heard():
+    who = Identity.draw(generator(0, 0))
+    calm, excited = (np.mean([np.std(voice(who, e, generator(1, s))[0]) for s in range(4)]) for e in (0.0, 1.0))
+    assert excited > 1.3 * calm
+
+
+@pytest.mark.parametrize("pair", [("content", "joyful"), ("sad", "angry"), ("surprised", "afraid")], ids="/".join)
+def test_excitement_is_not_seen(pair, tmp_path):
+    """The same dice give the same picture to the last bit, calm or excited."""
+    who, frames = Identity.draw(generator(0, 3)), []
+    for emotion in pair:
+        draw_clip(tmp_path / f"{emotion}.mp4", who, emotion, generator(2, 2))
+        frames.append(read_frames(str(tmp_path / f"{emotion}.mp4"), range(0, 60, 5)))
+    assert np.array_equal(*frames)
+
+
+def test_the_expression_is_not_heard_and_the_mouth_follows_the_sound(tmp_path):
+    who, sounds = Identity.draw(generator(0, 3)), []
+    for emotion in ("content", "sad", "surprised"):
+        draw_clip(tmp_path / f"{emotion}.mp4", who, emotion, generator(2, 2))
+        sounds.append(read_audio(str(tmp_path / f"{emotion}.mp4"), 0, 2.5))
+    assert np.array_equal(sounds[0], sounds[1]) and np.array_equal(sounds[0], sounds[2])
+    frames = read_frames(str(tmp_path / "sad.mp4"), range(60)).astype(float)
+    loud = np.array([np.abs(sounds[0][int(i / FPS * 16000) :][:640]).mean() for i in range(60)])
+    mouth = frames[:, 72:95, 40:72]
+    darkness = -np.percentile(mouth.reshape(60, -1), 15, axis=1)
+    assert np.corrcoef(loud, darkness)[0, 1] > 0.2

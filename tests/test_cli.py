@@ -1,0 +1,214 @@
+"""The command line as a user meets it: help that reads well, and one clear line for everything they can put right."""
+
+import csv
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import avfmae
+from avfmae.checkpoints import save_weights
+from avfmae.cli import COMMANDS, main, parse
+from avfmae.data.manifest import Clip, read_manifest, write_manifest
+from avfmae.training.config import FinetuneConfig, PretrainConfig, PSIConfig, read_toml
+
+CONFIGS = Path(__file__).parents[1] / "train" / "configs"
+
+
+def fails(capsys, *arguments):
+    """The one line that a failing command leaves."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(a) for a in arguments])
+    message = caught.value.code if isinstance(caught.value.code, str) else capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    try:
+        main([command, "--help"])
+    except SystemExit as done:
+        assert done.code == 0
+    text = capsys.readouterr().out
+    assert "usage" in text.lower() and len(text) > 60
+
+
+def test_top_help_names_every_command(capsys):
+    main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"  {command} " in text for command in COMMANDS)
+    assert "no command 'train'" in fails(capsys, "train")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*_*.toml")), ids=lambda p: p.stem)
+def test_every_recipe_is_read(path):
+    if path.stem == "label_map":
+        return
+    kind = {"pretrain": PretrainConfig, "psi": PSIConfig, "finetune": FinetuneConfig}[path.stem.rpartition("_")[2]]
+    config = read_toml(kind, path)
+    assert config.preset == path.stem.rpartition("_")[0] and config.model_config()
+    assert (
+        config.optim.lr == (2e-4 if config.preset == "huge" else 3e-4)
+        if kind is PretrainConfig
+        else config.optim.lr == 1e-3
+    )
+
+
+def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('preset = "large"\n[optim]\nepochs = 7\nbetas = [0.8, 0.9]\n[data]\nstride = 3\n')
+    run = parse(FinetuneConfig, "finetune", ["--config", str(path), "--optim.epochs", "9"])
+    assert (run.preset, run.optim.epochs, run.optim.betas, run.data.stride) == ("large", 9, (0.8, 0.9), 3)
+    assert (
+        run.optim.layer_decay == 0.75 and run.optim.lr == 1e-3
+    )  # fine-tuning's own defaults, where the table is silent
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("presett = 'base'", "unknown key 'presett'"), ("[optim]\nlearning_rate = 1", "[optim]: unknown key 'learning_rate'"),
+     ("[optim]\nlr = 'high'", "lr is 'high', expected float"), ("preset = 3", "preset is 3, expected str"), ("optim = 1", "expected a table"),
+     ("precision = 'fp8'", "precision is 'fp8'"), ("preset =", "is no TOML")],
+    ids=["key", "nested key", "type", "string", "table", "literal", "toml"],
+)  # fmt: skip
+def test_a_bad_configuration_is_named(text, words, tmp_path, capsys):
+    (tmp_path / "bad.toml").write_text(text)
+    message = fails(capsys, "pretrain", "--config", tmp_path / "bad.toml")
+    assert words in message and "bad.toml" in message
+
+
+def test_missing_files_are_named(tmp_path, capsys):
+    assert "no such configuration file" in fails(capsys, "pretrain", "--config", tmp_path / "no.toml")
+    assert "no such manifest" in fails(
+        capsys, "pretrain", "--preset", "tiny", "--manifest", tmp_path / "no.csv", "--out", tmp_path
+    )
+    assert "manifest: is not set" in fails(capsys, "finetune", "--preset", "tiny")
+    assert "no such list" in fails(capsys, "import-list", tmp_path / "a.txt", tmp_path / "b.csv")
+    assert "preset: got 'giant'" in fails(capsys, "pretrain", "--preset", "giant", "--manifest", tmp_path / "no.csv")
+
+
+def test_a_manifest_without_its_column_is_named(tmp_path, capsys):
+    (tmp_path / "m.csv").write_text("file\na.mp4\n")
+    message = fails(capsys, "pretrain", "--preset", "tiny", "--manifest", tmp_path / "m.csv", "--out", tmp_path / "run")
+    assert "m.csv: column 'path' is missing; it has file" in message
+
+
+@pytest.mark.parametrize("name", ["missing", "empty_mp4", "truncated_mp4", "text_mp4", "silent_mp4"])
+def test_bad_media_are_named_on_the_command_line(name, media, tmp_path, capsys):
+    write_manifest(tmp_path / "m.csv", [Clip(0, media[name])])
+    message = fails(capsys, "pretrain", "--preset", "tiny", "--manifest", tmp_path / "m.csv", "--out", tmp_path / "run",
+                    "--data.workers", "0", "--optim.total-batch", "2")  # fmt: skip
+    reason = {"missing": "no such file", "empty_mp4": "is empty", "truncated_mp4": "readable media file", "text_mp4": "readable media file",
+              "silent_mp4": "has no audio track"}[name]  # fmt: skip
+    assert media[name] in message and reason in message
+
+
+def test_bad_media_in_a_worker_are_named_too(media, tmp_path, capsys):
+    write_manifest(tmp_path / "m.csv", [Clip(0, media["empty_mp4"])])
+    message = fails(capsys, "pretrain", "--preset", "tiny", "--manifest", tmp_path / "m.csv", "--out", tmp_path / "run",
+                    "--data.workers", "1", "--optim.total-batch", "2")  # fmt: skip
+    assert "is empty" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"no weights"], ids=["empty", "text"])
+def test_corrupt_weights_are_named(content, media, tmp_path, capsys):
+    (tmp_path / "w.pth").write_bytes(content)
+    write_manifest(tmp_path / "m.csv", [Clip(0, media["good_mp4"])])
+    message = fails(
+        capsys,
+        "pretrain",
+        "--preset",
+        "tiny",
+        "--manifest",
+        tmp_path / "m.csv",
+        "--out",
+        tmp_path / "run",
+        "--init",
+        tmp_path / "w.pth",
+    )
+    assert "w.pth: is no readable checkpoint" in message
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    model = avfmae.AVFMAEForFinetuning(avfmae.ModelConfig.preset("tiny"), 3)
+    save_weights(
+        model,
+        tmp_path / "weights.safetensors",
+        classes=["a", "b", "c"],
+        task="classification",
+        modalities=["video", "audio"],
+    )
+    return tmp_path / "weights.safetensors"
+
+
+def test_own_videos_are_evaluated(weights, media, tmp_path, capsys):
+    main(
+        [
+            "evaluate",
+            str(weights),
+            media["good_mp4"],
+            media["short_mp4"],
+            media["text_mp4"],
+            "--out",
+            str(tmp_path / "p.csv"),
+            "--workers",
+            "0",
+        ]
+    )
+    with open(tmp_path / "p.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [r["path"] for r in rows] == [media["good_mp4"], media["short_mp4"]]
+    assert all(abs(sum(float(r[c]) for c in "abc") - 1) < 1e-3 and float(r[r["prediction"]]) >= 1 / 3 for r in rows)
+    assert f"cannot read {media['text_mp4']}" in capsys.readouterr().err
+
+
+def test_labelled_manifests_give_metrics(weights, media, tmp_path, capsys):
+    clips = [Clip(i, media[n], label=label) for i, (n, label) in enumerate((("good_mp4", "a"), ("short_mp4", "b")))]
+    write_manifest(tmp_path / "m.csv", clips)
+    main(["evaluate", str(weights), str(tmp_path / "m.csv"), "--workers", "0"])
+    assert "UAR" in capsys.readouterr().err
+    write_manifest(tmp_path / "m.csv", [replace(clips[0], path=media["empty_mp4"])])
+    assert "none of the 1 clips can be read" in fails(capsys, "evaluate", weights, tmp_path / "m.csv", "--workers", "0")
+
+
+def test_pretraining_weights_are_no_classifier(tmp_path, capsys):
+    save_weights(avfmae.AVFMAEForPretraining(avfmae.ModelConfig.preset("tiny")), tmp_path / "w.safetensors")
+    assert "is not the result of a fine-tuning" in fails(capsys, "evaluate", tmp_path / "w.safetensors", "x.mp4")
+
+
+def test_lists_are_imported(tmp_path, capsys):
+    (tmp_path / "list.txt").write_text("/v/a.mp4 0\n")
+    main(["import-list", str(tmp_path / "list.txt"), str(tmp_path / "m.csv")])
+    assert read_manifest(tmp_path / "m.csv") == [Clip(0, "/v/a.mp4", label="0")]
+
+
+def test_doctor_tells_what_runs(capsys):
+    main(["doctor"])
+    text = capsys.readouterr().out
+    assert torch.__version__ in text and "gather_patches" in text and "runs" in text
+
+
+def test_the_module_runs_without_compiled_parts():
+    """As after AVFMAE_BUILD=none: everything works, and the doctor says what is missing."""
+    code = """
+import importlib.util as u
+find = u.find_spec
+u.find_spec = lambda name, *a: None if name in ("avfmae_kernels._C", "avfmae_kernels._host") else find(name, *a)
+import torch, avfmae, avfmae_kernels as K
+cfg = avfmae.ModelConfig.preset("tiny")
+video = torch.zeros(2, *cfg.video.size, 3, dtype=torch.uint8)
+out = avfmae.AVFMAEForPretraining(cfg)(video, torch.randn(2, 1, 256, 128), avfmae.DualMask.sample(cfg, 2))
+states = K.explain()
+assert states["gather_patches"]["reference"] == states["sample_masks"]["reference"] == "runs", states
+assert "was not built" in states["gather_patches"]["cpp"]
+from avfmae.cli import main
+main(["doctor"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "was not built" in done.stdout, done.stderr
