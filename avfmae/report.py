@@ -22,7 +22,7 @@ from avfmae.losses import audio_target
 from avfmae.masking import DualMask
 from avfmae.models.embed import audio_patches
 from avfmae.models.pretraining import MaskedAutoencoder
-from avfmae.training.logging import read_log
+from avfmae.training.logging import read_log, read_quarantine
 
 KINDS = {"last": "last epoch", "best_on_held_out": "best on held-out", "best_on_test_legacy": "best on test (legacy)"}
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
@@ -82,7 +82,7 @@ def reconstruction(model: MaskedAutoencoder, dataset: PretrainDataset, device: t
     )
     masks = DualMask.from_bool(hidden_video, None, hidden_audio, None)
     pred_video, pred_audio, _ = model.predict(batch.video, batch.audio, masks)
-    (T, _, _), (pt, ph, pw), (gt, gh, gw) = cfg.video.size, cfg.video.patch, cfg.video.grid
+    (T, _, _), (pt, ph, pw), (gt, gh, _) = cfg.video.size, cfg.video.patch, cfg.video.grid
     tubelets = rearrange(batch.video.float(), "b (t p) (h q) (w r) c -> b (t h w) p (q r) c", p=pt, q=ph, r=pw)
     mean, std = tubelets.mean((2, 3), keepdim=True), tubelets.flatten(2, 3).std(2)[:, :, None, None] + 1e-6
     filled, masked = tubelets.clone(), tubelets.clone()
@@ -238,14 +238,12 @@ class Page:
 
 def add_quarantine(page: Page, runs: Sequence[Path]) -> None:
     """The clips that were set aside, if there are any."""
-    import csv
-
-    rows = []
-    for run in runs:
-        for path in (run / "quarantine.csv", run / "evaluation" / "quarantine.csv"):
-            if path.exists():
-                with open(path, newline="") as file:
-                    rows += [{"stage": run.name, **row} for row in csv.DictReader(file)]
+    rows = [
+        {"stage": run.name, "clip": bad.path, "reason": bad.reason}
+        for run in runs
+        for folder in (run, run / "evaluation")
+        for bad in read_quarantine(folder / "quarantine.csv")
+    ]
     page.add(
         "Clips set aside", f"{len(rows)} clips could not be used." if rows else "None: every clip could be read.", rows
     )

@@ -226,7 +226,7 @@ class ClipDataset(Dataset):
 
     def read(self, clip: Clip, epoch: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The clip's views: video (V, T, H, W, 3) uint8 and audio (V, 1, frames, mels) float32; V is 1 in training."""
-        info = probe(clip.path)
+        info = probe(clip.path, "video" in self.modalities)
         if self.purpose == "evaluate":
             segments, crops = self.data.segments, self.data.crops
             views = [

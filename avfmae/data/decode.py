@@ -18,7 +18,7 @@ from PIL import Image
 av.logging.set_level(av.logging.PANIC)  # what is wrong with a file is told by our own errors
 
 SAMPLE_RATE = 16_000
-FOLDER_FPS = 25.0  # of a folder of frame images, which carries no clock
+NOMINAL_FPS = 25.0  # of frame images and of sound alone, which carry no frame times
 EXACT_SEEK = {"mov", "mp4", "matroska", "webm", "flv"}  # containers in which decord's frame numbers are right
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp"}
 
@@ -76,8 +76,11 @@ def frame_files(folder: str) -> list[Path]:
 
 
 @lru_cache(maxsize=65536)
-def probe(path: str) -> VideoInfo:
+def probe(path: str, need_video: bool = True) -> VideoInfo:
     """Reads a video's frame times without decoding it.
+
+    Args:
+        need_video: a file of sound alone is an error; else it gets the frame times that a video beside it would have.
 
     Raises:
         MediaError: missing, empty, truncated, or no video.
@@ -85,11 +88,11 @@ def probe(path: str) -> VideoInfo:
     if Path(path).is_dir():
         if not (count := len(frame_files(path))):
             raise MediaError(path, "the folder holds no frame images")
-        return VideoInfo(np.arange(count) / FOLDER_FPS, 0.0, FOLDER_FPS, False, False)
+        return VideoInfo(np.arange(count) / NOMINAL_FPS, 0.0, NOMINAL_FPS, False, False)
     with _open(path) as container:
-        if not container.streams.video:
+        if not container.streams.video and (need_video or not container.streams.audio):
             raise MediaError(path, "has no video track")
-        stream = container.streams.video[0]
+        stream = (container.streams.video or container.streams.audio)[0]
         ticks, end = [], 0.0
         try:
             for packet in container.demux():
@@ -102,13 +105,16 @@ def probe(path: str) -> VideoInfo:
         except av.FFmpegError as error:
             raise MediaError(path, f"breaks off after {len(ticks)} frames ({_reason(error)})") from error
         if not ticks:
-            raise MediaError(path, "has no video frames")
+            raise MediaError(path, "has no frames")
         if stream.frames > len(ticks) + 1:
             raise MediaError(path, f"is truncated: {len(ticks)} of {stream.frames} frames are there")
         start = (container.start_time or 0) / av.time_base
         expected = start + (container.duration or 0) / av.time_base
         if expected - end > max(0.5, 0.1 * expected) and "mpeg" not in container.format.name:
             raise MediaError(path, f"is truncated: {end:.2f} of {expected:.2f} s are there")
+        if stream.type == "audio":
+            times = start + np.arange(max(1, int((end - start) * NOMINAL_FPS))) / NOMINAL_FPS
+            return VideoInfo(times, start, NOMINAL_FPS, True, False)
         times = np.sort(np.array(ticks)) * float(stream.time_base)
         fps = (
             (len(times) - 1) / (times[-1] - times[0])

@@ -117,12 +117,12 @@ class SupervisedStage:
         if run.class_balanced and classes:
             counts = {name: sum(c.label == name for c in split.train) for name in classes}
             weights = [1 / counts[c.label] for c in split.train]
-        self.bad = Quarantine(
-            Path(run.out) / "evaluation", len(split.val) + len(split.test), run.data.max_bad_share, at.is_main
-        )
         self.trainer = Trainer(
             run, at, title, self.model, self.dataset(split.train, "train"), self.loss, self.evaluate, weights
         )
+        evaluated = len(split.val) + len(split.test)
+        resumed = self.trainer.state.step > 0
+        self.bad = Quarantine(Path(run.out) / "evaluation", evaluated, run.data.max_bad_share, at.is_main, resumed)
 
     def dataset(self, clips: Sequence[Clip], purpose: str) -> ClipDataset:
         return ClipDataset(

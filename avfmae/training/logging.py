@@ -1,9 +1,11 @@
 """What a run tells: JSON lines and TensorBoard for machines, a progress bar for people."""
 
+import csv
 import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import psutil
@@ -11,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from avfmae.checkpoints import atomic_write
 from avfmae.data.dataset import Bad
 
 console = Console(stderr=True)
@@ -37,8 +40,9 @@ class RunLog:
         kept = [
             line for line in read_log(self.path) if line["step"] < first_step
         ]  # a resumed run rewrites what it repeats
-        self.file = open(self.path, "w", buffering=1)  # noqa: SIM115  (closed in __exit__)
-        self.file.writelines(json.dumps(line) + "\n" for line in kept)
+        with atomic_write(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.file = open(self.path, "a", buffering=1)  # noqa: SIM115  (closed in __exit__)
         self.board = SummaryWriter(out / "tensorboard", purge_step=first_step)
         self.progress = Progress(
             TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn(),
@@ -100,11 +104,15 @@ def read_log(path: Path) -> list[dict]:
 
 
 class Quarantine:
-    """The clips that were set aside, in ``quarantine.csv``: id, path, reason."""
+    """The clips that were set aside, in ``quarantine.csv``: id, path, reason.
 
-    def __init__(self, out: Path, clips: int, max_share: float, active: bool):
+    Args:
+        resumed: the run goes on, and so does the list.
+    """
+
+    def __init__(self, out: Path, clips: int, max_share: float, active: bool, resumed: bool):
         self.path, self.clips, self.max_share, self.active = out / "quarantine.csv", clips, max_share, active
-        self.bad: dict[int, Bad] = {}
+        self.bad: dict[int, Bad] = {b.id: b for b in read_quarantine(self.path)} if resumed else {}
 
     def add(self, found: Sequence[Bad]) -> None:
         """Notes bad clips.
@@ -117,9 +125,9 @@ class Quarantine:
             return
         self.bad |= new
         if self.active:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            rows = "".join(f'{b.id},"{b.path}","{b.reason.replace(chr(34), chr(39))}"\n' for b in self.bad.values())
-            self.path.write_text("id,path,reason\n" + rows)
+            with atomic_write(self.path) as temporary, open(temporary, "w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerows([("id", "path", "reason"), *(astuple(b) for b in self.bad.values())])
             for b in new.values():
                 console.print(f"set aside: {b.path}: {b.reason}", style="yellow", highlight=False)
         if len(self.bad) > self.max_share * self.clips:
@@ -128,3 +136,11 @@ class Quarantine:
                 f"{len(self.bad)} of {self.clips} clips are bad, more than max_bad_share = {self.max_share:g} allows; "
                 f"the latest: {last.path}: {last.reason}. All are in {self.path}"
             )
+
+
+def read_quarantine(path: Path) -> list[Bad]:
+    """The clips that a run has set aside; none where it has no list."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [Bad(int(row["id"]), row["path"], row["reason"]) for row in csv.DictReader(file)]

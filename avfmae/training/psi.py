@@ -10,7 +10,7 @@ import os
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from avfmae.checkpoints import save_weights
@@ -94,7 +94,7 @@ def held_out_clips(held: HeldOut) -> list[Clip]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _digest(path: str) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -62,8 +62,9 @@ class Trainer:
             "epochs": optim.epochs,
         }
         self.state = TrainingState(fingerprint=fingerprint)
-        self.quarantine = Quarantine(self.out, len(dataset), run.data.max_bad_share, at.is_main)
         self.resume(fingerprint)
+        resumed = self.state.step > 0
+        self.quarantine = Quarantine(self.out, len(dataset), run.data.max_bad_share, at.is_main, resumed)
         self.parallel = model
         if at.world > 1:
             # Buffers are equal already: batch statistics are shared. Some weights cannot reach the loss, hence "unused".

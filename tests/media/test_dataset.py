@@ -174,6 +174,13 @@ def test_silence_is_an_option(media):
     assert dataset[(0, 0)][2] is not None
 
 
+def test_sound_alone_serves_a_model_that_listens_only(media):
+    clips = [Clip(0, media["sound_wav"])]
+    clip, video, audio, bad = ClipDataset(clips, TINY, DataConfig(), "evaluate", modalities=("audio",))[(0, 0)]
+    assert clip.id == 0 and video is None and audio.shape == (4, 1, 256, 128) and bad == []
+    assert "has no video track" in ClipDataset(clips, TINY, DataConfig(), "evaluate")[(0, 0)][3][0].reason
+
+
 def test_evaluation_leaves_bad_clips_out(clips, media):
     dataset = ClipDataset([clips[0], Clip(1, media["empty_mp4"])], TINY, DataConfig(), "evaluate")
     batch = dataset.collate([dataset[(0, 0)], dataset[(0, 1)]])

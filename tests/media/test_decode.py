@@ -119,7 +119,7 @@ def test_a_separate_sound_file_starts_with_the_video(media):
 
 def test_a_short_track_gives_what_there_is(media):
     assert 0.8 < len(read_audio(media["short_sound_mp4"], 0, 2.56)) / SAMPLE_RATE < 1.0
-    with pytest.raises(MediaError, match="has no sound between 2.00 and 3.00 s"):
+    with pytest.raises(MediaError, match=r"has no sound between 2\.00 and 3\.00 s"):
         read_audio(media["short_sound_mp4"], 2.0, 3.0)
 
 

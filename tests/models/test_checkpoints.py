@@ -121,5 +121,5 @@ def test_half_a_model_is_refused():
         for n, t in avfmae.released_state_dict(avfmae.AVFMAEForPretraining(TINY)).items()
         if not n.startswith("encoder_fusion")
     }
-    with pytest.raises(ValueError, match="lacks .* encoder_fusion"):
+    with pytest.raises(ValueError, match=r"lacks .* encoder_fusion"):
         avfmae.load_released(avfmae.AVFMAEForFinetuning(TINY, 2), state)
