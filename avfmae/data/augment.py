@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 Box = tuple[float, float, float, float]
-SCALES = (1.0, 0.875, 0.75, 0.66)
 
 
 def face_box(face: Box | None, size: tuple[int, int], margin: float = 0.3) -> Box:
@@ -27,12 +26,12 @@ def crop(frames: np.ndarray, box: Box, size: tuple[int, int], resample: Image.Re
     return np.stack([np.asarray(Image.fromarray(f).resize(size[::-1], resample, box=box)) for f in frames])
 
 
-def multi_scale_box(within: Box, rng: np.random.Generator) -> Box:
+def multi_scale_box(within: Box, rng: np.random.Generator, scales=(1.0, 0.875, 0.75, 0.66)) -> Box:
     """Pre-training: a corner or centre crop at scales of the short side, aspect distorted by at most one scale step."""
     left, top, right, bottom = within
     width, height = right - left, bottom - top
     short = min(width, height)
-    pairs = [(a, b) for i, a in enumerate(SCALES) for j, b in enumerate(SCALES) if abs(i - j) <= 1]
+    pairs = [(a, b) for i, a in enumerate(scales) for j, b in enumerate(scales) if abs(i - j) <= 1]
     scale_w, scale_h = pairs[rng.integers(len(pairs))]
     w, h = short * scale_w, short * scale_h
     step_x, step_y = (width - w) / 4, (height - h) / 4

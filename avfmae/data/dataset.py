@@ -37,6 +37,7 @@ class DataConfig:
             micro-expressions of a few frames.
         face_margin: room around a manifest's face box, in shares of its side.
         roll: shift pre-training sound in time (the released code does not, in effect).
+        multi_scales: shares of the short side that pre-training crops have.
         rand_augment: magnitude and number of operations for training with labels; 0 operations: none.
         crop_scale: area shares of the random crop for training with labels.
         flip, erase: probabilities, for training with labels.
@@ -50,6 +51,7 @@ class DataConfig:
     sampling: Literal["window", "uniform"] = "window"
     face_margin: float = 0.3
     roll: bool = True
+    multi_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     rand_augment: tuple[float, int] = (7.0, 4)
     crop_scale: tuple[float, float] = (0.08, 1.0)
     flip: float = 0.5
@@ -259,7 +261,7 @@ class ClipDataset(Dataset):
         if self.purpose == "evaluate":
             return augment.crop(frames, augment.view_box(within, crop, self.data.crops), size, bilinear)
         if self.purpose == "pretrain":
-            return augment.crop(frames, augment.multi_scale_box(within, rng), size, bilinear)
+            return augment.crop(frames, augment.multi_scale_box(within, rng, self.data.multi_scales), size, bilinear)
         # The crop comes before RandAugment, on a tenth of the pixels, and not after it as in the released loader.
         video = augment.crop(frames, augment.random_resized_box(within, rng, self.data.crop_scale), size, bicubic)
         magnitude, operations = self.data.rand_augment

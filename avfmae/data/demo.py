@@ -21,7 +21,7 @@ from rich.progress import track
 
 from avfmae.data.manifest import Clip, write_manifest
 
-SIZE, FPS, SECONDS, RATE = 112, 25, 2.72, 16_000
+SIZE, FPS, SECONDS, RATE = 96, 25, 2.72, 16_000
 EMOTIONS = {  # name: (expression, excitement)
     "content": ("smile", 0.0),
     "joyful": ("smile", 1.0),
