@@ -17,7 +17,7 @@ T = TypeVar("T")
 USAGE = """\
 usage: avfmae COMMAND [options]        (avfmae COMMAND --help for the options)
 
-  demo         draw a talking-face data set, run all three stages on it, and open-ready report: start here
+  demo         draw a talking-face data set, run all three stages on it, write a report: start here
   pretrain     stage 1: masked pre-training on unlabelled clips
   psi          stage 2: progressive semantics injection on several labelled sets
   finetune     stage 3: fine-tune on one labelled set; folds, metrics, result table
@@ -39,7 +39,8 @@ class EvaluateConfig:
         weights: ``weights.safetensors`` of a fine-tuning run.
         clips: videos, or one manifest (.csv, .parquet, .txt).
         out: write the predictions to this CSV file; otherwise they are printed.
-        segments, crops: views a clip.
+        segments: views a clip in time.
+        crops: views a clip in space.
         missing_audio: ``silence`` lets a clip without sound pass.
         workers: decoding processes.
     """

@@ -40,10 +40,12 @@ class DataConfig:
         multi_scales: shares of the short side that pre-training crops have.
         rand_augment: magnitude and number of operations for training with labels; 0 operations: none.
         crop_scale: area shares of the random crop for training with labels.
-        flip, erase: probabilities, for training with labels.
+        flip: probability of a mirrored clip, for training with labels.
+        erase: probability of an erased rectangle, for training with labels.
         missing_audio: ``"error"``: a clip without sound is a bad clip; ``"silence"``: it gets silence.
         max_bad_share: the run stops when more than this share of its clips is bad.
-        segments, crops: evaluation views in time and in space.
+        segments: evaluation views in time.
+        crops: evaluation views in space.
         workers: decoding processes; 0 decodes in the training process.
     """
 

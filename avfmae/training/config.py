@@ -17,8 +17,14 @@ class OptimConfig:
     """AdamW with a per-step cosine after a linear warm-up.
 
     Attributes:
-        lr, min_lr, warmup_lr: for a total batch of 256, scaled by total_batch / 256. The peak, the end, the beginning.
+        lr: peak learning rate for a total batch of 256; this and the next two are scaled by total_batch / 256.
+        min_lr: where the cosine ends.
+        warmup_lr: where the warm-up begins.
+        betas: AdamW's decay of its two moments.
+        weight_decay: of matrices; 1-D tensors and tokens have none.
         layer_decay: each layer's rate is this times the next one's; 1: all the same.
+        epochs: passes over the clips.
+        warmup_epochs: of these, the first ones with a rising rate.
         total_batch: clips a step over all processes; kept by accumulating gradients.
         micro_batch: most clips in a forward pass of one process; None: its whole share of the total batch.
         clip_grad: largest norm of the gradient; None: not clipped.
@@ -47,8 +53,10 @@ class RunConfig:
         config: a TOML file with any of these settings; the command line overrides it.
         out: the run's folder: logs, checkpoints, weights, report. A run found there is continued.
         preset: model size: tiny, base, large, huge (pre-training also hicmae_base).
-        region_mode, token_order: ``released`` for weights trained by the released code; see ModelConfig.
+        region_mode: ``exact`` regions are places; ``released`` ones are runs of visible tokens, for published weights.
+        token_order: ``raster``, or ``released`` with its displaced decoder positions, for published weights.
         init: weights to start from (safetensors or a released pickle).
+        seed: of weights, order, masks and augmentation.
         precision: ``auto`` is bf16 on a GPU and float32 on a CPU.
         save_steps: a checkpoint every so many steps, and at the end.
         log_steps: a line of log every so many steps.
@@ -81,8 +89,9 @@ class PretrainConfig(RunConfig):
 
     Attributes:
         manifest: the clips.
-        gather_negatives, negatives: what HCMCL contrasts with; see ModelConfig.
-        attention: ``sdpa`` or ``flash`` for the decoder.
+        gather_negatives: HCMCL contrasts with the clips of all processes.
+        negatives: HCMCL contrasts each clip with this many others, whatever the batch; None: with all.
+        attention: torch's scaled-dot-product attention, or the flash-attn package, for the decoder's long sequences.
     """
 
     manifest: Path | None = None
@@ -97,8 +106,11 @@ class SupervisedConfig(RunConfig):
 
     Attributes:
         modalities: both, or one of them.
-        drop_path, label_smoothing: regularisation.
-        mixup, cutmix: Beta parameters; 0 switches it off. switch: share of batches that get cutmix rather than mixup.
+        drop_path: stochastic depth, the rate of the last block.
+        label_smoothing: share of the target that is spread over all classes.
+        mixup: Beta parameter of blending clips; 0: off.
+        cutmix: Beta parameter of pasting clips into each other; 0: off.
+        switch: share of batches that get cutmix rather than mixup.
         class_balanced: draw clips so that every class comes equally often.
         eval_epochs: evaluate every so many epochs, and after the last.
         freeze_batch_norm: normalise by the statistics that were loaded, in training as in evaluation. BatchNorm here serves
@@ -126,7 +138,8 @@ class HeldOut:
     Attributes:
         manifest: the target's manifest.
         split: the value of its split column that is held out.
-        folds, fold: instead of a split: fold number ``fold`` of ``folds``, as fine-tuning cuts them.
+        folds: instead of a split: as fine-tuning cuts them.
+        fold: which of the folds is held out.
         on_leak: ``refuse`` to train, or ``exclude`` the clips and subjects that it shares.
     """
 

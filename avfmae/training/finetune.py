@@ -7,7 +7,6 @@ that of the epoch which was best on the test set itself ("legacy", as the publis
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,64 +24,8 @@ from avfmae.training.config import FinetuneConfig, SupervisedConfig
 from avfmae.training.distributed import Processes, processes
 from avfmae.training.logging import Quarantine, console
 from avfmae.training.mixing import mix
+from avfmae.training.splits import Split, make_splits
 from avfmae.training.trainer import Trainer
-
-
-@dataclass(frozen=True)
-class Split:
-    """Clips of one fold."""
-
-    name: str
-    train: list[Clip]
-    val: list[Clip]
-    test: list[Clip]
-
-
-def fold_of(clips: Sequence[Clip], folds: int | str) -> dict[int, int]:
-    """Clip id -> fold: subjects dealt out in sorted order (clips, where a clip has no subject); ``"loso"``: one a subject."""
-    units = {c.id: c.subject or f"clip {c.id}" for c in clips}
-    subjects = sorted(set(units.values()), key=lambda s: (len(s), s))
-    if folds == "loso":
-        if any(c.subject is None for c in clips):
-            raise ValueError("folds: 'loso' needs a subject for every clip")
-        folds = len(subjects)
-    if not 2 <= folds <= len(subjects):
-        raise ValueError(f"folds: got {folds}, expected 2 to {len(subjects)}, the number of subjects")
-    number = {s: i * folds // len(subjects) for i, s in enumerate(subjects)}
-    return {c.id: number[units[c.id]] for c in clips}
-
-
-def make_splits(clips: Sequence[Clip], run: FinetuneConfig) -> list[Split]:
-    """The folds or the given split; held-out clips come from a split called ``val``, else from the training subjects."""
-    if run.folds is not None:
-        fold = fold_of(clips, run.folds)
-        numbers = sorted(set(fold.values()))
-        if run.only_fold is not None and run.only_fold not in numbers:
-            raise ValueError(f"only_fold: got {run.only_fold}, expected 0 to {numbers[-1]}")
-        splits = [(f"fold {k}", [c for c in clips if fold[c.id] != k], [], [c for c in clips if fold[c.id] == k])
-                  for k in numbers if run.only_fold in (None, k)]  # fmt: skip
-    else:
-        by = {name: [c for c in clips if c.split == name] for name in ("train", "val", "test")}
-        if not by["train"] or not by["test"]:
-            found = sorted({str(c.split) for c in clips})
-            raise ValueError(
-                f"{run.manifest}: its split column needs 'train' and 'test', it has {', '.join(found)}; or set folds"
-            )
-        splits = [("split", by["train"], by["val"], by["test"])]
-    result = []
-    for name, train, val, test in splits:
-        if not val and run.val_share > 0:
-            subjects = sorted({c.subject or f"clip {c.id}" for c in train})
-            rng = np.random.Generator(np.random.Philox(key=[run.seed, 0]))
-            held = (
-                set(rng.permutation(subjects)[: max(1, round(run.val_share * len(subjects)))])
-                if len(subjects) > 1
-                else set()
-            )
-            val = [c for c in train if (c.subject or f"clip {c.id}") in held]
-            train = [c for c in train if (c.subject or f"clip {c.id}") not in held]
-        result.append(Split(name, train, val, test))
-    return result
 
 
 class SupervisedStage:

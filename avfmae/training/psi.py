@@ -17,8 +17,9 @@ from avfmae.checkpoints import save_weights
 from avfmae.data.manifest import Clip, read_manifest
 from avfmae.training.config import HeldOut, PSIConfig
 from avfmae.training.distributed import processes
-from avfmae.training.finetune import Split, SupervisedStage, fold_of, labelled
+from avfmae.training.finetune import SupervisedStage, labelled
 from avfmae.training.logging import console
+from avfmae.training.splits import Split, fold_of
 
 
 @dataclass(frozen=True)

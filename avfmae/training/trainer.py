@@ -1,5 +1,6 @@
 """The one training loop of all three stages."""
 
+import hashlib
 import os
 import signal
 import time
@@ -55,12 +56,8 @@ class Trainer:
         self.steps = optim.epochs * self.plan.steps_per_epoch
         self.optimiser = build_optimiser(model, optim)
         self.batch_statistics = [b for m in model.modules() if isinstance(m, nn.BatchNorm1d) for b in m.buffers()]
-        fingerprint = {
-            "clips": len(dataset),
-            "total_batch": optim.total_batch,
-            "seed": run.seed,
-            "epochs": optim.epochs,
-        }
+        clips = hashlib.sha256("\n".join(Path(clip.path).name for clip in dataset.clips).encode()).hexdigest()[:16]
+        fingerprint = {"clips": clips, "total_batch": optim.total_batch, "seed": run.seed, "epochs": optim.epochs}
         self.state = TrainingState(fingerprint=fingerprint)
         self.resume(fingerprint)
         resumed = self.state.step > 0

@@ -16,14 +16,15 @@ import torch
 import avfmae
 from avfmae.data.dataset import Batch, DataConfig
 from avfmae.data.demo import DemoSet, make_demo_set
-from avfmae.data.manifest import read_manifest, write_manifest
+from avfmae.data.manifest import Clip, read_manifest, write_manifest
 from avfmae.training.config import FinetuneConfig, HeldOut, OptimConfig, PretrainConfig, PSIConfig
-from avfmae.training.finetune import finetune, fold_of, make_splits
+from avfmae.training.finetune import finetune
 from avfmae.training.logging import read_log
 from avfmae.training.mixing import mix
 from avfmae.training.optim import learning_rate, parameter_groups
 from avfmae.training.pretrain import pretrain
 from avfmae.training.psi import LabelMap, psi
+from avfmae.training.splits import fold_of, make_splits
 
 TINY = avfmae.ModelConfig.preset("tiny")
 DATA = DataConfig(workers=0, segments=1, crops=1)
@@ -288,6 +289,17 @@ def test_folds_never_share_a_subject(drawn, tmp_path):
     assert len(results["folds"]) == 3 and np.sum(results["summary"]["last"]["pooled"]["confusion"]) == 18
     with pytest.raises(ValueError, match="folds: got 4, expected 2 to 3"):
         fold_of(clips, 4)
+
+
+@pytest.mark.parametrize(
+    ("first", "people", "folds", "sizes"),
+    [(1001, 91, 5, [18, 18, 18, 18, 19]), (1, 24, 6, [4] * 6), (1, 11, 4, [2, 3, 3, 3])],
+    ids=["CREMA-D", "RAVDESS", "uneven"],
+)
+def test_folds_are_the_published_ones(first, people, folds, sizes):
+    clips = [Clip(i, f"{i}.mp4", subject=str(first + i)) for i in range(people)]
+    fold = fold_of(clips, folds)
+    assert [fold[i] for i in range(people)] == [k for k, size in enumerate(sizes) for _ in range(size)]
 
 
 @pytest.mark.parametrize("modalities", [("video",), ("audio",)], ids=str)

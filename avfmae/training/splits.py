@@ -1,0 +1,78 @@
+"""Who is trained on, who chooses the epoch, who is tested: folds and given splits, never through a person."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from avfmae.data.manifest import Clip
+from avfmae.training.config import FinetuneConfig
+
+
+@dataclass(frozen=True)
+class Split:
+    """Clips of one fold."""
+
+    name: str
+    train: list[Clip]
+    val: list[Clip]
+    test: list[Clip]
+
+
+def unit(clip: Clip) -> str:
+    """What must not be torn apart: a subject, or a clip of nobody known."""
+    return clip.subject or f"clip {clip.id}"
+
+
+def fold_of(clips: Sequence[Clip], folds: int | str) -> dict[int, int]:
+    """Clip id -> fold. Subjects in sorted order are cut into runs, a clip without a subject being its own.
+
+    The runs are those of the published folds of CREMA-D (91 actors: 18, 18, 18, 18, 19) and RAVDESS. ``"loso"``: one subject a fold.
+    """
+    subjects = sorted({unit(c) for c in clips}, key=lambda s: (len(s), s))
+    if folds == "loso":
+        if any(c.subject is None for c in clips):
+            raise ValueError("folds: 'loso' needs a subject for every clip")
+        folds = len(subjects)
+    if not 2 <= folds <= len(subjects):
+        raise ValueError(f"folds: got {folds}, expected 2 to {len(subjects)}, the number of subjects")
+    number = {s: ((i + 1) * folds - 1) // len(subjects) for i, s in enumerate(subjects)}
+    return {c.id: number[unit(c)] for c in clips}
+
+
+def make_splits(clips: Sequence[Clip], run: FinetuneConfig) -> list[Split]:
+    """The folds or the given split; held-out clips come from a split called ``val``, else from the training subjects."""
+    if run.folds is not None:
+        fold = fold_of(clips, run.folds)
+        numbers = sorted(set(fold.values()))
+        if run.only_fold is not None and run.only_fold not in numbers:
+            raise ValueError(f"only_fold: got {run.only_fold}, expected 0 to {numbers[-1]}")
+        splits = [
+            Split(f"fold {k}", [c for c in clips if fold[c.id] != k], [], [c for c in clips if fold[c.id] == k])
+            for k in numbers
+            if run.only_fold in (None, k)
+        ]
+    else:
+        by = {name: [c for c in clips if c.split == name] for name in ("train", "val", "test")}
+        if not by["train"] or not by["test"]:
+            found = sorted({str(c.split) for c in clips})
+            raise ValueError(
+                f"{run.manifest}: its split column needs 'train' and 'test', it has {', '.join(found)}; or set folds"
+            )
+        splits = [Split("split", by["train"], by["val"], by["test"])]
+    return [hold_out(split, run) for split in splits]
+
+
+def hold_out(split: Split, run: FinetuneConfig) -> Split:
+    """The split with some training subjects moved to ``val``, unless it has held-out clips already."""
+    subjects = sorted({unit(c) for c in split.train})
+    if split.val or run.val_share <= 0 or len(subjects) < 2:
+        return split
+    rng = np.random.Generator(np.random.Philox(key=[run.seed, 0]))
+    held = set(rng.permutation(subjects)[: max(1, round(run.val_share * len(subjects)))])
+    return Split(
+        split.name,
+        [c for c in split.train if unit(c) not in held],
+        [c for c in split.train if unit(c) in held],
+        split.test,
+    )
