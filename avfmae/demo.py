@@ -45,7 +45,7 @@ class DemoConfig:
 
     out: Path = Path("runs/demo")
     seeds: tuple[int, ...] = (0, 1, 2)
-    workers: int = 1
+    workers: int = 2
 
 
 def demo(run: DemoConfig) -> Path:

@@ -117,7 +117,7 @@ def test_shapes(purpose, clips):
     assert batch.audio.shape == (3 * views, 1, 256, 128) and batch.labels.tolist() == [0, 1, 0] and batch.views == views
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_the_workers(workers, clips):
     def run(count):
         dataset = PretrainDataset(clips, TINY, DataConfig(), "pretrain", seed=5)
