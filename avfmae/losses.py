@@ -7,44 +7,29 @@ a process returns its share scaled so that the processes' average is the whole b
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 import avfmae_kernels as K
-from avfmae.models.embed import audio_patches, take_tokens
+from avfmae.masking import ModalityMask
 
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def video_target(video: Tensor, index: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """Standardised frame-difference target of the tubelets at ``index``: (B, N, P), ordered (time, row, column, rgb).
+def reconstruction_loss(pred: Tensor, source: Tensor, mask: ModalityMask, patch: tuple[int, ...]) -> Tensor:
+    """Mean square error against the standardised patches, averaged over the scored tokens of the whole batch (eq. 3).
 
-    Pixels in 0..1 are standardised per tubelet and channel, (x − mean)/(√var + 1e-6) with the unbiased variance over
-    the tubelet's pixels; then every frame but the first becomes its difference to the one before.
+    Args:
+        pred: (B, Nd, P) of the decoded tokens.
+        source: the uint8 clip, or the spectrogram.
+        mask: which tokens these are, and which of them are scored.
     """
-    x = K.gather_patches(video, index, patch=patch, mean=(0, 0, 0), std=(1, 1, 1))
-    x = rearrange(x, "b n (c p) -> b n c p", c=3)
-    x = (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6)
-    x = rearrange(x, "b n c (t s) -> b n t (s c)", t=patch[0])
-    return torch.cat([x[:, :, :1], x.diff(dim=2)], dim=2).flatten(2)
-
-
-def audio_target(audio: Tensor, index: Tensor, patch: tuple[int, int]) -> Tensor:
-    """Per-patch standardised log-mel patches at ``index``: (B, N, P)."""
-    x = take_tokens(audio_patches(audio.float(), patch), index)
-    return (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-6)
-
-
-def masked_mse(pred: Tensor, target: Tensor, scored: Tensor) -> Tensor:
-    """Mean square error per token, averaged over the scored tokens of the whole batch (eq. 3)."""
-    per_token = (pred.float() - target).square().mean(-1)
-    count = scored.sum().float()
+    count = mask.scored.sum().float()
     if world_size() > 1:
         dist.all_reduce(count)
         count = count / world_size()
-    return (per_token * scored).sum() / count
+    return K.masked_patch_loss(pred, source, mask.decoded, mask.scored / count, patch)
 
 
 def info_nce(

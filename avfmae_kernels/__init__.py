@@ -6,6 +6,7 @@ Every op has one public function here and several implementations behind it; :fu
 
 from avfmae_kernels.dispatch import explain, use
 from avfmae_kernels.gather_patches import gather_patches
+from avfmae_kernels.masked_patch_loss import masked_patch_loss
 from avfmae_kernels.sample_masks import choose_tokens, random_bits
 
-__all__ = ["choose_tokens", "explain", "gather_patches", "random_bits", "use"]
+__all__ = ["choose_tokens", "explain", "gather_patches", "masked_patch_loss", "random_bits", "use"]

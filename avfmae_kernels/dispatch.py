@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from avfmae_kernels.schemas import SCHEMAS
+from avfmae_kernels.schemas import SCHEMAS, library
 
 IMPLEMENTATIONS = ("cuda", "triton", "cpp", "reference")  # in the order that "auto" prefers them
 CHOICES = ("auto", *IMPLEMENTATIONS)
@@ -106,11 +106,17 @@ def call(op: str, reference: Callable, device: torch.device, *args) -> torch.Ten
     return getattr(torch.ops.avfmae, op)(*args)
 
 
+def register_gradient(op: str, save: Callable, gradient: Callable) -> None:
+    """Gives an op and its Triton twin the same gradient (the reference is plain PyTorch, and has its own)."""
+    for name in (op, f"{op}_triton"):
+        torch.library.register_autograd(f"avfmae::{name}", gradient, setup_context=save, lib=library)
+
+
 def explain() -> dict[str, dict[str, str]]:
     """Per op and implementation: ``"runs"``, ``"can run"``, or the reason why it cannot, on this machine's best device."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     table = {}
-    for op in SCHEMAS:
+    for op in (op for op in SCHEMAS if not op.endswith("_backward")):
         chosen = choose(op, torch.device(device))
         table[op] = {i: "runs" if i == chosen else why_not(op, i, device) or "can run" for i in IMPLEMENTATIONS}
     host = "cpp" if HOST_MISSING is None else "reference"

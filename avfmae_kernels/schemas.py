@@ -9,12 +9,24 @@ import torch
 
 SCHEMAS = {
     "gather_patches": "(Tensor video, Tensor index, int[] patch, float[] mean, float[] std, ScalarType dtype) -> Tensor",
+    "masked_patch_loss": "(Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch) -> Tensor",
+    "masked_patch_loss_backward": (
+        "(Tensor grad, Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch) -> Tensor"
+    ),
 }
 
 
 def gather_patches(video, index, patch, mean, std, dtype):
     pt, ph, pw = patch
     return video.new_empty((*index.shape, 3 * pt * ph * pw), dtype=dtype)
+
+
+def masked_patch_loss(pred, source, index, scored, patch):
+    return pred.new_empty(index.shape, dtype=torch.float32)
+
+
+def masked_patch_loss_backward(grad, pred, source, index, scored, patch):
+    return torch.empty_like(pred)
 
 
 library = torch.library.Library("avfmae", "DEF")

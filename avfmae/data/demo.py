@@ -236,9 +236,10 @@ def encode(
     with av.open(str(path), "w") as container:
         video = container.add_stream(video_codec, rate=fps)
         video.height, video.width = frames.shape[1:3]
+        video.codec_context.thread_count = 1  # the same bytes every time
         video.pix_fmt = "yuvj420p" if video_codec == "mjpeg" else "yuv420p"
         if video_codec == "libx264":
-            video.options = {"preset": "veryfast", "crf": "20", "threads": "1"}  # one thread: the same bytes every time
+            video.options = {"preset": "veryfast", "crf": "20"}
         sound = None
         if waveform is not None:
             waveform = np.atleast_2d(waveform)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from avfmae.config import ModelConfig
-from avfmae.losses import audio_target, info_nce, masked_mse, video_target
+from avfmae.losses import info_nce, reconstruction_loss
 from avfmae.masking import DualMask
 from avfmae.models.decoder import Decoder
 from avfmae.models.iavcl import IAVCL
@@ -74,11 +74,8 @@ class MaskedAutoencoder(nn.Module):
         pred_video, pred_audio, levels = self.predict(video, audio, masks)
         contrasts = [info_nce(v, a, cfg.temperature, cfg.gather_negatives, cfg.negatives) for v, a in levels]
         loss_contrastive = torch.stack([loss for loss, _ in contrasts]).sum()
-        with torch.no_grad():
-            target_video = video_target(video, masks.video.decoded, cfg.video.patch)
-            target_audio = audio_target(audio, masks.audio.decoded, cfg.audio.patch)
-        loss_video = masked_mse(pred_video, target_video, masks.video.scored)
-        loss_audio = masked_mse(pred_audio, target_audio, masks.audio.scored)
+        loss_video = reconstruction_loss(pred_video, video, masks.video, cfg.video.patch)
+        loss_audio = reconstruction_loss(pred_audio, audio, masks.audio, cfg.audio.patch)
         loss = loss_video + loss_audio + cfg.contrastive_weight * loss_contrastive
         return PretrainingOutput(
             loss, loss_video, loss_audio, loss_contrastive, pred_video, pred_audio, [logits for _, logits in contrasts]

@@ -15,7 +15,7 @@ from avfmae.training.logging import console
 from avfmae.training.trainer import Trainer
 
 
-def reconstruction_loss(model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+def pretraining_loss(model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
     out = model(batch.video, batch.audio, batch.masks)
     return out.loss, {
         "loss_video": out.loss_video,
@@ -41,7 +41,7 @@ def pretrain(run: PretrainConfig) -> Path:
                 console.print(str(report), highlight=False)
         model.to(at.device)
         dataset = PretrainDataset(clips, cfg, run.data, "pretrain", run.seed)
-        trainer = Trainer(run, at, f"pre-training {run.preset}", model, dataset, reconstruction_loss)
+        trainer = Trainer(run, at, f"pre-training {run.preset}", model, dataset, pretraining_loss)
         trainer.fit()
         if at.is_main:
             from avfmae.report import stage_report

@@ -1,8 +1,9 @@
 // Where a tubelet lies in a clip, and where a number of its embedding row comes from.
 //
-// A clip is uint8 (T, H, W, 3), channels last. It is cut into tubelets of pt x ph x pw pixels; a *token* is the flat
-// index of a tubelet in raster order (time, then rows, then columns). The embedding row of a token lists its numbers
-// as a convolution's weight does: (channel, time, row, column).
+// A clip is (T, H, W, channels), channels last; a spectrogram is a clip of one frame and one channel. It is cut into
+// tubelets of pt x ph x pw pixels; a *token* is the flat index of a tubelet in raster order (time, then rows, then
+// columns). The numbers of a tubelet in the order (time, row, column, channel) are pt·ph *lines* of neighbouring
+// numbers; the embedding row of a token lists them as a convolution's weight does: (channel, time, row, column).
 #pragma once
 
 #include <cstdint>
@@ -16,22 +17,23 @@ constexpr int kChannels = 3;
 struct PatchGrid {
   int64_t T, H, W;  // clip, in pixels
   int pt, ph, pw;   // tubelet, in pixels
+  int channels = kChannels;
 
-  AVFMAE_HD int64_t clip_bytes() const { return T * H * W * kChannels; }
+  AVFMAE_HD int64_t clip_size() const { return T * H * W * channels; }  // numbers
   AVFMAE_HD int64_t tokens() const { return (T / pt) * (H / ph) * (W / pw); }
   AVFMAE_HD int pixels() const { return pt * ph * pw; }  // per channel
-  AVFMAE_HD int row() const { return kChannels * pixels(); }
+  AVFMAE_HD int row() const { return channels * pixels(); }
   AVFMAE_HD bool contains(int64_t token) const { return token >= 0 && token < tokens(); }
 
-  // Byte offset of the tubelet's first pixel inside its clip.
+  // Offset of the tubelet's first number inside its clip.
   AVFMAE_HD int64_t origin(int64_t token) const {
     const int64_t columns = W / pw, rows = H / ph;
     const int64_t x = token % columns, y = token / columns % rows, t = token / (columns * rows);
-    return ((t * pt * H + y * ph) * W + x * pw) * kChannels;
+    return ((t * pt * H + y * ph) * W + x * pw) * channels;
   }
 
-  // Byte offset of pixel (time dt, row dy, column 0) of a tubelet from its first pixel.
-  AVFMAE_HD int64_t line(int dt, int dy) const { return (dt * H + dy) * W * kChannels; }
+  // Offset of a tubelet's line (time dt, row dy) from its first number.
+  AVFMAE_HD int64_t line(int dt, int dy) const { return (dt * H + dy) * W * channels; }
 };
 
 // (x/255 - mean)/std as one multiply-add.

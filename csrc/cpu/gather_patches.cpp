@@ -29,7 +29,7 @@ void gather_rows(const GatherPatches& op, const uint8_t* video, const int64_t* i
   Out* out = static_cast<Out*>(op.out.mutable_data_ptr());
   torch::stable::parallel_for(0, op.rows, /*grain_size=*/16, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const uint8_t* clip = video + r / op.rows_per_clip * op.grid.clip_bytes();
+      const uint8_t* clip = video + r / op.rows_per_clip * op.grid.clip_size();
       gather_row(clip + op.grid.origin(index[r]), out + r * op.grid.row(), op.grid, op.normalise);
     }
   });

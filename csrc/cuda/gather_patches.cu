@@ -36,7 +36,7 @@ __global__ void gather_patches_kernel(const uint8_t* __restrict__ video, const i
     for (int i = threadIdx.x; i < grid.row(); i += kThreads) row[i] = cast<Out>(__int_as_float(0x7fffffff));
     return;
   }
-  const uint8_t* tubelet = video + r / rows_per_clip * grid.clip_bytes() + grid.origin(token);
+  const uint8_t* tubelet = video + r / rows_per_clip * grid.clip_size() + grid.origin(token);
   for (int p = threadIdx.x; p < pixels; p += kThreads) {
     const int dx = p % grid.pw, dy = p / grid.pw % grid.ph, dt = p / (grid.pw * grid.ph);
     const uint8_t* pixel = tubelet + grid.line(dt, dy) + dx * kChannels;

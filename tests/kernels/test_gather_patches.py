@@ -6,15 +6,11 @@ import sys
 
 import pytest
 import torch
+from backends import DEVICES, each_backend, require
 
 import avfmae_kernels as K
-from avfmae_kernels.dispatch import why_not
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DEVICES = [
-    "cpu",
-    pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
-]
 SHAPES = {  # clip (B, T, H, W), tubelet, gathered tokens
     "pretraining": ((3, 16, 160, 160), (2, 16, 16), 80),
     "one token": ((1, 2, 16, 16), (2, 16, 16), 1),
@@ -52,17 +48,11 @@ def expected(video, index, patch):
     return rows
 
 
-def runs(implementation, device):
-    if reason := why_not("gather_patches", implementation, device):
-        pytest.skip(reason)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("implementation", ["reference", "cpp", "cuda"])
+@each_backend
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_equals_cutting_by_hand(shape, dtype, implementation, device):
-    runs(implementation, device)
+    require("gather_patches", implementation, device)
     video, index = case(*shape, device)
     with K.use(implementation):
         out = K.gather_patches(video, index, shape[1], dtype=dtype)
@@ -113,7 +103,7 @@ def test_non_contiguous_clips_are_taken():
     ids=lambda v: v if isinstance(v, str) else None,
 )
 def test_wrong_arguments_are_named(change, error, words, implementation):
-    runs(implementation, "cpu")
+    require("gather_patches", implementation, "cpu")
     arguments = {
         "video": torch.zeros(1, 2, 16, 16, 3, dtype=torch.uint8),
         "index": torch.zeros(1, 1, dtype=torch.int64),
@@ -125,7 +115,7 @@ def test_wrong_arguments_are_named(change, error, words, implementation):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck(device):
-    runs({"cpu": "cpp", "cuda": "cuda"}[device], device)
+    require("gather_patches", {"cpu": "cpp", "cuda": "cuda"}[device], device)
     video, index = case(*SHAPES["odd patch"], device)
     torch.library.opcheck(
         torch.ops.avfmae.gather_patches.default, (video, index, [3, 5, 7], list(MEAN), list(STD), torch.bfloat16)
@@ -134,7 +124,7 @@ def test_opcheck(device):
 
 @pytest.mark.parametrize("implementation", ["reference", "cpp"])
 def test_compiles_without_graph_break(implementation):
-    runs(implementation, "cpu")
+    require("gather_patches", implementation, "cpu")
     video, index = case(*SHAPES["odd patch"])
     with K.use(implementation):
         compiled = torch.compile(
@@ -160,7 +150,7 @@ def test_explain_names_one_implementation_an_op():
 
 
 TRITON_CASES = """
-import sys; sys.path.insert(0, {folder!r})
+import sys; sys.path[:0] = [{folder!r}, {folder!r} + "/.."]
 import torch, avfmae_kernels as K
 from test_gather_patches import SHAPES, TOLERANCE, case, expected
 for name, shape in SHAPES.items():

@@ -173,13 +173,13 @@ def test_torchrun_trains_as_one_process_does(drawn, tmp_path):
 def test_steps_that_are_not_finite_are_skipped_and_in_a_row_they_stop_the_run(drawn, tmp_path):
     from avfmae.training import pretrain as stage
 
-    honest, poisoned = stage.reconstruction_loss, {1}
+    honest, poisoned = stage.pretraining_loss, {1}
 
     def sometimes_infinite(model, batch, step):
         loss, parts = honest(model, batch, step)
         return (loss * float("nan") if step // 2 in poisoned else loss), parts
 
-    stage.reconstruction_loss = sometimes_infinite
+    stage.pretraining_loss = sometimes_infinite
     try:
         pretrain(pretraining(drawn, tmp_path / "once"))
         lines = [line for line in read_log(tmp_path / "once" / "log.jsonl") if "loss" in line]
@@ -194,7 +194,7 @@ def test_steps_that_are_not_finite_are_skipped_and_in_a_row_they_stop_the_run(dr
         with pytest.raises(RuntimeError, match="3 steps in a row were not finite"):
             pretrain(run)
     finally:
-        stage.reconstruction_loss = honest
+        stage.pretraining_loss = honest
 
 
 def test_bad_clips_go_to_quarantine_and_too_many_stop_the_run(drawn, tmp_path):

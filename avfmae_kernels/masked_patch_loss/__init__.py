@@ -1,0 +1,100 @@
+"""The reconstruction loss, straight from the source: target and square error in one pass, no target tensor."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from avfmae_kernels.dispatch import TRITON_USABLE, call, register_gradient
+from avfmae_kernels.masked_patch_loss import reference
+
+if TRITON_USABLE:
+    from avfmae_kernels.masked_patch_loss import triton  # noqa: F401  (registers the op)
+
+
+def masked_patch_loss(pred: Tensor, source: Tensor, index: Tensor, weight: Tensor, patch: Sequence[int]) -> Tensor:
+    r"""Weighted sum of the tokens' mean square errors against their standardised patches (AVF-MAE++ eq. 3).
+
+    Token :math:`n`'s patch :math:`x` is standardised per channel over its :math:`S` pixels, with the unbiased variance,
+
+    .. math:: \hat x = (x - \bar x) / (\sqrt{\mathrm{var}\,x} + 10^{-6}),
+
+    (pixels of a uint8 source scaled to 0..1 before), and every frame of it but the first becomes its difference to the frame before. Then
+
+    .. math:: loss = \sum_n w_n \frac{1}{P} \sum_p (pred_{n,p} - \hat x_{n,p})^2.
+
+    Tokens of weight 0 are neither read nor compared. Gradient flows to ``pred`` and to ``weight``.
+
+    Floor: bytes. Forward reads the predictions and the source's patches once; backward the same, and writes the gradient.
+
+    Args:
+        pred: (B, N, P) float32, bfloat16 or float16; P numbers in the order (time, row, column, channel).
+        source: (B, T, H, W, 3) uint8, or (B, 1, frames, mels) floating point.
+        index: (B, N) int64, the tokens that are predicted, in raster order of the source's grid.
+        weight: (B, N) float; usually 1/count where a token is scored and 0 elsewhere.
+        patch: (pt, ph, pw) of the video, or (frames, mels) of the spectrogram.
+
+    Returns:
+        A float32 scalar.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype or device.
+        IndexError: an index of a scored token is outside the source (CPU); on a GPU the loss is NaN instead.
+    """
+    patch = list(patch)
+    video = source.ndim == 5
+    if not (video and source.shape[-1] == 3 and source.dtype == torch.uint8) and not (
+        source.ndim == 4 and source.shape[1] == 1 and source.is_floating_point()
+    ):
+        raise ValueError(
+            f"source: got {source.dtype} {tuple(source.shape)}, expected torch.uint8 (B, T, H, W, 3) or floating point (B, 1, frames, mels)"
+        )
+    size = source.shape[1:4] if video else source.shape[2:]
+    if len(patch) != len(size) or any(p < 1 or s % p for p, s in zip(patch, size, strict=True)):
+        raise ValueError(f"patch: got {patch}, expected {len(size)} sizes that divide the source's {tuple(size)}")
+    numbers = torch.Size(patch).numel() * (3 if video else 1)
+    if numbers // (3 if video else 1) < 2:
+        raise ValueError(f"patch: got {patch}, expected at least two pixels, or there is no variance")
+    if index.ndim != 2 or index.shape[0] != source.shape[0] or index.dtype != torch.int64:
+        raise ValueError(f"index: got {index.dtype} {tuple(index.shape)}, expected torch.int64 ({source.shape[0]}, N)")
+    if tuple(pred.shape) != (*index.shape, numbers) or pred.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(
+            f"pred: got {pred.dtype} {tuple(pred.shape)}, expected torch.float32, torch.bfloat16 or torch.float16 {(*index.shape, numbers)}"
+        )
+    if weight.shape != index.shape or not weight.is_floating_point():
+        raise ValueError(
+            f"weight: got {weight.dtype} {tuple(weight.shape)}, expected floating point {tuple(index.shape)}"
+        )
+    for name, tensor in (("pred", pred), ("index", index), ("weight", weight)):
+        if tensor.device != source.device:
+            raise ValueError(f"{name}: is on {tensor.device}, expected {source.device} like source")
+    scored = weight != 0
+    if source.device.type == "cpu" and not torch.compiler.is_compiling() and scored.any():
+        tokens = torch.Size(s // p for s, p in zip(size, patch, strict=True)).numel()
+        low, high = index[scored].aminmax()
+        if low < 0 or high >= tokens:
+            raise IndexError(f"index: holds {int(low)} to {int(high)}, expected 0 to {tokens - 1}")
+    if not video:
+        source = source.float()
+    errors = call(
+        "masked_patch_loss", reference.masked_patch_loss, source.device,
+        pred.contiguous(), source.contiguous(), index.contiguous(), scored.contiguous(), patch,
+    )  # fmt: skip
+    return (errors * weight).sum()
+
+
+def _save(ctx, inputs, output):
+    *tensors, ctx.patch = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _gradient(ctx, grad):
+    pred, source, index, scored = ctx.saved_tensors
+    slope = call(
+        "masked_patch_loss_backward", reference.masked_patch_loss_backward, pred.device,
+        grad.contiguous(), pred, source, index, scored, ctx.patch,
+    )  # fmt: skip
+    return slope, None, None, None, None
+
+
+register_gradient("masked_patch_loss", _save, _gradient)

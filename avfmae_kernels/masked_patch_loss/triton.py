@@ -1,0 +1,115 @@
+"""masked_patch_loss in Triton: one program a token, which reads its tubelet once and keeps the target in registers."""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from avfmae_kernels.schemas import library
+
+
+@triton.jit
+def _target(source, base, H, W, EPS: tl.constexpr,
+            CHANNEL: tl.constexpr, C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+            T_BLOCK: tl.constexpr, S_BLOCK: tl.constexpr):  # fmt: skip
+    """One channel of a tubelet's standardised frame-difference target, (T_BLOCK, S_BLOCK); zero outside the tubelet."""
+    t = tl.arange(0, T_BLOCK)[:, None]
+    s = tl.arange(0, S_BLOCK)[None, :]
+    inside = (t < PT) & (s < PH * PW)
+    place = (t * H + s // PW) * W + s % PW
+    x = tl.load(source + base + place * C + CHANNEL, mask=inside, other=0).to(tl.float32)
+    pixels: tl.constexpr = PT * PH * PW
+    mean = tl.sum(tl.sum(x, 1), 0) / pixels
+    centred = tl.where(inside, x - mean, 0.0)
+    variance = tl.sum(tl.sum(centred * centred, 1), 0) / (pixels - 1)
+    inverse = 1.0 / (tl.sqrt(variance) + EPS)
+    before = tl.load(source + base + (place - H * W) * C + CHANNEL, mask=inside & (t > 0), other=0).to(tl.float32)
+    return tl.where(inside, (x - tl.where(t > 0, before, mean)) * inverse, 0.0)
+
+
+@triton.jit
+def _tubelet(token, H, W, C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr):
+    """Offset of a token's first number inside its clip."""
+    columns, lines = W // PW, H // PH
+    x, y, t = token % columns, token // columns % lines, token // (columns * lines)
+    return ((t * PT * H + y * PH) * W + x * PW) * C
+
+
+@triton.jit
+def masked_patch_loss_kernel(
+    pred, source, index, scored, errors, rows_per_clip, T, H, W, EPS: tl.constexpr,
+    C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, T_BLOCK: tl.constexpr, S_BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    token, wanted = tl.load(index + row), tl.load(scored + row) != 0
+    inside = (token >= 0) & (token < (T // PT) * (H // PH) * (W // PW))
+    token = tl.where(inside & wanted, token, 0)
+    base = row // rows_per_clip * T * H * W * C + _tubelet(token, H, W, C, PT, PH, PW)
+    t = tl.arange(0, T_BLOCK)[:, None]
+    s = tl.arange(0, S_BLOCK)[None, :]
+    lane = (t < PT) & (s < PH * PW)
+    error = 0.0
+    for c in tl.static_range(C):
+        target = _target(source, base, H, W, EPS, c, C, PT, PH, PW, T_BLOCK, S_BLOCK)
+        p = tl.load(pred + row * (C * PT * PH * PW) + (t * (PH * PW) + s) * C + c, mask=lane, other=0).to(tl.float32)
+        error += tl.sum(tl.sum((p - target) * (p - target), 1), 0)
+    error = tl.where(inside, error / (C * PT * PH * PW), float("nan"))
+    tl.store(errors + row, tl.where(wanted, error, 0.0))
+
+
+@triton.jit
+def masked_patch_loss_backward_kernel(
+    grad, pred, source, index, scored, slopes, rows_per_clip, T, H, W, EPS: tl.constexpr,
+    C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, T_BLOCK: tl.constexpr, S_BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    token, wanted = tl.load(index + row), tl.load(scored + row) != 0
+    inside = (token >= 0) & (token < (T // PT) * (H // PH) * (W // PW))
+    token = tl.where(inside & wanted, token, 0)
+    base = row // rows_per_clip * T * H * W * C + _tubelet(token, H, W, C, PT, PH, PW)
+    scale = tl.where(inside, 2.0 * tl.load(grad + row) / (C * PT * PH * PW), float("nan"))
+    t = tl.arange(0, T_BLOCK)[:, None]
+    s = tl.arange(0, S_BLOCK)[None, :]
+    lane = (t < PT) & (s < PH * PW)
+    for c in tl.static_range(C):
+        target = _target(source, base, H, W, EPS, c, C, PT, PH, PW, T_BLOCK, S_BLOCK)
+        place = row * (C * PT * PH * PW) + (t * (PH * PW) + s) * C + c
+        p = tl.load(pred + place, mask=lane, other=0).to(tl.float32)
+        slope = tl.where(wanted, scale * (p - target), 0.0)
+        tl.store(slopes + place, slope.to(slopes.dtype.element_ty), mask=lane)
+
+
+def _grid(source: Tensor, patch: list[int]) -> tuple[tuple[int, int, int], dict]:
+    """T, H, W of the source, a spectrogram being one frame of one channel, and the kernels' constants."""
+    (T, H, W), channels = (source.shape[1:4], source.shape[4]) if source.ndim == 5 else ((1, *source.shape[2:]), 1)
+    pt, ph, pw = patch if source.ndim == 5 else (1, *patch)
+    eps = 255e-6 if source.dtype == torch.uint8 else 1e-6  # bytes are standardised as they are, 255 times as large
+    blocks = {"T_BLOCK": triton.next_power_of_2(pt), "S_BLOCK": triton.next_power_of_2(ph * pw)}
+    return (T, H, W), {"EPS": eps, "C": channels, "PT": pt, "PH": ph, "PW": pw, **blocks}
+
+
+def masked_patch_loss(pred: Tensor, source: Tensor, index: Tensor, scored: Tensor, patch: list[int]) -> Tensor:
+    errors = pred.new_empty(index.shape, dtype=torch.float32)
+    size, constants = _grid(source, patch)
+    if index.numel():
+        masked_patch_loss_kernel[(index.numel(),)](
+            pred, source, index, scored.view(torch.uint8), errors, index.shape[1], *size, **constants
+        )
+    return errors
+
+
+def masked_patch_loss_backward(
+    grad: Tensor, pred: Tensor, source: Tensor, index: Tensor, scored: Tensor, patch: list[int]
+) -> Tensor:
+    slopes = torch.empty_like(pred)
+    size, constants = _grid(source, patch)
+    if index.numel():
+        masked_patch_loss_backward_kernel[(index.numel(),)](
+            grad, pred, source, index, scored.view(torch.uint8), slopes, index.shape[1], *size, **constants
+        )
+    return slopes
+
+
+for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
+    library.impl("masked_patch_loss_triton", masked_patch_loss, _key)
+    library.impl("masked_patch_loss_backward_triton", masked_patch_loss_backward, _key)
