@@ -1,4 +1,4 @@
-"""What a run looks like: loss curves, reconstructions, confusion matrices and tables, in one HTML file."""
+"""A run's page: tables and pictures in one HTML file, and the result table for the terminal."""
 
 import base64
 import json
@@ -6,154 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from einops import rearrange
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
-
 from avfmae.data.dataset import PretrainDataset
-from avfmae.masking import DualMask
-from avfmae.models.embed import audio_patches
 from avfmae.models.pretraining import MaskedAutoencoder
-from avfmae.training.logging import read_log, read_quarantine
+from avfmae.pictures import comparison, confusion_picture, loss_curves, reconstruction
+from avfmae.training.logging import read_quarantine
 
 KINDS = {"last": "last epoch", "best_on_held_out": "best on held-out", "best_on_test_legacy": "best on test (legacy)"}
-BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
-plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
-
-
-# ---- pictures
-
-
-def loss_curves(logs: dict[str, Path], names: Sequence[str] = ("loss",)) -> Figure | None:
-    """Logged values over steps, one panel a run and a line a value."""
-    runs = {title: [line for line in read_log(path) if "loss" in line] for title, path in logs.items()}
-    runs = {title: lines for title, lines in runs.items() if lines}
-    if not runs:
-        return None
-    figure, axes = plt.subplots(1, len(runs), figsize=(4.2 * len(runs), 2.8), squeeze=False, layout="constrained")
-    for axis, (title, lines) in zip(axes[0], runs.items(), strict=True):
-        for name in names:
-            if name in lines[0]:
-                steps, values = [line["step"] for line in lines], np.array([line[name] for line in lines])
-                window = max(1, len(values) // 40)
-                smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-                (drawn,) = axis.plot(steps[window - 1 :], smooth, label=name.removeprefix("loss_"))
-                axis.plot(steps, values, color=drawn.get_color(), alpha=0.2, linewidth=0.8)
-        axis.set(title=title, xlabel="step", ylabel="loss")
-        axis.legend(frameon=False)
-    return figure
-
-
-def confusion_picture(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
-    """Shares of each true class, with counts written in."""
-    counts = np.asarray(matrix)
-    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-    side = 1.6 + 0.55 * len(classes)
-    figure, axis = plt.subplots(figsize=(side, side * 0.9), layout="constrained")
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axis.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel="predicted", ylabel="true", title=title)
-    axis.set_xticklabels(classes, rotation=45, ha="right")
-    axis.set_yticklabels(classes)
-    axis.spines[:].set_visible(False)
-    for i, j in np.ndindex(counts.shape):
-        axis.text(j, i, counts[i, j], ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
-    return figure
-
-
-@torch.no_grad()
-def reconstruction(model: MaskedAutoencoder, dataset: PretrainDataset, device: torch.device, clips: int = 2) -> Figure:
-    """Original, masked and reconstructed frames and spectrograms; the model predicts everything that the encoder did not see.
-
-    The model predicts standardised patches; the true patch's mean and scale put them back into view.
-    """
-    model.eval()
-    batch = dataset.collate([dataset[(0, i)] for i in np.linspace(0, len(dataset) - 1, clips).astype(int)]).to(device)
-    cfg, masks = model.cfg, batch.masks
-    hidden_video, hidden_audio = (
-        _hidden(m.visible, n) for m, n in ((masks.video, cfg.video.tokens), (masks.audio, cfg.audio.tokens))
-    )
-    masks = DualMask.from_bool(hidden_video, None, hidden_audio, None)
-    pred_video, pred_audio, _ = model.predict(batch.video, batch.audio, masks)
-    (T, _, _), (pt, ph, pw), (gt, gh, _) = cfg.video.size, cfg.video.patch, cfg.video.grid
-    tubelets = rearrange(batch.video.float(), "b (t p) (h q) (w r) c -> b (t h w) p (q r) c", p=pt, q=ph, r=pw)
-    mean, std = tubelets.mean((2, 3), keepdim=True), tubelets.flatten(2, 3).std(2)[:, :, None, None] + 1e-6
-    filled, masked = tubelets.clone(), tubelets.clone()
-    for b in range(len(tubelets)):
-        index = masks.video.decoded[b]
-        frames = rearrange(pred_video[b].float(), "n (p s c) -> n p s c", p=pt, c=3).cumsum(
-            1
-        )  # undo the frame difference
-        filled[b, index] = frames * std[b, index] + mean[b, index]
-        masked[b, index] = 128
-
-    def clip(x):
-        return (
-            rearrange(x, "b (t h w) p (q r) c -> b (t p) (h q) (w r) c", t=gt, h=gh, q=ph, r=pw)
-            .clamp(0, 255)
-            .byte()
-            .cpu()
-            .numpy()
-        )
-
-    def spectrogram(x):
-        (gf, _), (p, q) = cfg.audio.grid, cfg.audio.patch
-        return rearrange(x, "b (t f) (p q) -> b (f q) (t p)", t=gf, p=p, q=q).cpu().numpy()
-
-    patches = audio_patches(batch.audio, cfg.audio.patch)
-    scale = patches.std(-1, keepdim=True) + 1e-6
-    sound, silent = patches.clone(), patches.clone()
-    for b in range(len(patches)):
-        index = masks.audio.decoded[b]
-        sound[b, index] = pred_audio[b].float() * scale[b, index] + patches[b, index].mean(-1, keepdim=True)
-        silent[b, index] = torch.nan
-    videos = [clip(x)[:, :: max(1, T // 8)] for x in (tubelets, masked, filled)]
-    sounds = [spectrogram(x) for x in (patches, silent, sound)]
-    figure, axes = plt.subplots(
-        3 * clips, 2, figsize=(11, 1.25 * 3 * clips), width_ratios=(3.4, 1), squeeze=False, layout="constrained"
-    )
-    for b, k in np.ndindex(clips, 3):
-        left, right = axes[3 * b + k]
-        left.imshow(np.concatenate(list(videos[k][b]), axis=1))
-        low, high = np.percentile(sounds[0][b], (2, 99.5))
-        right.imshow(
-            sounds[k][b],
-            origin="lower",
-            aspect="auto",
-            cmap=matplotlib.colormaps["magma"].with_extremes(bad="#808080"),
-            vmin=low,
-            vmax=high,
-        )
-        left.set_ylabel(("original", "masked", "reconstructed")[k])
-        for axis in (left, right):
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
-    return figure
-
-
-def _hidden(visible: torch.Tensor, tokens: int) -> torch.Tensor:
-    return torch.ones(len(visible), tokens, dtype=torch.bool, device=visible.device).scatter_(1, visible, False)
-
-
-def comparison(runs: dict[str, list[float]], chance: float, label: str) -> Figure:
-    """One bar a way of training, a dot a seed."""
-    figure, axis = plt.subplots(figsize=(4.2, 2.8), layout="constrained")
-    for i, (name, values) in enumerate(runs.items()):
-        axis.bar(i, 100 * np.mean(values), color=(BLUE, GREY)[i % 2], width=0.6, label=name)
-        axis.scatter(i + np.linspace(-0.12, 0.12, len(values)), 100 * np.array(values), color="black", s=14, zorder=3)
-    axis.axhline(100 * chance, color=ORANGE, linestyle="--", linewidth=1)
-    axis.text(len(runs) - 0.45, 100 * chance, "chance", color=ORANGE, va="center")
-    axis.set(xticks=range(len(runs)), xticklabels=list(runs), ylabel=label, ylim=(0, 100))
-    return figure
-
-
-# ---- tables
 
 
 def results_rows(results: dict) -> list[dict]:
@@ -185,8 +50,6 @@ def print_results(results: dict) -> None:
         table.add_row(*row.values())
     Console().print(table)
 
-
-# ---- pages
 
 PAGE = jinja2.Template("""<!doctype html><html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">

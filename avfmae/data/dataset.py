@@ -230,34 +230,32 @@ class ClipDataset(Dataset):
 
     def read(self, clip: Clip, epoch: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The clip's views: video (V, T, H, W, 3) uint8 and audio (V, 1, frames, mels) float32; V is 1 in training."""
-        info = probe(clip.path, "video" in self.modalities)
+        info, frames = probe(clip.path, "video" in self.modalities), self.cfg.video.size[0]
         if self.purpose == "evaluate":
-            segments, crops = self.data.segments, self.data.crops
-            views = [
-                self.view(clip, info, s / max(1, segments - 1) if segments > 1 else 0.5, c)
-                for s in range(segments)
-                for c in range(crops)
-            ]
+            rng, segments, crops = None, self.data.segments, self.data.crops
+            positions = [0.5] if segments == 1 else np.linspace(0, 1, segments).tolist()
         else:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 0, clip.id]))
-            views = [self.view(clip, info, rng.random(), rng=rng)]
-        return tuple(None if views[0][k] is None else np.stack([v[k] for v in views]) for k in range(2))
+            positions, crops = [rng.random()], 1
+        videos, audios = [], []
+        for position in positions:
+            window = sample_window(info, clip, position, frames, self.data, spread=self.purpose != "pretrain")
+            if "audio" in self.modalities:
+                audios += [self.hear(clip, info, window, rng)] * crops
+            if "video" in self.modalities:
+                decoded = read_frames(clip.path, window.frames)
+                videos += [self.cut(decoded, clip, crop, rng) for crop in range(crops)]
+        return np.stack(videos) if videos else None, np.stack(audios) if audios else None
 
-    def view(self, clip: Clip, info: VideoInfo, position: float, crop: int = 0, rng: np.random.Generator | None = None):
-        window = sample_window(
-            info, clip, position, self.cfg.video.size[0], self.data, spread=self.purpose != "pretrain"
-        )
-        video = audio = None
-        if "audio" in self.modalities:
-            waveform = read_window_audio(clip, info, window, self.data.missing_audio)
-            if self.purpose == "pretrain":
-                waveform = roll_mag(waveform, rng, self.data.roll)
-            audio = model_input(waveform, self.cfg.audio.size[0])
-        if "video" in self.modalities:
-            video = self.cut(read_frames(clip.path, window.frames), clip, crop, rng)
-        return video, audio
+    def hear(self, clip: Clip, info: VideoInfo, window: Window, rng: np.random.Generator | None) -> np.ndarray:
+        """The window's spectrogram (1, frames, mels)."""
+        waveform = read_window_audio(clip, info, window, self.data.missing_audio)
+        if self.purpose == "pretrain":
+            waveform = roll_mag(waveform, rng, self.data.roll)
+        return model_input(waveform, self.cfg.audio.size[0])
 
     def cut(self, frames: np.ndarray, clip: Clip, crop: int, rng: np.random.Generator | None) -> np.ndarray:
+        """The frames in the model's size: this purpose's crop and augmentation, or evaluation's ``crop``-th view."""
         size, bilinear, bicubic = self.cfg.video.size[1:], Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
         within = augment.face_box(clip.face, frames.shape[1:3], self.data.face_margin)
         if self.purpose == "evaluate":

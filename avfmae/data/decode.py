@@ -102,7 +102,7 @@ def probe(path: str, need_video: bool = True) -> VideoInfo:
                 end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
                 if packet.stream is stream and packet.size and not packet.is_discard:
                     ticks.append(stamp)
-        except av.FFmpegError as error:
+        except (av.FFmpegError, ValueError) as error:
             raise MediaError(path, f"breaks off after {len(ticks)} frames ({_reason(error)})") from error
         if not ticks:
             raise MediaError(path, "has no frames")
@@ -183,10 +183,12 @@ def _read_pyav(path: str, indices: np.ndarray, info: VideoInfo) -> np.ndarray:
                     frames[number] = frame.to_ndarray(format="rgb24")
                     if len(frames) == len(wanted):
                         break
-        except av.FFmpegError as error:
+        except (av.FFmpegError, ValueError) as error:
             raise MediaError(path, f"does not decode ({_reason(error)})") from error
     if missing := sorted(wanted - set(frames)):
         raise MediaError(path, f"frame {missing[0]} of {len(info.times)} does not decode")
+    if len({frame.shape for frame in frames.values()}) > 1:
+        raise MediaError(path, "changes its picture size on the way")
     return np.stack([frames[i] for i in indices.tolist()])
 
 
@@ -226,7 +228,7 @@ def read_audio(path: str, start: float, end: float) -> np.ndarray:
                         window[low:high] = samples[low - place : high - place]
                         filled = max(filled, high)
                     place += len(samples)
-        except av.FFmpegError as error:
+        except (av.FFmpegError, ValueError) as error:
             raise MediaError(path, f"its sound does not decode ({_reason(error)})") from error
     if not filled:
         raise MediaError(path, f"has no sound between {start:.2f} and {end:.2f} s")

@@ -1,7 +1,7 @@
 """The list of clips: a CSV or Parquet file with one row a clip.
 
 Columns: ``path`` (required), ``audio_path`` (sound from another file), ``start`` and ``end`` (seconds into the file),
-``label`` (a class name, or numbers separated by spaces for regression), ``split``, ``subject``, ``dataset``,
+``label`` (a class name, or numbers separated by spaces or commas for regression), ``split``, ``subject``, ``dataset``,
 ``face_x, face_y, face_w, face_h`` (pixels). Other columns are kept in the file and ignored here. Relative paths are
 relative to the manifest.
 """
@@ -153,8 +153,8 @@ def class_names(clips: Sequence[Clip]) -> list[str]:
 
 
 def label_vector(clip: Clip) -> list[float]:
-    """A clip's label as numbers: "0.5 -1" -> [0.5, -1.0]."""
-    return [float(v) for v in clip.label.split()]
+    """A clip's label as numbers: "0.5 -1" or "0.5, -1" -> [0.5, -1.0]."""
+    return [float(v) for v in clip.label.replace(",", " ").split()]
 
 
 @dataclass(frozen=True)
