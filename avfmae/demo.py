@@ -28,9 +28,9 @@ SETS = {
 }
 TEST_PEOPLE = 14
 # Short schedules for a small model: high rates, no regularisation that takes an epoch's length to pay.
-PRETRAINING = OptimConfig(lr=2.4e-2, epochs=10, warmup_epochs=1, total_batch=32, clip_grad=1.0)
+PRETRAINING = OptimConfig(lr=2.4e-2, epochs=8, warmup_epochs=1, total_batch=32, clip_grad=1.0)
 INJECTION = OptimConfig(lr=1.1e-2, epochs=14, warmup_epochs=2, total_batch=24, clip_grad=1.0)
-FINETUNING = OptimConfig(lr=1e-2, epochs=10, warmup_epochs=2, total_batch=12, clip_grad=1.0, layer_decay=0.9)
+FINETUNING = OptimConfig(lr=5e-3, epochs=10, warmup_epochs=2, total_batch=12, clip_grad=1.0, layer_decay=0.9)
 
 
 @dataclasses.dataclass
@@ -77,7 +77,8 @@ def demo(run: DemoConfig) -> Path:
         for seed in run.seeds:
             results[name].append(finetune(FinetuneConfig(
                 out=out / f"3-finetuning-{name.replace(' ', '-')}-{seed}", manifest=target, init=init, seed=seed,
-                classes=tuple(EMOTIONS), val_share=0.0, eval_epochs=FINETUNING.epochs, optim=FINETUNING, **common,
+                classes=tuple(EMOTIONS), val_share=0.0, eval_epochs=FINETUNING.epochs, optim=FINETUNING,
+                freeze_batch_norm=False, **common,  # from scratch there are no statistics to freeze
             )))  # fmt: skip
     for name, runs in results.items():
         uars = [r["summary"]["last"]["UAR"]["mean"] for r in runs]

@@ -236,7 +236,7 @@ def encode(
     with av.open(str(path), "w") as container:
         video = container.add_stream(video_codec, rate=fps)
         video.height, video.width = frames.shape[1:3]
-        video.codec_context.thread_count = 1  # the same bytes every time
+        video.codec_context.thread_count = 1  # the pool has the processes
         video.pix_fmt = "yuvj420p" if video_codec == "mjpeg" else "yuv420p"
         if video_codec == "libx264":
             video.options = {"preset": "veryfast", "crf": "20"}

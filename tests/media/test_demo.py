@@ -12,6 +12,11 @@ def generator(*key):
     return np.random.Generator(np.random.Philox(key=list(key)))
 
 
+def difference(a, b):
+    """Mean absolute difference in grey levels; x264 itself is not exact to the bit from run to run."""
+    return np.abs(a.astype(int) - b).mean()
+
+
 def test_the_files_are_real_and_reproducible(tmp_path):
     what = DemoSet("set", first=5, people=2, labels={e: e for e in EMOTIONS})
     a, b = (make_demo_set(tmp_path / d, what, test_people=1) for d in "ab")
@@ -24,7 +29,8 @@ def test_the_files_are_real_and_reproducible(tmp_path):
     info = probe(clips[0].path)
     assert len(info.times) == round(SECONDS * FPS) and info.has_audio
     other = read_manifest(b)
-    assert np.array_equal(read_frames(clips[3].path, [0, 40]), read_frames(other[3].path, [0, 40]))
+    a, b, c = (read_frames(clip.path, [0, 40]) for clip in (clips[3], other[3], clips[4]))
+    assert difference(a, b) < 0.1 < difference(a, c)
 
 
 def test_excitement_is_heard():
@@ -35,12 +41,12 @@ def test_excitement_is_heard():
 
 @pytest.mark.parametrize("pair", [("content", "joyful"), ("sad", "angry"), ("surprised", "afraid")], ids="/".join)
 def test_excitement_is_not_seen(pair, tmp_path):
-    """The same dice give the same picture to the last bit, calm or excited."""
+    """The same dice give the same picture, calm or excited, and another one with another expression."""
     who, frames = Identity.draw(generator(0, 3)), []
-    for emotion in pair:
+    for emotion in (*pair, "sad" if pair[0] != "sad" else "content"):
         draw_clip(tmp_path / f"{emotion}.mp4", who, emotion, generator(2, 2))
         frames.append(read_frames(str(tmp_path / f"{emotion}.mp4"), range(0, 60, 5)))
-    assert np.array_equal(*frames)
+    assert difference(frames[0], frames[1]) < 0.1 < difference(frames[0], frames[2])
 
 
 def test_the_expression_is_not_heard_and_the_mouth_follows_the_sound(tmp_path):
