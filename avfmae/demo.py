@@ -64,7 +64,7 @@ def demo(run: DemoConfig) -> Path:
     label_map.write_text(label_map_toml({"studio": STUDIO, "stage": STAGE}))
 
     data = DataConfig(workers=run.workers, segments=1, crops=1, rand_augment=(0.0, 0), crop_scale=(0.75, 1.0),
-                      multi_scales=(1.0, 0.875), erase=0.0)  # fmt: skip
+                      multi_scales=(1.0, 0.875), erase=0.0, face_margin=0.05)  # fmt: skip
     common = {"preset": "tiny", "data": data, "save_steps": 200}
     pretrained = pretrain(PretrainConfig(out=out / "1-pretraining", manifest=unlabelled, optim=PRETRAINING, **common))
     common |= {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0}
@@ -77,8 +77,7 @@ def demo(run: DemoConfig) -> Path:
         for seed in run.seeds:
             results[name].append(finetune(FinetuneConfig(
                 out=out / f"3-finetuning-{name.replace(' ', '-')}-{seed}", manifest=target, init=init, seed=seed,
-                classes=tuple(EMOTIONS), val_share=0.0, eval_epochs=FINETUNING.epochs, optim=FINETUNING,
-                freeze_batch_norm=False, **common,  # from scratch there are no statistics to freeze
+                classes=tuple(EMOTIONS), val_share=0.0, eval_epochs=FINETUNING.epochs, optim=FINETUNING, **common,
             )))  # fmt: skip
     for name, runs in results.items():
         uars = [r["summary"]["last"]["UAR"]["mean"] for r in runs]

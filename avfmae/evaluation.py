@@ -3,10 +3,12 @@
 import csv
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from avfmae import metrics
 from avfmae.checkpoints import load_released, read_about
@@ -17,24 +19,17 @@ from avfmae.models.finetuning import AVFMAEForFinetuning
 MANIFESTS = (".csv", ".parquet", ".txt")
 
 
-def load_finetuned(weights: Path) -> tuple[AVFMAEForFinetuning, tuple[str, ...] | None]:
-    """The model of a ``weights.safetensors`` that fine-tuning wrote, and its class names (None: regression)."""
+def load_finetuned(weights: Path) -> tuple[AVFMAEForFinetuning, tuple[str, ...] | None, DataConfig]:
+    """The model of a fine-tuning's ``weights.safetensors``, its class names (None: regression), and how it reads clips."""
     about = read_about(weights)
     if "task" not in about:
         raise ValueError(f"{weights}: is not the result of a fine-tuning; it carries no task")
     classes = tuple(about["classes"]) if about["classes"] else None
-    state = load_outputs(weights)
-    model = AVFMAEForFinetuning(about["config"], state, about["task"], about["modalities"])
-    load_released(model, weights)
-    return model.eval(), classes
-
-
-def load_outputs(weights: Path) -> int:
-    """How many outputs the head of a checkpoint has."""
-    from safetensors import safe_open
-
     with safe_open(weights, "pt") as file:
-        return file.get_slice("head.bias").get_shape()[0]
+        outputs = len(file.get_tensor("head.bias"))
+    model = AVFMAEForFinetuning(about["config"], outputs, about["task"], about["modalities"])
+    load_released(model, weights)
+    return model.eval(), classes, DataConfig(**about.get("data", {}))
 
 
 @torch.no_grad()
@@ -76,14 +71,14 @@ def evaluate(
     Raises:
         ValueError: no clip can be read, or the weights are no fine-tuning's.
     """
-    model, classes = load_finetuned(weights)
+    model, classes, data = load_finetuned(weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     if len(clips) == 1 and clips[0].suffix.lower() in MANIFESTS:
         listed = read_manifest(clips[0])
     else:
         listed = [Clip(i, str(path)) for i, path in enumerate(clips)]
-    data = DataConfig(segments=segments, crops=crops, missing_audio=missing_audio, workers=workers)
+    data = replace(data, segments=segments, crops=crops, missing_audio=missing_audio, workers=workers)
     dataset = ClipDataset(listed, model.cfg, data, "evaluate", modalities=model.modalities)
     outputs, bad = predict(model, dataset, range(len(listed)), 1, device)
     for b in bad:

@@ -22,6 +22,7 @@ from rich.progress import track
 from avfmae.data.manifest import Clip, write_manifest
 
 SIZE, FPS, SECONDS, RATE = 96, 25, 2.72, 16_000
+FACE = (16.0, 17.0, 64.0, 64.0)  # left, top, width, height: brows to chin, for everybody about the same
 EMOTIONS = {  # name: (expression, excitement)
     "content": ("smile", 0.0),
     "joyful": ("smile", 1.0),
@@ -298,7 +299,7 @@ def make_demo_set(folder: Path, what: DemoSet, seed: int = 0, processes: int = 2
         for emotion in EMOTIONS:
             for take in range(what.takes):
                 path = root / f"{person:03d}_{emotion}_{take}.mp4"
-                clip = Clip(len(clips), str(path), subject=f"{person:03d}", dataset=what.name)
+                clip = Clip(len(clips), str(path), subject=f"{person:03d}", dataset=what.name, face=FACE)
                 test = person >= what.first + what.people - test_people
                 if what.labels is not None:
                     clip = replace(clip, label=what.labels[emotion], split="test" if test else "train")

@@ -113,9 +113,9 @@ class SupervisedConfig(RunConfig):
         switch: share of batches that get cutmix rather than mixup.
         class_balanced: draw clips so that every class comes equally often.
         eval_epochs: evaluate every so many epochs, and after the last.
-        freeze_batch_norm: normalise by the statistics that were loaded, in training as in evaluation. BatchNorm here serves
-            both fusion units, whose statistics differ: what a small batch learns with its own is not what evaluation
-            computes with their average. The released recipe never freezes.
+        freeze_batch_norm: normalise by the statistics that were loaded, in training as in evaluation. The released recipe
+            does not: but its one BatchNorm serves both fusion units, whose statistics differ, so that what is learnt with
+            each batch's own is not what evaluation computes with their average.
     """
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(
@@ -128,7 +128,7 @@ class SupervisedConfig(RunConfig):
     switch: float = 0.5
     class_balanced: bool = False
     eval_epochs: int = 1
-    freeze_batch_norm: bool = False
+    freeze_batch_norm: bool = True
 
 
 @dataclass
@@ -178,7 +178,6 @@ class FinetuneConfig(SupervisedConfig):
         select: the metric that chooses epochs.
     """
 
-    freeze_batch_norm: bool = True
     manifest: Path | None = None
     task: Literal["classification", "regression"] = "classification"
     classes: tuple[str, ...] = ()

@@ -67,6 +67,17 @@ class SupervisedStage:
         resumed = self.trainer.state.step > 0
         self.bad = Quarantine(Path(run.out) / "evaluation", evaluated, run.data.max_bad_share, at.is_main, resumed)
 
+    def save(self) -> None:
+        """Writes the weights again, with all that using them needs to know."""
+        save_weights(
+            self.model,
+            Path(self.run.out) / "weights.safetensors",
+            classes=self.classes,
+            task=self.model.task,
+            modalities=self.run.modalities,
+            data=dataclasses.asdict(self.run.data),
+        )
+
     def dataset(self, clips: Sequence[Clip], purpose: str) -> ClipDataset:
         return ClipDataset(
             clips, self.model.cfg, self.run.data, purpose, self.run.seed, self.target, self.run.modalities
@@ -199,9 +210,7 @@ def finetune(run: FinetuneConfig) -> dict:
                 )
             folds[split.name] = chosen_epochs(history, select)
             if at.is_main:
-                save_weights(
-                    stage.model, out / "weights.safetensors", classes=classes, task=run.task, modalities=run.modalities
-                )
+                stage.save()
         results = {"task": run.task, "classes": classes, "select": select, "folds": folds, "summary": summarise(folds)}
         if at.is_main:
             with atomic_write(Path(run.out) / "results.json") as temporary:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from avfmae.checkpoints import save_weights
 from avfmae.data.manifest import Clip, read_manifest
 from avfmae.training.config import HeldOut, PSIConfig
 from avfmae.training.distributed import processes
@@ -161,13 +160,7 @@ def psi(run: PSIConfig) -> Path:
         stage = SupervisedStage(run, at, label_map.classes, split, f"PSI {run.preset}")
         stage.trainer.fit()
         if at.is_main and stage.trainer.state.step == stage.trainer.steps:
-            save_weights(
-                stage.model,
-                Path(run.out) / "weights.safetensors",
-                classes=label_map.classes,
-                task="classification",
-                modalities=run.modalities,
-            )
+            stage.save()
             (Path(run.out) / "classes.json").write_text(json.dumps(label_map.classes))
             from avfmae.report import stage_report
 
