@@ -30,7 +30,7 @@ def test_the_files_are_real_and_reproducible(tmp_path):
     assert len(info.times) == round(SECONDS * FPS) and info.has_audio
     other = read_manifest(b)
     a, b, c = (read_frames(clip.path, [0, 40]) for clip in (clips[3], other[3], clips[4]))
-    assert difference(a, b) < 0.1 < difference(a, c)
+    assert difference(a, b) < 0.25 * difference(a, c)
 
 
 def test_excitement_is_heard():
@@ -46,7 +46,7 @@ def test_excitement_is_not_seen(pair, tmp_path):
     for emotion in (*pair, "sad" if pair[0] != "sad" else "content"):
         draw_clip(tmp_path / f"{emotion}.mp4", who, emotion, generator(2, 2))
         frames.append(read_frames(str(tmp_path / f"{emotion}.mp4"), range(0, 60, 5)))
-    assert difference(frames[0], frames[1]) < 0.1 < difference(frames[0], frames[2])
+    assert difference(frames[0], frames[1]) < 0.5 * difference(frames[0], frames[2])
 
 
 def test_the_expression_is_not_heard_and_the_mouth_follows_the_sound(tmp_path):
