@@ -16,7 +16,7 @@ from rich.table import Table
 from avfmae.data.dataset import PretrainDataset
 from avfmae.models.pretraining import MaskedAutoencoder
 from avfmae.pictures import comparison, confusion_picture, loss_curves, reconstruction
-from avfmae.training.logging import read_quarantine
+from avfmae.training.logging import IS_MAIN, read_quarantine
 
 KINDS = {"last": "last epoch", "best_on_held_out": "best on held-out", "best_on_test_legacy": "best on test (legacy)"}
 
@@ -48,7 +48,7 @@ def print_results(results: dict) -> None:
         table.add_column(column)
     for row in rows:
         table.add_row(*row.values())
-    Console().print(table)
+    Console(quiet=not IS_MAIN).print(table)
 
 
 PAGE = jinja2.Template("""<!doctype html><html lang="en"><meta charset="utf-8"><title>{{ title }}</title>

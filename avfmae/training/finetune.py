@@ -47,9 +47,7 @@ class SupervisedStage:
             cfg, self.outputs, "classification" if classes else "regression", run.modalities
         )
         if run.init is not None:
-            report = load_released(self.model, run.init)
-            if at.is_main:
-                console.print(str(report), highlight=False)
+            console.print(str(load_released(self.model, run.init)), highlight=False)
         if run.freeze_batch_norm:
             for module in self.model.modules():
                 if isinstance(module, BatchNorm):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -16,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from avfmae.checkpoints import atomic_write
 from avfmae.data.dataset import Bad
 
-console = Console(stderr=True)
+IS_MAIN = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
+console = Console(stderr=True, quiet=not IS_MAIN)
 
 
 def memory_gb(device: torch.device) -> float:

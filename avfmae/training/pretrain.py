@@ -36,9 +36,7 @@ def pretrain(run: PretrainConfig) -> Path:
         torch.manual_seed(run.seed)
         model = (HiCMAEForPretraining if cfg.family == "hicmae" else AVFMAEForPretraining)(cfg)
         if run.init is not None:
-            report = load_released(model, run.init)
-            if at.is_main:
-                console.print(str(report), highlight=False)
+            console.print(str(load_released(model, run.init)), highlight=False)
         model.to(at.device)
         dataset = PretrainDataset(clips, cfg, run.data, "pretrain", run.seed)
         trainer = Trainer(run, at, f"pre-training {run.preset}", model, dataset, pretraining_loss)

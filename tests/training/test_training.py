@@ -108,7 +108,7 @@ from pathlib import Path
 with processes() as at:
     torch.manual_seed(0)
     cfg = avfmae.ModelConfig.preset("tiny").replace(region_mode="released")  # masks score unequal numbers of tokens
-    model = avfmae.AVFMAEForPretraining(cfg).double() if False else avfmae.AVFMAEForPretraining(cfg)
+    model = avfmae.AVFMAEForPretraining(cfg)
     parallel = DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False) if at.world > 1 else model
     g = torch.Generator().manual_seed(1)
     video = torch.randint(0, 256, (8, *cfg.video.size, 3), dtype=torch.uint8, generator=g)
@@ -125,14 +125,24 @@ with processes() as at:
 """
 
 
+def run(*arguments, processes=1):
+    """A script in one process, or under torchrun in several."""
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launcher, *map(str, arguments)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_two_processes_give_the_gradients_of_one(tmp_path):
     """Contrastive term gathered, batch statistics shared, masked means over all: exactly the whole batch's gradient."""
     script = tmp_path / "step.py"
     script.write_text(textwrap.dedent(PROCESS))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, tmp_path / "one.pt"], check=True, env=environment)
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, tmp_path / "two.pt"],
-                   check=True, env=environment, stderr=subprocess.DEVNULL)  # fmt: skip
+    run(script, tmp_path / "one.pt")
+    run(script, tmp_path / "two.pt", processes=2)
     one, two = torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt")
     assert len(set(one["scored"].tolist())) > 1  # not vacuous: shares differ between the processes
     assert one["loss"] == pytest.approx(two["loss"], rel=1e-6)
@@ -160,13 +170,9 @@ def test_torchrun_trains_as_one_process_does(drawn, tmp_path):
         "--optim.lr",
         "0.01",
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    script = str(Path(__file__).parents[2] / "train" / "pretrain.py")
-    subprocess.run(
-        [sys.executable, script, *common, "--out", one], check=True, env=environment, stderr=subprocess.DEVNULL
-    )
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, *common, "--out", two],
-                   check=True, env=environment, stderr=subprocess.DEVNULL)  # fmt: skip
+    script = Path(__file__).parents[2] / "train" / "pretrain.py"
+    run(script, *common, "--out", one)
+    run(script, *common, "--out", two, processes=2)
     assert np.allclose(losses(one), losses(two), rtol=1e-3)
 
 
