@@ -1,5 +1,10 @@
 """Where an op's implementations can run, as test parameters; GPU ones are marked ``gpu`` and skipped without one."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -19,3 +24,13 @@ def require(op: str, implementation: str, device: str = "cpu") -> None:
     """Skips the test where the implementation cannot run, saying why."""
     if reason := why_not(op, implementation, device):
         pytest.skip(reason)
+
+
+def interpret(code: str) -> None:
+    """Runs ``code``, which prints "proven" at its end, with Triton in its interpreter; it may import the kernel tests."""
+    pytest.importorskip("triton")
+    here = Path(__file__).parent
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    code = f"import sys; sys.path[:0] = {[str(here / 'kernels'), str(here)]!r}\n{code}"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "proven", done.stderr[-2000:]

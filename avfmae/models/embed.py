@@ -23,13 +23,6 @@ def audio_patches(audio: Tensor, patch: tuple[int, ...]) -> Tensor:
     return rearrange(audio, "b 1 (t p) (f q) -> b (t f) (p q)", p=patch[0], q=patch[1])
 
 
-def take_tokens(x: Tensor, index: Tensor) -> Tensor:
-    """x (B, N, D) or (N, D) at index (B, M) -> (B, M, D)."""
-    if x.ndim == 2:
-        return x[index]
-    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-
-
 class PatchEmbed(nn.Module):
     """Embeds the named tokens only: one matrix product over their rows, instead of a convolution over all of the clip.
 
@@ -55,7 +48,8 @@ class PatchEmbed(nn.Module):
                 f"{name}: got {clip.dtype} {tuple(clip.shape)}, expected {expected[0]} (B, {', '.join(map(str, expected[1]))})"
             )
         if not self.is_video:
-            return take_tokens(audio_patches(clip, self.m.patch), index)
+            patches = audio_patches(clip, self.m.patch)
+            return patches.gather(1, index[..., None].expand(-1, -1, patches.shape[-1]))
         autocast = torch.is_autocast_enabled(clip.device.type)
         dtype = torch.get_autocast_dtype(clip.device.type) if autocast else self.proj.weight.dtype
         return K.gather_patches(clip, index, patch=self.m.patch, dtype=dtype)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from avfmae.checkpoints import load_released
@@ -31,8 +32,6 @@ def pretrain(run: PretrainConfig) -> Path:
     cfg = run.model_config(gather_negatives=run.gather_negatives, negatives=run.negatives, attention=run.attention)
     clips = read_manifest(run.manifest)
     with processes() as at:
-        import torch
-
         torch.manual_seed(run.seed)
         model = (HiCMAEForPretraining if cfg.family == "hicmae" else AVFMAEForPretraining)(cfg)
         if run.init is not None:

@@ -28,11 +28,20 @@ def _target(source, base, H, W, EPS: tl.constexpr,
 
 
 @triton.jit
-def _tubelet(token, H, W, C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr):
-    """Offset of a token's first number inside its clip."""
+def _tubelet(
+    index, scored, row, rows_per_clip, T, H, W, C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr
+):
+    """Offset of a row's first number in the source, whether its token lies in the clip, and whether it is scored.
+
+    Tokens that do not, or are not, are given the clip's first tubelet: nothing outside is read.
+    """
+    token, wanted = tl.load(index + row), tl.load(scored + row) != 0
     columns, lines = W // PW, H // PH
+    inside = (token >= 0) & (token < (T // PT) * lines * columns)
+    token = tl.where(inside & wanted, token, 0)
     x, y, t = token % columns, token // columns % lines, token // (columns * lines)
-    return ((t * PT * H + y * PH) * W + x * PW) * C
+    base = row // rows_per_clip * T * H * W * C + ((t * PT * H + y * PH) * W + x * PW) * C
+    return base, inside, wanted
 
 
 @triton.jit
@@ -41,10 +50,7 @@ def masked_patch_loss_kernel(
     C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, T_BLOCK: tl.constexpr, S_BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    token, wanted = tl.load(index + row), tl.load(scored + row) != 0
-    inside = (token >= 0) & (token < (T // PT) * (H // PH) * (W // PW))
-    token = tl.where(inside & wanted, token, 0)
-    base = row // rows_per_clip * T * H * W * C + _tubelet(token, H, W, C, PT, PH, PW)
+    base, inside, wanted = _tubelet(index, scored, row, rows_per_clip, T, H, W, C, PT, PH, PW)
     t = tl.arange(0, T_BLOCK)[:, None]
     s = tl.arange(0, S_BLOCK)[None, :]
     lane = (t < PT) & (s < PH * PW)
@@ -63,10 +69,7 @@ def masked_patch_loss_backward_kernel(
     C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, T_BLOCK: tl.constexpr, S_BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    token, wanted = tl.load(index + row), tl.load(scored + row) != 0
-    inside = (token >= 0) & (token < (T // PT) * (H // PH) * (W // PW))
-    token = tl.where(inside & wanted, token, 0)
-    base = row // rows_per_clip * T * H * W * C + _tubelet(token, H, W, C, PT, PH, PW)
+    base, inside, wanted = _tubelet(index, scored, row, rows_per_clip, T, H, W, C, PT, PH, PW)
     scale = tl.where(inside, 2.0 * tl.load(grad + row) / (C * PT * PH * PW), float("nan"))
     t = tl.arange(0, T_BLOCK)[:, None]
     s = tl.arange(0, S_BLOCK)[None, :]

@@ -1,12 +1,8 @@
 """gather_patches: every implementation that can run here against a float64 convolution, its errors, and its contract."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from backends import DEVICES, each_backend, require
+from backends import DEVICES, each_backend, interpret, require
 
 import avfmae_kernels as K
 
@@ -150,7 +146,6 @@ def test_explain_names_one_implementation_an_op():
 
 
 TRITON_CASES = """
-import sys; sys.path[:0] = [{folder!r}, {folder!r} + "/.."]
 import torch, avfmae_kernels as K
 from test_gather_patches import SHAPES, TOLERANCE, case, expected
 for name, shape in SHAPES.items():
@@ -171,11 +166,7 @@ print("proven")
 
 
 def test_triton_in_the_interpreter():
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    code = TRITON_CASES.format(folder=os.path.dirname(__file__))
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "proven", done.stderr[-2000:]
+    interpret(TRITON_CASES)
 
 
 @pytest.mark.parametrize("capability", [80, 90, 100])

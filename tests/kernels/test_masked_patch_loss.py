@@ -1,12 +1,8 @@
 """masked_patch_loss: every implementation that can run here, forward and gradient, against float64 and by hand."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from backends import DEVICES, each_backend, require
+from backends import DEVICES, each_backend, interpret, require
 
 import avfmae_kernels as K
 from avfmae_kernels.masked_patch_loss.reference import patch_targets
@@ -174,7 +170,6 @@ def test_compiles_without_graph_break(implementation):
 
 
 TRITON_CASES = """
-import sys; sys.path[:0] = [{folder!r}, {folder!r} + "/.."]
 import torch, avfmae_kernels as K
 from test_masked_patch_loss import SHAPES, TOLERANCE, case, check
 for name, shape in SHAPES.items():
@@ -191,8 +186,4 @@ print("proven")
 
 
 def test_triton_in_the_interpreter():
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    code = TRITON_CASES.format(folder=os.path.dirname(__file__))
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "proven", done.stderr[-2000:]
+    interpret(TRITON_CASES)
