@@ -4,9 +4,20 @@ Every op has one public function here and several implementations behind it; :fu
 :func:`explain` says what runs and why the others do not.
 """
 
+from avfmae_kernels.cross_attention import cross_attention
 from avfmae_kernels.dispatch import explain, use
 from avfmae_kernels.gather_patches import gather_patches
 from avfmae_kernels.masked_patch_loss import masked_patch_loss
+from avfmae_kernels.region_attention import region_attention
 from avfmae_kernels.sample_masks import choose_tokens, random_bits
 
-__all__ = ["choose_tokens", "explain", "gather_patches", "masked_patch_loss", "random_bits", "use"]
+__all__ = [
+    "choose_tokens",
+    "cross_attention",
+    "explain",
+    "gather_patches",
+    "masked_patch_loss",
+    "random_bits",
+    "region_attention",
+    "use",
+]

@@ -106,6 +106,29 @@ def call(op: str, reference: Callable, device: torch.device, *args) -> torch.Ten
     return getattr(torch.ops.avfmae, op)(*args)
 
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def check_floats(**tensors: torch.Tensor) -> None:
+    """All tensors of one device and one of the dtypes that kernels compute in, their columns side by side; else ValueError."""
+    first_name, first = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS or tensor.dtype != first.dtype:
+            expected = "torch.float32, torch.bfloat16 or torch.float16" if tensor is first else f"{first.dtype} like {first_name}"
+            raise ValueError(f"{name}: got {tensor.dtype}, expected {expected}")
+        if tensor.device != first.device:
+            raise ValueError(f"{name}: is on {tensor.device}, expected {first.device} like {first_name}")
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+            raise ValueError(f"{name}: its last dimension has stride {tensor.stride(-1)}, expected 1 (call .contiguous() first)")
+
+
+def check_attention(num_heads: int, width: int, **tensors: torch.Tensor) -> None:
+    """What region_attention and cross_attention ask of their heads and tensors; ValueError where it does not hold."""
+    if num_heads < 1 or width < 1 or width % num_heads or width // num_heads > 128:
+        raise ValueError(f"num_heads: got {num_heads}, expected a divisor of the width {width} that leaves heads of at most 128")
+    check_floats(**tensors)
+
+
 def register_gradient(op: str, save: Callable, gradient: Callable) -> None:
     """Gives an op and its Triton twin the same gradient (the reference is plain PyTorch, and has its own)."""
     for name in (op, f"{op}_triton"):

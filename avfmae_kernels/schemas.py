@@ -13,6 +13,26 @@ SCHEMAS = {
     "masked_patch_loss_backward": (
         "(Tensor grad, Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch) -> Tensor"
     ),
+    "region_attention": "(Tensor qkv, int heads) -> Tensor",
+    "region_attention_backward": "(Tensor grad, Tensor qkv, int heads, bool again) -> (Tensor, Tensor)",
+    "cross_attention": "(Tensor q, Tensor kv, int heads) -> Tensor",
+    "cross_attention_backward": "(Tensor grad, Tensor q, Tensor kv, int heads, bool again) -> (Tensor, Tensor, Tensor)",
+    "assemble_tokens": (
+        "(Tensor visible, Tensor? mask_token, Tensor positions, Tensor visible_index, Tensor? mask_index, ScalarType dtype) -> Tensor"
+    ),
+    "gated_sum": "(Tensor gate_a, Tensor a, Tensor gate_b, Tensor b) -> Tensor",
+    "gated_sum_backward": (
+        "(Tensor grad, Tensor gate_a, Tensor a, Tensor gate_b, Tensor b) -> (Tensor, Tensor, Tensor, Tensor)"
+    ),
+    # These write where they are told, so that the rows of one buffer can be read and written by slots.
+    "add_layer_norm": (
+        "(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, "
+        "Tensor(a!)? sum, Tensor(b!) normalised, Tensor(c!) stats) -> ()"
+    ),
+    "add_layer_norm_backward": (
+        "(Tensor? grad_sum, Tensor? grad_normalised, Tensor sum, Tensor stats, Tensor weight, Tensor bias, "
+        "Tensor(a!) grad_x, Tensor(b!)? grad_residual, Tensor(c!)? normalised, Tensor(d!) parts) -> ()"
+    ),
 }
 
 
@@ -27,6 +47,45 @@ def masked_patch_loss(pred, source, index, scored, patch):
 
 def masked_patch_loss_backward(grad, pred, source, index, scored, patch):
     return torch.empty_like(pred)
+
+
+def region_attention(qkv, heads):
+    return qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
+
+
+def region_attention_backward(grad, qkv, heads, again):
+    return qkv.new_empty(qkv.shape), qkv.new_empty(grad.shape if again else (0,))
+
+
+def cross_attention(q, kv, heads):
+    return q.new_empty(q.shape)
+
+
+def cross_attention_backward(grad, q, kv, heads, again):
+    return q.new_empty(q.shape), kv.new_empty(kv.shape), q.new_empty(q.shape if again else (0,))
+
+
+def assemble_tokens(visible, mask_token, positions, visible_index, mask_index, dtype):
+    tokens = visible.shape[1] + (0 if mask_index is None else mask_index.shape[1])
+    return visible.new_empty((visible.shape[0], tokens, visible.shape[2]), dtype=dtype)
+
+
+def gated_sum(gate_a, a, gate_b, b):
+    return a.new_empty(a.shape)
+
+
+def gated_sum_backward(grad, gate_a, a, gate_b, b):
+    return tuple(x.new_empty(x.shape) for x in (gate_a, a, gate_b, b))
+
+
+def add_layer_norm(x, residual, weight, bias, eps, sum, normalised, stats):
+    pass
+
+
+def add_layer_norm_backward(
+    grad_sum, grad_normalised, sum, stats, weight, bias, grad_x, grad_residual, normalised, parts
+):
+    pass
 
 
 library = torch.library.Library("avfmae", "DEF")

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.schemas import library
+from avfmae_kernels.triton_tools import store
 
 
 @triton.jit
@@ -33,7 +34,7 @@ def gather_patches_kernel(
         std = std_r if c == 0 else (std_g if c == 1 else std_b)
         value = tl.load(video + place * 3 + c, mask=lane, other=0).to(tl.float32)
         value = tl.where(inside, (value / 255.0 - mean) / std, float("nan"))
-        tl.store(out + (row * 3 + c) * pixels + p, value.to(out.dtype.element_ty), mask=lane)
+        store(out + (row * 3 + c) * pixels + p, value, lane)
 
 
 def gather_patches(

@@ -6,6 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.schemas import library
+from avfmae_kernels.triton_tools import store
 
 
 @triton.jit
@@ -79,7 +80,7 @@ def masked_patch_loss_backward_kernel(
         place = row * (C * PT * PH * PW) + (t * (PH * PW) + s) * C + c
         p = tl.load(pred + place, mask=lane, other=0).to(tl.float32)
         slope = tl.where(wanted, scale * (p - target), 0.0)
-        tl.store(slopes + place, slope.to(slopes.dtype.element_ty), mask=lane)
+        store(slopes + place, slope, lane)
 
 
 def _grid(source: Tensor, patch: list[int]) -> tuple[tuple[int, int, int], dict]:

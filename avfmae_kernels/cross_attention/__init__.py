@@ -1,0 +1,68 @@
+"""Attention of one sequence to another where one of them is short: few keys, or few queries."""
+
+from torch import Tensor
+
+from avfmae_kernels.cross_attention import reference
+from avfmae_kernels.dispatch import TRITON_USABLE, call, check_attention, register_gradient
+
+if TRITON_USABLE:
+    from avfmae_kernels.cross_attention import triton  # noqa: F401  (registers the op)
+
+FEW = 128  # queries or keys that one tile holds
+
+
+def cross_attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
+    r"""Attention of B sequences to B others (AVF-MAE++ stages III and IV, eqs. 6, 7; the fusion's cross branches).
+
+    With :math:`k, v` the halves of a row of ``kv`` and :math:`D` the head size, for each head
+
+    .. math:: out = \mathrm{softmax}(q k^\top / \sqrt D)\, v.
+
+    Floor: bytes. Forward reads C numbers a query and 2C a key, and writes C a query; backward reads q, kv and the gradient and
+    writes as much as q and kv are, as the probabilities come from q and k once more and nothing but ``q`` and ``kv`` is kept. The
+    shorter side stays in registers while the longer one streams by once (few queries: twice, the second time from cache).
+
+    Args:
+        q: (B, Nq, C) float32, bfloat16 or float16. kv: (B, Nk, 2C), same dtype and device. In both the columns lie side by
+            side; rows and sequences may lie anywhere, so that slices of the regions' buffer are read in place. Nq or Nk is at
+            most 128 (long attention to long sequences belongs to ``scaled_dot_product_attention``).
+        num_heads: divides C; the head size is at most 128.
+
+    Returns:
+        (B, Nq, C), contiguous, in the dtype of ``q``.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype or device.
+    """
+    if q.ndim != 3 or not q.shape[0] or not q.shape[1]:
+        raise ValueError(f"q: got {tuple(q.shape)}, expected (B, Nq, C) with at least one sequence and one query")
+    if kv.ndim != 3 or kv.shape[0] != q.shape[0] or kv.shape[2] != 2 * q.shape[2] or kv.shape[1] < 1:
+        raise ValueError(
+            f"kv: got {tuple(kv.shape)}, expected ({q.shape[0]}, Nk, {2 * q.shape[2]}) with at least one key, for q {tuple(q.shape)}"
+        )
+    if min(q.shape[1], kv.shape[1]) > FEW:
+        raise ValueError(f"q, kv: got {q.shape[1]} queries and {kv.shape[1]} keys, expected at most {FEW} of one of them")
+    check_attention(num_heads, q.shape[2], q=q, kv=kv)
+    return call("cross_attention", reference.cross_attention, q.device, q, kv, num_heads)
+
+
+def cross_attention_backward(
+    grad: Tensor, q: Tensor, kv: Tensor, num_heads: int, again: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients to ``q`` and ``kv``; with ``again`` also the forward's answer, for who did not keep it (else an empty tensor)."""
+    return call(
+        "cross_attention_backward", reference.cross_attention_backward, q.device, grad.contiguous(), q, kv, num_heads, again
+    )  # fmt: skip
+
+
+def _save(ctx, inputs, output):
+    q, kv, ctx.heads = inputs
+    ctx.save_for_backward(q, kv)
+
+
+def _gradient(ctx, grad):
+    dq, dkv, _ = cross_attention_backward(grad, *ctx.saved_tensors, ctx.heads)
+    return dq, dkv, None
+
+
+register_gradient("cross_attention", _save, _gradient)

@@ -1,0 +1,209 @@
+"""cross_attention in Triton: the shorter side stays in registers, the longer one streams by.
+
+Few keys: a program holds a head's keys and values and takes the queries block by block. Few queries: it holds the queries and
+takes the keys block by block, with a running maximum and sum. Backward is one program a head, so that the gradients of the
+shorter side are sums in registers and need no atomics.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from avfmae_kernels.schemas import library
+from avfmae_kernels.triton_tools import dot, store, tuned
+
+
+@triton.jit
+def _head(stride_batch, H, D: tl.constexpr):
+    """Offset of the program's sequence, and its head's first column."""
+    task = tl.program_id(0).to(tl.int64)
+    return task // H * stride_batch, task % H * D
+
+
+@triton.jit
+def _softmax(logits, real):
+    logits = tl.where(real, logits, float("-inf"))
+    p = tl.exp(logits - tl.max(logits, 1)[:, None])
+    return p / tl.sum(p, 1)[:, None]
+
+
+@triton.jit
+def few_keys_kernel(
+    q, kv, out, Nq, Nk, q_batch, q_row, kv_batch, kv_row, scale, C, H,
+    D: tl.constexpr, D_TILE: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    q_first, column = _head(q_batch, H, D)
+    kv_first, _ = _head(kv_batch, H, D)
+    out_first, _ = _head(Nq * C, H, D)
+    d = column + tl.arange(0, D_TILE)
+    wide = (tl.arange(0, D_TILE) < D)[None, :]
+    j = tl.arange(0, KEYS)
+    at = kv + kv_first + j[:, None] * kv_row + d[None, :]
+    k = tl.load(at, mask=(j < Nk)[:, None] & wide, other=0)
+    v = tl.load(at + C, mask=(j < Nk)[:, None] & wide, other=0)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = (i < Nq)[:, None] & wide
+    x = tl.load(q + q_first + i[:, None] * q_row + d[None, :], mask=mask, other=0)
+    p = _softmax(dot(x, tl.trans(k)) * scale, (j < Nk)[None, :])
+    answer = dot(p, v)
+    store(out + out_first + i[:, None] * C + d[None, :], answer, mask)
+
+
+@triton.jit
+def few_keys_backward_kernel(
+    grad, q, kv, dq, dkv, out, Nq, Nk, q_batch, q_row, kv_batch, kv_row, scale, C, H,
+    D: tl.constexpr, D_TILE: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, AGAIN: tl.constexpr,
+):  # fmt: skip
+    q_first, column = _head(q_batch, H, D)
+    kv_first, _ = _head(kv_batch, H, D)
+    out_first, _ = _head(Nq * C, H, D)
+    dkv_first, _ = _head(Nk * 2 * C, H, D)
+    d = column + tl.arange(0, D_TILE)
+    wide = (tl.arange(0, D_TILE) < D)[None, :]
+    j = tl.arange(0, KEYS)
+    key = (j < Nk)[:, None] & wide
+    at = kv + kv_first + j[:, None] * kv_row + d[None, :]
+    k = tl.load(at, mask=key, other=0)
+    v = tl.load(at + C, mask=key, other=0)
+    dk = tl.zeros((KEYS, D_TILE), tl.float32)
+    dv = tl.zeros((KEYS, D_TILE), tl.float32)
+    for start in range(0, Nq, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        mask = (i < Nq)[:, None] & wide
+        packed = out_first + i[:, None] * C + d[None, :]
+        x = tl.load(q + q_first + i[:, None] * q_row + d[None, :], mask=mask, other=0)
+        g = tl.load(grad + packed, mask=mask, other=0)
+        p = _softmax(dot(x, tl.trans(k)) * scale, (j < Nk)[None, :])
+        if AGAIN:
+            answer = dot(p, v)
+            store(out + packed, answer, mask)
+        dv += dot(tl.trans(p), g)
+        dp = dot(g, tl.trans(v))
+        ds = p * (dp - tl.sum(p * dp, 1)[:, None]) * scale
+        dk += dot(tl.trans(ds), x)
+        store(dq + packed, dot(ds, k), mask)
+    to = dkv + dkv_first + j[:, None] * (2 * C) + d[None, :]
+    store(to, dk, key)
+    store(to + C, dv, key)
+
+
+@triton.jit
+def _running_softmax(
+    x, kv, kv_first, kv_row, d, wide, Nk, scale, C, D_TILE: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The queries' largest logit, the sum of exponentials relative to it, and the answer (QUERIES, D_TILE) in float32."""
+    top = tl.full((QUERIES,), float("-inf"), tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    answer = tl.zeros((QUERIES, D_TILE), tl.float32)
+    for start in range(0, Nk, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        key = (j < Nk)[:, None] & wide
+        at = kv + kv_first + j[:, None] * kv_row + d[None, :]
+        k = tl.load(at, mask=key, other=0)
+        v = tl.load(at + C, mask=key, other=0)
+        logits = dot(x, tl.trans(k)) * scale
+        logits = tl.where((j < Nk)[None, :], logits, float("-inf"))
+        higher = tl.maximum(top, tl.max(logits, 1))
+        p = tl.exp(logits - higher[:, None])
+        fade = tl.exp(top - higher)
+        total = total * fade + tl.sum(p, 1)
+        answer = answer * fade[:, None] + dot(p, v)
+        top = higher
+    return top, total, answer / total[:, None]
+
+
+@triton.jit
+def few_queries_kernel(
+    q, kv, out, Nq, Nk, q_batch, q_row, kv_batch, kv_row, scale, C, H,
+    D: tl.constexpr, D_TILE: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    q_first, column = _head(q_batch, H, D)
+    kv_first, _ = _head(kv_batch, H, D)
+    out_first, _ = _head(Nq * C, H, D)
+    d = column + tl.arange(0, D_TILE)
+    wide = (tl.arange(0, D_TILE) < D)[None, :]
+    i = tl.arange(0, QUERIES)
+    mask = (i < Nq)[:, None] & wide
+    x = tl.load(q + q_first + i[:, None] * q_row + d[None, :], mask=mask, other=0)
+    _, _, answer = _running_softmax(x, kv, kv_first, kv_row, d, wide, Nk, scale, C, D_TILE, QUERIES, BLOCK)
+    store(out + out_first + i[:, None] * C + d[None, :], answer, mask)
+
+
+@triton.jit
+def few_queries_backward_kernel(
+    grad, q, kv, dq, dkv, out, Nq, Nk, q_batch, q_row, kv_batch, kv_row, scale, C, H,
+    D: tl.constexpr, D_TILE: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr, AGAIN: tl.constexpr,
+):  # fmt: skip
+    q_first, column = _head(q_batch, H, D)
+    kv_first, _ = _head(kv_batch, H, D)
+    out_first, _ = _head(Nq * C, H, D)
+    dkv_first, _ = _head(Nk * 2 * C, H, D)
+    d = column + tl.arange(0, D_TILE)
+    wide = (tl.arange(0, D_TILE) < D)[None, :]
+    i = tl.arange(0, QUERIES)
+    mask = (i < Nq)[:, None] & wide
+    packed = out_first + i[:, None] * C + d[None, :]
+    x = tl.load(q + q_first + i[:, None] * q_row + d[None, :], mask=mask, other=0)
+    g = tl.load(grad + packed, mask=mask, other=0)
+    top, total, answer = _running_softmax(x, kv, kv_first, kv_row, d, wide, Nk, scale, C, D_TILE, QUERIES, BLOCK)
+    if AGAIN:
+        store(out + packed, answer, mask)
+    mean = tl.sum(answer * g.to(tl.float32), 1)  # Σ_j p_j·dp_j, as answer = Σ_j p_j·v_j
+    slope = tl.zeros((QUERIES, D_TILE), tl.float32)
+    for start in range(0, Nk, BLOCK):
+        j = start + tl.arange(0, BLOCK)
+        key = (j < Nk)[:, None] & wide
+        at = kv + kv_first + j[:, None] * kv_row + d[None, :]
+        k = tl.load(at, mask=key, other=0)
+        v = tl.load(at + C, mask=key, other=0)
+        logits = dot(x, tl.trans(k)) * scale
+        p = tl.where((j < Nk)[None, :], tl.exp(logits - top[:, None]) / total[:, None], 0.0)
+        dp = dot(g, tl.trans(v))
+        ds = p * (dp - mean[:, None]) * scale
+        slope += dot(ds, k)
+        to = dkv + dkv_first + j[:, None] * (2 * C) + d[None, :]
+        store(to, dot(tl.trans(ds), x), key)
+        store(to + C, dot(tl.trans(p), g), key)
+    store(dq + packed, slope, mask)
+
+
+def _tile(n: int) -> int:
+    return max(16, triton.next_power_of_2(n))  # the tensor cores' smallest tile is 16 rows
+
+
+def configurations(few: int, many: int) -> list[dict]:
+    """Blocks of the longer side and warps worth trying; the first is used untuned."""
+    blocks = sorted({min(block, _tile(many)) for block in (32, 64, 128)} if few <= 16 else {min(32, _tile(many)), min(64, _tile(many))})
+    return [{"BLOCK": block, "num_warps": warps} for block in blocks for warps in ((4, 2, 1) if few <= 16 else (8, 4))]
+
+
+def _arguments(q: Tensor, kv: Tensor, heads: int) -> tuple[tuple, dict, list[dict], bool]:
+    (B, Nq, C), Nk = q.shape, kv.shape[1]
+    D, few_keys = C // heads, Nk <= Nq
+    numbers = (Nq, Nk, q.stride(0), q.stride(1), kv.stride(0), kv.stride(1), D**-0.5, C, heads)
+    constants = {"D": D, "D_TILE": _tile(D), ("KEYS" if few_keys else "QUERIES"): _tile(min(Nq, Nk))}
+    return numbers, constants, configurations(min(Nq, Nk), max(Nq, Nk)), few_keys
+
+
+def cross_attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
+    out = q.new_empty(q.shape)
+    numbers, constants, choices, few_keys = _arguments(q, kv, heads)
+    tasks = len(q) * heads
+    if few_keys:
+        tuned(few_keys_kernel, choices)[lambda meta: (tasks, triton.cdiv(q.shape[1], meta["BLOCK"]))](q, kv, out, *numbers, **constants)
+    else:
+        tuned(few_queries_kernel, choices)[lambda meta: (tasks,)](q, kv, out, *numbers, **constants)
+    return out
+
+
+def cross_attention_backward(grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dkv, out = q.new_empty(q.shape), kv.new_empty(kv.shape), q.new_empty(q.shape if again else (0,))
+    numbers, constants, choices, few_keys = _arguments(q, kv, heads)
+    kernel = few_keys_backward_kernel if few_keys else few_queries_backward_kernel
+    tuned(kernel, choices)[lambda meta: (len(q) * heads,)](grad, q, kv, dq, dkv, out, *numbers, **constants, AGAIN=again)
+    return dq, dkv, out
+
+
+for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
+    library.impl("cross_attention_triton", cross_attention, _key)
+    library.impl("cross_attention_backward_triton", cross_attention_backward, _key)

@@ -1,0 +1,50 @@
+"""The gate of a DiER unit: two branches weighed by learned gates, in one pass."""
+
+from torch import Tensor
+
+from avfmae_kernels.dispatch import TRITON_USABLE, call, check_floats, register_gradient
+from avfmae_kernels.gated_sum import reference
+
+if TRITON_USABLE:
+    from avfmae_kernels.gated_sum import triton  # noqa: F401  (registers the op)
+
+
+def gated_sum(gate_a: Tensor, a: Tensor, gate_b: Tensor, b: Tensor) -> Tensor:
+    r"""Sum of two branches, each number weighed by its gate (AVF-MAE++ eq. 9).
+
+    .. math:: out = \sigma(gate_a) \odot a + \sigma(gate_b) \odot b.
+
+    Floor: bytes. Forward reads four numbers for each that it writes; backward reads five and writes four.
+
+    Args:
+        gate_a, gate_b: (..., C) float32, bfloat16 or float16, before the sigmoid.
+        a, b: (..., C), of a common dtype, which may differ from the gates'. In all four the last dimension is dense.
+
+    Returns:
+        (..., C) in the dtype of ``a``.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype or device.
+    """
+    if a.ndim < 1 or not a.numel():
+        raise ValueError(f"a: got {tuple(a.shape)}, expected (..., C) with at least one number")
+    for name, x in (("gate_a", gate_a), ("gate_b", gate_b), ("b", b)):
+        if x.shape != a.shape:
+            raise ValueError(f"{name}: got {tuple(x.shape)}, expected {tuple(a.shape)} like a")
+        if x.device != a.device:
+            raise ValueError(f"{name}: is on {x.device}, expected {a.device} like a")
+    check_floats(gate_a=gate_a, gate_b=gate_b)
+    check_floats(a=a, b=b)
+    rows = [x.reshape(-1, a.shape[-1]) for x in (gate_a, a, gate_b, b)]
+    return call("gated_sum", reference.gated_sum, a.device, *rows).view(a.shape)
+
+
+def _save(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _gradient(ctx, grad):
+    return call("gated_sum_backward", reference.gated_sum_backward, grad.device, grad.contiguous(), *ctx.saved_tensors)
+
+
+register_gradient("gated_sum", _save, _gradient)

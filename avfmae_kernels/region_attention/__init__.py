@@ -1,0 +1,58 @@
+"""Packed self-attention of many short sequences: a region's tokens, the region tokens of a clip, a token's units."""
+
+from torch import Tensor
+
+from avfmae_kernels.dispatch import TRITON_USABLE, call, check_attention, register_gradient
+from avfmae_kernels.region_attention import reference
+
+if TRITON_USABLE:
+    from avfmae_kernels.region_attention import triton  # noqa: F401  (registers the op)
+
+MAX_SEQUENCE = 128
+
+
+def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
+    r"""Self-attention inside each of N sequences (AVF-MAE++ stages I and II, eqs. 4, 5; HAFE's unit attention).
+
+    With :math:`q, k, v` the thirds of a row and :math:`D` the head size, for each head
+
+    .. math:: out = \mathrm{softmax}(q k^\top / \sqrt D)\, v.
+
+    Floor: bytes. Forward reads 3C numbers a token and writes C; backward reads 4C and writes 3C, as the probabilities
+    come from q and k once more and nothing but ``qkv`` is kept. On a GPU whole sequences, several where they are short,
+    share a tile of the tensor cores, so that the products stay below the time of the bytes.
+
+    Args:
+        qkv: (N, S, 3C) float32, bfloat16 or float16; the columns lie side by side, rows and sequences may lie anywhere, so
+            that ``buffer[:, :, 0]`` is read in place. S is 1 to 128.
+        num_heads: divides C; the head size is at most 128.
+
+    Returns:
+        (N, S, C), contiguous, in the dtype of ``qkv``.
+
+    Raises:
+        ValueError: an argument has the wrong shape or dtype.
+    """
+    if qkv.ndim != 3 or qkv.shape[2] % 3 or not 1 <= qkv.shape[1] <= MAX_SEQUENCE or not len(qkv):
+        raise ValueError(f"qkv: got {tuple(qkv.shape)}, expected (N, S, 3C) with N at least 1 and S from 1 to {MAX_SEQUENCE}")
+    check_attention(num_heads, qkv.shape[2] // 3, qkv=qkv)
+    return call("region_attention", reference.region_attention, qkv.device, qkv, num_heads)
+
+
+def region_attention_backward(grad: Tensor, qkv: Tensor, num_heads: int, again: bool = False) -> tuple[Tensor, Tensor]:
+    """Gradient to ``qkv``; with ``again`` also the forward's answer, for who did not keep it (else an empty tensor)."""
+    return call(
+        "region_attention_backward", reference.region_attention_backward, qkv.device, grad.contiguous(), qkv, num_heads, again
+    )  # fmt: skip
+
+
+def _save(ctx, inputs, output):
+    qkv, ctx.heads = inputs
+    ctx.save_for_backward(qkv)
+
+
+def _gradient(ctx, grad):
+    return region_attention_backward(grad, *ctx.saved_tensors, ctx.heads)[0], None
+
+
+register_gradient("region_attention", _save, _gradient)

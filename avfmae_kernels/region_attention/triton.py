@@ -1,0 +1,119 @@
+"""region_attention in Triton: whole sequences, packed several to a tile where they are short, one head a program.
+
+The logits of a tile that belong to two different sequences are set to -inf, so that one product serves all of them.
+"""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from avfmae_kernels.schemas import library
+from avfmae_kernels.triton_tools import dot, store, tuned
+
+
+@triton.jit
+def _tile(rows_of_all, S: tl.constexpr, PACK: tl.constexpr, TILE: tl.constexpr):
+    """Of each row of a tile: its row in the batch, its sequence, its place there, and whether it exists."""
+    lane = tl.arange(0, TILE)
+    row = tl.program_id(0).to(tl.int64) * (PACK * S) + lane
+    return row, row // S, row % S, (lane < PACK * S) & (row < rows_of_all)
+
+
+@triton.jit
+def _probabilities(q, k, sequence, real, scale):
+    """softmax(q kᵀ·scale) over the keys of the same sequence; rows that do not exist attend to themselves."""
+    logits = dot(q, tl.trans(k)) * scale
+    sequence = tl.where(real, sequence, -1)
+    logits = tl.where(sequence[:, None] == sequence[None, :], logits, float("-inf"))
+    p = tl.exp(logits - tl.max(logits, 1)[:, None])
+    return p / tl.sum(p, 1)[:, None]
+
+
+@triton.jit
+def region_attention_kernel(
+    qkv, out, rows_of_all, stride_n, stride_s, scale, C, S: tl.constexpr, D: tl.constexpr,
+    PACK: tl.constexpr, TILE: tl.constexpr, D_TILE: tl.constexpr,
+):  # fmt: skip
+    row, sequence, place, real = _tile(rows_of_all, S, PACK, TILE)
+    d = tl.arange(0, D_TILE)
+    head = tl.program_id(1) * D
+    at = (sequence * stride_n + place * stride_s)[:, None] + head + d[None, :]
+    mask = real[:, None] & (d < D)[None, :]
+    q = tl.load(qkv + at, mask=mask, other=0)
+    k = tl.load(qkv + at + C, mask=mask, other=0)
+    v = tl.load(qkv + at + 2 * C, mask=mask, other=0)
+    p = _probabilities(q, k, sequence, real, scale)
+    answer = dot(p, v)
+    store(out + row[:, None] * C + head + d[None, :], answer, mask)
+
+
+@triton.jit
+def region_attention_backward_kernel(
+    grad, qkv, slopes, out, rows_of_all, stride_n, stride_s, scale, C, S: tl.constexpr, D: tl.constexpr,
+    PACK: tl.constexpr, TILE: tl.constexpr, D_TILE: tl.constexpr, AGAIN: tl.constexpr,
+):  # fmt: skip
+    row, sequence, place, real = _tile(rows_of_all, S, PACK, TILE)
+    d = tl.arange(0, D_TILE)
+    head = tl.program_id(1) * D
+    at = (sequence * stride_n + place * stride_s)[:, None] + head + d[None, :]
+    packed = row[:, None] * C + head + d[None, :]
+    mask = real[:, None] & (d < D)[None, :]
+    q = tl.load(qkv + at, mask=mask, other=0)
+    k = tl.load(qkv + at + C, mask=mask, other=0)
+    v = tl.load(qkv + at + 2 * C, mask=mask, other=0)
+    g = tl.load(grad + packed, mask=mask, other=0)
+    p = _probabilities(q, k, sequence, real, scale)
+    if AGAIN:
+        answer = dot(p, v)
+        store(out + packed, answer, mask)
+    dv = dot(tl.trans(p), g)
+    dp = dot(g, tl.trans(v))
+    ds = p * (dp - tl.sum(p * dp, 1)[:, None]) * scale
+    dq = dot(ds, k)
+    dk = dot(tl.trans(ds), q)
+    wide = slopes + row[:, None] * (3 * C) + head + d[None, :]
+    store(wide, dq, mask)
+    store(wide + C, dk, mask)
+    store(wide + 2 * C, dv, mask)
+
+
+def configurations(S: int) -> list[dict]:
+    """Tiles and warps worth trying for sequences of S rows; the first is used untuned."""
+    least = max(16, triton.next_power_of_2(S))  # the tensor cores' smallest tile is 16 rows
+    tiles = [tile for tile in (32, 16, 64, 128) if tile >= least]
+    return [
+        {"PACK": tile // S, "TILE": tile, "num_warps": warps}
+        for tile in tiles
+        for warps in {16: (1, 2), 32: (2, 1, 4), 64: (4, 2), 128: (8, 4)}[tile]
+    ]
+
+
+def _arguments(qkv: Tensor, heads: int) -> tuple[tuple, dict]:
+    N, S, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    D = C // heads
+    numbers = (N * S, qkv.stride(0), qkv.stride(1), D**-0.5, C)
+    return numbers, {"S": S, "D": D, "D_TILE": max(16, triton.next_power_of_2(D))}
+
+
+def _grid(qkv: Tensor, heads: int):
+    return lambda meta: (triton.cdiv(qkv.shape[0], meta["PACK"]), heads)
+
+
+def region_attention(qkv: Tensor, heads: int) -> Tensor:
+    out = qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
+    numbers, constants = _arguments(qkv, heads)
+    tuned(region_attention_kernel, configurations(qkv.shape[1]))[_grid(qkv, heads)](qkv, out, *numbers, **constants)
+    return out
+
+
+def region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, again: bool) -> tuple[Tensor, Tensor]:
+    slopes, out = qkv.new_empty(qkv.shape), qkv.new_empty(grad.shape if again else (0,))
+    numbers, constants = _arguments(qkv, heads)
+    kernel = tuned(region_attention_backward_kernel, configurations(qkv.shape[1]))
+    kernel[_grid(qkv, heads)](grad, qkv, slopes, out, *numbers, **constants, AGAIN=again)
+    return slopes, out
+
+
+for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
+    library.impl("region_attention_triton", region_attention, _key)
+    library.impl("region_attention_backward_triton", region_attention_backward, _key)

@@ -1,0 +1,124 @@
+"""cross_attention: every implementation that can run here against float64, forward and gradients; its errors; its contract."""
+
+import pytest
+import torch
+from backends import DEVICES, each_backend, interpret, require
+from correctness import TOLERANCE, check, poisoned
+
+import avfmae_kernels as K
+from avfmae_kernels.cross_attention import cross_attention_backward, reference
+
+SHAPES = {  # sequences, queries, keys, heads, head size
+    "pre video III": (4, 80, 8, 8, 64),
+    "pre audio III": (4, 24, 8, 8, 64),
+    "fine video III": (2, 800, 8, 2, 64),
+    "fine audio III": (2, 128, 8, 2, 64),
+    "pre video IV": (4, 8, 80, 8, 64),
+    "pre audio IV": (4, 8, 24, 8, 64),
+    "fine video IV": (2, 8, 800, 2, 64),
+    "fine audio IV": (2, 8, 128, 2, 64),
+    "fusion": (2, 80, 24, 8, 64),
+    "decoder": (1, 480, 80, 2, 80),
+    "one of each": (1, 1, 1, 1, 64),
+    "one query": (3, 1, 7, 2, 64),
+    "one key": (3, 7, 1, 2, 64),
+    "odd": (2, 101, 17, 3, 80),
+    "odd, turned": (2, 5, 131, 3, 80),
+    "as many": (2, 33, 33, 1, 16),
+}
+
+
+def inputs(B, Nq, Nk, heads, D):
+    g = torch.Generator().manual_seed(Nq + Nk)
+    C = heads * D
+    return [torch.randn(B, Nq, C, generator=g, dtype=torch.float64), torch.randn(B, Nk, 2 * C, generator=g, dtype=torch.float64)]
+
+
+def check_shape(implementation, shape, dtype, device="cpu"):
+    heads = shape[3]
+    if shape[2] == 1:  # softmax over one key is 1: no gradient reaches the query
+        q, kv = (x.to(device, dtype).requires_grad_() for x in inputs(*shape))
+        with K.use(implementation), poisoned():
+            out = K.cross_attention(q, kv, heads)
+            out.sum().backward()
+        assert torch.equal(out, kv[..., q.shape[-1] :].expand_as(q)) and q.grad.abs().max() <= 1e-5
+        return
+    check(implementation, lambda q, kv: K.cross_attention(q, kv, heads), lambda q, kv: reference.cross_attention(q, kv, heads), inputs(*shape), dtype, device)  # fmt: skip
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_against_float64(shape, dtype, implementation, device):
+    require("cross_attention", implementation, device)
+    check_shape(implementation, shape, dtype, device)
+
+
+def check_strides(implementation, device="cpu"):
+    """Slots of a buffer are read in place, and the answer is that of a copy; the answer comes again with the gradients."""
+    buffer = torch.randn(3, 4, 6, 2 * 32, device=device)
+    for q, kv in ((buffer[:, :, 0, :32], buffer[:, 1]), (buffer[:, 2, :, 32:], buffer[:, :, 3]), (buffer[:, 2, :, 32:], buffer[:, :, 3, :].flip(1))):
+        grad = torch.randn(*q.shape, device=device)
+        with K.use(implementation), poisoned():
+            out = K.cross_attention(q, kv, 2)
+            dq, dkv, again = cross_attention_backward(grad, q, kv, 2, again=True)
+        want, (want_q, want_kv, _) = reference.cross_attention(q, kv, 2), reference.cross_attention_backward(grad, q, kv, 2, False)
+        assert torch.allclose(out, want, atol=1e-5) and torch.allclose(again, want, atol=1e-5)
+        assert torch.allclose(dq, want_q, atol=1e-5) and torch.allclose(dkv, want_kv, atol=1e-5)
+
+
+@each_backend
+def test_rows_may_lie_anywhere(implementation, device):
+    require("cross_attention", implementation, device)
+    check_strides(implementation, device)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize(
+    ("q", "kv", "heads", "words"),
+    [
+        (torch.zeros(4, 8), torch.zeros(1, 4, 16), 1, "q: got (4, 8)"),
+        (torch.zeros(0, 4, 8), torch.zeros(0, 4, 16), 1, "q: got (0, 4, 8)"),
+        (torch.zeros(2, 4, 8), torch.zeros(3, 4, 16), 1, "kv: got (3, 4, 16), expected (2, Nk, 16)"),
+        (torch.zeros(2, 4, 8), torch.zeros(2, 4, 8), 1, "kv: got (2, 4, 8), expected (2, Nk, 16)"),
+        (torch.zeros(2, 4, 8), torch.zeros(2, 0, 16), 1, "kv: got (2, 0, 16)"),
+        (torch.zeros(1, 129, 8), torch.zeros(1, 130, 16), 1, "got 129 queries and 130 keys, expected at most 128"),
+        (torch.zeros(2, 4, 8), torch.zeros(2, 4, 16), 3, "num_heads: got 3"),
+        (torch.zeros(2, 4, 8), torch.zeros(2, 4, 16, dtype=torch.bfloat16), 1, "kv: got torch.bfloat16, expected torch.float32 like q"),
+        (torch.zeros(2, 4, 8), torch.zeros(2, 4, 16, device="meta"), 1, "kv: is on meta, expected cpu like q"),
+        (torch.zeros(2, 8, 4).mT, torch.zeros(2, 4, 16), 1, "q: its last dimension has stride 4"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)  # fmt: skip
+def test_wrong_arguments_are_named(q, kv, heads, words, implementation):
+    require("cross_attention", implementation)
+    with K.use(implementation), pytest.raises(ValueError) as caught:
+        K.cross_attention(q, kv, heads)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck(device):
+    op = {"cpu": "cross_attention", "cuda": "cross_attention_triton"}[device]
+    require("cross_attention", {"cpu": "cpp", "cuda": "triton"}[device], device)
+    q, kv = torch.randn(3, 5, 32, device=device), torch.randn(3, 4, 64, device=device)
+    torch.library.opcheck(getattr(torch.ops.avfmae, op).default, (q.clone().requires_grad_(), kv.clone().requires_grad_(), 2))
+    for again in (False, True):
+        torch.library.opcheck(torch.ops.avfmae.cross_attention_backward.default, (q, q, kv, 2, again))
+
+
+TRITON_CASES = """
+import torch
+from test_cross_attention import SHAPES, TOLERANCE, check_shape, check_strides
+for name, (B, Nq, Nk, heads, D) in SHAPES.items():
+    for dtype in TOLERANCE:
+        check_shape("triton", (min(B, 2), Nq, Nk, min(heads, 2), D), dtype)
+check_strides("triton")
+q, kv = torch.randn(3, 5, 32, requires_grad=True), torch.randn(3, 4, 64, requires_grad=True)
+torch.library.opcheck(torch.ops.avfmae.cross_attention_triton.default, (q, kv, 2))
+print("proven")
+"""
+
+
+def test_triton_in_the_interpreter():
+    interpret(TRITON_CASES)
