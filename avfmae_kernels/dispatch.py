@@ -65,6 +65,11 @@ def use(choice: str) -> Iterator[None]:
         _choice = previous
 
 
+def plain() -> bool:
+    """Whether the reference was asked for by name."""
+    return _choice == "reference"
+
+
 def why_not(op: str, implementation: str, device: str) -> str | None:
     """None if ``implementation`` of ``op`` runs on tensors of ``device`` ("cpu" or "cuda"), else the reason why not."""
     if implementation == "reference":

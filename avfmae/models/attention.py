@@ -1,5 +1,8 @@
 """The parts every block is made of: attention, feed-forward, stochastic depth.
 
+A pre-norm residual block is a chain x ← x + f(LN(x)). Here each part takes (x, branch) and gives (x + branch, f(LN(x + branch))):
+it adds the branch of the part before it, in the pass that normalises anyway, and leaves its own unadded for the next.
+
 Shapes: B batch, N queries, M keys, C width, H heads, D = C/H. Queries and values carry a learned bias, keys none:
 a bias on the keys adds the same number to all logits of a query, and softmax does not see it.
 """
@@ -9,6 +12,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+import avfmae_kernels as K
+
+SHORT = 128  # a sequence up to this many tokens fits one tile of the kernels; longer ones are torch's or flash-attn's
 EPS = 1e-6  # every LayerNorm of the family
 
 
@@ -43,6 +49,16 @@ def _flash_attention():
     return flash_attn_func
 
 
+def pre_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """x + branch, and a linear layer of its norm."""
+    return K.norm_linear(x, branch, norm.weight, norm.bias, norm.eps, weight, bias)
+
+
+def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """x + branch, and its norm in the dtype of x + branch."""
+    return K.add_layer_norm(x, branch, norm.weight, norm.bias, norm.eps)
+
+
 class SelfAttention(nn.Module):
     """Attention of a sequence to itself, with one packed projection."""
 
@@ -54,16 +70,34 @@ class SelfAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, last: int | None = None) -> Tensor:
-        """x (B, N, C) -> (B, N, C), or (B, last, C): the answer for the last tokens only, all of x as keys."""
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        if last is None:
-            q, k, v = F.linear(x, self.qkv.weight, bias).chunk(3, dim=-1)
-        else:
-            width = x.shape[-1]
-            q = F.linear(x[:, -last:], self.qkv.weight[:width], self.q_bias)
-            k, v = F.linear(x, self.qkv.weight[width:], bias[width:]).chunk(2, dim=-1)
-        return self.proj(multi_head_attention(q, k, v, self.heads, self.backend))
+    def forward(self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, last: int | None = None) -> tuple[Tensor, Tensor]:
+        """x, branch (..., N, C) -> the same, or with ``last`` (..., last, C): of the last tokens only, all as keys."""
+        if last is not None:
+            return self.of_last(x, branch, norm, last)
+        x, qkv = pre_norm(x, branch, norm, self.qkv.weight, self.bias)
+        return x, self.attend(qkv)
+
+    @property
+    def bias(self) -> Tensor:
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+    def project(self, normalised: Tensor) -> Tensor:
+        """(..., C) -> queries, keys and values (..., 3C)."""
+        return F.linear(normalised, self.qkv.weight, self.bias)
+
+    def attend(self, qkv: Tensor) -> Tensor:
+        """Queries, keys and values (..., N, 3C) -> the branch (..., N, C)."""
+        if qkv.shape[-2] > SHORT:
+            return self.proj(multi_head_attention(*qkv.chunk(3, dim=-1), self.heads, self.backend))
+        out = K.region_attention_linear(qkv.flatten(0, -3), self.heads, self.proj.weight, self.proj.bias)
+        return out.view(*qkv.shape[:-1], out.shape[-1])
+
+    def of_last(self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, last: int) -> tuple[Tensor, Tensor]:
+        width = x.shape[-1]
+        x, normalised = add_norm(x, branch, norm)
+        q = F.linear(normalised[:, -last:], self.qkv.weight[:width], self.q_bias)
+        k, v = F.linear(normalised, self.qkv.weight[width:], self.bias[width:]).chunk(2, dim=-1)
+        return x[:, -last:], self.proj(multi_head_attention(q, k, v, self.heads, self.backend))
 
 
 class CrossAttention(nn.Module):
@@ -78,13 +112,30 @@ class CrossAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        """x (B, N, C), context (B, M, C) -> (B, N, C)."""
-        q = F.linear(x, self.q.weight, self.q_bias)
-        k, v = F.linear(context, self.kv.weight, torch.cat([torch.zeros_like(self.v_bias), self.v_bias])).chunk(
-            2, dim=-1
-        )
-        return self.proj(multi_head_attention(q, k, v, self.heads, self.backend))
+    def forward(
+        self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, context: Tensor, context_norm: nn.LayerNorm
+    ) -> tuple[Tensor, Tensor]:
+        """x, branch (B, N, C), context (B, M, C) -> x, branch."""
+        x, q = self.queries(x, branch, norm)
+        _, kv = self.keys_and_values(context, None, context_norm)
+        return x, self.attend(q, kv)
+
+    @property
+    def bias(self) -> Tensor:
+        """Of keys and values."""
+        return torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
+
+    def queries(self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        return pre_norm(x, branch, norm, self.q.weight, self.q_bias)
+
+    def keys_and_values(self, context: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        return pre_norm(context, branch, norm, self.kv.weight, self.bias)
+
+    def attend(self, q: Tensor, kv: Tensor) -> Tensor:
+        """q (B, N, C), kv (B, M, 2C) -> the branch (B, N, C)."""
+        if min(q.shape[1], kv.shape[1]) > SHORT:
+            return self.proj(multi_head_attention(q, *kv.chunk(2, dim=-1), self.heads, self.backend))
+        return K.cross_attention_linear(q, kv, self.heads, self.proj.weight, self.proj.bias)
 
     def one_key(self, context: Tensor) -> Tensor:
         """The answer to any query when the context (B, 1, C) has one token: softmax over one key is 1, whatever q is."""
@@ -100,5 +151,10 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+    def forward(self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        """x, branch (..., C) -> x, branch."""
+        x, hidden = pre_norm(x, branch, norm, self.fc1.weight, self.fc1.bias)
+        return x, self.shrink(hidden)
+
+    def shrink(self, hidden: Tensor) -> Tensor:
+        return K.gelu_linear(hidden, self.fc2.weight, self.fc2.bias)

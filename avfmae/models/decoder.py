@@ -6,8 +6,9 @@ Shapes: B batch, Nv visible tokens, Nd decoded tokens, C encoder width, D decode
 import torch
 from torch import Tensor, nn
 
+import avfmae_kernels as K
 from avfmae.config import ModalityConfig, ModelConfig
-from avfmae.models.attention import MLP, CrossAttention, SelfAttention, layer_norm
+from avfmae.models.attention import MLP, CrossAttention, SelfAttention, layer_norm, pre_norm
 from avfmae.models.embed import sinusoid_positions
 
 
@@ -22,13 +23,14 @@ class ViTBlock(nn.Module):
         self.attn_norm, self.attn = layer_norm(width), SelfAttention(width, heads, backend)
         self.mlp_norm, self.mlp = layer_norm(width), MLP(width)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, last: int | None = None) -> Tensor:
-        """x (B, N, D), context (B, M, D) -> (B, N, D), or (B, last, D) when only the last tokens are read afterwards."""
+    def forward(
+        self, x: Tensor, branch: Tensor | None, context: Tensor | None = None, last: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x, branch (B, N, D), context (B, M, D) -> x, branch; (B, last, D) when only the last tokens are read afterwards."""
         if context is not None:
-            x = x + self.cross_attn(self.cross_norm(x), self.context_norm(context))
-        attended = self.attn(self.attn_norm(x), last)
-        x = (x if last is None else x[:, -last:]) + attended
-        return x + self.mlp(self.mlp_norm(x))
+            x, branch = self.cross_attn(x, branch, self.cross_norm, context, self.context_norm)
+        x, branch = self.attn(x, branch, self.attn_norm, last)
+        return self.mlp(x, branch, self.mlp_norm)
 
 
 class Decoder(nn.Module):
@@ -58,10 +60,10 @@ class Decoder(nn.Module):
         Returns:
             (B, Nd, P).
         """
-        places = self.positions[visible]
-        x = torch.cat([self.embed(fused) + places, self.mask_token + self.positions[decoded]], dim=1)
-        contexts = [None, *(self.embed(skip) + places for skip in reversed(skips))]
+        x = K.assemble_tokens(self.embed(fused), self.mask_token, self.positions, visible, decoded)
+        skips = [K.assemble_tokens(self.embed(skip), None, self.positions, visible, None) for skip in skips]
+        branch, contexts = None, [None, *reversed(skips)]
         for block, context in zip(self.blocks[:-1], contexts[:-1], strict=True):
-            x = block(x, context)
-        x = self.blocks[-1](x, contexts[-1], last=decoded.shape[1])
-        return self.head(self.norm(x))
+            x, branch = block(x, branch, context)
+        x, branch = self.blocks[-1](x, branch, contexts[-1], last=decoded.shape[1])
+        return pre_norm(x, branch, self.norm, self.head.weight, self.head.bias)[1]

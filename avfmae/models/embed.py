@@ -56,4 +56,4 @@ class PatchEmbed(nn.Module):
 
     def forward(self, clip: Tensor, index: Tensor) -> Tensor:
         """Tokens (B, M, C) of ``clip`` at ``index`` (B, M), positions added."""
-        return self.proj(self.rows(clip, index)) + self.positions[index]
+        return K.assemble_tokens(self.proj(self.rows(clip, index)), None, self.positions, index, None)

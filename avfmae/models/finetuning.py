@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from avfmae.config import ModelConfig
-from avfmae.models.attention import layer_norm
+from avfmae.models.attention import add_norm, layer_norm
 from avfmae.models.iavcl import IAVCL
 from avfmae.models.lgi import LGIEncoder
 
@@ -96,7 +96,7 @@ class AVFMAEForFinetuning(nn.Module):
             )  # (B, R, 2C)
             v, a = self.fusion(v[:, :, -1], a[:, :, -1], joint)
             pooled = torch.cat([v.mean(1), a.mean(1)], dim=-1)
-        features = self.head_norm(pooled)
+        _, features = add_norm(pooled, None, self.head_norm)
         return FinetuningOutput(self.head(features), features)
 
 

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from avfmae.config import ModalityConfig, ModelConfig
-from avfmae.models.attention import layer_norm
+from avfmae.models.attention import add_norm, layer_norm
 from avfmae.models.decoder import ViTBlock
 from avfmae.models.embed import PatchEmbed
 from avfmae.models.pretraining import MaskedAutoencoder
@@ -21,12 +21,12 @@ class ViTEncoder(nn.Module):
 
     def encode_visible(self, clip: Tensor, visible: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """LN(tokens) of the last block (B, N, C), of the skip blocks, and the tokens' index (B, N)."""
-        x, skips = self.embed(clip, visible), []
+        x, branch, skips = self.embed(clip, visible), None, []
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x, branch = block(x, branch)
             if i in self.skip_blocks:
-                skips.append(self.norm(x))
-        return self.norm(x), skips, visible
+                skips.append(add_norm(x, branch, self.norm)[1])
+        return add_norm(x, branch, self.norm)[1], skips, visible
 
 
 class CrossModalFusion(nn.Module):
@@ -41,8 +41,9 @@ class CrossModalFusion(nn.Module):
 
     def forward(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         for video_block, audio_block in zip(self.video_blocks, self.audio_blocks, strict=True):
-            video, audio = video_block(video, audio), audio_block(audio, video)
-        return self.video_norm(video), self.audio_norm(audio)
+            (v, v_branch), (a, a_branch) = video_block(video, None, audio), audio_block(audio, None, video)
+            video, audio = v + v_branch, a + a_branch
+        return add_norm(video, None, self.video_norm)[1], add_norm(audio, None, self.audio_norm)[1]
 
 
 class HiCMAEForPretraining(MaskedAutoencoder):

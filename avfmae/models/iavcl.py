@@ -6,11 +6,13 @@ outputs and feeds the joint feature back. Shapes: B batch, N video and M audio t
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+import avfmae_kernels as K
 from avfmae.config import ModelConfig
-from avfmae.models.attention import MLP, CrossAttention, SelfAttention, drop_path, layer_norm
+from avfmae.models.attention import MLP, CrossAttention, SelfAttention, add_norm, drop_path, layer_norm
 
 
 class GatedInteraction(nn.Module):
@@ -29,12 +31,15 @@ class GatedInteraction(nn.Module):
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         """x (B, N, C), other (B, M, C) -> (B, N, C)."""
-        s = x + self.dropped(self.self_attn(self.self_norm(x)))
-        s = s + self.dropped(self.self_mlp(self.self_mlp_norm(s)))
-        c = x + self.dropped(self.cross_attn(self.cross_norm(x), self.context_norm(other)))
-        c = c + self.dropped(self.cross_mlp(self.cross_mlp_norm(c)))
+        s, branch = self.self_attn(x, None, self.self_norm)
+        s, branch = self.self_mlp(s, self.dropped(branch), self.self_mlp_norm)
+        s = s + self.dropped(branch)
+        c, branch = self.cross_attn(x, None, self.cross_norm, other, self.context_norm)
+        c, branch = self.cross_mlp(c, self.dropped(branch), self.cross_mlp_norm)
+        c = c + self.dropped(branch)
         z = torch.cat([s, c], dim=-1)
-        return self.norm(self.self_gate(z).sigmoid() * s + self.cross_gate(z).sigmoid() * c)  # eq. 9
+        gated = K.gated_sum(self.self_gate(z), s, self.cross_gate(z), c)  # eq. 9
+        return add_norm(gated, None, self.norm)[1]
 
     def dropped(self, branch: Tensor) -> Tensor:
         return drop_path(branch, self.drop, self.training)
@@ -85,12 +90,13 @@ class EvolutionaryRefinement(nn.Module):
         """joint (B, J, C), or (B, J, 2C) on first use -> (B, J, C)."""
         if joint.shape[-1] == self.proj.in_features:
             joint = self.proj(joint)
-        return self.norm(joint + self.residual(self.audio, joint, audio) + self.residual(self.video, joint, video))
+        read = self.residual(self.audio, joint, audio) + self.residual(self.video, joint, video)
+        return add_norm(joint, read, self.norm)[1]
 
     @staticmethod
     def residual(conv: nn.Module, joint: Tensor, tokens: Tensor) -> Tensor:
         attention = (joint @ tokens.mT * joint.shape[-1] ** -0.5).softmax(dim=-1)
-        return conv((attention @ tokens).mT).mT
+        return conv((attention @ tokens).mT).mT.contiguous()
 
 
 class UnitAggregation(nn.Module):
@@ -108,15 +114,20 @@ class UnitAggregation(nn.Module):
     def aggregate(self, units: list[Tensor]) -> Tensor:
         """Units × (B, N, C) -> (B, N, C)."""
         y = rearrange(units, "u b n c -> (b n) u c")
-        y = y + self.dropped(self.attn(self.attn_norm(y)))
-        y = y + self.dropped(self.mlp(self.mlp_norm(y)))
+        y, branch = self.attn(y, None, self.attn_norm)
+        y, branch = self.mlp(y, self.dropped(branch), self.mlp_norm)
+        y = y + self.dropped(branch)
         return rearrange((self.weight(y).sigmoid() * y).sum(1), "(b n) c -> b n c", b=len(units[0]))
 
     def feed_back(self, t: Tensor, joint: Tensor, attn: CrossAttention) -> Tensor:
         """t (B, N, C) reads the normalised joint feature (B, J, C)."""
-        answer = attn.one_key(joint) if joint.shape[1] == 1 else attn(self.feedback_norm(t), joint)
-        t = t + self.dropped(answer.expand_as(t))
-        return t + self.dropped(self.feedback_mlp(self.feedback_mlp_norm(t)))
+        if joint.shape[1] == 1:
+            branch = attn.one_key(joint).expand_as(t)
+        else:
+            t, q = attn.queries(t, None, self.feedback_norm)
+            branch = attn.attend(q, F.linear(joint, attn.kv.weight, attn.bias))
+        t, branch = self.feedback_mlp(t, self.dropped(branch), self.feedback_mlp_norm)
+        return t + self.dropped(branch)
 
     def dropped(self, branch: Tensor) -> Tensor:
         return drop_path(branch, self.drop, self.training)
@@ -147,7 +158,7 @@ class IAVCL(nn.Module):
             videos.append(video)
             audios.append(audio)
             joint = self.refinement(joint, video, audio)
-        joint = self.joint_norm(joint)
+        _, joint = add_norm(joint, None, self.joint_norm)
         video = self.video_aggregation.feed_back(self.video_aggregation.aggregate(videos), joint, self.feedback_attn)
         audio = self.audio_aggregation.feed_back(self.audio_aggregation.aggregate(audios), joint, self.feedback_attn)
         return video, audio

@@ -5,12 +5,14 @@ Letters: t local tokens (B, R·(S-1), C), m region tokens (B, R, C).
 """
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+import avfmae_kernels as K
 from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.masking import region_of
-from avfmae.models.attention import MLP, CrossAttention, SelfAttention, drop_path, layer_norm
+from avfmae.models.attention import MLP, CrossAttention, SelfAttention, add_norm, drop_path, layer_norm
 from avfmae.models.embed import PatchEmbed
 
 
@@ -28,39 +30,45 @@ class LGIBlock(nn.Module):
         self.collect_attn = CrossAttention(width, heads)
         self.mlp_norm, self.mlp = layer_norm(width), MLP(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, R, S, C) -> the same."""
-        regions = x.shape[1]
-        m, t = self.locals_and_regions(x)
-        m = self.collect(m, t)
-        x = torch.cat([m[:, :, None], rearrange(t, "b (r s) c -> b r s c", r=regions)], dim=2)
-        return self.feed_forward(x)
+    def forward(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x, branch (B, R, S, C) -> the same; the block's input is their sum, and so is its output."""
+        m, m_branch, t = self.attentions(x, branch)
+        x, normalised = K.join_add_layer_norm(
+            m, m_branch, t, self.mlp_norm.weight, self.mlp_norm.bias, self.mlp_norm.eps, m_branch.dtype
+        )
+        return x, self.dropped(self.mlp.shrink(self.mlp.fc1(normalised)))
 
-    def locals_only(self, x: Tensor) -> Tensor:
-        """Local tokens (B, R·(S-1), C) of a last block whose region tokens nobody reads: no stage IV, no region FFN."""
-        return self.feed_forward(self.locals_and_regions(x)[1])
+    def locals_only(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Local tokens and their branch (B, R·(S-1), C) of a last block whose region tokens nobody reads: no stage IV, no
+        region FFN."""
+        _, t, branch = self.locals_and_regions(x, branch)
+        t, branch = self.mlp(t, branch, self.mlp_norm)
+        return t, self.dropped(branch)
 
-    def regions_only(self, x: Tensor) -> Tensor:
-        """Region tokens (B, R, C) of a last block whose local tokens nobody reads: no local FFN."""
-        return self.feed_forward(self.collect(*self.locals_and_regions(x)))
+    def regions_only(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Region tokens and their branch (B, R, C) of a last block whose local tokens nobody reads: no local FFN."""
+        m, m_branch, _ = self.attentions(x, branch)
+        m, m_branch = self.mlp(m, m_branch, self.mlp_norm)
+        return m, self.dropped(m_branch)
 
-    def locals_and_regions(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Stages I to III: x (B, R, S, C) -> m (B, R, C), t (B, R·(S-1), C)."""
-        regions = x.shape[1]
-        attended = self.local_attn(rearrange(self.local_norm(x), "b r s c -> (b r) s c"))
-        x = x + self.dropped(rearrange(attended, "(b r) s c -> b r s c", r=regions))
-        m, t = x[:, :, 0], rearrange(x[:, :, 1:], "b r s c -> b (r s) c")
-        m = m + self.dropped(self.region_attn(self.region_norm(m)))
-        t = t + self.dropped(self.spread_attn(self.spread_norm(t), self.spread_context_norm(m)))
-        return m, t
+    def locals_and_regions(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Stages I to III: x (B, R, S, C) -> m (B, R, C); t (B, R·(S-1), C) and its branch."""
+        x, branch = self.local_attn(x, branch, self.local_norm)  # I
+        m, m_norm, t, t_norm = K.split_add_layer_norm(
+            x, self.dropped(branch), (self.region_norm.weight, self.region_norm.bias),
+            (self.spread_norm.weight, self.spread_norm.bias), self.region_norm.eps, branch.dtype,
+        )  # fmt: skip
+        m_branch = self.dropped(self.region_attn.attend(self.region_attn.project(m_norm)))  # II
+        m, kv = self.spread_attn.keys_and_values(m, m_branch, self.spread_context_norm)
+        q = F.linear(t_norm, self.spread_attn.q.weight, self.spread_attn.q_bias)
+        return m, t, self.dropped(self.spread_attn.attend(q, kv))  # III
 
-    def collect(self, m: Tensor, t: Tensor) -> Tensor:
-        """Stage IV: the region tokens read all updated local tokens."""
-        return m + self.dropped(self.collect_attn(self.collect_norm(m), self.collect_context_norm(t)))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """One norm and one MLP, shared by local and region tokens."""
-        return x + self.dropped(self.mlp(self.mlp_norm(x)))
+    def attentions(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Stages I to IV: x (B, R, S, C) -> m (B, R, C) and its branch; t (B, R·(S-1), C)."""
+        m, t, branch = self.locals_and_regions(x, branch)
+        t, kv = self.collect_attn.keys_and_values(t, branch, self.collect_context_norm)
+        _, q = self.collect_attn.queries(m, None, self.collect_norm)
+        return m, self.dropped(self.collect_attn.attend(q, kv)), t  # IV
 
     def dropped(self, branch: Tensor) -> Tensor:
         return drop_path(branch, self.drop, self.training)
@@ -120,12 +128,12 @@ class LGIEncoder(nn.Module):
             index (B, N) that belongs to them: region-major, as the tokens are.
         """
         index = self.region_major(visible)
-        x, skips = self.tokens(clip, index), []
+        x, branch, skips = self.tokens(clip, index), None, []
         for i, block in enumerate(self.blocks[:-1]):
-            x = block(x)
+            x, branch = block(x, branch)
             if i in self.skip_blocks:
-                skips.append(self.norm(rearrange(x[:, :, 1:], "b r s c -> b (r s) c")))
-        out = self.norm(self.blocks[-1].locals_only(x))
+                skips.append(add_norm(x[:, :, 1:], branch[:, :, 1:], self.norm)[1].flatten(1, 2))
+        _, out = add_norm(*self.blocks[-1].locals_only(x, branch), self.norm)
         if len(self.blocks) - 1 in self.skip_blocks:
             skips.append(out)
         return out, skips, index
@@ -133,9 +141,9 @@ class LGIEncoder(nn.Module):
     def encode_regions(self, clip: Tensor) -> Tensor:
         """Fine-tuning: all tokens. Returns LN(region tokens) of every block: (B, R, L, C)."""
         index = self.region_of.argsort(stable=True).expand(len(clip), -1)
-        x, regions = self.tokens(clip, index), []
+        x, branch, regions = self.tokens(clip, index), None, []
         for block in self.blocks[:-1]:
-            x = block(x)
-            regions.append(x[:, :, 0])
-        regions.append(self.blocks[-1].regions_only(x))
-        return self.norm(torch.stack(regions, dim=2))
+            x, branch = block(x, branch)
+            regions.append(x[:, :, 0] + branch[:, :, 0])
+        m, branch = self.blocks[-1].regions_only(x, branch)
+        return add_norm(torch.stack([*regions, m + branch], dim=2), None, self.norm)[1]

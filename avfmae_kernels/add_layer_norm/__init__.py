@@ -1,1 +1,200 @@
+"""Residual addition and LayerNorm in one pass; and the same where region tokens and local tokens part and join."""
 
+import torch
+from torch import Tensor
+
+from avfmae_kernels.add_layer_norm import reference
+from avfmae_kernels.add_layer_norm.core import backward_into, forward_into, like
+from avfmae_kernels.dispatch import FLOATS, TRITON_USABLE, choose
+
+if TRITON_USABLE:
+    from avfmae_kernels.add_layer_norm import triton  # noqa: F401  (registers the op)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-6, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    r"""Sum of a residual stream and a branch, and its LayerNorm (Ba et al., 2016) over the last dimension.
+
+    .. math:: sum = x + residual, \qquad normalised = \frac{sum - \overline{sum}}{\sqrt{\mathrm{var}(sum) + eps}} \odot weight + bias.
+
+    Floor: bytes. Forward reads ``x`` and ``residual`` and writes both results; backward reads both gradients and the sum, and
+    writes one gradient, which serves ``x`` and ``residual`` alike (a second where their dtypes differ).
+
+    Args:
+        x: (..., C) float32, bfloat16 or float16. The last dimension is dense; rows may lie anywhere.
+        residual: (..., C), of a dtype of its own, or None: nothing is added.
+        weight, bias: (C).
+        eps: added to the variance.
+        dtype: of ``normalised``; the sum's if None.
+
+    Returns:
+        The sum, in the wider dtype of ``x`` and ``residual`` (``x`` itself if nothing is added), and ``normalised``.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype or device.
+    """
+    check(x, residual, weight, bias)
+    dtype = dtype or total_dtype(x, residual)
+    implementation = choose("add_layer_norm", x.device)
+    if implementation == "reference":
+        return reference.add_layer_norm(x, residual, weight, bias, eps, dtype)
+    total, normalised = _AddLayerNorm.apply(implementation, dtype, eps, x, residual, weight, bias)
+    return x if residual is None else total, normalised
+
+
+def total_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
+    return x.dtype if residual is None else torch.promote_types(x.dtype, residual.dtype)
+
+
+def check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> None:
+    if x.ndim < 2 or not x.numel():
+        raise ValueError(f"x: got {tuple(x.shape)}, expected (..., C) with at least one row")
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"residual: got {tuple(residual.shape)}, expected {tuple(x.shape)} like x")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tuple(tensor.shape) != x.shape[-1:]:
+            raise ValueError(f"{name}: got {tuple(tensor.shape)}, expected ({x.shape[-1]},)")
+    for name, tensor in (("x", x), ("residual", residual), ("weight", weight), ("bias", bias)):
+        if tensor is None:
+            continue
+        if tensor.dtype not in FLOATS:
+            raise ValueError(f"{name}: got {tensor.dtype}, expected torch.float32, torch.bfloat16 or torch.float16")
+        if tensor.device != x.device:
+            raise ValueError(f"{name}: is on {tensor.device}, expected {x.device} like x")
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+            raise ValueError(f"{name}: its last dimension has stride {tensor.stride(-1)}, expected 1 (call .contiguous() first)")
+
+
+class _AddLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, implementation, dtype, eps, x, residual, weight, bias):
+        total = None if residual is None else like(x, total_dtype(x, residual))
+        normalised = like(x, dtype)
+        stats = forward_into(implementation, x, residual, weight, bias, eps, total, normalised)
+        ctx.implementation, ctx.residual = implementation, None if residual is None else residual.dtype
+        ctx.save_for_backward(x if total is None else total, stats, weight, bias)
+        return total, normalised
+
+    @staticmethod
+    def backward(ctx, grad_total, grad):
+        total, stats, weight, bias = ctx.saved_tensors
+        slope = like(total, total.dtype)
+        other = like(total, ctx.residual) if ctx.residual not in (None, total.dtype) else None
+        d_weight, d_bias = backward_into(
+            ctx.implementation, grad_total, grad, total, stats, weight, bias, slope, other, None
+        )
+        residual = None if ctx.residual is None else slope if other is None else other
+        return None, None, None, slope, residual, d_weight, d_bias
+
+
+def split_add_layer_norm(
+    x: Tensor, residual: Tensor, first: tuple[Tensor, Tensor], rest: tuple[Tensor, Tensor], eps: float = 1e-6, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """:func:`add_layer_norm` of a regions' buffer, whose region tokens (slot 0) and local tokens part and have a norm each.
+
+    Args:
+        x: (B, R, S, C). residual: (B, R, S, C).
+        first: weight and bias (C) for slot 0. rest: for the other slots.
+
+    Returns:
+        Region tokens (B, R, C) and their norm, local tokens (B, R·(S-1), C) and theirs; each contiguous.
+    """
+    check(x, residual, *first)
+    check(x, residual, *rest)
+    if x.ndim != 4 or x.shape[2] < 2:
+        raise ValueError(f"x: got {tuple(x.shape)}, expected (B, R, S, C) with S at least 2")
+    dtype = dtype or total_dtype(x, residual)
+    implementation = choose("add_layer_norm", x.device)
+    if implementation == "reference":
+        total = x + residual
+        m, t = total[:, :, 0], total[:, :, 1:].flatten(1, 2)
+        norms = (reference.add_layer_norm(y, None, *norm, eps, dtype)[1] for y, norm in ((m, first), (t, rest)))
+        return m, next(norms), t, next(norms)
+    return _Split.apply(implementation, dtype, eps, x, residual, *first, *rest)
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, implementation, dtype, eps, x, residual, *norms):
+        ctx.implementation, ctx.shape, ctx.residual = implementation, x.shape, residual.dtype
+        results, saved = [], []
+        for (y, r), weight, bias in zip(zip(slots(x), slots(residual), strict=True), norms[::2], norms[1::2], strict=True):
+            total, normalised = like(y, total_dtype(x, residual)), like(y, dtype)
+            stats = forward_into(implementation, y, r, weight, bias, eps, total, normalised)
+            results += [t.view(len(x), -1, x.shape[-1]) for t in (total, normalised)]
+            saved += [total, stats, weight, bias]
+        ctx.save_for_backward(*saved)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        saved = ctx.saved_tensors
+        slope = saved[0].new_empty(ctx.shape)
+        other = None if ctx.residual == slope.dtype else slope.new_empty(ctx.shape, dtype=ctx.residual)
+        d_norms = []
+        for i, (s, o) in enumerate(zip(slots(slope), slots(other), strict=True)):
+            total, stats, weight, bias = saved[4 * i : 4 * i + 4]
+            given = [None if g is None else g.view(total.shape) if g.is_contiguous() else g.reshape(total.shape) for g in grads[2 * i : 2 * i + 2]]
+            d_norms += backward_into(ctx.implementation, *given, total, stats, weight, bias, s, o, None)
+        return None, None, None, slope, slope if other is None else other, *d_norms
+
+
+def join_add_layer_norm(
+    m: Tensor, residual: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """:func:`add_layer_norm` of region tokens and a branch, and of local tokens as they are, joined in a regions' buffer.
+
+    Args:
+        m: (B, R, C) region tokens. residual: (B, R, C), added to them. t: (B, R·(S-1), C) local tokens.
+        weight, bias: (C), one norm for all.
+
+    Returns:
+        The buffer (B, R, S, C), region tokens in slot 0, and its norm.
+    """
+    check(m, residual, weight, bias)
+    check(t, None, weight, bias)
+    if m.ndim != 3 or t.ndim != 3 or t.shape[0] != m.shape[0] or t.shape[1] % m.shape[1] or t.dtype != total_dtype(m, residual):
+        raise ValueError(
+            f"t: got {t.dtype} {tuple(t.shape)}, expected {total_dtype(m, residual)} (B, R·(S-1), C) beside m {tuple(m.shape)}"
+        )
+    dtype = dtype or t.dtype
+    implementation = choose("add_layer_norm", m.device)
+    if implementation == "reference":
+        x = torch.cat([(m + residual)[:, :, None], t.unflatten(1, (m.shape[1], -1))], dim=2)
+        return x, reference.add_layer_norm(x, None, weight, bias, eps, dtype)[1]
+    return _Join.apply(implementation, dtype, eps, m, residual, t, weight, bias)
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, implementation, dtype, eps, m, residual, t, weight, bias):
+        B, R, C = m.shape
+        x = t.new_empty(B, R, 1 + t.shape[1] // R, C)
+        normalised = x.new_empty(x.shape, dtype=dtype)
+        parts = ((m, residual), (t.unflatten(1, (R, -1)), None))
+        stats = [
+            forward_into(implementation, y, r, weight, bias, eps, total, n)
+            for (y, r), total, n in zip(parts, slots(x), slots(normalised), strict=True)
+        ]
+        ctx.implementation, ctx.residual = implementation, residual.dtype
+        ctx.save_for_backward(x, *stats, weight, bias)
+        return x, normalised
+
+    @staticmethod
+    def backward(ctx, grad_total, grad):
+        x, *stats, weight, bias = ctx.saved_tensors
+        slopes = [like(y, x.dtype) for y in slots(x)]
+        other = like(slopes[0], ctx.residual) if ctx.residual != x.dtype else None
+        d_norms = [
+            backward_into(ctx.implementation, *given, stats[i], weight, bias, slopes[i], other if i == 0 else None, None)
+            for i, given in enumerate(zip(slots(grad_total), slots(grad), slots(x), strict=True))
+        ]
+        d_weight, d_bias = (a + b for a, b in zip(*d_norms, strict=True))
+        m, t = slopes
+        return None, None, None, m, m if other is None else other, t.flatten(1, 2), d_weight, d_bias
+
+
+def slots(x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Region tokens (B, R, C) and local tokens (B, R, S-1, C) of a regions' buffer, in place."""
+    return (None, None) if x is None else (x[:, :, 0], x[:, :, 1:])

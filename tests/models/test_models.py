@@ -86,23 +86,26 @@ def test_hicmae_loss_is_over_all_masked_tokens():
 
 
 def test_last_tokens_of_attention_are_what_all_of_it_gives():
-    attention = SelfAttention(32, 2)
-    x = torch.randn(3, 7, 32)
-    assert torch.allclose(attention(x, last=3), attention(x)[:, -3:], atol=1e-6)
+    attention, norm = SelfAttention(32, 2), torch.nn.LayerNorm(32)
+    x, before = torch.randn(3, 7, 32), torch.randn(3, 7, 32)
+    (x_all, all_of_it), (x_last, last) = attention(x, before, norm), attention(x, before, norm, last=3)
+    assert torch.allclose(last, all_of_it[:, -3:], atol=1e-6) and torch.equal(x_last, x_all[:, -3:])
 
 
 def test_one_key_needs_no_query():
-    attention = CrossAttention(32, 2)
+    attention, norm, identity = CrossAttention(32, 2), torch.nn.LayerNorm(32), torch.nn.LayerNorm(32)
     x, context = torch.randn(3, 5, 32), torch.randn(3, 1, 32)
-    assert torch.allclose(attention(x, context), attention.one_key(context).expand(3, 5, 32), atol=1e-6)
+    context = identity(context)
+    _, answer = attention(x, None, norm, context, identity)
+    assert torch.allclose(answer, attention.one_key(context).expand(3, 5, 32), atol=1e-4)
 
 
 def test_shortened_blocks_are_what_the_whole_block_gives():
     block = LGIBlock(32, 2)
-    x = torch.randn(2, 4, 6, 32)
-    whole = block(x)
-    assert torch.allclose(block.locals_only(x), whole[:, :, 1:].flatten(1, 2), atol=1e-6)
-    assert torch.allclose(block.regions_only(x), whole[:, :, 0], atol=1e-6)
+    x, before = torch.randn(2, 4, 6, 32), torch.randn(2, 4, 6, 32)
+    whole = sum(block(x, before))
+    assert torch.allclose(sum(block.locals_only(x, before)), whole[:, :, 1:].flatten(1, 2), atol=1e-5)
+    assert torch.allclose(sum(block.regions_only(x, before)), whole[:, :, 0], atol=1e-5)
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():

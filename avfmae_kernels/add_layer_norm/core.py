@@ -1,0 +1,51 @@
+"""add_layer_norm without autograd: tensors in, results written where they are wanted, which may be slots of a buffer."""
+
+import torch
+from torch import Tensor
+
+
+def like(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A dense tensor of ``x``'s shape, whatever its strides, not filled."""
+    return x.new_empty(x.shape, dtype=dtype)
+
+
+def _rows(x: Tensor | None) -> Tensor | None:
+    """The same rows as (outer, inner, C)."""
+    if x is None:
+        return None
+    if x.stride(-1) != 1 and x.shape[-1] > 1:  # gradients of sums come expanded
+        x = x.contiguous()
+    return x[None] if x.ndim == 2 else x.flatten(0, -3)
+
+
+def _op(name: str, implementation: str):
+    return getattr(torch.ops.avfmae, f"{name}_triton" if implementation == "triton" else name)
+
+
+def forward_into(
+    implementation: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, total: Tensor | None, normalised: Tensor
+) -> Tensor:
+    """Writes the sum (where asked for) and the norm; returns each row's mean and inverse deviation (rows, 2)."""
+    stats = x.new_empty(x.numel() // x.shape[-1], 2, dtype=torch.float32)
+    _op("add_layer_norm", implementation)(
+        _rows(x), _rows(residual), weight, bias, eps, _rows(total), _rows(normalised), stats
+    )
+    return stats
+
+
+def backward_into(
+    implementation: str, grad_total: Tensor | None, grad: Tensor | None, total: Tensor, stats: Tensor, weight: Tensor, bias: Tensor,
+    slope: Tensor, slope_residual: Tensor | None, again: Tensor | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Writes the gradient to ``x`` (and to the residual, where it has another dtype; and the norm again, where wanted).
+
+    Returns:
+        Gradients to weight and bias.
+    """
+    rows = len(stats)
+    parts = stats.new_empty(min(528, rows) if stats.is_cuda else max(1, min(64, rows // 16)), 2, len(weight))
+    _op("add_layer_norm_backward", implementation)(
+        _rows(grad_total), _rows(grad), _rows(total), stats, weight, bias, _rows(slope), _rows(slope_residual), _rows(again), parts
+    )
+    d_weight, d_bias = parts.sum(0)
+    return d_weight.to(weight.dtype), d_bias.to(bias.dtype)

@@ -1,0 +1,139 @@
+// add_layer_norm on the CPU. Rows may lie anywhere (slots of the regions' buffer), for reading and for writing.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cmath>
+#include <optional>
+#include <vector>
+
+#include "cpu/simd.h"
+
+namespace avfmae {
+namespace {
+
+using torch::stable::Tensor;
+
+// A (outer, inner, C) view; row r is (r / inner, r % inner).
+struct View {
+  Numbers numbers;
+  int64_t inner = 1, outer_stride = 0, inner_stride = 0;
+
+  View() = default;
+  explicit View(const Tensor& t) : numbers(t), inner(t.size(1)), outer_stride(t.stride(0)), inner_stride(t.stride(1)) {
+    STD_TORCH_CHECK(t.dim() == 3 && (t.size(2) <= 1 || t.stride(2) == 1), "add_layer_norm: tensors must be (outer, inner, C), columns dense");
+  }
+  explicit View(const std::optional<Tensor>& t) : View(t ? View(*t) : View()) {}
+
+  explicit operator bool() const { return static_cast<bool>(numbers); }
+  AVFMAE_INLINE int64_t at(int64_t r) const { return r / inner * outer_stride + r % inner * inner_stride; }
+  AVFMAE_INLINE void load(int64_t r, float* out, int C) const { numbers.load(at(r), out, C); }
+  AVFMAE_INLINE void store(int64_t r, const float* in, int C) const { numbers.store(at(r), in, C); }
+};
+
+struct Norm {
+  int64_t rows;
+  int C;
+  float eps;
+  std::vector<float> weight, bias;  // in float32, whatever they are kept in
+
+  Norm(const Tensor& like, const Tensor& w, const Tensor& b, double eps = 0)
+      : rows(like.size(0) * like.size(1)), C(static_cast<int>(like.size(2))), eps(static_cast<float>(eps)), weight(C), bias(C) {
+    STD_TORCH_CHECK(w.numel() == C && b.numel() == C && w.is_contiguous() && b.is_contiguous(), "add_layer_norm: weight and bias must be (C)");
+    Numbers(w).load(0, weight.data(), C);
+    Numbers(b).load(0, bias.data(), C);
+  }
+};
+
+AVFMAE_CLONES void norm_row(const Norm& norm, const View& x, const View& residual, const View& sum_out, const View& out, float* stats,
+                            int64_t r, float* row, float* other) {
+  const int C = norm.C;
+  x.load(r, row, C);
+  if (residual) {
+    residual.load(r, other, C);
+    for (int i = 0; i < C; ++i) row[i] += other[i];
+  }
+  if (sum_out) {
+    sum_out.store(r, row, C);
+    sum_out.load(r, row, C);  // what is normalised is the stored sum, rounded as it is
+  }
+  const float mean = sum(row, C) / C;
+  for (int i = 0; i < C; ++i) row[i] -= mean;
+  const float inverse = 1 / std::sqrt(dot(row, row, C) / C + norm.eps);
+  for (int i = 0; i < C; ++i) row[i] = row[i] * inverse * norm.weight[i] + norm.bias[i];
+  out.store(r, row, C);
+  stats[2 * r] = mean, stats[2 * r + 1] = inverse;
+}
+
+struct Scratch {
+  std::vector<float> x, g, d;
+  explicit Scratch(int C) : x(C), g(C), d(C) {}
+};
+
+struct Slopes {
+  View x, residual;
+};
+
+AVFMAE_CLONES void slope_row(const Norm& norm, const View& grad_sum, const View& grad, const View& sum_in, const float* stats,
+                             const Slopes& slopes, const View& again, float* d_weight, float* d_bias, int64_t r, Scratch& s) {
+  const int C = norm.C;
+  float *x = s.x.data(), *g = s.g.data(), *d = s.d.data();
+  if (grad_sum) grad_sum.load(r, d, C);
+  else std::fill_n(d, C, 0.0f);
+  if (grad) {
+    const float mean = stats[2 * r], inverse = stats[2 * r + 1];
+    sum_in.load(r, x, C);
+    grad.load(r, g, C);
+    for (int i = 0; i < C; ++i) x[i] = (x[i] - mean) * inverse;
+    for (int i = 0; i < C; ++i) d_weight[i] += g[i] * x[i], d_bias[i] += g[i];
+    for (int i = 0; i < C; ++i) g[i] *= norm.weight[i];
+    const float level = sum(g, C) / C, tilt = dot(g, x, C) / C;
+    for (int i = 0; i < C; ++i) d[i] += inverse * (g[i] - level - x[i] * tilt);
+    if (again) {
+      for (int i = 0; i < C; ++i) x[i] = x[i] * norm.weight[i] + norm.bias[i];
+      again.store(r, x, C);
+    }
+  }
+  slopes.x.store(r, d, C);
+  if (slopes.residual) slopes.residual.store(r, d, C);
+}
+
+void add_layer_norm(const Tensor& x, std::optional<Tensor> residual, const Tensor& weight, const Tensor& bias, double eps,
+                    std::optional<Tensor> sum_out, const Tensor& normalised, const Tensor& stats) {
+  const Norm norm(x, weight, bias, eps);
+  const View in(x), other(residual), total(sum_out), out(normalised);
+  auto* statistics = static_cast<float*>(stats.mutable_data_ptr());
+  torch::stable::parallel_for(0, norm.rows, std::max(1, 8192 / norm.C), [&](int64_t begin, int64_t end) {
+    Scratch s(norm.C);
+    for (int64_t r = begin; r < end; ++r) norm_row(norm, in, other, total, out, statistics, r, s.x.data(), s.g.data());
+  });
+}
+
+// `parts` (P, 2, C) float32 receives P partial sums of the gradients to weight and bias, each over its own run of rows.
+void add_layer_norm_backward(std::optional<Tensor> grad_sum, std::optional<Tensor> grad_normalised, const Tensor& sum_in,
+                             const Tensor& stats, const Tensor& weight, const Tensor& bias, const Tensor& grad_x,
+                             std::optional<Tensor> grad_residual, std::optional<Tensor> normalised, const Tensor& parts) {
+  const Norm norm(sum_in, weight, bias);
+  const View g_sum(grad_sum), g(grad_normalised), x(sum_in), again(normalised);
+  const Slopes slopes{View(grad_x), View(grad_residual)};
+  const auto* statistics = static_cast<const float*>(stats.const_data_ptr());
+  auto* sums = static_cast<float*>(parts.mutable_data_ptr());
+  const int64_t P = parts.size(0);
+  torch::stable::parallel_for(0, P, 1, [&](int64_t begin, int64_t end) {
+    Scratch s(norm.C);
+    for (int64_t p = begin; p < end; ++p) {
+      float *d_weight = sums + p * 2 * norm.C, *d_bias = d_weight + norm.C;
+      std::fill_n(d_weight, 2 * norm.C, 0.0f);
+      for (int64_t r = p * norm.rows / P; r < (p + 1) * norm.rows / P; ++r)
+        slope_row(norm, g_sum, g, x, statistics, slopes, again, d_weight, d_bias, r, s);
+    }
+  });
+}
+
+}  // namespace
+}  // namespace avfmae
+
+STABLE_TORCH_LIBRARY_IMPL(avfmae, CPU, m) {
+  m.impl("add_layer_norm", TORCH_BOX(&avfmae::add_layer_norm));
+  m.impl("add_layer_norm_backward", TORCH_BOX(&avfmae::add_layer_norm_backward));
+}
