@@ -105,13 +105,20 @@ def call(op: str, reference: Callable, device: torch.device, *args) -> torch.Ten
     """Runs ``op`` on checked arguments with the implementation that :func:`choose` names."""
     implementation = choose(op, device)
     if implementation == "reference":
-        return reference(*args)
+        with torch.autocast(device.type, enabled=False):  # which no compiled kernel sees either
+            return reference(*args)
     if implementation == "triton":
         return getattr(torch.ops.avfmae, f"{op}_triton")(*args)
     return getattr(torch.ops.avfmae, op)(*args)
 
 
+TILE = 128  # rows that one tile of the attention kernels holds on a GPU; a CPU takes any number
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """What references compute in: float32, or float64 where it is given."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def check_floats(**tensors: torch.Tensor) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 import avfmae_kernels as K
 
-SHORT = 128  # a sequence up to this many tokens fits one tile of the kernels; longer ones are torch's or flash-attn's
 EPS = 1e-6  # every LayerNorm of the family
 
 
@@ -59,6 +58,11 @@ def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tens
     return K.add_layer_norm(x, branch, norm.weight, norm.bias, norm.eps)
 
 
+def fits_a_tile(x: Tensor, length: int) -> bool:
+    """Whether the kernels take attention of this length; on a GPU longer ones are torch's or flash-attn's."""
+    return length <= K.TILE or not x.is_cuda
+
+
 class SelfAttention(nn.Module):
     """Attention of a sequence to itself, with one packed projection."""
 
@@ -87,7 +91,7 @@ class SelfAttention(nn.Module):
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Queries, keys and values (..., N, 3C) -> the branch (..., N, C)."""
-        if qkv.shape[-2] > SHORT:
+        if not fits_a_tile(qkv, qkv.shape[-2]):
             return self.proj(multi_head_attention(*qkv.chunk(3, dim=-1), self.heads, self.backend))
         out = K.region_attention_linear(qkv.flatten(0, -3), self.heads, self.proj.weight, self.proj.bias)
         return out.view(*qkv.shape[:-1], out.shape[-1])
@@ -96,8 +100,15 @@ class SelfAttention(nn.Module):
         width = x.shape[-1]
         x, normalised = add_norm(x, branch, norm)
         q = F.linear(normalised[:, -last:], self.qkv.weight[:width], self.q_bias)
-        k, v = F.linear(normalised, self.qkv.weight[width:], self.bias[width:]).chunk(2, dim=-1)
-        return x[:, -last:], self.proj(multi_head_attention(q, k, v, self.heads, self.backend))
+        kv = F.linear(normalised, self.qkv.weight[width:], self.bias[width:])
+        return x[:, -last:], attend(self, q, kv)
+
+
+def attend(layer: "SelfAttention | CrossAttention", q: Tensor, kv: Tensor) -> Tensor:
+    """Queries (B, N, C), and keys and values (B, M, 2C) -> the layer's branch (B, N, C)."""
+    if not fits_a_tile(q, min(q.shape[1], kv.shape[1])):
+        return layer.proj(multi_head_attention(q, *kv.chunk(2, dim=-1), layer.heads, layer.backend))
+    return K.cross_attention_linear(q, kv, layer.heads, layer.proj.weight, layer.proj.bias)
 
 
 class CrossAttention(nn.Module):
@@ -133,9 +144,7 @@ class CrossAttention(nn.Module):
 
     def attend(self, q: Tensor, kv: Tensor) -> Tensor:
         """q (B, N, C), kv (B, M, 2C) -> the branch (B, N, C)."""
-        if min(q.shape[1], kv.shape[1]) > SHORT:
-            return self.proj(multi_head_attention(q, *kv.chunk(2, dim=-1), self.heads, self.backend))
-        return K.cross_attention_linear(q, kv, self.heads, self.proj.weight, self.proj.bias)
+        return attend(self, q, kv)
 
     def one_key(self, context: Tensor) -> Tensor:
         """The answer to any query when the context (B, 1, C) has one token: softmax over one key is 1, whatever q is."""

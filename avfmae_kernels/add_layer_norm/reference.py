@@ -1,4 +1,4 @@
-"""add_layer_norm in plain PyTorch: oracle, fallback, documentation."""
+"""add_layer_norm in plain PyTorch, whose layer_norm is float32 inside: oracle, fallback, documentation."""
 
 import torch
 import torch.nn.functional as F

@@ -3,13 +3,10 @@
 from torch import Tensor
 
 from avfmae_kernels.cross_attention import reference
-from avfmae_kernels.dispatch import TRITON_USABLE, call, check_attention, register_gradient
+from avfmae_kernels.dispatch import TILE, TRITON_USABLE, call, check_attention, register_gradient
 
 if TRITON_USABLE:
     from avfmae_kernels.cross_attention import triton  # noqa: F401  (registers the op)
-
-FEW = 128  # queries or keys that one tile holds
-
 
 def cross_attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
     r"""Attention of B sequences to B others (AVF-MAE++ stages III and IV, eqs. 6, 7; the fusion's cross branches).
@@ -24,8 +21,8 @@ def cross_attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
 
     Args:
         q: (B, Nq, C) float32, bfloat16 or float16. kv: (B, Nk, 2C), same dtype and device. In both the columns lie side by
-            side; rows and sequences may lie anywhere, so that slices of the regions' buffer are read in place. Nq or Nk is at
-            most 128 (long attention to long sequences belongs to ``scaled_dot_product_attention``).
+            side; rows and sequences may lie anywhere, so that slices of the regions' buffer are read in place. On a GPU Nq or
+            Nk is at most 128 (long attention to long sequences belongs to ``scaled_dot_product_attention``).
         num_heads: divides C; the head size is at most 128.
 
     Returns:
@@ -40,8 +37,8 @@ def cross_attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
         raise ValueError(
             f"kv: got {tuple(kv.shape)}, expected ({q.shape[0]}, Nk, {2 * q.shape[2]}) with at least one key, for q {tuple(q.shape)}"
         )
-    if min(q.shape[1], kv.shape[1]) > FEW:
-        raise ValueError(f"q, kv: got {q.shape[1]} queries and {kv.shape[1]} keys, expected at most {FEW} of one of them")
+    if q.is_cuda and min(q.shape[1], kv.shape[1]) > TILE:
+        raise ValueError(f"q, kv: got {q.shape[1]} queries and {kv.shape[1]} keys, expected at most {TILE} of one of them on a GPU")
     check_attention(num_heads, q.shape[2], q=q, kv=kv)
     return call("cross_attention", reference.cross_attention, q.device, q, kv, num_heads)
 

@@ -1,15 +1,17 @@
-"""cross_attention in plain PyTorch: oracle, fallback, documentation."""
+"""cross_attention in plain float32 PyTorch (float64 stays): oracle, fallback, documentation."""
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from avfmae_kernels.dispatch import at_least_float32
+
 
 def cross_attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
-    q = rearrange(q, "b n (h d) -> b h n d", h=heads)
-    k, v = rearrange(kv, "b n (two h d) -> two b h n d", two=2, h=heads)
-    probabilities = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
-    return rearrange(probabilities @ v, "b h n d -> b n (h d)")
+    x = rearrange(at_least_float32(q), "b n (h d) -> b h n d", h=heads)
+    k, v = rearrange(at_least_float32(kv), "b n (two h d) -> two b h n d", two=2, h=heads)
+    probabilities = (x @ k.mT * x.shape[-1] ** -0.5).softmax(dim=-1)
+    return rearrange(probabilities @ v, "b h n d -> b n (h d)").to(q.dtype)
 
 
 def cross_attention_backward(grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool) -> tuple[Tensor, Tensor, Tensor]:

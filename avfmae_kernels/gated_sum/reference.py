@@ -1,13 +1,16 @@
-"""gated_sum in plain PyTorch: oracle, fallback, documentation."""
+"""gated_sum in plain float32 PyTorch (float64 stays): oracle, fallback, documentation."""
 
 from torch import Tensor
 
+from avfmae_kernels.dispatch import at_least_float32
+
 
 def gated_sum(gate_a: Tensor, a: Tensor, gate_b: Tensor, b: Tensor) -> Tensor:
-    return (gate_a.sigmoid() * a + gate_b.sigmoid() * b).to(a.dtype)
+    wa, wb = at_least_float32(gate_a).sigmoid(), at_least_float32(gate_b).sigmoid()
+    return (wa * a + wb * b).to(a.dtype)
 
 
 def gated_sum_backward(grad: Tensor, gate_a: Tensor, a: Tensor, gate_b: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    wa, wb = gate_a.sigmoid(), gate_b.sigmoid()
+    wa, wb = at_least_float32(gate_a).sigmoid(), at_least_float32(gate_b).sigmoid()
     slopes = grad * a * wa * (1 - wa), grad * wa, grad * b * wb * (1 - wb), grad * wb
     return tuple(slope.to(x.dtype) for slope, x in zip(slopes, (gate_a, a, gate_b, b), strict=True))

@@ -2,14 +2,11 @@
 
 from torch import Tensor
 
-from avfmae_kernels.dispatch import TRITON_USABLE, call, check_attention, register_gradient
+from avfmae_kernels.dispatch import TILE, TRITON_USABLE, call, check_attention, register_gradient
 from avfmae_kernels.region_attention import reference
 
 if TRITON_USABLE:
     from avfmae_kernels.region_attention import triton  # noqa: F401  (registers the op)
-
-MAX_SEQUENCE = 128
-
 
 def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
     r"""Self-attention inside each of N sequences (AVF-MAE++ stages I and II, eqs. 4, 5; HAFE's unit attention).
@@ -24,7 +21,7 @@ def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
 
     Args:
         qkv: (N, S, 3C) float32, bfloat16 or float16; the columns lie side by side, rows and sequences may lie anywhere, so
-            that ``buffer[:, :, 0]`` is read in place. S is 1 to 128.
+            that ``buffer[:, :, 0]`` is read in place. On a GPU S is at most 128; a CPU takes any length.
         num_heads: divides C; the head size is at most 128.
 
     Returns:
@@ -33,8 +30,10 @@ def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
     Raises:
         ValueError: an argument has the wrong shape or dtype.
     """
-    if qkv.ndim != 3 or qkv.shape[2] % 3 or not 1 <= qkv.shape[1] <= MAX_SEQUENCE or not len(qkv):
-        raise ValueError(f"qkv: got {tuple(qkv.shape)}, expected (N, S, 3C) with N at least 1 and S from 1 to {MAX_SEQUENCE}")
+    if qkv.ndim != 3 or qkv.shape[2] % 3 or not len(qkv) or not qkv.shape[1]:
+        raise ValueError(f"qkv: got {tuple(qkv.shape)}, expected (N, S, 3C) with N and S at least 1")
+    if qkv.is_cuda and qkv.shape[1] > TILE:
+        raise ValueError(f"qkv: got sequences of {qkv.shape[1]}, expected at most {TILE} on a GPU (longer: scaled_dot_product_attention)")
     check_attention(num_heads, qkv.shape[2] // 3, qkv=qkv)
     return call("region_attention", reference.region_attention, qkv.device, qkv, num_heads)
 

@@ -58,9 +58,14 @@ AVFMAE_CLONES void norm_row(const Norm& norm, const View& x, const View& residua
     sum_out.load(r, row, C);  // what is normalised is the stored sum, rounded as it is
   }
   const float mean = sum(row, C) / C;
-  for (int i = 0; i < C; ++i) row[i] -= mean;
-  const float inverse = 1 / std::sqrt(dot(row, row, C) / C + norm.eps);
-  for (int i = 0; i < C; ++i) row[i] = row[i] * inverse * norm.weight[i] + norm.bias[i];
+  float square = 0;
+#pragma omp simd reduction(+ : square)
+  for (int i = 0; i < C; ++i) {
+    row[i] -= mean;
+    square += row[i] * row[i];
+  }
+  const float inverse = 1 / std::sqrt(square / C + norm.eps), *weight = norm.weight.data(), *bias = norm.bias.data();
+  for (int i = 0; i < C; ++i) row[i] = row[i] * inverse * weight[i] + bias[i];
   out.store(r, row, C);
   stats[2 * r] = mean, stats[2 * r + 1] = inverse;
 }
@@ -75,24 +80,32 @@ struct Slopes {
 };
 
 AVFMAE_CLONES void slope_row(const Norm& norm, const View& grad_sum, const View& grad, const View& sum_in, const float* stats,
-                             const Slopes& slopes, const View& again, float* d_weight, float* d_bias, int64_t r, Scratch& s) {
+                             const Slopes& slopes, const View& again, float* __restrict__ d_weight, float* __restrict__ d_bias, int64_t r, Scratch& s) {
   const int C = norm.C;
-  float *x = s.x.data(), *g = s.g.data(), *d = s.d.data();
+  float *__restrict__ x = s.x.data(), *__restrict__ g = s.g.data(), *__restrict__ d = s.d.data();
   if (grad_sum) grad_sum.load(r, d, C);
   else std::fill_n(d, C, 0.0f);
   if (grad) {
     const float mean = stats[2 * r], inverse = stats[2 * r + 1];
     sum_in.load(r, x, C);
     grad.load(r, g, C);
-    for (int i = 0; i < C; ++i) x[i] = (x[i] - mean) * inverse;
-    for (int i = 0; i < C; ++i) d_weight[i] += g[i] * x[i], d_bias[i] += g[i];
-    for (int i = 0; i < C; ++i) g[i] *= norm.weight[i];
-    const float level = sum(g, C) / C, tilt = dot(g, x, C) / C;
-    for (int i = 0; i < C; ++i) d[i] += inverse * (g[i] - level - x[i] * tilt);
-    if (again) {
-      for (int i = 0; i < C; ++i) x[i] = x[i] * norm.weight[i] + norm.bias[i];
-      again.store(r, x, C);
+    const float *weight = norm.weight.data(), *bias = norm.bias.data();
+    float level = 0, tilt = 0;
+#pragma omp simd reduction(+ : level, tilt)
+    for (int i = 0; i < C; ++i) {
+      x[i] = (x[i] - mean) * inverse;
+      d_weight[i] += g[i] * x[i];
+      d_bias[i] += g[i];
+      g[i] *= weight[i];
+      level += g[i];
+      tilt += g[i] * x[i];
     }
+    level /= C, tilt /= C;
+    for (int i = 0; i < C; ++i) {
+      d[i] += inverse * (g[i] - level - x[i] * tilt);
+      x[i] = x[i] * weight[i] + bias[i];
+    }
+    if (again) again.store(r, x, C);
   }
   slopes.x.store(r, d, C);
   if (slopes.residual) slopes.residual.store(r, d, C);

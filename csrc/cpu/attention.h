@@ -8,97 +8,113 @@
 #include <vector>
 
 #include "common/attention.h"
+#include "cpu/matmul.h"
 #include "cpu/simd.h"
 
 namespace avfmae {
 
-// One head's rows, reused from task to task. Products run over neighbouring numbers: logits over transposed keys.
-struct HeadScratch {
-  std::vector<float> k, v, k_t, v_t, dk, dv, p, dp, q, grad, row;
+constexpr int kQueries = 64;  // taken at a time, so that their logits stay in cache
 
-  explicit HeadScratch(const Attention& a, bool backward)
-      : k(a.keys * a.size), v(a.keys * a.size), k_t(a.keys * a.size), v_t(backward ? a.keys * a.size : 0),
-        dk(v_t.size()), dv(v_t.size()), p(a.keys), dp(a.keys), q(a.size), grad(a.size), row(a.size) {}
+// What an attention reads and writes: forward q, kv and out; backward all, where `out` may be nothing.
+struct AttentionData {
+  Numbers q, kv, out, grad, dq, dkv;
 };
 
-AVFMAE_INLINE void softmax(float* x, int n) {
-  float top = -std::numeric_limits<float>::infinity();
+// One head's matrices, rows padded to whole vectors with zeros, reused from task to task.
+struct HeadScratch {
+  int D, N;  // head size and number of keys, padded
+  std::vector<float> q, grad, rows, p, dp, k, v, k_t, v_t, dk, dv;
+
+  HeadScratch(const Attention& a, bool backward)
+      : D(padded(a.size)), N(padded(a.keys)), q(kQueries * D), grad(backward ? kQueries * D : 0), rows(kQueries * D), p(kQueries * N),
+        dp(backward ? kQueries * N : 0), k(N * D), v(N * D), k_t(N * D), v_t(backward ? N * D : 0), dk(v_t.size()), dv(v_t.size()) {}
+};
+
+AVFMAE_INLINE void load_rows(const Numbers& from, const Rows& place, int64_t b, int first, int count, int h, int size, float* to, int D) {
+  for (int i = 0; i < count; ++i) from.load(place.at(b, first + i, h, size), to + i * D, size);
+}
+
+AVFMAE_INLINE void store_rows(const Numbers& to, const Rows& place, int64_t b, int first, int count, int h, int size, const float* from,
+                              int D) {
+  for (int i = 0; i < count; ++i) to.store(place.at(b, first + i, h, size), from + i * D, size);
+}
+
+// s.p = softmax(q kᵀ·scale) of `count` queries, zero in the padding.
+AVFMAE_INLINE void probabilities(const Attention& a, HeadScratch& s, int count) {
+  const int n = a.keys, N = s.N;
+  matmul({s.q.data(), s.D, 1}, s.k_t.data(), s.p.data(), count, N, a.size);
+  for (int i = 0; i < count; ++i) {
+    float* p = s.p.data() + i * N;
+    float top = -std::numeric_limits<float>::infinity();
 #pragma omp simd reduction(max : top)
-  for (int i = 0; i < n; ++i) top = std::max(top, x[i]);
-  for (int i = 0; i < n; ++i) x[i] = fast_exp(x[i] - top);
-  const float inverse = 1 / sum(x, n);
-  for (int i = 0; i < n; ++i) x[i] *= inverse;
-}
-
-// y = Σ_i a_i·(row i of x), rows of n numbers.
-AVFMAE_INLINE void combine(const float* a, int rows, const float* x, float* y, int n) {
-  std::fill_n(y, n, 0.0f);
-  for (int i = 0; i < rows; ++i) axpy(a[i], x + i * n, y, n);
-}
-
-AVFMAE_CLONES inline void attend(const Attention& a, const Numbers& q, const Numbers& kv, const Numbers& out, int64_t b, int h,
-                                 HeadScratch& s) {
-  const int n = a.keys, D = a.size;
-  for (int j = 0; j < n; ++j) {
-    kv.load(a.k.at(b, j, h, D), s.k_t.data() + j, D, n);
-    kv.load(a.v.at(b, j, h, D), s.v.data() + j * D, D);
+    for (int j = 0; j < n; ++j) top = p[j] > top ? p[j] : top;
+    for (int j = 0; j < N; ++j) p[j] = fast_exp((p[j] - top) * a.scale);
+    for (int j = n; j < N; ++j) p[j] = 0;
+    const float inverse = 1 / sum(p, N);
+    for (int j = 0; j < N; ++j) p[j] *= inverse;
   }
-  for (int i = 0; i < a.queries; ++i) {
-    q.load(a.q.at(b, i, h, D), s.q.data(), D);
-    for (float& x : s.q) x *= a.scale;
-    combine(s.q.data(), D, s.k_t.data(), s.p.data(), n);
-    softmax(s.p.data(), n);
-    combine(s.p.data(), n, s.v.data(), s.row.data(), D);
-    out.store(a.out.at(b, i, h, D), s.row.data(), D);
+}
+
+AVFMAE_CLONES inline void attend(const Attention& a, const AttentionData& t, int64_t b, int h, HeadScratch& s) {
+  const int D = s.D;
+  load_rows(t.kv, a.k, b, 0, a.keys, h, a.size, s.k.data(), D);
+  load_rows(t.kv, a.v, b, 0, a.keys, h, a.size, s.v.data(), D);
+  transpose(s.k.data(), s.k_t.data(), s.N, D);
+  for (int first = 0; first < a.queries; first += kQueries) {
+    const int count = std::min(kQueries, a.queries - first);
+    load_rows(t.q, a.q, b, first, count, h, a.size, s.q.data(), D);
+    probabilities(a, s, count);
+    matmul({s.p.data(), s.N, 1}, s.v.data(), s.rows.data(), count, D, a.keys);
+    store_rows(t.out, a.out, b, first, count, h, a.size, s.rows.data(), D);
   }
 }
 
 // Gradients of one head; the probabilities come from q and k once more. `out`, where given, gets the answer again.
-AVFMAE_CLONES inline void attend_backward(const Attention& a, const Numbers& grad, const Numbers& q, const Numbers& kv, const Numbers& dq,
-                                          const Numbers& dkv, const Numbers& out, int64_t b, int h, HeadScratch& s) {
-  const int n = a.keys, D = a.size;
-  for (int j = 0; j < n; ++j) {
-    kv.load(a.k.at(b, j, h, D), s.k.data() + j * D, D);
-    kv.load(a.v.at(b, j, h, D), s.v.data() + j * D, D);
-    for (int d = 0; d < D; ++d) s.k_t[d * n + j] = s.k[j * D + d], s.v_t[d * n + j] = s.v[j * D + d];
-  }
+AVFMAE_CLONES inline void attend_backward(const Attention& a, const AttentionData& t, int64_t b, int h, HeadScratch& s) {
+  const int D = s.D, N = s.N;
+  load_rows(t.kv, a.k, b, 0, a.keys, h, a.size, s.k.data(), D);
+  load_rows(t.kv, a.v, b, 0, a.keys, h, a.size, s.v.data(), D);
+  transpose(s.k.data(), s.k_t.data(), N, D);
+  transpose(s.v.data(), s.v_t.data(), N, D);
   std::fill(s.dk.begin(), s.dk.end(), 0.0f);
   std::fill(s.dv.begin(), s.dv.end(), 0.0f);
-  for (int i = 0; i < a.queries; ++i) {
-    q.load(a.q.at(b, i, h, D), s.q.data(), D);
-    grad.load(a.out.at(b, i, h, D), s.grad.data(), D);
-    for (float& x : s.q) x *= a.scale;
-    combine(s.q.data(), D, s.k_t.data(), s.p.data(), n);
-    softmax(s.p.data(), n);
-    if (out) {
-      combine(s.p.data(), n, s.v.data(), s.row.data(), D);
-      out.store(a.out.at(b, i, h, D), s.row.data(), D);
+  for (int first = 0; first < a.queries; first += kQueries) {
+    const int count = std::min(kQueries, a.queries - first);
+    load_rows(t.q, a.q, b, first, count, h, a.size, s.q.data(), D);
+    load_rows(t.grad, a.out, b, first, count, h, a.size, s.grad.data(), D);
+    probabilities(a, s, count);
+    if (t.out) {
+      matmul({s.p.data(), N, 1}, s.v.data(), s.rows.data(), count, D, a.keys);
+      store_rows(t.out, a.out, b, first, count, h, a.size, s.rows.data(), D);
     }
-    combine(s.grad.data(), D, s.v_t.data(), s.dp.data(), n);
-    const float mean = dot(s.p.data(), s.dp.data(), n);
-    for (int j = 0; j < n; ++j) {
-      axpy(s.p[j], s.grad.data(), s.dv.data() + j * D, D);
-      s.dp[j] = s.p[j] * (s.dp[j] - mean);  // gradient of the logit
-      axpy(s.dp[j], s.q.data(), s.dk.data() + j * D, D);
+    matmul<true>({s.p.data(), 1, N}, s.grad.data(), s.dv.data(), a.keys, D, count);  // dv += pᵀ grad
+    matmul({s.grad.data(), D, 1}, s.v_t.data(), s.dp.data(), count, N, a.size);
+    for (int i = 0; i < count; ++i) {  // dp becomes the gradient of the logits
+      float *p = s.p.data() + i * N, *dp = s.dp.data() + i * N;
+      const float mean = dot(p, dp, N);
+      for (int j = 0; j < N; ++j) dp[j] = p[j] * (dp[j] - mean) * a.scale;
     }
-    combine(s.dp.data(), n, s.k.data(), s.row.data(), D);
-    for (float& x : s.row) x *= a.scale;
-    dq.store(a.dq.at(b, i, h, D), s.row.data(), D);
+    matmul<true>({s.dp.data(), 1, N}, s.q.data(), s.dk.data(), a.keys, D, count);  // dk += dpᵀ q
+    matmul({s.dp.data(), N, 1}, s.k.data(), s.rows.data(), count, D, a.keys);
+    store_rows(t.dq, a.dq, b, first, count, h, a.size, s.rows.data(), D);
   }
-  for (int j = 0; j < n; ++j) {
-    dkv.store(a.dk.at(b, j, h, D), s.dk.data() + j * D, D);
-    dkv.store(a.dv.at(b, j, h, D), s.dv.data() + j * D, D);
-  }
+  store_rows(t.dkv, a.dk, b, 0, a.keys, h, a.size, s.dk.data(), D);
+  store_rows(t.dkv, a.dv, b, 0, a.keys, h, a.size, s.dv.data(), D);
 }
 
-// Calls body(sequence, head, scratch) for every head of every sequence; tiny ones share a task.
-template <typename Body>
-void for_heads(const Attention& a, bool backward, Body body) {
+// Every head of every sequence; tiny ones share a task.
+inline void attention(const Attention& a, const AttentionData& t) {
+  const bool backward = static_cast<bool>(t.grad);
   const int64_t work = int64_t{a.queries} * a.keys * a.size;
-  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(work, 1));
+  const int64_t grain = std::max<int64_t>(1, 65536 / std::max<int64_t>(work, 1));
   torch::stable::parallel_for(0, a.tasks(), grain, [&](int64_t begin, int64_t end) {
     HeadScratch scratch(a, backward);
-    for (int64_t t = begin; t < end; ++t) body(t / a.heads, static_cast<int>(t % a.heads), scratch);
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t b = i / a.heads;
+      const int h = static_cast<int>(i % a.heads);
+      if (backward) attend_backward(a, t, b, h, scratch);
+      else attend(a, t, b, h, scratch);
+    }
   });
 }
 

@@ -12,8 +12,7 @@ namespace {
 Tensor cross_attention(const Tensor& q, const Tensor& kv, int64_t heads) {
   const Attention a = cross_attention_shape(q, kv, heads);
   Tensor out = new_answer(q, a);
-  const Numbers queries(q), context(kv), answer(out);
-  for_heads(a, false, [&](int64_t b, int h, HeadScratch& s) { attend(a, queries, context, answer, b, h, s); });
+  attention(a, {.q = Numbers(q), .kv = Numbers(kv), .out = Numbers(out)});
   return out;
 }
 
@@ -22,10 +21,8 @@ std::tuple<Tensor, Tensor, Tensor> cross_attention_backward(const Tensor& grad, 
   const Attention a = cross_attention_shape(q, kv, heads);
   check_grad(grad, q, a);
   Tensor dq = new_answer(q, a), dkv = torch::stable::new_empty(kv, {kv.size(0), kv.size(1), kv.size(2)}), out = new_answer(q, a, again);
-  const Numbers upstream(grad), queries(q), context(kv), dqueries(dq), dcontext(dkv), answer = again ? Numbers(out) : Numbers();
-  for_heads(a, true, [&](int64_t b, int h, HeadScratch& s) {
-    attend_backward(a, upstream, queries, context, dqueries, dcontext, answer, b, h, s);
-  });
+  attention(a, {.q = Numbers(q), .kv = Numbers(kv), .out = again ? Numbers(out) : Numbers(), .grad = Numbers(grad),
+                .dq = Numbers(dq), .dkv = Numbers(dkv)});
   return {dq, dkv, out};
 }
 

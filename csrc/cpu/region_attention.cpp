@@ -12,8 +12,7 @@ namespace {
 Tensor region_attention(const Tensor& qkv, int64_t heads) {
   const Attention a = region_attention_shape(qkv, heads);
   Tensor out = new_answer(qkv, a);
-  const Numbers in(qkv), answer(out);
-  for_heads(a, false, [&](int64_t b, int h, HeadScratch& s) { attend(a, in, in, answer, b, h, s); });
+  attention(a, {.q = Numbers(qkv), .kv = Numbers(qkv), .out = Numbers(out)});
   return out;
 }
 
@@ -21,8 +20,8 @@ std::tuple<Tensor, Tensor> region_attention_backward(const Tensor& grad, const T
   const Attention a = region_attention_shape(qkv, heads);
   check_grad(grad, qkv, a);
   Tensor dqkv = torch::stable::new_empty(qkv, {qkv.size(0), qkv.size(1), qkv.size(2)}), out = new_answer(qkv, a, again);
-  const Numbers upstream(grad), in(qkv), slopes(dqkv), answer = again ? Numbers(out) : Numbers();
-  for_heads(a, true, [&](int64_t b, int h, HeadScratch& s) { attend_backward(a, upstream, in, in, slopes, slopes, answer, b, h, s); });
+  attention(a, {.q = Numbers(qkv), .kv = Numbers(qkv), .out = again ? Numbers(out) : Numbers(), .grad = Numbers(grad),
+                .dq = Numbers(dqkv), .dkv = Numbers(dqkv)});
   return {dqkv, out};
 }
 

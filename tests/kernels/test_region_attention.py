@@ -74,9 +74,9 @@ def test_large_logits_do_not_overflow():
     [
         (torch.zeros(4, 24), 1, "qkv: got (4, 24)"),
         (torch.zeros(2, 4, 25), 1, "qkv: got (2, 4, 25)"),
-        (torch.zeros(2, 129, 24), 1, "S from 1 to 128"),
+        (torch.zeros(2, 4, 24, device="meta", dtype=torch.int64), 1, "qkv: got torch.int64"),
         (torch.zeros(2, 0, 24), 1, "qkv: got (2, 0, 24)"),
-        (torch.zeros(0, 4, 24), 1, "N at least 1"),
+        (torch.zeros(0, 4, 24), 1, "N and S at least 1"),
         (torch.zeros(2, 4, 24), 3, "num_heads: got 3, expected a divisor of the width 8"),
         (torch.zeros(2, 4, 24), 0, "num_heads: got 0"),
         (torch.zeros(1, 2, 3 * 256), 1, "heads of at most 128"),

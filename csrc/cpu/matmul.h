@@ -1,0 +1,88 @@
+// Small matrix products in registers, for matrices that lie in cache: padded to blocks of 16 columns, and row-major.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/simd.h"
+
+namespace avfmae {
+
+constexpr int kBlock = 16;  // numbers of a vector
+
+typedef float Vector __attribute__((vector_size(4 * kBlock), aligned(4), may_alias));
+typedef int32_t Lanes __attribute__((vector_size(4 * kBlock)));
+
+AVFMAE_INLINE int padded(int n) { return (n + kBlock - 1) / kBlock * kBlock; }
+AVFMAE_INLINE const Vector& vector_at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+AVFMAE_INLINE Vector& vector_at(float* p) { return *reinterpret_cast<Vector*>(p); }
+
+
+// A matrix whose numbers may lie anywhere: as it is, or transposed.
+struct Factor {
+  const float* data;
+  int64_t row, column;  // strides
+
+  AVFMAE_INLINE float at(int r, int k) const { return data[r * row + k * column]; }
+};
+
+// R rows of a block of columns: c = a·b, or c += a·b.
+template <int R, bool kAdd>
+AVFMAE_INLINE void matmul_rows(const Factor& a, int first, const float* b, float* c, int K, int64_t b_row, int64_t c_row) {
+  Vector sum[R];
+  for (int r = 0; r < R; ++r) sum[r] = kAdd ? vector_at(c + r * c_row) : Vector{};
+  for (int k = 0; k < K; ++k) {
+    const Vector x = vector_at(b + k * b_row);
+    for (int r = 0; r < R; ++r) sum[r] += a.at(first + r, k) * x;
+  }
+  for (int r = 0; r < R; ++r) vector_at(c + r * c_row) = sum[r];
+}
+
+// c (M, N) = a (M, K)·b (K, N), or c += a·b. N is a multiple of 16; rows of b and c follow one another.
+template <bool kAdd = false>
+AVFMAE_INLINE void matmul(const Factor& a, const float* b, float* c, int M, int N, int K) {
+  for (int n = 0; n < N; n += kBlock) {
+    int m = 0;
+    for (; m + 8 <= M; m += 8) matmul_rows<8, kAdd>(a, m, b + n, c + int64_t{m} * N + n, K, N, N);
+    float* rest = c + int64_t{m} * N + n;
+    switch (M - m) {
+      case 7: matmul_rows<7, kAdd>(a, m, b + n, rest, K, N, N); break;
+      case 6: matmul_rows<6, kAdd>(a, m, b + n, rest, K, N, N); break;
+      case 5: matmul_rows<5, kAdd>(a, m, b + n, rest, K, N, N); break;
+      case 4: matmul_rows<4, kAdd>(a, m, b + n, rest, K, N, N); break;
+      case 3: matmul_rows<3, kAdd>(a, m, b + n, rest, K, N, N); break;
+      case 2: matmul_rows<2, kAdd>(a, m, b + n, rest, K, N, N); break;
+      case 1: matmul_rows<1, kAdd>(a, m, b + n, rest, K, N, N); break;
+      default: break;
+    }
+  }
+}
+
+// Swaps blocks of S lanes between rows i and i + S of every pair: a step of the transposition of 16 by 16 numbers.
+template <int S>
+AVFMAE_INLINE void swap_blocks(Vector (&x)[kBlock]) {
+  Lanes low, high;
+  for (int l = 0; l < kBlock; ++l) {
+    low[l] = l & S ? kBlock + l - S : l;
+    high[l] = l & S ? kBlock + l : l + S;
+  }
+  for (int i = 0; i < kBlock; ++i) {
+    if (i & S) continue;
+    const Vector a = x[i], b = x[i + S];
+    x[i] = __builtin_shuffle(a, b, low);
+    x[i + S] = __builtin_shuffle(a, b, high);
+  }
+}
+
+// to (columns, rows) = from (rows, columns) transposed; both numbers are multiples of 16.
+AVFMAE_INLINE void transpose(const float* from, float* to, int rows, int columns) {
+  for (int r = 0; r < rows; r += kBlock) {
+    for (int c = 0; c < columns; c += kBlock) {
+      Vector x[kBlock];
+      for (int i = 0; i < kBlock; ++i) x[i] = vector_at(from + (r + i) * columns + c);
+      swap_blocks<8>(x), swap_blocks<4>(x), swap_blocks<2>(x), swap_blocks<1>(x);
+      for (int i = 0; i < kBlock; ++i) vector_at(to + (c + i) * rows + r) = x[i];
+    }
+  }
+}
+
+}  // namespace avfmae
