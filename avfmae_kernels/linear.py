@@ -54,14 +54,14 @@ def region_attention_linear(qkv: Tensor, num_heads: int, weight: Tensor, bias: T
     """``F.linear(region_attention(qkv, num_heads), weight, bias)``: (N, S, 3C) -> (N, S, O)."""
     if dispatch.plain():
         return F.linear(region_attention(qkv, num_heads), weight, bias)
-    return _RegionAttentionLinear.apply(num_heads, qkv, weight, bias)
+    return _RegionAttentionLinear.apply(compute_dtype(weight), num_heads, qkv, weight, bias)
 
 
 def cross_attention_linear(q: Tensor, kv: Tensor, num_heads: int, weight: Tensor, bias: Tensor) -> Tensor:
     """``F.linear(cross_attention(q, kv, num_heads), weight, bias)``: (B, Nq, C), (B, Nk, 2C) -> (B, Nq, O)."""
     if dispatch.plain():
         return F.linear(cross_attention(q, kv, num_heads), weight, bias)
-    return _CrossAttentionLinear.apply(num_heads, q, kv, weight, bias)
+    return _CrossAttentionLinear.apply(compute_dtype(weight), num_heads, q, kv, weight, bias)
 
 
 def _slopes(grad: Tensor, a: Tensor, weight_dtype: torch.dtype, bias: bool) -> tuple[Tensor, Tensor | None]:
@@ -91,7 +91,7 @@ class _NormLinear(torch.autograd.Function):
             ctx.implementation, grad_total, grad @ weight, total, stats, norm_weight, norm_bias, slope, other, normalised
         )
         residual = None if ctx.residual is None else slope if other is None else other
-        return None, None, None, slope, residual, *d_norm, *_slopes(grad, normalised, ctx.weight, ctx.bias)
+        return None, None, None, slope, residual, *d_norm.to(norm_weight.dtype), *_slopes(grad, normalised, ctx.weight, ctx.bias)
 
 
 class _GeluLinear(torch.autograd.Function):
@@ -100,40 +100,40 @@ class _GeluLinear(torch.autograd.Function):
         cast = weight.to(dtype)
         ctx.weight = weight.dtype
         ctx.save_for_backward(h, cast)
-        return F.linear(F.gelu(h), cast, bias.to(dtype))
+        return F.linear(F.gelu(h).to(dtype), cast, bias.to(dtype))
 
     @staticmethod
     def backward(ctx, grad):
         h, weight = ctx.saved_tensors
-        d_h = torch.ops.aten.gelu_backward(grad @ weight, h)
-        return None, d_h, *_slopes(grad, F.gelu(h), ctx.weight, True)
+        d_h = torch.ops.aten.gelu_backward((grad @ weight).to(h.dtype), h)
+        return None, d_h, *_slopes(grad, F.gelu(h).to(grad.dtype), ctx.weight, True)
 
 
 class _RegionAttentionLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, heads, qkv, weight, bias):
-        cast = weight.to(qkv.dtype)
+    def forward(ctx, dtype, heads, qkv, weight, bias):
+        cast = weight.to(dtype)
         ctx.heads, ctx.weight = heads, weight.dtype
         ctx.save_for_backward(qkv, cast)
-        return F.linear(region_attention(qkv, heads), cast, bias.to(qkv.dtype))
+        return F.linear(region_attention(qkv, heads).to(dtype), cast, bias.to(dtype))
 
     @staticmethod
     def backward(ctx, grad):
         qkv, weight = ctx.saved_tensors
-        d_qkv, out = region_attention_backward(grad @ weight, qkv, ctx.heads, again=True)
-        return None, d_qkv, *_slopes(grad, out, ctx.weight, True)
+        d_qkv, out = region_attention_backward((grad @ weight).to(qkv.dtype), qkv, ctx.heads, again=True)
+        return None, None, d_qkv, *_slopes(grad, out.to(grad.dtype), ctx.weight, True)
 
 
 class _CrossAttentionLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, heads, q, kv, weight, bias):
-        cast = weight.to(q.dtype)
+    def forward(ctx, dtype, heads, q, kv, weight, bias):
+        cast = weight.to(dtype)
         ctx.heads, ctx.weight = heads, weight.dtype
         ctx.save_for_backward(q, kv, cast)
-        return F.linear(cross_attention(q, kv, heads), cast, bias.to(q.dtype))
+        return F.linear(cross_attention(q, kv, heads).to(dtype), cast, bias.to(dtype))
 
     @staticmethod
     def backward(ctx, grad):
         q, kv, weight = ctx.saved_tensors
-        d_q, d_kv, out = cross_attention_backward(grad @ weight, q, kv, ctx.heads, again=True)
-        return None, d_q, d_kv, *_slopes(grad, out, ctx.weight, True)
+        d_q, d_kv, out = cross_attention_backward((grad @ weight).to(q.dtype), q, kv, ctx.heads, again=True)
+        return None, None, d_q, d_kv, *_slopes(grad, out.to(grad.dtype), ctx.weight, True)

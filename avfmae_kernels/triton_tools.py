@@ -24,12 +24,17 @@ def dot(a, b):
 
 
 @triton.jit
-def store(pointer, x, mask):
-    """Stores float32 numbers in the pointer's dtype, rounded to nearest even."""
+def rounded(x, pointer):
+    """float32 numbers in the pointer's dtype, rounded to nearest even."""
     if INTERPRETED and pointer.dtype.scalar.element_ty == tl.bfloat16:  # which would cut the bits off
         bits = x.to(tl.uint32, bitcast=True)
-        x = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
-    tl.store(pointer, x.to(pointer.dtype.scalar.element_ty), mask=mask)
+        x = ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).to(tl.float32, bitcast=True)
+    return x.to(pointer.dtype.scalar.element_ty)
+
+
+@triton.jit
+def store(pointer, x, mask):
+    tl.store(pointer, rounded(x, pointer), mask=mask)
 
 
 @functools.cache

@@ -69,6 +69,8 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, backend: str = "sdpa"):
         super().__init__()
         self.heads, self.backend = heads, backend
+        if backend == "flash":
+            _flash_attention()  # refused now rather than in the first step
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
@@ -117,6 +119,8 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int, backend: str = "sdpa"):
         super().__init__()
         self.heads, self.backend = heads, backend
+        if backend == "flash":
+            _flash_attention()  # refused now rather than in the first step
         self.q = nn.Linear(width, width, bias=False)
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))

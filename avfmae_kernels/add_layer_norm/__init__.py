@@ -38,9 +38,14 @@ def add_layer_norm(
     dtype = dtype or total_dtype(x, residual)
     implementation = choose("add_layer_norm", x.device)
     if implementation == "reference":
-        return reference.add_layer_norm(x, residual, weight, bias, eps, dtype)
+        return plain(x, residual, weight, bias, eps, dtype)
     total, normalised = _AddLayerNorm.apply(implementation, dtype, eps, x, residual, weight, bias)
     return x if residual is None else total, normalised
+
+
+def plain(x: Tensor, *args) -> tuple[Tensor, Tensor]:
+    with torch.autocast(x.device.type, enabled=False):  # which no kernel sees either
+        return reference.add_layer_norm(x, *args)
 
 
 def total_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
@@ -81,11 +86,9 @@ class _AddLayerNorm(torch.autograd.Function):
         total, stats, weight, bias = ctx.saved_tensors
         slope = like(total, total.dtype)
         other = like(total, ctx.residual) if ctx.residual not in (None, total.dtype) else None
-        d_weight, d_bias = backward_into(
-            ctx.implementation, grad_total, grad, total, stats, weight, bias, slope, other, None
-        )
+        d_norm = backward_into(ctx.implementation, grad_total, grad, total, stats, weight, bias, slope, other, None)
         residual = None if ctx.residual is None else slope if other is None else other
-        return None, None, None, slope, residual, d_weight, d_bias
+        return None, None, None, slope, residual, *d_norm.to(weight.dtype)
 
 
 def split_add_layer_norm(
@@ -109,7 +112,7 @@ def split_add_layer_norm(
     if implementation == "reference":
         total = x + residual
         m, t = total[:, :, 0], total[:, :, 1:].flatten(1, 2)
-        norms = (reference.add_layer_norm(y, None, *norm, eps, dtype)[1] for y, norm in ((m, first), (t, rest)))
+        norms = (plain(y, None, *norm, eps, dtype)[1] for y, norm in ((m, first), (t, rest)))
         return m, next(norms), t, next(norms)
     return _Split.apply(implementation, dtype, eps, x, residual, *first, *rest)
 
@@ -136,7 +139,7 @@ class _Split(torch.autograd.Function):
         for i, (s, o) in enumerate(zip(slots(slope), slots(other), strict=True)):
             total, stats, weight, bias = saved[4 * i : 4 * i + 4]
             given = [None if g is None else g.view(total.shape) if g.is_contiguous() else g.reshape(total.shape) for g in grads[2 * i : 2 * i + 2]]
-            d_norms += backward_into(ctx.implementation, *given, total, stats, weight, bias, s, o, None)
+            d_norms += backward_into(ctx.implementation, *given, total, stats, weight, bias, s, o, None).to(weight.dtype)
         return None, None, None, slope, slope if other is None else other, *d_norms
 
 
@@ -162,7 +165,7 @@ def join_add_layer_norm(
     implementation = choose("add_layer_norm", m.device)
     if implementation == "reference":
         x = torch.cat([(m + residual)[:, :, None], t.unflatten(1, (m.shape[1], -1))], dim=2)
-        return x, reference.add_layer_norm(x, None, weight, bias, eps, dtype)[1]
+        return x, plain(x, None, weight, bias, eps, dtype)[1]
     return _Join.apply(implementation, dtype, eps, m, residual, t, weight, bias)
 
 
@@ -190,9 +193,8 @@ class _Join(torch.autograd.Function):
             backward_into(ctx.implementation, *given, stats[i], weight, bias, slopes[i], other if i == 0 else None, None)
             for i, given in enumerate(zip(slots(grad_total), slots(grad), slots(x), strict=True))
         ]
-        d_weight, d_bias = (a + b for a, b in zip(*d_norms, strict=True))
         m, t = slopes
-        return None, None, None, m, m if other is None else other, t.flatten(1, 2), d_weight, d_bias
+        return None, None, None, m, m if other is None else other, t.flatten(1, 2), *sum(d_norms).to(weight.dtype)
 
 
 def slots(x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -36,16 +36,15 @@ def forward_into(
 def backward_into(
     implementation: str, grad_total: Tensor | None, grad: Tensor | None, total: Tensor, stats: Tensor, weight: Tensor, bias: Tensor,
     slope: Tensor, slope_residual: Tensor | None, again: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> Tensor:  # fmt: skip
     """Writes the gradient to ``x`` (and to the residual, where it has another dtype; and the norm again, where wanted).
 
     Returns:
-        Gradients to weight and bias.
+        Gradients to weight and bias (2, C), in float32.
     """
     rows = len(stats)
     parts = stats.new_empty(min(528, rows) if stats.is_cuda else max(1, min(64, rows // 16)), 2, len(weight))
     _op("add_layer_norm_backward", implementation)(
         _rows(grad_total), _rows(grad), _rows(total), stats, weight, bias, _rows(slope), _rows(slope_residual), _rows(again), parts
     )
-    d_weight, d_bias = parts.sum(0)
-    return d_weight.to(weight.dtype), d_bias.to(bias.dtype)
+    return parts.sum(0)

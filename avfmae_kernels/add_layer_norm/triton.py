@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.schemas import library
-from avfmae_kernels.triton_tools import store
+from avfmae_kernels.triton_tools import rounded, store
 
 
 @triton.jit
@@ -22,8 +22,9 @@ def add_layer_norm_kernel(
     if ADD:
         v += tl.load(residual + i * residual_outer + j * residual_inner + column, mask=mask, other=0).to(tl.float32)
     if KEEP:
-        store(total + i * total_outer + j * total_inner + column, v, mask)
-        v = v.to(total.dtype.element_ty).to(tl.float32)  # what is normalised is the stored sum, rounded as it is
+        kept = rounded(v, total)
+        tl.store(total + i * total_outer + j * total_inner + column, kept, mask=mask)
+        v = kept.to(tl.float32)  # what is normalised is the sum as it is stored
     mean = tl.sum(v, 0) / C
     v = tl.where(mask, v - mean, 0.0)
     inverse = 1 / tl.sqrt(tl.sum(v * v, 0) / C + eps)

@@ -17,10 +17,12 @@ def assemble_tokens_kernel(
     column = tl.arange(0, COLUMNS)
     seen = token < Nv
     place = tl.load(visible_index + clip * Nv + tl.where(seen, token, 0), mask=seen, other=0)
-    x = tl.load(visible + (clip * Nv + token) * C + column, mask=(column < C) & seen, other=0).to(tl.float32)
+    # no mask mixes scalars and blocks: columns that are not read are those from `width` on
+    width = tl.where(seen, C, 0)
+    x = tl.load(visible + (clip * Nv + token) * C + column, mask=column < width, other=0).to(tl.float32)
     if MASKS:
         place += tl.load(mask_index + clip * Nm + tl.where(seen, 0, token - Nv), mask=token >= Nv, other=0)
-        x += tl.load(mask_token + column, mask=(column < C) & (token >= Nv), other=0).to(tl.float32)
+        x += tl.load(mask_token + column, mask=column < C - width, other=0).to(tl.float32)
     known = (place >= 0) & (place < T)  # never read outside the table; NaN makes the mistake visible
     x += tl.load(positions + tl.where(known, place, 0) * C + column, mask=column < C, other=0).to(tl.float32)
     x = tl.where(known, x, float("nan"))

@@ -1,0 +1,90 @@
+"""Linear layers of something cheap: they give what the plain composition gives, and keep less."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from backends import each_backend, require
+from correctness import TOLERANCE, check
+
+import avfmae_kernels as K
+from avfmae_kernels.cross_attention.reference import cross_attention
+from avfmae_kernels.region_attention.reference import region_attention
+
+C, H, O = 32, 2, 24
+
+
+def norm_linear(x, residual, gain, shift, weight, bias):
+    total = x + residual
+    return total, F.linear(F.layer_norm(total, (C,), gain, shift, 1e-6), weight, bias)
+
+
+CASES = {  # ours, plain, shapes of the inputs
+    "norm_linear": (lambda x, r, g, s, w, b: K.norm_linear(x, r, g, s, 1e-6, w, b), norm_linear, [(3, 5, C), (3, 5, C), (C,), (C,), (O, C), (O,)]),
+    "norm_linear, nothing added": (
+        lambda x, g, s, w, b: K.norm_linear(x, None, g, s, 1e-6, w, b)[1],
+        lambda x, g, s, w, b: norm_linear(x, 0, g, s, w, b)[1],
+        [(3, 5, C), (C,), (C,), (O, C), (O,)],
+    ),
+    "gelu_linear": (K.gelu_linear, lambda h, w, b: F.linear(F.gelu(h), w, b), [(3, 5, C), (O, C), (O,)]),
+    "region_attention_linear": (
+        lambda x, w, b: K.region_attention_linear(x, H, w, b),
+        lambda x, w, b: F.linear(region_attention(x, H), w, b),
+        [(3, 5, 3 * C), (O, C), (O,)],
+    ),
+    "cross_attention_linear": (
+        lambda q, kv, w, b: K.cross_attention_linear(q, kv, H, w, b),
+        lambda q, kv, w, b: F.linear(cross_attention(q, kv, H), w, b),
+        [(3, 5, C), (3, 4, 2 * C), (O, C), (O,)],
+    ),
+}  # fmt: skip
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("ours", "plain", "shapes"), CASES.values(), ids=CASES)
+def test_against_float64(ours, plain, shapes, dtype, implementation, device):
+    if implementation == "cuda":
+        pytest.skip("norms and cross attention have no CUDA kernel of their own")
+    require("add_layer_norm", implementation, device)
+    g = torch.Generator().manual_seed(0)
+    check(implementation, ours, plain, [torch.randn(s, generator=g, dtype=torch.float64) for s in shapes], dtype, device)
+
+
+@pytest.mark.parametrize(("ours", "plain", "shapes"), CASES.values(), ids=CASES)
+def test_autocast_gives_what_it_gives_the_plain_composition(ours, plain, shapes):
+    g = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(s, generator=g) for s in shapes]
+    results = []
+    for implementation in ("reference", "auto"):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        with K.use(implementation), torch.autocast("cpu", torch.bfloat16):
+            out = ours(*leaves)
+        out = out[1] if isinstance(out, tuple) else out
+        assert out.dtype == torch.bfloat16
+        results.append([out, *torch.autograd.grad(out.float().sin().sum(), leaves)])
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype and (a.float() - b.float()).norm() <= 2e-2 * b.float().norm()
+
+
+def kept(run) -> int:
+    """Numbers that autograd keeps, beyond the inputs."""
+    numbers = {}
+
+    def pack(t):
+        numbers[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes() // t.element_size()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = run()
+    del out
+    return sum(numbers.values())
+
+
+@pytest.mark.parametrize(("ours", "plain", "shapes"), CASES.values(), ids=CASES)
+def test_less_is_kept(ours, plain, shapes):
+    require("add_layer_norm", "cpp")
+    inputs = [torch.randn(s, requires_grad=True) for s in shapes]
+    with K.use("reference"):
+        plain_keeps = kept(lambda: ours(*inputs))
+    answer = 3 * 5 * C  # what the linear layer would keep
+    assert kept(lambda: ours(*inputs)) <= plain_keeps - answer
