@@ -7,7 +7,7 @@ Every op has one public function here and several implementations behind it; :fu
 from avfmae_kernels.add_layer_norm import add_layer_norm, join_add_layer_norm, split_add_layer_norm
 from avfmae_kernels.assemble_tokens import assemble_tokens
 from avfmae_kernels.cross_attention import cross_attention
-from avfmae_kernels.dispatch import TILE, explain, use
+from avfmae_kernels.dispatch import explain, fits_a_tile, use
 from avfmae_kernels.gated_sum import gated_sum
 from avfmae_kernels.gather_patches import gather_patches
 from avfmae_kernels.linear import cross_attention_linear, gelu_linear, norm_linear, region_attention_linear
@@ -16,13 +16,13 @@ from avfmae_kernels.region_attention import region_attention
 from avfmae_kernels.sample_masks import choose_tokens, random_bits
 
 __all__ = [
-    "TILE",
     "add_layer_norm",
     "assemble_tokens",
     "choose_tokens",
     "cross_attention",
     "cross_attention_linear",
     "explain",
+    "fits_a_tile",
     "gated_sum",
     "gather_patches",
     "gelu_linear",

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -113,6 +114,17 @@ def call(op: str, reference: Callable, device: torch.device, *args) -> torch.Ten
 
 
 TILE = 128  # rows that one tile of the attention kernels holds on a GPU; a CPU takes any number
+
+
+def fits_a_tile(length: int, head_size: int) -> bool:
+    """Whether a GPU's registers hold the keys and values (or queries) of ``length`` rows, and their gradients, without spilling.
+
+    Attention with more of both sides is better left to ``scaled_dot_product_attention``.
+    """
+    padded = (1 << (n - 1).bit_length() for n in (length, head_size))
+    return length <= TILE and math.prod(padded) <= TILE * 64
+
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from avfmae_kernels import dispatch
 from avfmae_kernels.add_layer_norm import add_layer_norm, check, total_dtype
-from avfmae_kernels.add_layer_norm.core import backward_into, forward_into, like
+from avfmae_kernels.add_layer_norm.core import backward_into, forward_into, like, undefined_stay_none
 from avfmae_kernels.cross_attention import cross_attention, cross_attention_backward
 from avfmae_kernels.region_attention import region_attention, region_attention_backward
 
@@ -39,8 +39,8 @@ def norm_linear(
     if implementation == "reference":
         total, normalised = add_layer_norm(x, residual, norm_weight, norm_bias, eps, dtype)
         return total, F.linear(normalised, weight, bias)
-    total, y = _NormLinear.apply(implementation, dtype, eps, x, residual, norm_weight, norm_bias, weight, bias)
-    return x if residual is None else total, y
+    *total, y = _NormLinear.apply(implementation, dtype, eps, x, residual, norm_weight, norm_bias, weight, bias)
+    return total[0] if total else x, y
 
 
 def gelu_linear(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -80,13 +80,18 @@ class _NormLinear(torch.autograd.Function):
         ctx.implementation, ctx.residual = implementation, None if residual is None else residual.dtype
         ctx.weight, ctx.bias = weight.dtype, bias is not None
         ctx.save_for_backward(x if total is None else total, stats, norm_weight, norm_bias, cast)
-        return total, F.linear(normalised, cast, None if bias is None else bias.to(dtype))
+        undefined_stay_none(ctx)
+        y = F.linear(normalised, cast, None if bias is None else bias.to(dtype))
+        return (y,) if total is None else (total, y)
 
     @staticmethod
-    def backward(ctx, grad_total, grad):
+    def backward(ctx, *grads):
+        grad_total, grad = (None, *grads)[-2:]
         total, stats, norm_weight, norm_bias, weight = ctx.saved_tensors
         slope, normalised = like(total, total.dtype), like(total, weight.dtype)
         other = like(total, ctx.residual) if ctx.residual not in (None, total.dtype) else None
+        if grad is None:  # the linear layer's answer was not used
+            grad = total.new_zeros(*total.shape[:-1], len(weight), dtype=weight.dtype)
         d_norm = backward_into(
             ctx.implementation, grad_total, grad @ weight, total, stats, norm_weight, norm_bias, slope, other, normalised
         )

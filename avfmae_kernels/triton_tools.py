@@ -7,12 +7,21 @@ configurations are timed once per kernel, constants and dtypes, and the choice i
 
 import functools
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import triton
 import triton.language as tl
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+OPTIONS = ("num_warps", "num_stages")  # of a configuration; the rest are constants of the kernel
 AUTOTUNE = os.environ.get("AVFMAE_AUTOTUNE", "1") != "0" and not INTERPRETED
+
+
+def tile_of(n: int) -> int:
+    """The tile that holds n rows or columns: a power of two, and no less than the tensor cores' 16."""
+    return max(16, triton.next_power_of_2(n))
 
 
 @triton.jit
@@ -40,35 +49,47 @@ def store(pointer, x, mask):
 @functools.cache
 def _autotuned(kernel, configurations: tuple):
     """One autotuner for a kernel and its choices; its key is whatever the kernel is specialised by."""
-    choices = [
-        triton.Config({k: v for k, v in c if k not in ("num_warps", "num_stages")}, **{k: v for k, v in c if k in ("num_warps", "num_stages")})
-        for c in configurations
-    ]
+    choices = [triton.Config({k: v for k, v in c if k not in OPTIONS}, **{k: v for k, v in c if k in OPTIONS}) for c in configurations]
     tuned = {name for c in configurations for name, _ in c}
     key = [p.name for p in kernel.params if p.is_constexpr and p.name not in tuned]
     return triton.autotune(choices, key=key)(kernel)
 
 
-class _First:
-    """The kernel with its first configuration, callable as the autotuned one is."""
+@dataclass
+class Launch:
+    """A kernel, its arguments, and the configurations that it may run with."""
 
-    def __init__(self, kernel, configuration: dict):
-        self.kernel, self.configuration = kernel, configuration
-
-    def __getitem__(self, grid):
-        def run(*args, **kwargs):
-            return self.kernel[grid](*args, **kwargs, **self.configuration)
-
-        return run
+    kernel: triton.JITFunction
+    configurations: list[dict]
+    args: tuple
+    constants: dict
 
 
-def tuned(kernel, configurations: list[dict]):
-    """``kernel`` with its launch choices made: ``tuned(kernel, configurations)[grid](*arguments)``.
+_recorded: list[Launch] | None = None
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Inside, launches are noted down instead of made; tensors may be of the meta device. For compiling without a GPU."""
+    global _recorded
+    _recorded = []
+    try:
+        yield _recorded
+    finally:
+        _recorded = None
+
+
+def launch(kernel: triton.JITFunction, grid: tuple | Callable, configurations: list[dict], *args, **constants) -> None:
+    """Runs a kernel with the best of its configurations.
 
     Args:
-        kernel: a bare ``@triton.jit`` function.
-        configurations: constants of the kernel and ``num_warps``, ``num_stages``; the grid may depend on them.
+        grid: the programs, or a function of the kernel's constants that gives them.
+        configurations: constants and ``num_warps``; all are valid, the first is used untuned.
+        args, constants: the kernel's arguments, and those of its constants that are no matter of choice.
     """
-    if not AUTOTUNE:
-        return _First(kernel, configurations[0])
-    return _autotuned(kernel, tuple(tuple(c.items()) for c in configurations))
+    if _recorded is not None:
+        _recorded.append(Launch(kernel, configurations, args, constants))
+    elif AUTOTUNE and len(configurations) > 1:
+        _autotuned(kernel, tuple(tuple(c.items()) for c in configurations))[grid](*args, **constants)
+    else:
+        kernel[grid](*args, **constants, **configurations[0])

@@ -58,9 +58,9 @@ def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tens
     return K.add_layer_norm(x, branch, norm.weight, norm.bias, norm.eps)
 
 
-def fits_a_tile(x: Tensor, length: int) -> bool:
-    """Whether the kernels take attention of this length; on a GPU longer ones are torch's or flash-attn's."""
-    return length <= K.TILE or not x.is_cuda
+def short(x: Tensor, length: int, heads: int) -> bool:
+    """Whether attention of this length is the kernels'; on a GPU longer ones are torch's or flash-attn's."""
+    return not x.is_cuda or K.fits_a_tile(length, x.shape[-1] // heads)
 
 
 class SelfAttention(nn.Module):
@@ -93,7 +93,7 @@ class SelfAttention(nn.Module):
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Queries, keys and values (..., N, 3C) -> the branch (..., N, C)."""
-        if not fits_a_tile(qkv, qkv.shape[-2]):
+        if not short(self.proj.weight, qkv.shape[-2], self.heads):
             return self.proj(multi_head_attention(*qkv.chunk(3, dim=-1), self.heads, self.backend))
         out = K.region_attention_linear(qkv.flatten(0, -3), self.heads, self.proj.weight, self.proj.bias)
         return out.view(*qkv.shape[:-1], out.shape[-1])
@@ -108,7 +108,7 @@ class SelfAttention(nn.Module):
 
 def attend(layer: "SelfAttention | CrossAttention", q: Tensor, kv: Tensor) -> Tensor:
     """Queries (B, N, C), and keys and values (B, M, 2C) -> the layer's branch (B, N, C)."""
-    if not fits_a_tile(q, min(q.shape[1], kv.shape[1])):
+    if not short(q, min(q.shape[1], kv.shape[1]), layer.heads):
         return layer.proj(multi_head_attention(q, *kv.chunk(2, dim=-1), layer.heads, layer.backend))
     return K.cross_attention_linear(q, kv, layer.heads, layer.proj.weight, layer.proj.bias)
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from avfmae_kernels.add_layer_norm import reference
-from avfmae_kernels.add_layer_norm.core import backward_into, forward_into, like
+from avfmae_kernels.add_layer_norm.core import backward_into, forward_into, like, undefined_stay_none
 from avfmae_kernels.dispatch import FLOATS, TRITON_USABLE, choose
 
 if TRITON_USABLE:
@@ -39,8 +39,8 @@ def add_layer_norm(
     implementation = choose("add_layer_norm", x.device)
     if implementation == "reference":
         return plain(x, residual, weight, bias, eps, dtype)
-    total, normalised = _AddLayerNorm.apply(implementation, dtype, eps, x, residual, weight, bias)
-    return x if residual is None else total, normalised
+    *total, normalised = _AddLayerNorm.apply(implementation, dtype, eps, x, residual, weight, bias)
+    return total[0] if total else x, normalised
 
 
 def plain(x: Tensor, *args) -> tuple[Tensor, Tensor]:
@@ -79,10 +79,12 @@ class _AddLayerNorm(torch.autograd.Function):
         stats = forward_into(implementation, x, residual, weight, bias, eps, total, normalised)
         ctx.implementation, ctx.residual = implementation, None if residual is None else residual.dtype
         ctx.save_for_backward(x if total is None else total, stats, weight, bias)
-        return total, normalised
+        undefined_stay_none(ctx)
+        return (normalised,) if total is None else (total, normalised)
 
     @staticmethod
-    def backward(ctx, grad_total, grad):
+    def backward(ctx, *grads):
+        grad_total, grad = (None, *grads)[-2:]
         total, stats, weight, bias = ctx.saved_tensors
         slope = like(total, total.dtype)
         other = like(total, ctx.residual) if ctx.residual not in (None, total.dtype) else None
@@ -128,6 +130,7 @@ class _Split(torch.autograd.Function):
             results += [t.view(len(x), -1, x.shape[-1]) for t in (total, normalised)]
             saved += [total, stats, weight, bias]
         ctx.save_for_backward(*saved)
+        undefined_stay_none(ctx)
         return tuple(results)
 
     @staticmethod
@@ -139,7 +142,8 @@ class _Split(torch.autograd.Function):
         for i, (s, o) in enumerate(zip(slots(slope), slots(other), strict=True)):
             total, stats, weight, bias = saved[4 * i : 4 * i + 4]
             given = [None if g is None else g.view(total.shape) if g.is_contiguous() else g.reshape(total.shape) for g in grads[2 * i : 2 * i + 2]]
-            d_norms += backward_into(ctx.implementation, *given, total, stats, weight, bias, s, o, None).to(weight.dtype)
+            d_norm = backward_into(ctx.implementation, *given, total, stats, weight, bias, s, o, None)
+            d_norms += d_norm.to(weight.dtype).unbind()
         return None, None, None, slope, slope if other is None else other, *d_norms
 
 
@@ -182,6 +186,7 @@ class _Join(torch.autograd.Function):
         ]
         ctx.implementation, ctx.residual = implementation, residual.dtype
         ctx.save_for_backward(x, *stats, weight, bias)
+        undefined_stay_none(ctx)
         return x, normalised
 
     @staticmethod

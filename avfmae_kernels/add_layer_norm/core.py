@@ -9,6 +9,12 @@ def like(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.new_empty(x.shape, dtype=dtype)
 
 
+def undefined_stay_none(ctx) -> None:
+    """Gradients that nobody sends come as None rather than as zeros (torch.compile traces zeros, and removes them)."""
+    if not torch.compiler.is_compiling():
+        ctx.set_materialize_grads(False)
+
+
 def _rows(x: Tensor | None) -> Tensor | None:
     """The same rows as (outer, inner, C)."""
     if x is None:

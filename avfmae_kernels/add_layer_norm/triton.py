@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.schemas import library
-from avfmae_kernels.triton_tools import rounded, store
+from avfmae_kernels.triton_tools import launch, rounded, store
 
 
 @triton.jit
@@ -71,9 +71,7 @@ def add_layer_norm_backward_kernel(
     tl.store(parts + part * 2 * C + C + column, d_bias, mask=mask)
 
 
-def constants(C: int) -> dict:
-    columns = triton.next_power_of_2(C)
-    return {"COLUMNS": columns, "num_warps": min(max(columns // 256, 1), 8)}
+CONFIGURATIONS = [{"num_warps": 4}, {"num_warps": 2}, {"num_warps": 8}]
 
 
 def _strides(*views: Tensor | None) -> list[int]:
@@ -84,9 +82,10 @@ def add_layer_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, sum: Tensor | None, normalised: Tensor, stats: Tensor
 ) -> None:
     outer, inner, C = x.shape
-    add_layer_norm_kernel[(outer * inner,)](
+    launch(
+        add_layer_norm_kernel, (outer * inner,), CONFIGURATIONS,
         x, x if residual is None else residual, weight, bias, x if sum is None else sum, normalised, stats, eps, C, inner,
-        *_strides(x, residual, sum, normalised), ADD=residual is not None, KEEP=sum is not None, **constants(C),
+        *_strides(x, residual, sum, normalised), ADD=residual is not None, KEEP=sum is not None, COLUMNS=triton.next_power_of_2(C),
     )  # fmt: skip
 
 
@@ -97,11 +96,12 @@ def add_layer_norm_backward(
     outer, inner, C = sum.shape
     given = [sum if t is None else t for t in (grad_sum, grad_normalised)]
     wanted = [grad_x if t is None else t for t in (grad_residual, normalised)]
-    add_layer_norm_backward_kernel[(len(parts),)](
+    launch(
+        add_layer_norm_backward_kernel, (len(parts),), CONFIGURATIONS,
         *given, sum, stats, weight, bias, grad_x, *wanted, parts, C, inner, outer * inner, len(parts),
         *_strides(grad_sum, grad_normalised, sum, grad_x, grad_residual, normalised),
         GRAD_TOTAL=grad_sum is not None, GRAD=grad_normalised is not None, RESIDUAL=grad_residual is not None,
-        AGAIN=normalised is not None, **constants(C),
+        AGAIN=normalised is not None, COLUMNS=triton.next_power_of_2(C),
     )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.schemas import library
-from avfmae_kernels.triton_tools import store
+from avfmae_kernels.triton_tools import launch, store
 
 
 @triton.jit
@@ -35,10 +35,11 @@ def assemble_tokens(
     (B, Nv, C), Nm = visible.shape, 0 if mask_index is None else mask_index.shape[1]
     out = visible.new_empty((B, Nv + Nm, C), dtype=dtype)
     if out.numel():
-        assemble_tokens_kernel[(B * (Nv + Nm),)](
+        launch(
+            assemble_tokens_kernel, (B * (Nv + Nm),), [{"num_warps": 1}, {"num_warps": 2}, {"num_warps": 4}],
             visible, visible if mask_token is None else mask_token, positions, visible_index,
             visible_index if mask_index is None else mask_index, out, Nv, Nm, len(positions), C,
-            MASKS=mask_token is not None, COLUMNS=triton.next_power_of_2(C), num_warps=1 if C <= 256 else 4,
+            MASKS=mask_token is not None, COLUMNS=triton.next_power_of_2(C),
         )  # fmt: skip
     return out
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.schemas import library
-from avfmae_kernels.triton_tools import dot, store, tuned
+from avfmae_kernels.triton_tools import dot, launch, store, tile_of
 
 
 @triton.jit
@@ -51,13 +51,14 @@ def few_keys_kernel(
 
 @triton.jit
 def few_keys_backward_kernel(
-    grad, q, kv, dq, dkv, out, Nq, Nk, q_batch, q_row, kv_batch, kv_row, scale, C, H,
+    grad, q, kv, dq, dkv, out, Nq, Nk, q_batch, q_row, kv_batch, kv_row, scale, C, H, dq_row, dkv_row,
     D: tl.constexpr, D_TILE: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, AGAIN: tl.constexpr,
 ):  # fmt: skip
     q_first, column = _head(q_batch, H, D)
     kv_first, _ = _head(kv_batch, H, D)
     out_first, _ = _head(Nq * C, H, D)
-    dkv_first, _ = _head(Nk * 2 * C, H, D)
+    dq_first, _ = _head(Nq * dq_row, H, D)
+    dkv_first, _ = _head(Nk * dkv_row, H, D)
     d = column + tl.arange(0, D_TILE)
     wide = (tl.arange(0, D_TILE) < D)[None, :]
     j = tl.arange(0, KEYS)
@@ -81,8 +82,8 @@ def few_keys_backward_kernel(
         dp = dot(g, tl.trans(v))
         ds = p * (dp - tl.sum(p * dp, 1)[:, None]) * scale
         dk += dot(tl.trans(ds), x)
-        store(dq + packed, dot(ds, k), mask)
-    to = dkv + dkv_first + j[:, None] * (2 * C) + d[None, :]
+        store(dq + dq_first + i[:, None] * dq_row + d[None, :], dot(ds, k), mask)
+    to = dkv + dkv_first + j[:, None] * dkv_row + d[None, :]
     store(to, dk, key)
     store(to + C, dv, key)
 
@@ -167,22 +168,20 @@ def few_queries_backward_kernel(
     store(dq + packed, slope, mask)
 
 
-def _tile(n: int) -> int:
-    return max(16, triton.next_power_of_2(n))  # the tensor cores' smallest tile is 16 rows
-
-
-def configurations(few: int, many: int) -> list[dict]:
-    """Blocks of the longer side and warps worth trying; the first is used untuned."""
-    blocks = sorted({min(block, _tile(many)) for block in (32, 64, 128)} if few <= 16 else {min(32, _tile(many)), min(64, _tile(many))})
-    return [{"BLOCK": block, "num_warps": warps} for block in blocks for warps in ((4, 2, 1) if few <= 16 else (8, 4))]
+def configurations(few: int, many: int, D: int) -> list[dict]:
+    """Blocks of the longer side and warps worth trying: none of them spills (``avfmae_kernels.aot``). The first is used untuned."""
+    wide = max(1, tile_of(D) // 64)
+    choices = ((32, 4), (32, 2), (16, 2)) if few <= 16 else ((16, 4), (32, 8)) if few * wide <= 32 else ((16, 8 if few > 32 else 4),)
+    kept = [{"BLOCK": block, "num_warps": min(16, warps * wide)} for block, warps in choices if block <= tile_of(many)]
+    return kept or [{"BLOCK": 16, "num_warps": 2 * wide}]
 
 
 def _arguments(q: Tensor, kv: Tensor, heads: int) -> tuple[tuple, dict, list[dict], bool]:
     (B, Nq, C), Nk = q.shape, kv.shape[1]
     D, few_keys = C // heads, Nk <= Nq
     numbers = (Nq, Nk, q.stride(0), q.stride(1), kv.stride(0), kv.stride(1), D**-0.5, C, heads)
-    constants = {"D": D, "D_TILE": _tile(D), ("KEYS" if few_keys else "QUERIES"): _tile(min(Nq, Nk))}
-    return numbers, constants, configurations(min(Nq, Nk), max(Nq, Nk)), few_keys
+    constants = {"D": D, "D_TILE": tile_of(D), ("KEYS" if few_keys else "QUERIES"): tile_of(min(Nq, Nk))}
+    return numbers, constants, configurations(min(Nq, Nk), max(Nq, Nk), D), few_keys
 
 
 def cross_attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
@@ -190,18 +189,28 @@ def cross_attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
     numbers, constants, choices, few_keys = _arguments(q, kv, heads)
     tasks = len(q) * heads
     if few_keys:
-        tuned(few_keys_kernel, choices)[lambda meta: (tasks, triton.cdiv(q.shape[1], meta["BLOCK"]))](q, kv, out, *numbers, **constants)
+        blocks = lambda meta: (tasks, triton.cdiv(q.shape[1], meta["BLOCK"]))  # noqa: E731
+        launch(few_keys_kernel, blocks, choices, q, kv, out, *numbers, **constants)
     else:
-        tuned(few_queries_kernel, choices)[lambda meta: (tasks,)](q, kv, out, *numbers, **constants)
+        launch(few_queries_kernel, (tasks,), choices, q, kv, out, *numbers, **constants)
     return out
 
 
 def cross_attention_backward(grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool) -> tuple[Tensor, Tensor, Tensor]:
-    dq, dkv, out = q.new_empty(q.shape), kv.new_empty(kv.shape), q.new_empty(q.shape if again else (0,))
+    dq, dkv = q.new_empty(q.shape), kv.new_empty(kv.shape)
+    return dq, dkv, backward_into(grad, q, kv, heads, again, dq, dkv)
+
+
+def backward_into(grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool, dq: Tensor, dkv: Tensor) -> Tensor:
+    """Writes the gradients; with few keys their rows may be parts of longer ones. Returns the answer again, or nothing."""
+    out = q.new_empty(q.shape if again else (0,))
     numbers, constants, choices, few_keys = _arguments(q, kv, heads)
-    kernel = few_keys_backward_kernel if few_keys else few_queries_backward_kernel
-    tuned(kernel, choices)[lambda meta: (len(q) * heads,)](grad, q, kv, dq, dkv, out, *numbers, **constants, AGAIN=again)
-    return dq, dkv, out
+    grid, tensors = (len(q) * heads,), (grad, q, kv, dq, dkv, out)
+    if few_keys:
+        launch(few_keys_backward_kernel, grid, choices, *tensors, *numbers, dq.stride(1), dkv.stride(1), **constants, AGAIN=again)
+    else:
+        launch(few_queries_backward_kernel, grid, choices, *tensors, *numbers, **constants, AGAIN=again)
+    return out
 
 
 for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter

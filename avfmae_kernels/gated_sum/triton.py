@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.schemas import library
-from avfmae_kernels.triton_tools import store, tuned
+from avfmae_kernels.triton_tools import launch, store
 
 
 @triton.jit
@@ -49,21 +49,20 @@ def _rows(*tensors: Tensor) -> list[int]:
     return [t.stride(0) for t in tensors]
 
 
+def _grid(a: Tensor):
+    return lambda meta: (a.shape[0], triton.cdiv(a.shape[1], meta["COLUMNS"]))
+
+
 def gated_sum(gate_a: Tensor, a: Tensor, gate_b: Tensor, b: Tensor) -> Tensor:
     out = a.new_empty(a.shape)
-    rows, C = a.shape
-    tuned(gated_sum_kernel, CONFIGURATIONS)[lambda meta: (rows, triton.cdiv(C, meta["COLUMNS"]))](
-        gate_a, a, gate_b, b, out, C, *_rows(gate_a, a, gate_b, b)
-    )
+    launch(gated_sum_kernel, _grid(a), CONFIGURATIONS, gate_a, a, gate_b, b, out, a.shape[1], *_rows(gate_a, a, gate_b, b))
     return out
 
 
 def gated_sum_backward(grad: Tensor, gate_a: Tensor, a: Tensor, gate_b: Tensor, b: Tensor) -> tuple[Tensor, ...]:
     slopes = tuple(x.new_empty(x.shape) for x in (gate_a, a, gate_b, b))
-    rows, C = a.shape
-    tuned(gated_sum_backward_kernel, CONFIGURATIONS)[lambda meta: (rows, triton.cdiv(C, meta["COLUMNS"]))](
-        grad, gate_a, a, gate_b, b, *slopes, C, *_rows(gate_a, a, gate_b, b)
-    )
+    rows = _rows(gate_a, a, gate_b, b)
+    launch(gated_sum_backward_kernel, _grid(a), CONFIGURATIONS, grad, gate_a, a, gate_b, b, *slopes, a.shape[1], *rows)
     return slopes
 
 

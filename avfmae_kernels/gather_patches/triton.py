@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.schemas import library
-from avfmae_kernels.triton_tools import store
+from avfmae_kernels.triton_tools import launch, store
 
 
 @triton.jit
@@ -45,9 +45,10 @@ def gather_patches(
     out = video.new_empty((*index.shape, 3 * pt * ph * pw), dtype=dtype)
     if out.numel():
         block = triton.next_power_of_2(pt * ph * pw)
-        gather_patches_kernel[(index.numel(),)](
-            video, index, out, *mean, *std, index.shape[1], T, H, W, PT=pt, PH=ph, PW=pw, BLOCK=block
-        )
+        launch(
+            gather_patches_kernel, (index.numel(),), [{"num_warps": 4}, {"num_warps": 2}, {"num_warps": 8}],
+            video, index, out, *mean, *std, index.shape[1], T, H, W, PT=pt, PH=ph, PW=pw, BLOCK=block,
+        )  # fmt: skip
     return out
 
 

@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.schemas import library
-from avfmae_kernels.triton_tools import store
+from avfmae_kernels.triton_tools import launch, store
 
 
 @triton.jit
@@ -83,6 +83,9 @@ def masked_patch_loss_backward_kernel(
         store(slopes + place, slope, lane)
 
 
+CONFIGURATIONS = [{"num_warps": 4}, {"num_warps": 2}, {"num_warps": 8}]
+
+
 def _grid(source: Tensor, patch: list[int]) -> tuple[tuple[int, int, int], dict]:
     """T, H, W of the source, a spectrogram being one frame of one channel, and the kernels' constants."""
     (T, H, W), channels = (source.shape[1:4], source.shape[4]) if source.ndim == 5 else ((1, *source.shape[2:]), 1)
@@ -96,9 +99,10 @@ def masked_patch_loss(pred: Tensor, source: Tensor, index: Tensor, scored: Tenso
     errors = pred.new_empty(index.shape, dtype=torch.float32)
     size, constants = _grid(source, patch)
     if index.numel():
-        masked_patch_loss_kernel[(index.numel(),)](
-            pred, source, index, scored.view(torch.uint8), errors, index.shape[1], *size, **constants
-        )
+        launch(
+            masked_patch_loss_kernel, (index.numel(),), CONFIGURATIONS,
+            pred, source, index, scored.view(torch.uint8), errors, index.shape[1], *size, **constants,
+        )  # fmt: skip
     return errors
 
 
@@ -108,9 +112,10 @@ def masked_patch_loss_backward(
     slopes = torch.empty_like(pred)
     size, constants = _grid(source, patch)
     if index.numel():
-        masked_patch_loss_backward_kernel[(index.numel(),)](
-            grad, pred, source, index, scored.view(torch.uint8), slopes, index.shape[1], *size, **constants
-        )
+        launch(
+            masked_patch_loss_backward_kernel, (index.numel(),), CONFIGURATIONS,
+            grad, pred, source, index, scored.view(torch.uint8), slopes, index.shape[1], *size, **constants,
+        )  # fmt: skip
     return slopes
 
 

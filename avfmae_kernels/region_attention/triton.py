@@ -7,8 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from avfmae_kernels.cross_attention import triton as few_keys
 from avfmae_kernels.schemas import library
-from avfmae_kernels.triton_tools import dot, store, tuned
+from avfmae_kernels.triton_tools import dot, launch, store, tile_of
 
 
 @triton.jit
@@ -77,14 +78,16 @@ def region_attention_backward_kernel(
     store(wide + 2 * C, dv, mask)
 
 
-def configurations(S: int) -> list[dict]:
-    """Tiles and warps worth trying for sequences of S rows; the first is used untuned."""
-    least = max(16, triton.next_power_of_2(S))  # the tensor cores' smallest tile is 16 rows
-    tiles = [tile for tile in (32, 16, 64, 128) if tile >= least]
+LONGEST = 64  # rows that a tile of whole sequences takes; longer ones are attention to few keys, block by block
+
+
+def configurations(S: int, D: int) -> list[dict]:
+    """Tiles and warps worth trying for sequences of S rows: none of them spills (``avfmae_kernels.aot``). The first is used untuned."""
+    least, wide = tile_of(S), max(1, tile_of(D) // 64)
     return [
-        {"PACK": tile // S, "TILE": tile, "num_warps": warps}
-        for tile in tiles
-        for warps in {16: (1, 2), 32: (2, 1, 4), 64: (4, 2), 128: (8, 4)}[tile]
+        {"PACK": tile // S, "TILE": tile, "num_warps": warps * wide}
+        for tile in (least, 2 * least)
+        for warps in {16: (1, 2), 32: (2, 4), 64: (4,)}.get(tile, ())
     ]
 
 
@@ -92,7 +95,7 @@ def _arguments(qkv: Tensor, heads: int) -> tuple[tuple, dict]:
     N, S, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     D = C // heads
     numbers = (N * S, qkv.stride(0), qkv.stride(1), D**-0.5, C)
-    return numbers, {"S": S, "D": D, "D_TILE": max(16, triton.next_power_of_2(D))}
+    return numbers, {"S": S, "D": D, "D_TILE": tile_of(D)}
 
 
 def _grid(qkv: Tensor, heads: int):
@@ -100,17 +103,25 @@ def _grid(qkv: Tensor, heads: int):
 
 
 def region_attention(qkv: Tensor, heads: int) -> Tensor:
-    out = qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
+    C = qkv.shape[2] // 3
+    if qkv.shape[1] > LONGEST:
+        return few_keys.cross_attention(qkv[..., :C], qkv[..., C:], heads)
+    out = qkv.new_empty((*qkv.shape[:2], C))
     numbers, constants = _arguments(qkv, heads)
-    tuned(region_attention_kernel, configurations(qkv.shape[1]))[_grid(qkv, heads)](qkv, out, *numbers, **constants)
+    launch(region_attention_kernel, _grid(qkv, heads), configurations(qkv.shape[1], qkv.shape[2] // 3 // heads), qkv, out, *numbers, **constants)
     return out
 
 
 def region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, again: bool) -> tuple[Tensor, Tensor]:
-    slopes, out = qkv.new_empty(qkv.shape), qkv.new_empty(grad.shape if again else (0,))
+    C, slopes = qkv.shape[2] // 3, qkv.new_empty(qkv.shape)
+    if qkv.shape[1] > LONGEST:
+        return slopes, few_keys.backward_into(grad, qkv[..., :C], qkv[..., C:], heads, again, slopes[..., :C], slopes[..., C:])
+    out = qkv.new_empty(grad.shape if again else (0,))
     numbers, constants = _arguments(qkv, heads)
-    kernel = tuned(region_attention_backward_kernel, configurations(qkv.shape[1]))
-    kernel[_grid(qkv, heads)](grad, qkv, slopes, out, *numbers, **constants, AGAIN=again)
+    launch(
+        region_attention_backward_kernel, _grid(qkv, heads), configurations(qkv.shape[1], qkv.shape[2] // 3 // heads),
+        grad, qkv, slopes, out, *numbers, **constants, AGAIN=again,
+    )  # fmt: skip
     return slopes, out
 
 

@@ -11,6 +11,7 @@
 
 namespace avfmae {
 
+using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 inline Attention with_heads(int64_t batches, int64_t queries, int64_t keys, int64_t width, int64_t heads) {

@@ -2,27 +2,14 @@
 // neighbouring numbers of each channel plane, so both sides are coalesced. Bound by the bytes written.
 #include "common/gather_patches.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
+
+#include "cuda/device.cuh"
 
 namespace avfmae {
 namespace {
 
 constexpr int kThreads = 256;
-
-template <typename Out>
-__device__ __forceinline__ Out cast(float x);
-template <>
-__device__ __forceinline__ float cast(float x) { return x; }
-template <>
-__device__ __forceinline__ __nv_bfloat16 cast(float x) { return __float2bfloat16_rn(x); }
-template <>
-__device__ __forceinline__ __half cast(float x) { return __float2half_rn(x); }
 
 template <typename Out>
 __global__ void gather_patches_kernel(const uint8_t* __restrict__ video, const int64_t* __restrict__ index,
@@ -33,7 +20,7 @@ __global__ void gather_patches_kernel(const uint8_t* __restrict__ video, const i
   const int pixels = grid.pixels();
   Out* row = out + r * grid.row();
   if (!grid.contains(token)) {  // never read outside the clip; NaN makes the mistake visible without a host sync
-    for (int i = threadIdx.x; i < grid.row(); i += kThreads) row[i] = cast<Out>(__int_as_float(0x7fffffff));
+    for (int i = threadIdx.x; i < grid.row(); i += kThreads) row[i] = from_float<Out>(__int_as_float(0x7fffffff));
     return;
   }
   const uint8_t* tubelet = video + r / rows_per_clip * grid.clip_size() + grid.origin(token);
@@ -41,7 +28,7 @@ __global__ void gather_patches_kernel(const uint8_t* __restrict__ video, const i
     const int dx = p % grid.pw, dy = p / grid.pw % grid.ph, dt = p / (grid.pw * grid.ph);
     const uint8_t* pixel = tubelet + grid.line(dt, dy) + dx * kChannels;
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) row[c * pixels + p] = cast<Out>(normalise(pixel[c], c));
+    for (int c = 0; c < kChannels; ++c) row[c * pixels + p] = from_float<Out>(normalise(pixel[c], c));
   }
 }
 
@@ -58,9 +45,7 @@ Tensor gather_patches(const Tensor& video, const Tensor& index, std::vector<int6
   const torch::stable::accelerator::DeviceGuard guard(video.get_device_index());
   const GatherPatches op(video, index, patch, mean, std, dtype);
   if (op.rows == 0) return op.out;
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(video.get_device_index(), &stream));
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
+  const auto cuda_stream = stream_of(video);
   switch (dtype) {
     case ScalarType::Float: launch<float>(op, video, index, cuda_stream); break;
     case ScalarType::BFloat16: launch<__nv_bfloat16>(op, video, index, cuda_stream); break;

@@ -2,25 +2,14 @@
 // are block reductions, and no target is ever written. Bound by the predictions read (and, backward, the slopes written).
 #include "common/masked_patch_loss.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
+
+#include "cuda/device.cuh"
 
 namespace avfmae {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-__device__ __forceinline__ void store(float* p, float x) { *p = x; }
-__device__ __forceinline__ void store(__nv_bfloat16* p, float x) { *p = __float2bfloat16_rn(x); }
-__device__ __forceinline__ void store(__half* p, float x) { *p = __float2half_rn(x); }
 
 // Sums C values over the block; every thread gets them.
 template <int C>
@@ -97,13 +86,13 @@ __global__ void masked_patch_loss_backward_kernel(const float* __restrict__ grad
   Pred* out = slopes + r * grid.row();
   if (!scored[r] || !grid.contains(index[r])) {
     const float fill = scored[r] ? __int_as_float(0x7fffffff) : 0;
-    for (int i = threadIdx.x; i < grid.row(); i += kThreads) store(out + i, fill);
+    for (int i = threadIdx.x; i < grid.row(); i += kThreads) out[i] = from_float<Pred>(fill);
     return;
   }
   const float scale = 2 * grad[r] / grid.row();
   visit_target<C>(source + r / rows_per_clip * grid.clip_size() + grid.origin(index[r]), grid, eps,
                   [&](int place, const float(&target)[C]) {
-                    for (int c = 0; c < C; ++c) store(out + place + c, scale * (to_float(row[place + c]) - target[c]));
+                    for (int c = 0; c < C; ++c) out[place + c] = from_float<Pred>(scale * (to_float(row[place + c]) - target[c]));
                   });
 }
 
@@ -126,12 +115,6 @@ void by_types(const MaskedPatchLoss& op, const Tensor& pred, const Tensor& sourc
   if (op.bytes && op.grid.channels == 3) with_pred(Three{}, static_cast<const uint8_t*>(s), 255 * kEps);
   else if (!op.bytes && op.grid.channels == 1) with_pred(One{}, static_cast<const float*>(s), kEps);
   else STD_TORCH_CHECK(false, "masked_patch_loss: source must be a uint8 clip or a float32 spectrogram");
-}
-
-cudaStream_t stream_of(const Tensor& tensor) {
-  void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
 }
 
 Tensor masked_patch_loss(const Tensor& pred, const Tensor& source, const Tensor& index, const Tensor& scored,
