@@ -53,6 +53,8 @@ class ModelConfig:
         gather_negatives: contrast with the clips of all processes rather than of one.
         negatives: contrast each clip with this many others, whatever the batch; None: with all.
         attention: ``"sdpa"`` or ``"flash"`` (the flash-attn package, half precision, on a GPU) for the decoder's long sequences.
+        recompute: what the blocks of encoders and decoders do again in backward to save memory: nothing, the cheap
+            (all but matrix products and long attention), or everything.
     """
 
     family: Literal["avfmae", "hicmae"] = "avfmae"
@@ -73,6 +75,7 @@ class ModelConfig:
     gather_negatives: bool = True
     negatives: int | None = None
     attention: Literal["sdpa", "flash"] = "sdpa"
+    recompute: Literal["none", "selective", "full"] = "none"
 
     def __post_init__(self):
         for name, width, heads in (
@@ -88,7 +91,7 @@ class ModelConfig:
                 f"skip_blocks: got {self.skip_blocks}, expected ascending block numbers below depth {self.depth}"
             )
         for name, allowed in (("family", ("avfmae", "hicmae")), ("region_mode", ("exact", "released")),
-                              ("token_order", ("raster", "released")), ("attention", ("sdpa", "flash"))):  # fmt: skip
+                              ("token_order", ("raster", "released")), ("attention", ("sdpa", "flash")), ("recompute", ("none", "selective", "full"))):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {allowed}")
         for name in ("video", "audio"):

@@ -10,6 +10,7 @@ import avfmae_kernels as K
 from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.models.attention import MLP, CrossAttention, SelfAttention, layer_norm, pre_norm
 from avfmae.models.embed import sinusoid_positions
+from avfmae.models.recompute import run
 
 
 class ViTBlock(nn.Module):
@@ -39,6 +40,7 @@ class Decoder(nn.Module):
 
     def __init__(self, cfg: ModelConfig, m: ModalityConfig):
         super().__init__()
+        self.recompute = cfg.recompute
         width, heads, depth = cfg.decoder_width, cfg.decoder_heads, 1 + len(cfg.skip_blocks)
         self.embed = nn.Linear(cfg.width, width, bias=False)  # of the fused tokens and of each skip feature
         self.mask_token = nn.Parameter(torch.zeros(width))
@@ -64,6 +66,6 @@ class Decoder(nn.Module):
         skips = [K.assemble_tokens(self.embed(skip), None, self.positions, visible, None) for skip in skips]
         branch, contexts = None, [None, *reversed(skips)]
         for block, context in zip(self.blocks[:-1], contexts[:-1], strict=True):
-            x, branch = block(x, branch, context)
+            x, branch = run(block, x, branch, context, recompute=self.recompute)
         x, branch = self.blocks[-1](x, branch, contexts[-1], last=decoded.shape[1])
         return pre_norm(x, branch, self.norm, self.head.weight, self.head.bias)[1]

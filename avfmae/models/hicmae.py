@@ -7,6 +7,7 @@ from avfmae.models.attention import add_norm, layer_norm
 from avfmae.models.decoder import ViTBlock
 from avfmae.models.embed import PatchEmbed
 from avfmae.models.pretraining import MaskedAutoencoder
+from avfmae.models.recompute import run
 
 
 class ViTEncoder(nn.Module):
@@ -14,7 +15,7 @@ class ViTEncoder(nn.Module):
 
     def __init__(self, cfg: ModelConfig, m: ModalityConfig):
         super().__init__()
-        self.skip_blocks = cfg.skip_blocks
+        self.skip_blocks, self.recompute = cfg.skip_blocks, cfg.recompute
         self.embed = PatchEmbed(m, cfg.width)
         self.blocks = nn.ModuleList(ViTBlock(cfg.width, cfg.heads) for _ in range(cfg.depth))
         self.norm = layer_norm(cfg.width)
@@ -23,7 +24,7 @@ class ViTEncoder(nn.Module):
         """LN(tokens) of the last block (B, N, C), of the skip blocks, and the tokens' index (B, N)."""
         x, branch, skips = self.embed(clip, visible), None, []
         for i, block in enumerate(self.blocks):
-            x, branch = block(x, branch)
+            x, branch = run(block, x, branch, recompute=self.recompute)
             if i in self.skip_blocks:
                 skips.append(add_norm(x, branch, self.norm)[1])
         return add_norm(x, branch, self.norm)[1], skips, visible

@@ -14,6 +14,7 @@ from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.masking import region_of
 from avfmae.models.attention import MLP, CrossAttention, SelfAttention, add_norm, drop_path, layer_norm
 from avfmae.models.embed import PatchEmbed
+from avfmae.models.recompute import run
 
 
 class LGIBlock(nn.Module):
@@ -80,6 +81,7 @@ class LGIEncoder(nn.Module):
     def __init__(self, cfg: ModelConfig, m: ModalityConfig):
         super().__init__()
         self.skip_blocks, self.region_mode, self.regions = cfg.skip_blocks, cfg.region_mode, m.regions
+        self.recompute = cfg.recompute
         self.steps, self.groups = m.region[0], m.grid[0] // m.region[0]  # time steps a region, regions along time
         self.is_video = len(m.size) == 3
         self.embed = PatchEmbed(m, cfg.width)
@@ -130,7 +132,7 @@ class LGIEncoder(nn.Module):
         index = self.region_major(visible)
         x, branch, skips = self.tokens(clip, index), None, []
         for i, block in enumerate(self.blocks[:-1]):
-            x, branch = block(x, branch)
+            x, branch = run(block, x, branch, recompute=self.recompute)
             if i in self.skip_blocks:
                 skips.append(add_norm(x[:, :, 1:], branch[:, :, 1:], self.norm)[1].flatten(1, 2))
         _, out = add_norm(*self.blocks[-1].locals_only(x, branch), self.norm)
@@ -143,7 +145,7 @@ class LGIEncoder(nn.Module):
         index = self.region_of.argsort(stable=True).expand(len(clip), -1)
         x, branch, regions = self.tokens(clip, index), None, []
         for block in self.blocks[:-1]:
-            x, branch = block(x, branch)
+            x, branch = run(block, x, branch, recompute=self.recompute)
             regions.append(x[:, :, 0] + branch[:, :, 0])
         m, branch = self.blocks[-1].regions_only(x, branch)
         return add_norm(torch.stack([*regions, m + branch], dim=2), None, self.norm)[1]
