@@ -24,11 +24,7 @@ bench: .venv/.installed
 	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
 gpu-check: .venv/.installed
-	$(BIN)/python -c "import torch, sys; sys.exit(0 if torch.cuda.is_available() else 'gpu-check: torch sees no CUDA device')"
-	AVFMAE_BUILD=cuda $(BIN)/pip install --no-build-isolation --no-deps -e .
-	$(BIN)/avfmae doctor
-	$(BIN)/pytest -m gpu
-	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds
+	$(BIN)/python benchmarks/gpu_check.py
 
 clean:
 	rm -rf build .venv/.installed avfmae_kernels/*.so *.egg-info

@@ -58,6 +58,7 @@ def record_launches() -> list:
     from avfmae_kernels.dispatch import fits_a_tile
     from avfmae_kernels.gated_sum import triton as gated_sum
     from avfmae_kernels.gather_patches import triton as gather_patches
+    from avfmae_kernels.gelu_backward import triton as gelu_backward
     from avfmae_kernels.masked_patch_loss import triton as masked_patch_loss
     from avfmae_kernels.region_attention import triton as region_attention
     from avfmae_kernels.triton_tools import recorded
@@ -86,6 +87,7 @@ def record_launches() -> list:
                     add_layer_norm.add_layer_norm_backward(x, branch, x, stats, w, w, x, slope, branch, parts)
                 gated_sum.gated_sum(empty(32, C), empty(32, C, dtype=stream), empty(32, C), empty(32, C, dtype=stream))
                 gated_sum.gated_sum_backward(*(empty(32, C, dtype=d) for d in (stream, torch.bfloat16, stream, torch.bfloat16, stream)))
+            gelu_backward.gelu_backward(empty(BATCH, 4 * C), empty(BATCH, 4 * C))
             index, table = empty(BATCH, 80, dtype=whole), empty(800, C, dtype=wide)
             assemble_tokens.assemble_tokens(empty(BATCH, 80, C), empty(C, dtype=wide), table, index, empty(BATCH, 400, dtype=whole), wide)
             assemble_tokens.assemble_tokens(empty(BATCH, 80, C), None, table, index, None, wide)

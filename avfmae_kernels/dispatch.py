@@ -163,7 +163,7 @@ def explain() -> dict[str, dict[str, str]]:
     """Per op and implementation: ``"runs"``, ``"can run"``, or the reason why it cannot, on this machine's best device."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     table = {}
-    for op in (op for op in SCHEMAS if not op.endswith("_backward")):
+    for op in (op for op in SCHEMAS if op.removesuffix("_backward") == op or op.removesuffix("_backward") not in SCHEMAS):
         chosen = choose(op, torch.device(device))
         table[op] = {i: "runs" if i == chosen else why_not(op, i, device) or "can run" for i in IMPLEMENTATIONS}
     host = "cpp" if HOST_MISSING is None else "reference"

@@ -13,6 +13,7 @@ from avfmae_kernels import dispatch
 from avfmae_kernels.add_layer_norm import add_layer_norm, check, total_dtype
 from avfmae_kernels.add_layer_norm.core import backward_into, forward_into, like, undefined_stay_none
 from avfmae_kernels.cross_attention import cross_attention, cross_attention_backward
+from avfmae_kernels.gelu_backward import gelu_backward
 from avfmae_kernels.region_attention import region_attention, region_attention_backward
 
 
@@ -110,8 +111,8 @@ class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         h, weight = ctx.saved_tensors
-        d_h = torch.ops.aten.gelu_backward((grad @ weight).to(h.dtype), h)
-        return None, d_h, *_slopes(grad, F.gelu(h).to(grad.dtype), ctx.weight, True)
+        d_h, out = gelu_backward((grad @ weight).to(h.dtype), h)
+        return None, d_h, *_slopes(grad, out.to(grad.dtype), ctx.weight, True)
 
 
 class _RegionAttentionLinear(torch.autograd.Function):

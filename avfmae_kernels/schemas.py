@@ -24,6 +24,7 @@ SCHEMAS = {
     "gated_sum_backward": (
         "(Tensor grad, Tensor gate_a, Tensor a, Tensor gate_b, Tensor b) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
+    "gelu_backward": "(Tensor grad, Tensor x) -> (Tensor, Tensor)",
     # These write where they are told, so that the rows of one buffer can be read and written by slots.
     "add_layer_norm": (
         "(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, "
@@ -76,6 +77,10 @@ def gated_sum(gate_a, a, gate_b, b):
 
 def gated_sum_backward(grad, gate_a, a, gate_b, b):
     return tuple(x.new_empty(x.shape) for x in (gate_a, a, gate_b, b))
+
+
+def gelu_backward(grad, x):
+    return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
 def add_layer_norm(x, residual, weight, bias, eps, sum, normalised, stats):

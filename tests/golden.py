@@ -68,5 +68,5 @@ def batch() -> tuple[Tensor, Tensor]:
 
 def relative(a: Tensor, b: Tensor) -> float:
     """Relative L2 distance of a from b."""
-    a, b = torch.as_tensor(a).double(), torch.as_tensor(b).double()
+    a, b = (torch.as_tensor(x).double().cpu() for x in (a, b))
     return float((a - b).norm() / b.norm())

@@ -57,7 +57,7 @@ def assemble_tokens(
     check_floats(visible=visible)
     if visible.device.type == "cpu" and not torch.compiler.is_compiling():
         for name, index in indices.items():
-            if index.numel() and not (0 <= index.min() and index.max() < len(positions)):
+            if index.numel() and not (index.min() >= 0 and index.max() < len(positions)):
                 raise IndexError(f"{name}: holds {int(index.min())} to {int(index.max())}, expected 0 to {len(positions) - 1}")
     return call(
         "assemble_tokens", reference.assemble_tokens, visible.device,

@@ -177,7 +177,7 @@ def configurations(few: int, many: int, D: int) -> list[dict]:
 
 
 def _arguments(q: Tensor, kv: Tensor, heads: int) -> tuple[tuple, dict, list[dict], bool]:
-    (B, Nq, C), Nk = q.shape, kv.shape[1]
+    Nq, Nk, C = q.shape[1], kv.shape[1], q.shape[2]
     D, few_keys = C // heads, Nk <= Nq
     numbers = (Nq, Nk, q.stride(0), q.stride(1), kv.stride(0), kv.stride(1), D**-0.5, C, heads)
     constants = {"D": D, "D_TILE": tile_of(D), ("KEYS" if few_keys else "QUERIES"): tile_of(min(Nq, Nk))}

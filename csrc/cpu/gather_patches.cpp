@@ -1,5 +1,6 @@
 // gather_patches on the CPU: one row per iteration, rows spread over all cores.
 #include "common/gather_patches.h"
+#include "cpu/simd.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/BFloat16.h>
@@ -9,7 +10,7 @@ namespace avfmae {
 namespace {
 
 template <typename Out>
-void gather_row(const uint8_t* tubelet, Out* row, const PatchGrid& grid, const Normalise& normalise) {
+AVFMAE_CLONES void gather_row(const uint8_t* tubelet, Out* row, const PatchGrid& grid, const Normalise& normalise) {
   const int pixels = grid.pixels();
   Out* line = row;
   for (int dt = 0; dt < grid.pt; ++dt) {

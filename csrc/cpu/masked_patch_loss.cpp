@@ -1,5 +1,6 @@
 // masked_patch_loss on the CPU: a token's target lives in one cache-resident row and is gone with it.
 #include "common/masked_patch_loss.h"
+#include "cpu/simd.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/BFloat16.h>
@@ -33,7 +34,7 @@ void fold(std::vector<float>& line, int channels, double scale) {
 
 // row.target becomes the standardised frame-difference target of a tubelet.
 template <typename In>
-void standardise(const In* tubelet, const PatchGrid& grid, Row& row) {
+AVFMAE_CLONES void standardise(const In* tubelet, const PatchGrid& grid, Row& row) {
   const int line = grid.pw * grid.channels, lines = grid.pt * grid.ph, n = grid.pixels();
   float *x = row.target.data(), *mean = row.mean.data(), *inverse = row.inverse.data();
   std::fill_n(mean, line, 0.0f);
@@ -55,7 +56,7 @@ void standardise(const In* tubelet, const PatchGrid& grid, Row& row) {
 }
 
 template <typename Pred>
-float square_error(const Pred* pred, const float* target, int size) {
+AVFMAE_CLONES float square_error(const Pred* pred, const float* target, int size) {
   float lanes[kLanes] = {};
   int i = 0;
   for (; i + kLanes <= size; i += kLanes)

@@ -3,13 +3,32 @@
 import golden
 import pytest
 import torch
+from backends import GPU, require
 from safetensors.torch import load_file
 
 import avfmae
+import avfmae_kernels as K
 from avfmae.training.optim import decays
 from avfmae_kernels.masked_patch_loss.reference import patch_targets
 
 OUTPUT, GRADIENT = 1e-4, 1e-3
+PLACES = [  # implementation and device; every number must hold in each
+    *(pytest.param((name, "cpu"), id=name) for name in ("auto", "cpp", "reference")),
+    *(pytest.param((name, "cuda"), id=f"{name}-gpu", marks=GPU) for name in ("auto", "triton", "reference")),
+]
+
+
+@pytest.fixture(params=PLACES)
+def device(request):
+    """The device, with the implementation in use."""
+    implementation, device = request.param
+    require("add_layer_norm", implementation if implementation != "auto" else "reference", device)
+    with K.use(implementation):
+        yield device
+
+
+def batch(device):
+    return [x.to(device) for x in golden.batch()]
 
 
 def losses(out):
@@ -22,7 +41,7 @@ def gradient_norms(model, keys):
 
 
 @pytest.fixture(scope="module")
-def avf():
+def avf_on_cpu():
     reference = load_file(golden.DATA / "avfmae_base.safetensors")
     cfg = avfmae.ModelConfig.preset("base").replace(token_order="released", region_mode="released")
     model = avfmae.AVFMAEForPretraining(cfg)
@@ -31,11 +50,18 @@ def avf():
     return model, reference, avfmae.DualMask.from_bool(*(reference[k] for k in ("em", "dm", "ea", "da")))
 
 
-def test_avfmae_predictions(avf):
+@pytest.fixture
+def avf(avf_on_cpu, device):
+    model, reference, masks = avf_on_cpu
+    yield model.to(device), reference, masks.to(device)
+    model.cpu()
+
+
+def test_avfmae_predictions(avf, device):
     model, reference, masks = avf
     model.eval()
     with torch.no_grad():
-        out = model(*golden.batch(), masks)
+        out = model(*batch(device), masks)
     assert out.pred_video.shape == (3, 400, 1536) and out.pred_audio.shape == (3, 64, 256)
     assert golden.relative(out.pred_video[:, ::5, ::3], reference["eval_video"]) <= OUTPUT
     assert golden.relative(out.pred_audio, reference["eval_audio"]) <= OUTPUT
@@ -43,8 +69,8 @@ def test_avfmae_predictions(avf):
         assert golden.relative(logits, reference[f"eval_logits_{level}"]) <= OUTPUT
 
 
-def test_avfmae_targets(avf):
-    _, reference, _ = avf
+def test_avfmae_targets(avf_on_cpu):
+    _, reference, _ = avf_on_cpu
     video, audio = golden.batch()
     everything = torch.arange(800).expand(3, -1)
     assert (
@@ -57,11 +83,11 @@ def test_avfmae_targets(avf):
     )
 
 
-def test_avfmae_training_step(avf):
+def test_avfmae_training_step(avf, device):
     model, reference, masks = avf
     model.train()
     model.zero_grad()
-    out = model(*golden.batch(), masks)
+    out = model(*batch(device), masks)
     out.loss.backward()
     assert golden.relative(losses(out), reference["loss"]) <= OUTPUT
     norms = gradient_norms(model, "avfmae_pretraining")
@@ -72,22 +98,22 @@ def test_avfmae_training_step(avf):
     assert all(reference["grad_norms"][i] == 0 for i, n in enumerate(norms) if n == 0)
 
 
-def test_avfmae_finetuning():
+def test_avfmae_finetuning(device):
     reference = load_file(golden.DATA / "avfmae_base.safetensors")
     model = avfmae.AVFMAEForFinetuning(avfmae.ModelConfig.preset("base"), 11)
     avfmae.load_released(model, golden.weights("avfmae_finetuning_11_classes"))
     with torch.no_grad():
-        out = model.eval()(*golden.batch())
+        out = model.eval().to(device)(*batch(device))
     assert golden.relative(out.logits, reference["ft_logits"]) <= OUTPUT
     assert golden.relative(out.features, reference["ft_feature"]) <= OUTPUT
 
 
-def test_hicmae():
+def test_hicmae(device):
     reference = load_file(golden.DATA / "hicmae_base.safetensors")
     model = avfmae.HiCMAEForPretraining(avfmae.ModelConfig.preset("hicmae_base"))
     avfmae.load_released(model, golden.weights("hicmae_pretraining"))
     masks = avfmae.DualMask.from_bool(reference["em"], None, reference["ea"], None)
-    out = model(*golden.batch(), masks)  # no batch statistics and no noise: training and evaluation are one
+    out = model.to(device)(*batch(device), masks.to(device))  # no batch statistics and no noise: training and evaluation are one
     assert golden.relative(out.pred_video[:, ::9, ::3].detach(), reference["eval_video"]) <= OUTPUT
     assert golden.relative(out.pred_audio.detach(), reference["eval_audio"]) <= OUTPUT
     for level, logits in enumerate(out.logits):

@@ -1,0 +1,36 @@
+"""The gradient of the exact GELU, and its answer again, in one pass. (Forward is torch's own, which is one pass already.)"""
+
+from torch import Tensor
+
+from avfmae_kernels.dispatch import TRITON_USABLE, call, check_floats
+from avfmae_kernels.gelu_backward import reference
+
+if TRITON_USABLE:
+    from avfmae_kernels.gelu_backward import triton  # noqa: F401  (registers the op)
+
+
+def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Gaussian error linear unit (Hendrycks and Gimpel, 2016), on the way back.
+
+    .. math:: slope = grad \odot (\Phi(x) + x\,\varphi(x)), \qquad out = x\,\Phi(x),
+
+    with the normal distribution :math:`\Phi` and its density :math:`\varphi`. Floor: bytes, two numbers read and two written. The
+    CPU's distribution is a rational approximation, off by at most 7.5e-8 (Abramowitz and Stegun, 7.1.26), which shares its
+    exponential with the density.
+
+    Args:
+        grad, x: float32, bfloat16 or float16, of one shape.
+
+    Returns:
+        The gradient to ``x``, and GELU(x).
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype or device.
+    """
+    if not x.numel() or not x.ndim:
+        raise ValueError(f"x: got {tuple(x.shape)}, expected at least one dimension and one number")
+    if grad.shape != x.shape:
+        raise ValueError(f"grad: got {tuple(grad.shape)}, expected {tuple(x.shape)} like x")
+    x, grad = x.contiguous(), grad.contiguous()
+    check_floats(x=x, grad=grad)
+    return call("gelu_backward", reference.gelu_backward, x.device, grad, x)

@@ -1,0 +1,160 @@
+"""The ops at the shapes of Base pre-training: what runs, and how many bytes it must move at least."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+import avfmae_kernels as K
+from avfmae_kernels import dispatch
+from avfmae_kernels.add_layer_norm.core import backward_into, forward_into
+from avfmae_kernels.gelu_backward import gelu_backward as gelu_gradient
+
+C, HEADS = 512, 8
+
+
+@dataclass
+class Run:
+    """One direction of one op: a call without autograd, and the bytes that it cannot but read and write."""
+
+    call: Callable
+    bytes: int
+
+
+def size(*tensors: Tensor) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def backward(op: str, *args):
+    """The gradient op of the implementation in use."""
+    implementation = dispatch.choose(f"{op}_backward", args[0].device)
+    if implementation == "reference":
+        module = __import__(f"avfmae_kernels.{op}.reference", fromlist=["reference"])
+        return getattr(module, f"{op}_backward")(*args)
+    return getattr(torch.ops.avfmae, f"{op}_backward" + ("_triton" if implementation == "triton" else ""))(*args)
+
+
+def copy(batch, dtype, device):
+    x = torch.randn(batch, 88, 3 * C, dtype=dtype, device=device)
+    y = torch.empty_like(x)
+    return {"forward": Run(lambda: y.copy_(x), 2 * size(x))}
+
+
+def region(S, regions=8):
+    def case(batch, dtype, device):
+        qkv = torch.randn(batch * regions, S, 3 * C, dtype=dtype, device=device)
+        grad = torch.randn(batch * regions, S, C, dtype=dtype, device=device)
+        return {
+            "forward": Run(lambda: K.region_attention(qkv, HEADS), size(qkv, grad)),
+            "backward": Run(lambda: backward("region_attention", grad, qkv, HEADS, False), size(qkv, grad, qkv)),
+        }
+
+    return case
+
+
+def sdpa(S, regions=8):
+    """torch's attention at the same shape, for comparison."""
+
+    def case(batch, dtype, device):
+        qkv = torch.randn(batch * regions, S, 3 * C, dtype=dtype, device=device)
+
+        def run():
+            q, k, v = rearrange(qkv, "n s (three h d) -> three n h s d", three=3, h=HEADS)
+            return rearrange(F.scaled_dot_product_attention(q, k, v), "n h s d -> n s (h d)")
+
+        return {"forward": Run(run, size(qkv) * 4 // 3)}
+
+    return case
+
+
+def cross(queries, keys):
+    def case(batch, dtype, device):
+        q, grad = (torch.randn(batch, queries, C, dtype=dtype, device=device) for _ in range(2))
+        kv = torch.randn(batch, keys, 2 * C, dtype=dtype, device=device)
+        return {
+            "forward": Run(lambda: K.cross_attention(q, kv, HEADS), size(q, kv, grad)),
+            "backward": Run(lambda: backward("cross_attention", grad, q, kv, HEADS, False), 2 * size(q, kv) + size(grad)),
+        }
+
+    return case
+
+
+def add_layer_norm(batch, dtype, device):
+    x, residual = (torch.randn(batch * 8, 11, C, dtype=dtype, device=device) for _ in range(2))
+    weight, bias = torch.ones(C, device=device), torch.zeros(C, device=device)
+    total, normalised, slope = (torch.empty_like(x) for _ in range(3))
+    implementation = dispatch.choose("add_layer_norm", x.device)
+    forward = Run(lambda: K.add_layer_norm(x, residual, weight, bias), 4 * size(x))
+    if implementation == "reference":
+        return {"forward": forward}
+    stats = forward_into(implementation, x, residual, weight, bias, 1e-6, total, normalised)
+    run = lambda: backward_into(implementation, x, residual, total, stats, weight, bias, slope, None, None)  # noqa: E731
+    return {"forward": forward, "backward": Run(run, 4 * size(x))}
+
+
+def gated_sum(batch, dtype, device):
+    x = [torch.randn(batch * 80, C, dtype=dtype, device=device) for _ in range(5)]
+    return {
+        "forward": Run(lambda: K.gated_sum(*x[:4]), 5 * size(x[0])),
+        "backward": Run(lambda: backward("gated_sum", x[4], *x[:4]), 9 * size(x[0])),
+    }
+
+
+def gelu_backward(batch, dtype, device):
+    x, grad = (torch.randn(batch * 88, 4 * C, dtype=dtype, device=device) for _ in range(2))
+    return {"backward": Run(lambda: gelu_gradient(grad, x), 4 * size(x))}
+
+
+def assemble_tokens(batch, dtype, device):
+    width = 384
+    visible, mask, table = (torch.randn(*s, device=device, dtype=dtype) for s in ((batch, 80, width), (width,), (800, width)))
+    seen, hidden = (torch.stack([torch.randperm(800)[:n] for _ in range(batch)]).to(device) for n in (80, 400))
+    written = batch * 480 * width * visible.element_size()
+    return {"forward": Run(lambda: K.assemble_tokens(visible, mask, table, seen, hidden), size(visible) + written)}
+
+
+def clip(batch, tokens, device):
+    video = torch.randint(0, 256, (batch, 16, 160, 160, 3), dtype=torch.uint8, device=device)
+    return video, torch.stack([torch.randperm(800)[:tokens] for _ in range(batch)]).to(device)
+
+
+def gather_patches(batch, dtype, device):
+    video, index = clip(batch, 80, device)
+    bytes_ = index.numel() * 1536 * (1 + torch.empty(0, dtype=dtype).element_size())
+    return {"forward": Run(lambda: K.gather_patches(video, index, dtype=dtype), bytes_)}
+
+
+def patch_loss(batch, dtype, device):
+    video, index = clip(batch, 400, device)
+    pred = torch.randn(batch, 400, 1536, dtype=dtype, device=device)
+    scored = torch.ones(batch, 400, dtype=torch.bool, device=device)
+    grad = scored.float()
+    return {
+        "forward": Run(lambda: K.masked_patch_loss(pred, video, index, grad, (2, 16, 16)), size(pred) + pred.numel()),
+        "backward": Run(lambda: backward("masked_patch_loss", grad, pred, video, index, scored, [2, 16, 16]), 2 * size(pred) + pred.numel()),
+    }
+
+
+CASES = {  # case: (op, what makes it)
+    "copy": (None, copy),
+    "region_attention 8x11": ("region_attention", region(11)),
+    "region_attention 8x4": ("region_attention", region(4)),
+    "region_attention 8x101": ("region_attention", region(101)),
+    "region_attention 8": ("region_attention", region(8, 1)),
+    "region_attention units": ("region_attention", region(2, 80)),
+    "sdpa 8x11": (None, sdpa(11)),
+    "sdpa 8x4": (None, sdpa(4)),
+    "cross_attention 80x8": ("cross_attention", cross(80, 8)),
+    "cross_attention 24x8": ("cross_attention", cross(24, 8)),
+    "cross_attention 8x80": ("cross_attention", cross(8, 80)),
+    "cross_attention 8x24": ("cross_attention", cross(8, 24)),
+    "add_layer_norm": ("add_layer_norm", add_layer_norm),
+    "gated_sum": ("gated_sum", gated_sum),
+    "gelu_backward": ("gelu_backward", gelu_backward),
+    "assemble_tokens": ("assemble_tokens", assemble_tokens),
+    "gather_patches": ("gather_patches", gather_patches),
+    "masked_patch_loss": ("masked_patch_loss", patch_loss),
+}

@@ -1,0 +1,55 @@
+// gelu_backward on the CPU: the gradient and the answer share one exponential.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <tuple>
+
+#include "cpu/simd.h"
+
+namespace avfmae {
+namespace {
+
+using torch::stable::Tensor;
+
+constexpr int kChunk = 2048;  // numbers that are worked on in cache
+
+// Φ(x) and the normal density φ(x), by Abramowitz and Stegun 7.1.26: the tail beyond |x| is ½·poly(t)·e^{-x²/2}.
+AVFMAE_INLINE void normal(float x, float& below, float& density) {
+  const float t = 1 / (1 + 0.3275911f * 0.70710678f * std::abs(x)), e = fast_exp(-0.5f * x * x);
+  const float poly = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+  const float tail = 0.5f * poly * e;
+  below = x < 0 ? tail : 1 - tail;
+  density = 0.39894228f * e;
+}
+
+AVFMAE_CLONES void gelu_backward_chunk(const Numbers& grad, const Numbers& x, const Numbers& slope, const Numbers& out, int64_t first, int n) {
+  float v[kChunk], g[kChunk];
+  x.load(first, v, n);
+  grad.load(first, g, n);
+  for (int i = 0; i < n; ++i) {
+    float below, density;
+    normal(v[i], below, density);
+    g[i] *= below + v[i] * density;
+    v[i] *= below;
+  }
+  slope.store(first, g, n);
+  out.store(first, v, n);
+}
+
+std::tuple<Tensor, Tensor> gelu_backward(const Tensor& grad, const Tensor& x) {
+  STD_TORCH_CHECK(x.is_contiguous() && grad.is_contiguous() && grad.numel() == x.numel(), "gelu_backward: grad must be contiguous, like x");
+  Tensor slope = torch::stable::empty_like(x), out = torch::stable::empty_like(x);
+  const Numbers upstream(grad), from(x), to(slope), answer(out);
+  const int64_t numbers = x.numel();
+  torch::stable::parallel_for(0, (numbers + kChunk - 1) / kChunk, /*grain_size=*/4, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin * kChunk; c < std::min(end * kChunk, numbers); c += kChunk)
+      gelu_backward_chunk(upstream, from, to, answer, c, static_cast<int>(std::min<int64_t>(kChunk, numbers - c)));
+  });
+  return {slope, out};
+}
+
+}  // namespace
+}  // namespace avfmae
+
+STABLE_TORCH_LIBRARY_IMPL(avfmae, CPU, m) { m.impl("gelu_backward", TORCH_BOX(&avfmae::gelu_backward)); }

@@ -1,0 +1,85 @@
+"""gelu_backward: every implementation that can run here against float64, gradient and answer; its errors; its contract."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from backends import DEVICES, each_backend, interpret, require
+from correctness import TOLERANCE, error, poisoned
+
+import avfmae_kernels as K
+from avfmae_kernels.gelu_backward import gelu_backward
+
+SHAPES = {"feed-forward": (2, 80, 2048), "odd": (3, 5, 7), "one number": (1,), "over a chunk": (2049,)}
+
+
+def check_shape(implementation, shape, dtype, device="cpu"):
+    g = torch.Generator().manual_seed(3)
+    x, grad = (2 * torch.randn(shape, generator=g, dtype=torch.float64).to(dtype) for _ in range(2))
+    exact = x.double().requires_grad_()
+    out = F.gelu(exact)
+    want = (*torch.autograd.grad(out, exact, grad.double()), out.detach())
+    with K.use(implementation), poisoned():
+        got = gelu_backward(grad.to(device), x.to(device))
+    for a, w in zip(got, want, strict=True):
+        assert a.dtype == dtype and a.shape == x.shape and error(a, w) <= {torch.float32: 1e-5}.get(dtype, 5e-3)
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_against_float64(shape, dtype, implementation, device):
+    require("gelu_backward", implementation, device)
+    check_shape(implementation, shape, dtype, device)
+
+
+def test_everywhere_on_the_line():
+    require("gelu_backward", "cpp")
+    x = torch.linspace(-30, 30, 100_001).requires_grad_()
+    out = F.gelu(x.double())
+    (want,) = torch.autograd.grad(out.sum(), x)
+    with K.use("cpp"):
+        slope, again = gelu_backward(torch.ones(len(x)), x.detach())
+    assert (again.double() - out).abs().max() <= 1e-6 and (slope - want).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+@pytest.mark.parametrize(
+    ("grad", "x", "words"),
+    [
+        (torch.zeros(0, 3), torch.zeros(0, 3), "x: got (0, 3)"),
+        (torch.zeros(3), torch.zeros(3).double(), "x: got torch.float64"),
+        (torch.zeros(3), torch.zeros(4), "grad: got (3,), expected (4,) like x"),
+        (torch.zeros(3).bfloat16(), torch.zeros(3), "grad: got torch.bfloat16"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_wrong_arguments_are_named(grad, x, words, implementation):
+    require("gelu_backward", implementation)
+    with K.use(implementation), pytest.raises(ValueError) as caught:
+        gelu_backward(grad, x)
+    assert words in str(caught.value)
+
+
+def check_op(suffix, device="cpu"):
+    x = torch.randn(3, 8, device=device)
+    torch.library.opcheck(getattr(torch.ops.avfmae, f"gelu_backward{suffix}").default, (x, x))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck(device):
+    require("gelu_backward", {"cpu": "cpp", "cuda": "triton"}[device], device)
+    check_op({"cpu": "", "cuda": "_triton"}[device], device)
+
+
+TRITON_CASES = """
+from test_gelu_backward import SHAPES, TOLERANCE, check_op, check_shape
+for shape in SHAPES.values():
+    for dtype in TOLERANCE:
+        check_shape("triton", shape, dtype)
+check_op("_triton")
+print("proven")
+"""
+
+
+def test_triton_in_the_interpreter():
+    interpret(TRITON_CASES)
