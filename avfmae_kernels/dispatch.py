@@ -86,8 +86,10 @@ def why_not(op: str, implementation: str, device: str) -> str | None:
         return f"runs on {needed} tensors only"
     if COMPILED_MISSING:
         return COMPILED_MISSING
-    if (op, device) not in COMPILED:
+    if all(device != served for _, served in COMPILED):
         return f"avfmae_kernels._C was built without {device.upper()} kernels"
+    if (op, device) not in COMPILED:
+        return f"it has no {'C++' if device == 'cpu' else 'CUDA C++'} kernel"
     return None
 
 

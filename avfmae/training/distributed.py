@@ -57,6 +57,8 @@ def processes() -> Iterator[Processes]:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(rank, world, device)
+        if ours:
+            dist.barrier()  # a process that leaves while another still talks to it can end in an abort
     finally:
         if ours:
             dist.destroy_process_group()
