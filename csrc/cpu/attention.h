@@ -48,10 +48,15 @@ AVFMAE_INLINE void probabilities(const Attention& a, HeadScratch& s, int count) 
     float top = -std::numeric_limits<float>::infinity();
 #pragma omp simd reduction(max : top)
     for (int j = 0; j < n; ++j) top = p[j] > top ? p[j] : top;
-    for (int j = 0; j < N; ++j) p[j] = fast_exp((p[j] - top) * a.scale);
+    float total = 0;
+#pragma omp simd reduction(+ : total)
+    for (int j = 0; j < n; ++j) {
+      p[j] = fast_exp((p[j] - top) * a.scale);
+      total += p[j];
+    }
+    const float inverse = 1 / total;
+    for (int j = 0; j < n; ++j) p[j] *= inverse;
     for (int j = n; j < N; ++j) p[j] = 0;
-    const float inverse = 1 / sum(p, N);
-    for (int j = 0; j < N; ++j) p[j] *= inverse;
   }
 }
 

@@ -25,36 +25,39 @@ struct Factor {
   AVFMAE_INLINE float at(int r, int k) const { return data[r * row + k * column]; }
 };
 
-// R rows of a block of columns: c = a·b, or c += a·b.
-template <int R, bool kAdd>
+// R rows of W blocks of columns: c = a·b, or c += a·b.
+template <int R, int W, bool kAdd>
 AVFMAE_INLINE void matmul_rows(const Factor& a, int first, const float* b, float* c, int K, int64_t b_row, int64_t c_row) {
-  Vector sum[R];
-  for (int r = 0; r < R; ++r) sum[r] = kAdd ? vector_at(c + r * c_row) : Vector{};
+  Vector sum[R][W];
+  for (int r = 0; r < R; ++r)
+    for (int w = 0; w < W; ++w) sum[r][w] = kAdd ? vector_at(c + r * c_row + w * kBlock) : Vector{};
   for (int k = 0; k < K; ++k) {
-    const Vector x = vector_at(b + k * b_row);
-    for (int r = 0; r < R; ++r) sum[r] += a.at(first + r, k) * x;
+    Vector x[W];
+    for (int w = 0; w < W; ++w) x[w] = vector_at(b + k * b_row + w * kBlock);
+    for (int r = 0; r < R; ++r) {
+      const float y = a.at(first + r, k);
+      for (int w = 0; w < W; ++w) sum[r][w] += y * x[w];
+    }
   }
-  for (int r = 0; r < R; ++r) vector_at(c + r * c_row) = sum[r];
+  for (int r = 0; r < R; ++r)
+    for (int w = 0; w < W; ++w) vector_at(c + r * c_row + w * kBlock) = sum[r][w];
+}
+
+// All M rows of W blocks of columns, R at a time: as many sums as registers hold.
+template <int R, int W, bool kAdd>
+AVFMAE_INLINE void matmul_columns(const Factor& a, const float* b, float* c, int M, int N, int K) {
+  int m = 0;
+  for (; m + R <= M; m += R) matmul_rows<R, W, kAdd>(a, m, b, c + int64_t{m} * N, K, N, N);
+  for (; m + 3 <= M; m += 3) matmul_rows<3, W, kAdd>(a, m, b, c + int64_t{m} * N, K, N, N);
+  for (; m < M; ++m) matmul_rows<1, W, kAdd>(a, m, b, c + int64_t{m} * N, K, N, N);
 }
 
 // c (M, N) = a (M, K)·b (K, N), or c += a·b. N is a multiple of 16; rows of b and c follow one another.
 template <bool kAdd = false>
 AVFMAE_INLINE void matmul(const Factor& a, const float* b, float* c, int M, int N, int K) {
-  for (int n = 0; n < N; n += kBlock) {
-    int m = 0;
-    for (; m + 8 <= M; m += 8) matmul_rows<8, kAdd>(a, m, b + n, c + int64_t{m} * N + n, K, N, N);
-    float* rest = c + int64_t{m} * N + n;
-    switch (M - m) {
-      case 7: matmul_rows<7, kAdd>(a, m, b + n, rest, K, N, N); break;
-      case 6: matmul_rows<6, kAdd>(a, m, b + n, rest, K, N, N); break;
-      case 5: matmul_rows<5, kAdd>(a, m, b + n, rest, K, N, N); break;
-      case 4: matmul_rows<4, kAdd>(a, m, b + n, rest, K, N, N); break;
-      case 3: matmul_rows<3, kAdd>(a, m, b + n, rest, K, N, N); break;
-      case 2: matmul_rows<2, kAdd>(a, m, b + n, rest, K, N, N); break;
-      case 1: matmul_rows<1, kAdd>(a, m, b + n, rest, K, N, N); break;
-      default: break;
-    }
-  }
+  int n = 0;
+  for (; n + 2 * kBlock <= N; n += 2 * kBlock) matmul_columns<6, 2, kAdd>(a, b + n, c + n, M, N, K);
+  for (; n < N; n += kBlock) matmul_columns<8, 1, kAdd>(a, b + n, c + n, M, N, K);
 }
 
 // Swaps blocks of S lanes between rows i and i + S of every pair: a step of the transposition of 16 by 16 numbers.
