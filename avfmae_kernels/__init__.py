@@ -5,9 +5,10 @@ Every op has one public function here and several implementations behind it; :fu
 """
 
 from avfmae_kernels.add_layer_norm import add_layer_norm, join_add_layer_norm, split_add_layer_norm
+from avfmae_kernels.arguments import fits_a_tile
 from avfmae_kernels.assemble_tokens import assemble_tokens
 from avfmae_kernels.cross_attention import cross_attention
-from avfmae_kernels.dispatch import explain, fits_a_tile, use
+from avfmae_kernels.dispatch import explain, use
 from avfmae_kernels.gated_sum import gated_sum
 from avfmae_kernels.gather_patches import gather_patches
 from avfmae_kernels.linear import cross_attention_linear, gelu_linear, norm_linear, region_attention_linear

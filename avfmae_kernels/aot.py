@@ -21,12 +21,33 @@ from pathlib import Path
 
 import torch
 
-SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may ask for, CUDA C++ programming guide
+SHARED_LIMIT = {
+    80: 163,
+    86: 99,
+    89: 99,
+    90: 227,
+    100: 227,
+    120: 99,
+}  # KiB a block may ask for, CUDA C++ programming guide
 ENCODERS = ((512, 8), (640, 10), (768, 12))  # width and heads of encoders and fusion
 DECODERS = ((384, 6), (512, 8), (640, 8))
 ENCODER_SEQUENCES = (2, 4, 8, 11, 17, 24, 80, 101)  # that attend to themselves
-ENCODER_PAIRS = ((80, 8), (24, 8), (800, 8), (128, 8), (8, 80), (8, 24), (8, 800), (8, 128), (80, 24), (24, 80))  # queries and keys
-DECODER_SEQUENCES, DECODER_PAIRS = (88,), ((480, 80), (88, 24))  # the video decoder's 480 tokens are scaled_dot_product_attention's
+ENCODER_PAIRS = (
+    (80, 8),
+    (24, 8),
+    (800, 8),
+    (128, 8),
+    (8, 80),
+    (8, 24),
+    (8, 800),
+    (8, 128),
+    (80, 24),
+    (24, 80),
+)  # queries and keys
+DECODER_SEQUENCES, DECODER_PAIRS = (
+    (88,),
+    ((480, 80), (88, 24)),
+)  # the video decoder's 480 tokens are scaled_dot_product_attention's
 BATCH = 4  # no kernel is specialised by it
 
 
@@ -53,9 +74,9 @@ class Row:
 def record_launches() -> list:
     """All launches of the presets' pre-training and fine-tuning steps, noted down from tensors without memory."""
     from avfmae_kernels.add_layer_norm import triton as add_layer_norm
+    from avfmae_kernels.arguments import fits_a_tile
     from avfmae_kernels.assemble_tokens import triton as assemble_tokens
     from avfmae_kernels.cross_attention import triton as cross_attention
-    from avfmae_kernels.dispatch import fits_a_tile
     from avfmae_kernels.gated_sum import triton as gated_sum
     from avfmae_kernels.gather_patches import triton as gather_patches
     from avfmae_kernels.gelu_backward import triton as gelu_backward
@@ -79,17 +100,26 @@ def record_launches() -> list:
                 cross_attention.cross_attention(q, kv, heads)
                 cross_attention.cross_attention_backward(q, q, kv, heads, True)
             for stream in (torch.bfloat16, wide):
-                x, branch, w, stats = empty(BATCH, 8, C, dtype=stream), empty(BATCH, 8, C), empty(C, dtype=stream), empty(32, 2, dtype=wide)
+                x, branch, w, stats = (
+                    empty(BATCH, 8, C, dtype=stream),
+                    empty(BATCH, 8, C),
+                    empty(C, dtype=stream),
+                    empty(32, 2, dtype=wide),
+                )
                 add_layer_norm.add_layer_norm(x, branch, w, w, 1e-6, x, branch, stats)
                 add_layer_norm.add_layer_norm(x, None, w, w, 1e-6, None, branch, stats)
                 for slope in (None, branch):
                     parts = empty(2, 2, C, dtype=wide)
                     add_layer_norm.add_layer_norm_backward(x, branch, x, stats, w, w, x, slope, branch, parts)
                 gated_sum.gated_sum(empty(32, C), empty(32, C, dtype=stream), empty(32, C), empty(32, C, dtype=stream))
-                gated_sum.gated_sum_backward(*(empty(32, C, dtype=d) for d in (stream, torch.bfloat16, stream, torch.bfloat16, stream)))
+                gated_sum.gated_sum_backward(
+                    *(empty(32, C, dtype=d) for d in (stream, torch.bfloat16, stream, torch.bfloat16, stream))
+                )
             gelu_backward.gelu_backward(empty(BATCH, 4 * C), empty(BATCH, 4 * C))
             index, table = empty(BATCH, 80, dtype=whole), empty(800, C, dtype=wide)
-            assemble_tokens.assemble_tokens(empty(BATCH, 80, C), empty(C, dtype=wide), table, index, empty(BATCH, 400, dtype=whole), wide)
+            assemble_tokens.assemble_tokens(
+                empty(BATCH, 80, C), empty(C, dtype=wide), table, index, empty(BATCH, 400, dtype=whole), wide
+            )
             assemble_tokens.assemble_tokens(empty(BATCH, 80, C), None, table, index, None, wide)
         clip, index = empty(BATCH, 16, 160, 160, 3, dtype=torch.uint8), empty(BATCH, 400, dtype=whole)
         gather_patches.gather_patches(clip, index, [2, 16, 16], [0.5] * 3, [0.2] * 3, torch.bfloat16)
@@ -97,11 +127,20 @@ def record_launches() -> list:
         for source, tokens, patch, numbers in ((clip, index, [2, 16, 16], 1536), (sound, few, [16, 16], 256)):
             pred, scored = empty(*tokens.shape, numbers), empty(*tokens.shape, dtype=torch.bool)
             masked_patch_loss.masked_patch_loss(pred, source, tokens, scored, patch)
-            masked_patch_loss.masked_patch_loss_backward(empty(*tokens.shape, dtype=wide), pred, source, tokens, scored, patch)
+            masked_patch_loss.masked_patch_loss_backward(
+                empty(*tokens.shape, dtype=wide), pred, source, tokens, scored, patch
+            )
     return launches
 
 
-NAMES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.uint8: "u8", torch.int64: "i64", torch.bool: "i1"}
+NAMES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.uint8: "u8",
+    torch.int64: "i64",
+    torch.bool: "i1",
+}
 
 
 def sources() -> dict[tuple, tuple]:
@@ -128,8 +167,19 @@ def sources() -> dict[tuple, tuple]:
                     if value % 16 == 0:
                         divisible[(i,)] = [["tt.divisibility", 16]]
             options = {k: v for k, v in configuration.items() if k in OPTIONS}
-            key = (launch.kernel.fn.__module__, launch.kernel.fn.__name__, *(tuple(d.items()) for d in (signature, constants, options)))
-            found[key] = (launch.kernel.fn.__module__, launch.kernel.fn.__name__, signature, constants, divisible, options)
+            key = (
+                launch.kernel.fn.__module__,
+                launch.kernel.fn.__name__,
+                *(tuple(d.items()) for d in (signature, constants, options)),
+            )
+            found[key] = (
+                launch.kernel.fn.__module__,
+                launch.kernel.fn.__name__,
+                signature,
+                constants,
+                divisible,
+                options,
+            )
     return found
 
 
@@ -145,7 +195,9 @@ def resources(cubin: Path) -> list[tuple[str, int, int, int]]:
     """Name, registers, stack and static shared memory of each kernel in a cubin."""
     text = subprocess.run([tool("cuobjdump"), "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     rows = re.findall(r"Function (\S+?):?\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
-    return [(name, int(registers), int(stack) + int(local), int(shared)) for name, registers, stack, shared, local in rows]
+    return [
+        (name, int(registers), int(stack) + int(local), int(shared)) for name, registers, stack, shared, local in rows
+    ]
 
 
 def compile_triton(source: tuple, arch: int) -> Row:
@@ -161,7 +213,9 @@ def compile_triton(source: tuple, arch: int) -> Row:
         file.write(compiled.asm["cubin"])
         file.flush()
         ((_, registers, stack, static),) = resources(Path(file.name))
-    words = [f"{k}={v}" for k, v in (constants | options).items()] + sorted({s for s in signature.values() if s.startswith("*")})
+    words = [f"{k}={v}" for k, v in (constants | options).items()] + sorted(
+        {s for s in signature.values() if s.startswith("*")}
+    )
     return Row(name, " ".join(words), arch, registers, stack, max(static, compiled.metadata.shared))
 
 
@@ -217,9 +271,17 @@ def main() -> int:
         done += 1
         key = (row.arch, row.kernel)
         before = worst.get(key, row)
-        worst[key] = Row(row.kernel, "", row.arch, *(max(getattr(row, f), getattr(before, f)) for f in ("registers", "stack", "shared")))
+        worst[key] = Row(
+            row.kernel,
+            "",
+            row.arch,
+            *(max(getattr(row, f), getattr(before, f)) for f in ("registers", "stack", "shared")),
+        )
         if not args.quiet:
-            print(f"sm_{row.arch:<3} {row.registers:8} {row.shared:7} {row.stack:5}  {row.kernel} {row.constants}", flush=True)
+            print(
+                f"sm_{row.arch:<3} {row.registers:8} {row.shared:7} {row.stack:5}  {row.kernel} {row.constants}",
+                flush=True,
+            )
         if row.fault:
             faults.append(f"sm_{row.arch} {row.kernel} {row.constants}: {row.fault}")
     if args.quiet:

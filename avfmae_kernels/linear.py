@@ -24,7 +24,13 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
 
 
 def norm_linear(
-    x: Tensor, residual: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, eps: float, weight: Tensor, bias: Tensor | None
+    x: Tensor,
+    residual: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    eps: float,
+    weight: Tensor,
+    bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """``F.linear(LayerNorm(x + residual), weight, bias)``: the head of every pre-norm branch.
 
@@ -94,10 +100,27 @@ class _NormLinear(torch.autograd.Function):
         if grad is None:  # the linear layer's answer was not used
             grad = total.new_zeros(*total.shape[:-1], len(weight), dtype=weight.dtype)
         d_norm = backward_into(
-            ctx.implementation, grad_total, grad @ weight, total, stats, norm_weight, norm_bias, slope, other, normalised
+            ctx.implementation,
+            grad_total,
+            grad @ weight,
+            total,
+            stats,
+            norm_weight,
+            norm_bias,
+            slope,
+            other,
+            normalised,
         )
         residual = None if ctx.residual is None else slope if other is None else other
-        return None, None, None, slope, residual, *d_norm.to(norm_weight.dtype), *_slopes(grad, normalised, ctx.weight, ctx.bias)
+        return (
+            None,
+            None,
+            None,
+            slope,
+            residual,
+            *d_norm.to(norm_weight.dtype),
+            *_slopes(grad, normalised, ctx.weight, ctx.bias),
+        )
 
 
 class _GeluLinear(torch.autograd.Function):

@@ -49,7 +49,10 @@ def store(pointer, x, mask):
 @functools.cache
 def _autotuned(kernel, configurations: tuple):
     """One autotuner for a kernel and its choices; its key is whatever the kernel is specialised by."""
-    choices = [triton.Config({k: v for k, v in c if k not in OPTIONS}, **{k: v for k, v in c if k in OPTIONS}) for c in configurations]
+    choices = [
+        triton.Config({k: v for k, v in c if k not in OPTIONS}, **{k: v for k, v in c if k in OPTIONS})
+        for c in configurations
+    ]
     tuned = {name for c in configurations for name, _ in c}
     key = [p.name for p in kernel.params if p.is_constexpr and p.name not in tuned]
     return triton.autotune(choices, key=key)(kernel)

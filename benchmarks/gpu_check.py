@@ -17,7 +17,11 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
-CUDA_TESTS = ["tests/kernels/test_region_attention.py", "tests/kernels/test_gather_patches.py", "tests/kernels/test_masked_patch_loss.py"]
+CUDA_TESTS = [
+    "tests/kernels/test_region_attention.py",
+    "tests/kernels/test_gather_patches.py",
+    "tests/kernels/test_masked_patch_loss.py",
+]
 
 
 def main() -> int:
@@ -40,14 +44,28 @@ def main() -> int:
     if sanitizer := shutil.which("compute-sanitizer"):
         for tool in ("memcheck", "racecheck"):
             few = "cuda-gpu and bfloat16 and not fine"  # instrumented kernels take a hundred times longer
-            steps[tool] = [sanitizer, "--tool", tool, "--error-exitcode", "1", *pytest, "-m", "gpu", "-k", few, *CUDA_TESTS]
+            steps[tool] = [
+                sanitizer,
+                "--tool",
+                tool,
+                "--error-exitcode",
+                "1",
+                *pytest,
+                "-m",
+                "gpu",
+                "-k",
+                few,
+                *CUDA_TESTS,
+            ]
     else:
         print("compute-sanitizer is not installed: memory and race checks are left out")
     failed = []
     for step, command in steps.items():
         print(f"{step} …", end=" ", flush=True)
         with (results / f"{step}.txt").open("w") as log:
-            code = subprocess.run(command, cwd=ROOT, env=os.environ | archs, stdout=log, stderr=subprocess.STDOUT).returncode
+            code = subprocess.run(
+                command, cwd=ROOT, env=os.environ | archs, stdout=log, stderr=subprocess.STDOUT
+            ).returncode
         print("done" if code == 0 else f"failed ({code}), see {log.name}", flush=True)
         failed += [step] if code else []
     print(f"results: {results.relative_to(ROOT)}" + (f"; failed: {', '.join(failed)}" if failed else ""))

@@ -76,7 +76,9 @@ def cross(queries, keys):
         kv = torch.randn(batch, keys, 2 * C, dtype=dtype, device=device)
         return {
             "forward": Run(lambda: K.cross_attention(q, kv, HEADS), size(q, kv, grad)),
-            "backward": Run(lambda: backward("cross_attention", grad, q, kv, HEADS, False), 2 * size(q, kv) + size(grad)),
+            "backward": Run(
+                lambda: backward("cross_attention", grad, q, kv, HEADS, False), 2 * size(q, kv) + size(grad)
+            ),
         }
 
     return case
@@ -110,7 +112,9 @@ def gelu_backward(batch, dtype, device):
 
 def assemble_tokens(batch, dtype, device):
     width = 384
-    visible, mask, table = (torch.randn(*s, device=device, dtype=dtype) for s in ((batch, 80, width), (width,), (800, width)))
+    visible, mask, table = (
+        torch.randn(*s, device=device, dtype=dtype) for s in ((batch, 80, width), (width,), (800, width))
+    )
     seen, hidden = (torch.stack([torch.randperm(800)[:n] for _ in range(batch)]).to(device) for n in (80, 400))
     written = batch * 480 * width * visible.element_size()
     return {"forward": Run(lambda: K.assemble_tokens(visible, mask, table, seen, hidden), size(visible) + written)}
@@ -134,7 +138,10 @@ def patch_loss(batch, dtype, device):
     grad = scored.float()
     return {
         "forward": Run(lambda: K.masked_patch_loss(pred, video, index, grad, (2, 16, 16)), size(pred) + pred.numel()),
-        "backward": Run(lambda: backward("masked_patch_loss", grad, pred, video, index, scored, [2, 16, 16]), 2 * size(pred) + pred.numel()),
+        "backward": Run(
+            lambda: backward("masked_patch_loss", grad, pred, video, index, scored, [2, 16, 16]),
+            2 * size(pred) + pred.numel(),
+        ),
     }
 
 

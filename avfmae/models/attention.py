@@ -48,7 +48,9 @@ def _flash_attention():
     return flash_attn_func
 
 
-def pre_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def pre_norm(
+    x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """x + branch, and a linear layer of its norm."""
     return K.norm_linear(x, branch, norm.weight, norm.bias, norm.eps, weight, bias)
 
@@ -76,7 +78,9 @@ class SelfAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, last: int | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, last: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """x, branch (..., N, C) -> the same, or with ``last`` (..., last, C): of the last tokens only, all as keys."""
         if last is not None:
             return self.of_last(x, branch, norm, last)

@@ -5,14 +5,20 @@ from torch import Tensor
 
 from avfmae_kernels.add_layer_norm import reference
 from avfmae_kernels.add_layer_norm.core import backward_into, forward_into, like, undefined_stay_none
-from avfmae_kernels.dispatch import FLOATS, TRITON_USABLE, choose
+from avfmae_kernels.arguments import check_floats
+from avfmae_kernels.dispatch import TRITON_USABLE, choose
 
 if TRITON_USABLE:
     from avfmae_kernels.add_layer_norm import triton  # noqa: F401  (registers the op)
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-6, dtype: torch.dtype | None = None
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-6,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     r"""Sum of a residual stream and a branch, and its LayerNorm (Ba et al., 2016) over the last dimension.
 
@@ -65,12 +71,9 @@ def check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> N
     for name, tensor in (("x", x), ("residual", residual), ("weight", weight), ("bias", bias)):
         if tensor is None:
             continue
-        if tensor.dtype not in FLOATS:
-            raise ValueError(f"{name}: got {tensor.dtype}, expected torch.float32, torch.bfloat16 or torch.float16")
+        check_floats(**{name: tensor})
         if tensor.device != x.device:
             raise ValueError(f"{name}: is on {tensor.device}, expected {x.device} like x")
-        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
-            raise ValueError(f"{name}: its last dimension has stride {tensor.stride(-1)}, expected 1 (call .contiguous() first)")
 
 
 class _AddLayerNorm(torch.autograd.Function):
@@ -96,7 +99,12 @@ class _AddLayerNorm(torch.autograd.Function):
 
 
 def split_add_layer_norm(
-    x: Tensor, residual: Tensor, first: tuple[Tensor, Tensor], rest: tuple[Tensor, Tensor], eps: float = 1e-6, dtype: torch.dtype | None = None
+    x: Tensor,
+    residual: Tensor,
+    first: tuple[Tensor, Tensor],
+    rest: tuple[Tensor, Tensor],
+    eps: float = 1e-6,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """:func:`add_layer_norm` of a regions' buffer, whose region tokens (slot 0) and local tokens part and have a norm each.
 
@@ -126,7 +134,9 @@ class _Split(torch.autograd.Function):
     def forward(ctx, implementation, dtype, eps, x, residual, *norms):
         ctx.implementation, ctx.shape, ctx.residual = implementation, x.shape, residual.dtype
         results, saved = [], []
-        for (y, r), weight, bias in zip(zip(slots(x), slots(residual), strict=True), norms[::2], norms[1::2], strict=True):
+        for (y, r), weight, bias in zip(
+            zip(slots(x), slots(residual), strict=True), norms[::2], norms[1::2], strict=True
+        ):
             total, normalised = like(y, total_dtype(x, residual)), like(y, dtype)
             stats = forward_into(implementation, y, r, weight, bias, eps, total, normalised)
             results += [t.view(len(x), -1, x.shape[-1]) for t in (total, normalised)]
@@ -143,14 +153,23 @@ class _Split(torch.autograd.Function):
         d_norms = []
         for i, (s, o) in enumerate(zip(slots(slope), slots(other), strict=True)):
             total, stats, weight, bias = saved[4 * i : 4 * i + 4]
-            given = [None if g is None else g.view(total.shape) if g.is_contiguous() else g.reshape(total.shape) for g in grads[2 * i : 2 * i + 2]]
+            given = [
+                None if g is None else g.view(total.shape) if g.is_contiguous() else g.reshape(total.shape)
+                for g in grads[2 * i : 2 * i + 2]
+            ]
             d_norm = backward_into(ctx.implementation, *given, total, stats, weight, bias, s, o, None)
             d_norms += d_norm.to(weight.dtype).unbind()
         return None, None, None, slope, slope if other is None else other, *d_norms
 
 
 def join_add_layer_norm(
-    m: Tensor, residual: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6, dtype: torch.dtype | None = None
+    m: Tensor,
+    residual: Tensor,
+    t: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-6,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`add_layer_norm` of region tokens and a branch, and of local tokens as they are, joined in a regions' buffer.
 
@@ -163,7 +182,13 @@ def join_add_layer_norm(
     """
     check(m, residual, weight, bias)
     check(t, None, weight, bias)
-    if m.ndim != 3 or t.ndim != 3 or t.shape[0] != m.shape[0] or t.shape[1] % m.shape[1] or t.dtype != total_dtype(m, residual):
+    if (
+        m.ndim != 3
+        or t.ndim != 3
+        or t.shape[0] != m.shape[0]
+        or t.shape[1] % m.shape[1]
+        or t.dtype != total_dtype(m, residual)
+    ):
         raise ValueError(
             f"t: got {t.dtype} {tuple(t.shape)}, expected {total_dtype(m, residual)} (B, R·(S-1), C) beside m {tuple(m.shape)}"
         )
@@ -197,7 +222,9 @@ class _Join(torch.autograd.Function):
         slopes = [like(y, x.dtype) for y in slots(x)]
         other = like(slopes[0], ctx.residual) if ctx.residual != x.dtype else None
         d_norms = [
-            backward_into(ctx.implementation, *given, stats[i], weight, bias, slopes[i], other if i == 0 else None, None)
+            backward_into(
+                ctx.implementation, *given, stats[i], weight, bias, slopes[i], other if i == 0 else None, None
+            )
             for i, given in enumerate(zip(slots(grad_total), slots(grad), slots(x), strict=True))
         ]
         m, t = slopes

@@ -29,7 +29,14 @@ def _op(name: str, implementation: str):
 
 
 def forward_into(
-    implementation: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, total: Tensor | None, normalised: Tensor
+    implementation: str,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    total: Tensor | None,
+    normalised: Tensor,
 ) -> Tensor:
     """Writes the sum (where asked for) and the norm; returns each row's mean and inverse deviation (rows, 2)."""
     stats = x.new_empty(x.numel() // x.shape[-1], 2, dtype=torch.float32)
@@ -51,6 +58,15 @@ def backward_into(
     rows = len(stats)
     parts = stats.new_empty(min(528, rows) if stats.is_cuda else max(1, min(64, rows // 16)), 2, len(weight))
     _op("add_layer_norm_backward", implementation)(
-        _rows(grad_total), _rows(grad), _rows(total), stats, weight, bias, _rows(slope), _rows(slope_residual), _rows(again), parts
+        _rows(grad_total),
+        _rows(grad),
+        _rows(total),
+        stats,
+        weight,
+        bias,
+        _rows(slope),
+        _rows(slope_residual),
+        _rows(again),
+        parts,
     )
     return parts.sum(0)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avfmae_kernels.dispatch import at_least_float32
+from avfmae_kernels.arguments import at_least_float32
 
 
 def add_layer_norm(

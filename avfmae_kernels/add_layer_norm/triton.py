@@ -79,7 +79,14 @@ def _strides(*views: Tensor | None) -> list[int]:
 
 
 def add_layer_norm(
-    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, sum: Tensor | None, normalised: Tensor, stats: Tensor
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    sum: Tensor | None,
+    normalised: Tensor,
+    stats: Tensor,
 ) -> None:
     outer, inner, C = x.shape
     launch(

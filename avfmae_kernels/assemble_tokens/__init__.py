@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from avfmae_kernels.arguments import FLOATS, check_floats
 from avfmae_kernels.assemble_tokens import reference
-from avfmae_kernels.dispatch import FLOATS, TRITON_USABLE, call, check_floats, register_gradient
+from avfmae_kernels.dispatch import TRITON_USABLE, call, register_gradient
 
 if TRITON_USABLE:
     from avfmae_kernels.assemble_tokens import triton  # noqa: F401  (registers the op)
@@ -60,7 +61,9 @@ def assemble_tokens(
     if visible.device.type == "cpu" and not torch.compiler.is_compiling():
         for name, index in indices.items():
             if index.numel() and not (index.min() >= 0 and index.max() < len(positions)):
-                raise IndexError(f"{name}: holds {int(index.min())} to {int(index.max())}, expected 0 to {len(positions) - 1}")
+                raise IndexError(
+                    f"{name}: holds {int(index.min())} to {int(index.max())}, expected 0 to {len(positions) - 1}"
+                )
     return call(
         "assemble_tokens", reference.assemble_tokens, visible.device,
         visible.contiguous(), mask_token, positions.contiguous(), visible_index.contiguous(),

@@ -11,7 +11,12 @@ def _at(positions: Tensor, index: Tensor) -> Tensor:
 
 
 def assemble_tokens(
-    visible: Tensor, mask_token: Tensor | None, positions: Tensor, visible_index: Tensor, mask_index: Tensor | None, dtype: torch.dtype
+    visible: Tensor,
+    mask_token: Tensor | None,
+    positions: Tensor,
+    visible_index: Tensor,
+    mask_index: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     out = (visible + _at(positions, visible_index)).to(dtype)
     if mask_index is None:

@@ -11,7 +11,18 @@ from avfmae_kernels.triton_tools import launch, store
 
 @triton.jit
 def assemble_tokens_kernel(
-    visible, mask_token, positions, visible_index, mask_index, out, Nv, Nm, T, C, MASKS: tl.constexpr, COLUMNS: tl.constexpr
+    visible,
+    mask_token,
+    positions,
+    visible_index,
+    mask_index,
+    out,
+    Nv,
+    Nm,
+    T,
+    C,
+    MASKS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     clip, token = tl.program_id(0).to(tl.int64) // (Nv + Nm), tl.program_id(0).to(tl.int64) % (Nv + Nm)
     column = tl.arange(0, COLUMNS)
@@ -30,7 +41,12 @@ def assemble_tokens_kernel(
 
 
 def assemble_tokens(
-    visible: Tensor, mask_token: Tensor | None, positions: Tensor, visible_index: Tensor, mask_index: Tensor | None, dtype: torch.dtype
+    visible: Tensor,
+    mask_token: Tensor | None,
+    positions: Tensor,
+    visible_index: Tensor,
+    mask_index: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     (B, Nv, C), Nm = visible.shape, 0 if mask_index is None else mask_index.shape[1]
     out = visible.new_empty((B, Nv + Nm, C), dtype=dtype)

@@ -2,11 +2,13 @@
 
 from torch import Tensor
 
+from avfmae_kernels.arguments import TILE, check_attention
 from avfmae_kernels.cross_attention import reference
-from avfmae_kernels.dispatch import TILE, TRITON_USABLE, call, check_attention, register_gradient
+from avfmae_kernels.dispatch import TRITON_USABLE, call, register_gradient
 
 if TRITON_USABLE:
     from avfmae_kernels.cross_attention import triton  # noqa: F401  (registers the op)
+
 
 def cross_attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
     r"""Attention of B sequences to B others (AVF-MAE++ stages III and IV, eqs. 6, 7; the fusion's cross branches).
@@ -40,7 +42,9 @@ def cross_attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
             f"kv: got {tuple(kv.shape)}, expected ({q.shape[0]}, Nk, {2 * q.shape[2]}) with at least one key, for q {tuple(q.shape)}"
         )
     if q.is_cuda and min(q.shape[1], kv.shape[1]) > TILE:
-        raise ValueError(f"q, kv: got {q.shape[1]} queries and {kv.shape[1]} keys, expected at most {TILE} of one of them on a GPU")
+        raise ValueError(
+            f"q, kv: got {q.shape[1]} queries and {kv.shape[1]} keys, expected at most {TILE} of one of them on a GPU"
+        )
     check_attention(num_heads, q.shape[2], q=q, kv=kv)
     return call("cross_attention", reference.cross_attention, q.device, q, kv, num_heads)
 

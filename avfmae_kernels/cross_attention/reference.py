@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from avfmae_kernels.dispatch import at_least_float32
+from avfmae_kernels.arguments import at_least_float32
 
 
 def cross_attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
@@ -14,7 +14,9 @@ def cross_attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
     return rearrange(probabilities @ v, "b h n d -> b n (h d)").to(q.dtype)
 
 
-def cross_attention_backward(grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+def cross_attention_backward(
+    grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         q, kv = q.detach().requires_grad_(), kv.detach().requires_grad_()
         out = cross_attention(q, kv, heads)

@@ -171,7 +171,13 @@ def few_queries_backward_kernel(
 def configurations(few: int, many: int, D: int) -> list[dict]:
     """Blocks of the longer side and warps worth trying: none of them spills (``avfmae_kernels.aot``). The first is used untuned."""
     wide = max(1, tile_of(D) // 64)
-    choices = ((32, 4), (32, 2), (16, 2)) if few <= 16 else ((16, 4), (32, 8)) if few * wide <= 32 else ((16, 8 if few > 32 else 4),)
+    choices = (
+        ((32, 4), (32, 2), (16, 2))
+        if few <= 16
+        else ((16, 4), (32, 8))
+        if few * wide <= 32
+        else ((16, 8 if few > 32 else 4),)
+    )
     kept = [{"BLOCK": block, "num_warps": min(16, warps * wide)} for block, warps in choices if block <= tile_of(many)]
     return kept or [{"BLOCK": 16, "num_warps": 2 * wide}]
 
@@ -196,7 +202,9 @@ def cross_attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
     return out
 
 
-def cross_attention_backward(grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+def cross_attention_backward(
+    grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     dq, dkv = q.new_empty(q.shape), kv.new_empty(kv.shape)
     return dq, dkv, backward_into(grad, q, kv, heads, again, dq, dkv)
 
@@ -207,7 +215,17 @@ def backward_into(grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool, 
     numbers, constants, choices, few_keys = _arguments(q, kv, heads)
     grid, tensors = (len(q) * heads,), (grad, q, kv, dq, dkv, out)
     if few_keys:
-        launch(few_keys_backward_kernel, grid, choices, *tensors, *numbers, dq.stride(1), dkv.stride(1), **constants, AGAIN=again)
+        launch(
+            few_keys_backward_kernel,
+            grid,
+            choices,
+            *tensors,
+            *numbers,
+            dq.stride(1),
+            dkv.stride(1),
+            **constants,
+            AGAIN=again,
+        )
     else:
         launch(few_queries_backward_kernel, grid, choices, *tensors, *numbers, **constants, AGAIN=again)
     return out

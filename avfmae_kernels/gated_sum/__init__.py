@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from avfmae_kernels.dispatch import TRITON_USABLE, call, check_floats, register_gradient
+from avfmae_kernels.arguments import check_floats
+from avfmae_kernels.dispatch import TRITON_USABLE, call, register_gradient
 from avfmae_kernels.gated_sum import reference
 
 if TRITON_USABLE:

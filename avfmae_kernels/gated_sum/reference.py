@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from avfmae_kernels.dispatch import at_least_float32
+from avfmae_kernels.arguments import at_least_float32
 
 
 def gated_sum(gate_a: Tensor, a: Tensor, gate_b: Tensor, b: Tensor) -> Tensor:

@@ -53,7 +53,9 @@ def gather_patches(
     """
     patch, mean, std = list(patch), list(mean), list(std)
     if video.ndim != 5 or video.shape[-1] != 3 or video.dtype != torch.uint8 or not len(video):
-        raise ValueError(f"video: got {video.dtype} {tuple(video.shape)}, expected torch.uint8 (B, T, H, W, 3), B at least 1")
+        raise ValueError(
+            f"video: got {video.dtype} {tuple(video.shape)}, expected torch.uint8 (B, T, H, W, 3), B at least 1"
+        )
     if index.ndim != 2 or index.shape[0] != video.shape[0] or index.dtype != torch.int64:
         raise ValueError(f"index: got {index.dtype} {tuple(index.shape)}, expected torch.int64 ({video.shape[0]}, N)")
     if index.device != video.device:

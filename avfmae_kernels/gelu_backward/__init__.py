@@ -2,7 +2,8 @@
 
 from torch import Tensor
 
-from avfmae_kernels.dispatch import TRITON_USABLE, call, check_floats
+from avfmae_kernels.arguments import check_floats
+from avfmae_kernels.dispatch import TRITON_USABLE, call
 from avfmae_kernels.gelu_backward import reference
 
 if TRITON_USABLE:

@@ -2,11 +2,13 @@
 
 from torch import Tensor
 
-from avfmae_kernels.dispatch import TILE, TRITON_USABLE, call, check_attention, register_gradient
+from avfmae_kernels.arguments import TILE, check_attention
+from avfmae_kernels.dispatch import TRITON_USABLE, call, register_gradient
 from avfmae_kernels.region_attention import reference
 
 if TRITON_USABLE:
     from avfmae_kernels.region_attention import triton  # noqa: F401  (registers the op)
+
 
 def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
     r"""Self-attention inside each of N sequences (AVF-MAE++ stages I and II, eqs. 4, 5; HAFE's unit attention).
@@ -35,7 +37,9 @@ def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
     if qkv.ndim != 3 or qkv.shape[2] % 3 or not len(qkv) or not qkv.shape[1]:
         raise ValueError(f"qkv: got {tuple(qkv.shape)}, expected (N, S, 3C) with N and S at least 1")
     if qkv.is_cuda and qkv.shape[1] > TILE:
-        raise ValueError(f"qkv: got sequences of {qkv.shape[1]}, expected at most {TILE} on a GPU (longer: scaled_dot_product_attention)")
+        raise ValueError(
+            f"qkv: got sequences of {qkv.shape[1]}, expected at most {TILE} on a GPU (longer: scaled_dot_product_attention)"
+        )
     check_attention(num_heads, qkv.shape[2] // 3, qkv=qkv)
     return call("region_attention", reference.region_attention, qkv.device, qkv, num_heads)
 

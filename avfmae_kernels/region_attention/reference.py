@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from avfmae_kernels.dispatch import at_least_float32
+from avfmae_kernels.arguments import at_least_float32
 
 
 def region_attention(qkv: Tensor, heads: int) -> Tensor:

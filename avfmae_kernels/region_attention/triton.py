@@ -108,14 +108,24 @@ def region_attention(qkv: Tensor, heads: int) -> Tensor:
         return few_keys.cross_attention(qkv[..., :C], qkv[..., C:], heads)
     out = qkv.new_empty((*qkv.shape[:2], C))
     numbers, constants = _arguments(qkv, heads)
-    launch(region_attention_kernel, _grid(qkv, heads), configurations(qkv.shape[1], qkv.shape[2] // 3 // heads), qkv, out, *numbers, **constants)
+    launch(
+        region_attention_kernel,
+        _grid(qkv, heads),
+        configurations(qkv.shape[1], qkv.shape[2] // 3 // heads),
+        qkv,
+        out,
+        *numbers,
+        **constants,
+    )
     return out
 
 
 def region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, again: bool) -> tuple[Tensor, Tensor]:
     C, slopes = qkv.shape[2] // 3, qkv.new_empty(qkv.shape)
     if qkv.shape[1] > LONGEST:
-        return slopes, few_keys.backward_into(grad, qkv[..., :C], qkv[..., C:], heads, again, slopes[..., :C], slopes[..., C:])
+        return slopes, few_keys.backward_into(
+            grad, qkv[..., :C], qkv[..., C:], heads, again, slopes[..., :C], slopes[..., C:]
+        )
     out = qkv.new_empty(grad.shape if again else (0,))
     numbers, constants = _arguments(qkv, heads)
     launch(

@@ -119,7 +119,12 @@ def test_a_gradient_to_one_answer_is_enough():
 )
 def test_wrong_arguments_are_named(change, words, implementation):
     require("add_layer_norm", implementation)
-    arguments = {"x": torch.zeros(4, 8), "residual": torch.zeros(4, 8), "weight": torch.ones(8), "bias": torch.zeros(8)} | change
+    arguments = {
+        "x": torch.zeros(4, 8),
+        "residual": torch.zeros(4, 8),
+        "weight": torch.ones(8),
+        "bias": torch.zeros(8),
+    } | change
     with K.use(implementation), pytest.raises(ValueError) as caught:
         K.add_layer_norm(**arguments)
     assert words in str(caught.value)
@@ -129,10 +134,14 @@ def check_op(suffix, device="cpu"):
     x = torch.randn(2, 3, 16, device=device)
     w, b = torch.rand(16, device=device), torch.rand(16, device=device)
     total, y, stats = torch.empty_like(x), torch.empty_like(x), x.new_empty(6, 2)
-    forward, backward = (getattr(torch.ops.avfmae, f"add_layer_norm{part}{suffix}").default for part in ("", "_backward"))
+    forward, backward = (
+        getattr(torch.ops.avfmae, f"add_layer_norm{part}{suffix}").default for part in ("", "_backward")
+    )
     torch.library.opcheck(forward, (x, x.clone(), w, b, 1e-6, total, y, stats))
     forward(x, x.clone(), w, b, 1e-6, total, y, stats)
-    torch.library.opcheck(backward, (None, y, total, stats, w, b, torch.empty_like(x), None, torch.empty_like(x), x.new_empty(2, 2, 16)))
+    torch.library.opcheck(
+        backward, (None, y, total, stats, w, b, torch.empty_like(x), None, torch.empty_like(x), x.new_empty(2, 2, 16))
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -39,10 +39,24 @@ def check_shape(implementation, shape, dtype, device="cpu"):
     if Nv and Nm:
         check(implementation, op, oracle, [visible, mask_token], dtype, device)
     elif Nv:  # no gradient reaches the mask token
-        check(implementation, lambda v: op(v, mask_token.to(device, dtype)), lambda v: oracle(v, mask_token), [visible], dtype, device)
+        check(
+            implementation,
+            lambda v: op(v, mask_token.to(device, dtype)),
+            lambda v: oracle(v, mask_token),
+            [visible],
+            dtype,
+            device,
+        )
         check(implementation, lambda v: K.assemble_tokens(v, None, positions.to(device), seen.to(device), None), lambda v: oracle(v, mask_token), [visible], dtype, device)  # fmt: skip
     else:
-        check(implementation, lambda m: op(visible.to(device, dtype), m), lambda m: oracle(visible, m), [mask_token], dtype, device)
+        check(
+            implementation,
+            lambda m: op(visible.to(device, dtype), m),
+            lambda m: oracle(visible, m),
+            [mask_token],
+            dtype,
+            device,
+        )
 
 
 @each_backend
@@ -58,7 +72,13 @@ def test_the_wider_dtype_is_kept(implementation, device):
     require("assemble_tokens", implementation, device)
     seen, _ = indices(2, 3, 0, 4)
     with K.use(implementation):
-        out = K.assemble_tokens(torch.ones(2, 3, 8, device=device).bfloat16(), None, torch.full((4, 8), 1e-4, device=device), seen.to(device), None)
+        out = K.assemble_tokens(
+            torch.ones(2, 3, 8, device=device).bfloat16(),
+            None,
+            torch.full((4, 8), 1e-4, device=device),
+            seen.to(device),
+            None,
+        )
     assert out.dtype == torch.float32 and torch.allclose(out, torch.tensor(1.0001, device=device), atol=1e-6)
 
 
@@ -67,7 +87,11 @@ def test_the_wider_dtype_is_kept(implementation, device):
     ("change", "error", "words"),
     [
         ({"visible": torch.zeros(3, 8)}, ValueError, "visible: got (3, 8)"),
-        ({"visible": torch.zeros(0, 3, 8)}, ValueError, "visible: got (0, 3, 8), expected (B, Nv, C) with B at least 1"),
+        (
+            {"visible": torch.zeros(0, 3, 8)},
+            ValueError,
+            "visible: got (0, 3, 8), expected (B, Nv, C) with B at least 1",
+        ),
         ({"visible": torch.zeros(2, 3, 8, dtype=torch.int32)}, ValueError, "visible: got torch.int32"),
         ({"positions": torch.zeros(4, 9)}, ValueError, "positions: got (4, 9), expected (T, 8)"),
         ({"mask_token": torch.zeros(1, 8)}, ValueError, "mask_token: got (1, 8), expected (8,)"),

@@ -40,7 +40,9 @@ def test_every_kernel_compiles_without_spills():
 
 def test_faults_are_told():
     def row(**change):
-        return aot.Row(**{"kernel": "k", "constants": "", "arch": 90, "registers": 255, "stack": 0, "shared": 227 * 1024} | change)
+        return aot.Row(
+            **{"kernel": "k", "constants": "", "arch": 90, "registers": 255, "stack": 0, "shared": 227 * 1024} | change
+        )
 
     assert row().fault == ""
     assert "spill" in row(stack=8).fault

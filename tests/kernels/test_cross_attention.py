@@ -31,7 +31,10 @@ SHAPES = {  # sequences, queries, keys, heads, head size
 def inputs(B, Nq, Nk, heads, D):
     g = torch.Generator().manual_seed(Nq + Nk)
     C = heads * D
-    return [torch.randn(B, Nq, C, generator=g, dtype=torch.float64), torch.randn(B, Nk, 2 * C, generator=g, dtype=torch.float64)]
+    return [
+        torch.randn(B, Nq, C, generator=g, dtype=torch.float64),
+        torch.randn(B, Nk, 2 * C, generator=g, dtype=torch.float64),
+    ]
 
 
 def check_shape(implementation, shape, dtype, device="cpu"):
@@ -57,12 +60,19 @@ def test_against_float64(shape, dtype, implementation, device):
 def check_strides(implementation, device="cpu"):
     """Slots of a buffer are read in place, and the answer is that of a copy; the answer comes again with the gradients."""
     buffer = torch.randn(3, 4, 6, 2 * 32, device=device)
-    for q, kv in ((buffer[:, :, 0, :32], buffer[:, 1]), (buffer[:, 2, :, 32:], buffer[:, :, 3]), (buffer[:, 2, :, 32:], buffer[:, :, 3, :].flip(1))):
+    for q, kv in (
+        (buffer[:, :, 0, :32], buffer[:, 1]),
+        (buffer[:, 2, :, 32:], buffer[:, :, 3]),
+        (buffer[:, 2, :, 32:], buffer[:, :, 3, :].flip(1)),
+    ):
         grad = torch.randn(*q.shape, device=device)
         with K.use(implementation), poisoned():
             out = K.cross_attention(q, kv, 2)
             dq, dkv, again = cross_attention_backward(grad, q, kv, 2, again=True)
-        want, (want_q, want_kv, _) = reference.cross_attention(q, kv, 2), reference.cross_attention_backward(grad, q, kv, 2, False)
+        want, (want_q, want_kv, _) = (
+            reference.cross_attention(q, kv, 2),
+            reference.cross_attention_backward(grad, q, kv, 2, False),
+        )
         assert torch.allclose(out, want, atol=1e-5) and torch.allclose(again, want, atol=1e-5)
         assert torch.allclose(dq, want_q, atol=1e-5) and torch.allclose(dkv, want_kv, atol=1e-5)
 
@@ -101,7 +111,9 @@ def test_opcheck(device):
     op = {"cpu": "cross_attention", "cuda": "cross_attention_triton"}[device]
     require("cross_attention", {"cpu": "cpp", "cuda": "triton"}[device], device)
     q, kv = torch.randn(3, 5, 32, device=device), torch.randn(3, 4, 64, device=device)
-    torch.library.opcheck(getattr(torch.ops.avfmae, op).default, (q.clone().requires_grad_(), kv.clone().requires_grad_(), 2))
+    torch.library.opcheck(
+        getattr(torch.ops.avfmae, op).default, (q.clone().requires_grad_(), kv.clone().requires_grad_(), 2)
+    )
     for again in (False, True):
         torch.library.opcheck(torch.ops.avfmae.cross_attention_backward.default, (q, q, kv, 2, again))
 

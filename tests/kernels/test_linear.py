@@ -47,7 +47,9 @@ def test_against_float64(ours, plain, shapes, dtype, implementation, device):
         pytest.skip("norms and cross attention have no CUDA kernel of their own")
     require("add_layer_norm", implementation, device)
     g = torch.Generator().manual_seed(0)
-    check(implementation, ours, plain, [torch.randn(s, generator=g, dtype=torch.float64) for s in shapes], dtype, device)
+    check(
+        implementation, ours, plain, [torch.randn(s, generator=g, dtype=torch.float64) for s in shapes], dtype, device
+    )
 
 
 @pytest.mark.parametrize(("ours", "plain", "shapes"), CASES.values(), ids=CASES)

@@ -111,7 +111,11 @@ def test_weight_gets_its_gradient():
     [
         ({"source": torch.zeros(1, 2, 16, 16, 3)}, ValueError, "source: got torch.float32"),
         ({"source": torch.zeros(1, 3, 16, 16)}, ValueError, "source: got torch.float32 (1, 3, 16, 16)"),
-        ({"source": torch.zeros(0, 1, 16, 16)}, ValueError, "source: got (0, 1, 16, 16), expected a batch of at least 1"),
+        (
+            {"source": torch.zeros(0, 1, 16, 16)},
+            ValueError,
+            "source: got (0, 1, 16, 16), expected a batch of at least 1",
+        ),
         ({"patch": (2, 16)}, ValueError, "patch: got [2, 16], expected 3 sizes"),
         ({"patch": (2, 16, 5)}, ValueError, "patch: got [2, 16, 5]"),
         ({"index": torch.zeros(1, 1)}, ValueError, "index: got torch.float32"),

@@ -49,7 +49,10 @@ def check_strides(implementation, device="cpu"):
         with K.use(implementation), poisoned():
             out = K.region_attention(view, 2)
             slope, again = region_attention_backward(grad, view, 2, again=True)
-        want, (want_slope, _) = reference.region_attention(view, 2), reference.region_attention_backward(grad, view, 2, False)
+        want, (want_slope, _) = (
+            reference.region_attention(view, 2),
+            reference.region_attention_backward(grad, view, 2, False),
+        )
         assert torch.allclose(out, want, atol=1e-5) and torch.allclose(slope, want_slope, atol=1e-5)
         assert torch.allclose(again, want, atol=1e-5) and out.is_contiguous()
 
@@ -65,7 +68,9 @@ def test_large_logits_do_not_overflow():
     for implementation in ("reference", "cpp"):
         require("region_attention", implementation)
         with K.use(implementation):
-            assert torch.allclose(K.region_attention(x, 1), reference.region_attention(x.double(), 1).float(), rtol=1e-4, atol=1e-2)
+            assert torch.allclose(
+                K.region_attention(x, 1), reference.region_attention(x.double(), 1).float(), rtol=1e-4, atol=1e-2
+            )
 
 
 @pytest.mark.parametrize("implementation", ["reference", "cpp"])
@@ -98,7 +103,9 @@ def test_opcheck(device):
     qkv = torch.randn(3, 5, 3 * 32, device=device)
     torch.library.opcheck(torch.ops.avfmae.region_attention.default, (qkv.clone().requires_grad_(), 2))
     for again in (False, True):
-        torch.library.opcheck(torch.ops.avfmae.region_attention_backward.default, (qkv[..., :32].contiguous(), qkv, 2, again))
+        torch.library.opcheck(
+            torch.ops.avfmae.region_attention_backward.default, (qkv[..., :32].contiguous(), qkv, 2, again)
+        )
 
 
 TRITON_CASES = """

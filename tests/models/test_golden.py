@@ -113,7 +113,9 @@ def test_hicmae(device):
     model = avfmae.HiCMAEForPretraining(avfmae.ModelConfig.preset("hicmae_base"))
     avfmae.load_released(model, golden.weights("hicmae_pretraining"))
     masks = avfmae.DualMask.from_bool(reference["em"], None, reference["ea"], None)
-    out = model.to(device)(*batch(device), masks.to(device))  # no batch statistics and no noise: training and evaluation are one
+    out = model.to(device)(
+        *batch(device), masks.to(device)
+    )  # no batch statistics and no noise: training and evaluation are one
     assert golden.relative(out.pred_video[:, ::9, ::3].detach(), reference["eval_video"]) <= OUTPUT
     assert golden.relative(out.pred_audio.detach(), reference["eval_audio"]) <= OUTPUT
     for level, logits in enumerate(out.logits):

@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
+from backends import interpret
 
 import avfmae
 import avfmae_kernels as K
@@ -164,6 +165,32 @@ def test_whole_model_compiles_without_a_graph_break(stage):
     assert all((a - b).norm() <= 1e-4 * (b.norm() + 1e-6) for a, b in zip(got, want, strict=True))
 
 
+TRITON_TRAINS_ALIKE = """
+import torch, avfmae, avfmae_kernels as K
+cfg = avfmae.ModelConfig.preset("tiny")
+g = torch.Generator().manual_seed(0)
+video = torch.randint(0, 256, (2, *cfg.video.size, 3), dtype=torch.uint8, generator=g)
+audio = torch.randn(2, 1, *cfg.audio.size, generator=g)
+masks = avfmae.DualMask.sample(cfg, 2, g)
+torch.manual_seed(0)
+model = avfmae.AVFMAEForPretraining(cfg)
+gradients = []
+for implementation in ("reference", "triton"):
+    model.zero_grad()
+    with K.use(implementation):
+        model(video, audio, masks).loss.backward()
+    gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+plain, ours = gradients
+assert len(plain) == len(ours) > 100_000 and (plain - ours).norm() <= 2e-4 * plain.norm()
+print("proven")
+"""
+
+
+def test_the_model_trains_alike_on_triton():
+    """A whole step on Triton kernels, in the interpreter."""
+    interpret(TRITON_TRAINS_ALIKE)
+
+
 def kept_numbers(run):
     """Numbers that autograd keeps for the way back, beside the parameters."""
     kept = {}
@@ -211,7 +238,9 @@ def test_no_copy_between_the_stages_of_a_block():
         total, last = block(x, branch)
         torch.autograd.backward((total, last), (torch.ones_like(total), torch.ones_like(last)))
     names = ("aten::cat", "aten::clone", "aten::copy_", "aten::_to_copy")
-    moved = [e for e in profile.events() if e.name in names and not (e.cpu_parent and e.cpu_parent.name == "aten::addmm")]
+    moved = [
+        e for e in profile.events() if e.name in names and not (e.cpu_parent and e.cpu_parent.name == "aten::addmm")
+    ]
     assert moved, "the packed projections' biases are put together"
     tokens = [e for e in moved if any(len(shape) > 1 for shape in e.input_shapes if isinstance(shape, list))]
     assert not tokens, [(e.name, e.input_shapes) for e in tokens]
