@@ -58,6 +58,7 @@ class RunConfig:
         init: weights to start from (safetensors or a released pickle).
         seed: of weights, order, masks and augmentation.
         precision: ``auto`` is bf16 on a GPU and float32 on a CPU.
+        recompute: what blocks do again on the way back to save memory: nothing, the cheap, or everything.
         save_steps: a checkpoint every so many steps, and at the end.
         log_steps: a line of log every so many steps.
         stop_after: end the run after this many steps, as if interrupted; for tests and probes.
@@ -71,6 +72,7 @@ class RunConfig:
     init: Path | None = None
     seed: int = 0
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    recompute: Literal["none", "selective", "full"] = "none"
     save_steps: int = 500
     log_steps: int = 1
     stop_after: int | None = None
@@ -79,7 +81,7 @@ class RunConfig:
 
     def model_config(self, **changes) -> ModelConfig:
         return ModelConfig.preset(self.preset).replace(
-            region_mode=self.region_mode, token_order=self.token_order, **changes
+            region_mode=self.region_mode, token_order=self.token_order, recompute=self.recompute, **changes
         )
 
 
