@@ -16,7 +16,6 @@ AVFMAE_INLINE int padded(int n) { return (n + kBlock - 1) / kBlock * kBlock; }
 AVFMAE_INLINE const Vector& vector_at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 AVFMAE_INLINE Vector& vector_at(float* p) { return *reinterpret_cast<Vector*>(p); }
 
-
 // A matrix whose numbers may lie anywhere: as it is, or transposed.
 struct Factor {
   const float* data;
@@ -60,6 +59,17 @@ AVFMAE_INLINE void matmul(const Factor& a, const float* b, float* c, int M, int 
   for (; n < N; n += kBlock) matmul_columns<8, 1, kAdd>(a, b + n, c + n, M, N, K);
 }
 
+// Lanes of two vectors by number, the second's counted on.
+AVFMAE_INLINE Vector pick(const Vector& a, const Vector& b, const Lanes& lanes) {
+#ifdef __clang__
+  Vector picked;
+  for (int l = 0; l < kBlock; ++l) picked[l] = lanes[l] < kBlock ? a[lanes[l]] : b[lanes[l] - kBlock];
+  return picked;
+#else
+  return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
 // Swaps blocks of S lanes between rows i and i + S of every pair: a step of the transposition of 16 by 16 numbers.
 template <int S>
 AVFMAE_INLINE void swap_blocks(Vector (&x)[kBlock]) {
@@ -71,8 +81,8 @@ AVFMAE_INLINE void swap_blocks(Vector (&x)[kBlock]) {
   for (int i = 0; i < kBlock; ++i) {
     if (i & S) continue;
     const Vector a = x[i], b = x[i + S];
-    x[i] = __builtin_shuffle(a, b, low);
-    x[i + S] = __builtin_shuffle(a, b, high);
+    x[i] = pick(a, b, low);
+    x[i + S] = pick(a, b, high);
   }
 }
 
