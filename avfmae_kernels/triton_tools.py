@@ -7,6 +7,7 @@ configurations are timed once per kernel, constants and dtypes, and the choice i
 
 import functools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,12 @@ def rounded(x, pointer):
 @triton.jit
 def store(pointer, x, mask):
     tl.store(pointer, rounded(x, pointer), mask=mask)
+
+
+@functools.cache
+def _say_that_kernels_are_timed() -> None:
+    text = "avfmae_kernels: the first step compiles and times each kernel's configurations (AVFMAE_AUTOTUNE=0 takes the first of them)"
+    print(text, file=sys.stderr, flush=True)
 
 
 @functools.cache
@@ -95,7 +102,7 @@ def configuration(number: int) -> Iterator[None]:
 
 
 def launch(kernel: triton.JITFunction, grid: tuple | Callable, configurations: list[dict], *args, **constants) -> None:
-    """Runs a kernel with the best of its configurations.
+    """Runs a kernel with the best of its configurations. Run once before capturing a CUDA graph: timing cannot be captured.
 
     Args:
         grid: the programs, or a function of the kernel's constants that gives them.
@@ -105,6 +112,7 @@ def launch(kernel: triton.JITFunction, grid: tuple | Callable, configurations: l
     if _recorded is not None:
         _recorded.append(Launch(kernel, configurations, args, constants))
     elif AUTOTUNE and _forced is None and len(configurations) > 1:
+        _say_that_kernels_are_timed()
         _autotuned(kernel, tuple(tuple(c.items()) for c in configurations))[grid](*args, **constants)
     else:
         kernel[grid](*args, **constants, **configurations[(_forced or 0) % len(configurations)])

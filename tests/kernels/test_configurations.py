@@ -1,5 +1,7 @@
 """Every configuration that autotuning may pick gives the right answer and gradients, not only the one that it picks here."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from backends import GPU, interpret
@@ -26,13 +28,19 @@ def every(most, dtypes, device):
 """
 
 
+def test_the_cases_can_be_imported(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    exec(CASES, {})
+
+
 def test_in_the_interpreter():
     interpret(CASES + 'every(3, [torch.float32], "cpu")\nprint("proven")')
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("gpu", [pytest.param("cuda", marks=GPU)])
-def test_on_the_gpu(gpu, dtype):
+def test_on_the_gpu(gpu, dtype, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)
     scope = {}
     exec(CASES, scope)
     scope["every"](6, [dtype], gpu)
