@@ -47,16 +47,16 @@ struct Numbers {
   }
   explicit operator bool() const { return data != nullptr; }
 
-  AVFMAE_INLINE void load(int64_t offset, float* out, int n, int step = 1) const {
+  AVFMAE_INLINE void load(int64_t offset, float* out, int n) const {
     if (type == ScalarType::Float) {
       const auto* in = static_cast<const float*>(data) + offset;
-      for (int i = 0; i < n; ++i) out[i * step] = in[i];
+      for (int i = 0; i < n; ++i) out[i] = in[i];
     } else if (type == ScalarType::BFloat16) {
       const auto* in = static_cast<const uint16_t*>(data) + offset;
-      for (int i = 0; i < n; ++i) out[i * step] = from_bfloat16(in[i]);
+      for (int i = 0; i < n; ++i) out[i] = from_bfloat16(in[i]);
     } else {
       const auto* in = static_cast<const c10::Half*>(data) + offset;
-      for (int i = 0; i < n; ++i) out[i * step] = static_cast<float>(in[i]);
+      for (int i = 0; i < n; ++i) out[i] = static_cast<float>(in[i]);
     }
   }
 
@@ -73,11 +73,6 @@ struct Numbers {
   }
 };
 
-// y += a·x
-AVFMAE_INLINE void axpy(float a, const float* __restrict__ x, float* __restrict__ y, int n) {
-  for (int i = 0; i < n; ++i) y[i] += a * x[i];
-}
-
 AVFMAE_INLINE float sum(const float* x, int n) {
   float s = 0;
 #pragma omp simd reduction(+ : s)
@@ -92,7 +87,8 @@ AVFMAE_INLINE float dot(const float* __restrict__ x, const float* __restrict__ y
   return s;
 }
 
-// e^x by 2^n·2^f with |f| <= 1/2: the standard library's is not vectorised. Relative error below 2e-7; 0 below -87.
+// e^x by 2^n·2^f with |f| <= 1/2: the standard library's is not vectorised. Relative error below 2e-7 between -87 and 88, beyond which
+// it stays what it is there.
 AVFMAE_INLINE float fast_exp(float x) {
   const float clamped = std::min(std::max(x, -87.0f), 88.0f);
   const float n = (clamped * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest integer: 1.5·2^23 has no fraction bits
