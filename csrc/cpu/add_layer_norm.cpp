@@ -20,10 +20,12 @@ struct View {
   int64_t inner = 1, outer_stride = 0, inner_stride = 0;
 
   View() = default;
-  explicit View(const Tensor& t) : numbers(t), inner(t.size(1)), outer_stride(t.stride(0)), inner_stride(t.stride(1)) {
-    STD_TORCH_CHECK(t.dim() == 3 && (t.size(2) <= 1 || t.stride(2) == 1), "add_layer_norm: tensors must be (outer, inner, C), columns dense");
+  View(const Tensor& t, const Tensor& like) : numbers(t), inner(t.size(1)), outer_stride(t.stride(0)), inner_stride(t.stride(1)) {
+    STD_TORCH_CHECK(t.dim() == 3 && (t.size(2) <= 1 || t.stride(2) == 1) && t.size(0) == like.size(0) && t.size(1) == like.size(1) &&
+                        t.size(2) == like.size(2),
+                    "add_layer_norm: tensors must be (outer, inner, C) of one shape, columns dense");
   }
-  explicit View(const std::optional<Tensor>& t) : View(t ? View(*t) : View()) {}
+  View(const std::optional<Tensor>& t, const Tensor& like) : View(t ? View(*t, like) : View()) {}
 
   explicit operator bool() const { return static_cast<bool>(numbers); }
   AVFMAE_INLINE int64_t at(int64_t r) const { return r / inner * outer_stride + r % inner * inner_stride; }
@@ -111,10 +113,16 @@ AVFMAE_CLONES void slope_row(const Norm& norm, const View& grad_sum, const View&
   if (slopes.residual) slopes.residual.store(r, d, C);
 }
 
+void check_sums(const Tensor& t, int64_t numbers) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == numbers,
+                  "add_layer_norm: stats must be contiguous float32 (rows, 2), parts (P, 2, C)");
+}
+
 void add_layer_norm(const Tensor& x, std::optional<Tensor> residual, const Tensor& weight, const Tensor& bias, double eps,
                     std::optional<Tensor> sum_out, const Tensor& normalised, const Tensor& stats) {
   const Norm norm(x, weight, bias, eps);
-  const View in(x), other(residual), total(sum_out), out(normalised);
+  const View in(x, x), other(residual, x), total(sum_out, x), out(normalised, x);
+  check_sums(stats, norm.rows * 2);
   auto* statistics = static_cast<float*>(stats.mutable_data_ptr());
   torch::stable::parallel_for(0, norm.rows, std::max(1, 8192 / norm.C), [&](int64_t begin, int64_t end) {
     Scratch s(norm.C);
@@ -127,8 +135,10 @@ void add_layer_norm_backward(std::optional<Tensor> grad_sum, std::optional<Tenso
                              const Tensor& stats, const Tensor& weight, const Tensor& bias, const Tensor& grad_x,
                              std::optional<Tensor> grad_residual, std::optional<Tensor> normalised, const Tensor& parts) {
   const Norm norm(sum_in, weight, bias);
-  const View g_sum(grad_sum), g(grad_normalised), x(sum_in), again(normalised);
-  const Slopes slopes{View(grad_x), View(grad_residual)};
+  const View g_sum(grad_sum, sum_in), g(grad_normalised, sum_in), x(sum_in, sum_in), again(normalised, sum_in);
+  const Slopes slopes{View(grad_x, sum_in), View(grad_residual, sum_in)};
+  check_sums(stats, norm.rows * 2);
+  check_sums(parts, parts.size(0) * 2 * norm.C);
   const auto* statistics = static_cast<const float*>(stats.const_data_ptr());
   auto* sums = static_cast<float*>(parts.mutable_data_ptr());
   const int64_t P = parts.size(0);
