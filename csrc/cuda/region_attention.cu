@@ -27,7 +27,7 @@ struct Shape {
   static constexpr int kWarps = TILE / kBlock;                 // a head
   static constexpr int kHeads = TILE < 64 ? 64 / TILE : 1;     // a block
   static constexpr int kThreads = 32 * kWarps * kHeads;
-  static constexpr int kLogits = TILE + 4;                     // floats of a row of logits; later two rows of 16-bit numbers
+  static constexpr int kLogits = TILE + 4;                     // floats of a row: logits, later two rows of 16-bit numbers; 2 of softmax
 
   // Bytes of shared memory a head: `matrices` of TILE rows, logits, and a block of sums a warp.
   __host__ __device__ static constexpr int bytes(int matrices, int D) {
@@ -49,6 +49,7 @@ struct TileRows {
 
   __device__ bool real(int r) const { return r < pack * S && first + r / S < sequences; }
   __device__ int64_t sequence(int r) const { return first + r / S; }
+  __device__ bool together(int r, int c) const { return real(r) && real(c) && r / S == c / S; }
 };
 
 // A warp's product of a 16-row block of A with a 16-column block of B, over k blocks.
@@ -84,10 +85,13 @@ struct Head {
   }
   __device__ T* matrix(int i) const { return matrices + i * TILE * ld; }
 
-  // After the softmax a row of logits holds its probabilities and, beside them, the gradients of its logits.
+  // After the softmax a row of logits holds its probabilities and, beside them, room for the gradients of its logits; behind
+  // both, the row's largest logit and the inverse of its sum of exponentials.
   static constexpr int kProbabilities = 2 * S::kLogits;
   __device__ T* p() const { return reinterpret_cast<T*>(logits); }
   __device__ T* dp() const { return p() + TILE; }
+  __device__ float& top(int r) const { return logits[r * S::kLogits + TILE]; }
+  __device__ float& inverse(int r) const { return logits[r * S::kLogits + TILE + 1]; }
 
   // Copies the tile's rows into a matrix, 16 bytes at a time; rows that do not exist become zero.
   template <typename At>
@@ -104,40 +108,46 @@ struct Head {
   // Writes a block of sums to rows of the result, 16 bytes a lane.
   template <typename At>
   __device__ void store(const Sum& sum, int column, T* to, const TileRows& rows, bool head_exists, At at) const {
-    __syncwarp();
-    wmma::store_matrix_sync(sums, sum, kBlock, wmma::mem_row_major);
-    __syncwarp();
+    float exact[8];
+    take(sum, exact);
     const int r = row + lane / 2, half = lane % 2 * 8;
     if (!head_exists || !rows.real(r)) return;
     alignas(16) T numbers[8];
-    for (int i = 0; i < 8; ++i) numbers[i] = from_float<T>(sums[lane / 2 * kBlock + half + i]);
+    for (int i = 0; i < 8; ++i) numbers[i] = from_float<T>(exact[i]);
     *reinterpret_cast<int4*>(to + at(r) + column + half) = *reinterpret_cast<const int4*>(numbers);
+  }
+
+  __device__ Sum logits_block(int c) const {  // q kᵀ
+    return product<wmma::row_major, wmma::col_major>(matrix(0) + row * ld, ld, kBlock, matrix(1) + c * ld, ld, kBlock, D / kBlock);
+  }
+  __device__ Sum slopes_block(int c) const {  // grad vᵀ
+    return product<wmma::row_major, wmma::col_major>(matrix(3) + row * ld, ld, kBlock, matrix(2) + c * ld, ld, kBlock, D / kBlock);
   }
 
   // Probabilities of the warp's rows: softmax(q kᵀ·scale) within each sequence, zero elsewhere.
   __device__ void softmax(const TileRows& rows, float scale) const {
-    for (int c = 0; c < TILE; c += kBlock) {
-      const Sum sum = product<wmma::row_major, wmma::col_major>(matrix(0) + row * ld, ld, kBlock, matrix(1) + c * ld, ld, kBlock, D / kBlock);
-      wmma::store_matrix_sync(logits + row * S::kLogits + c, sum, S::kLogits, wmma::mem_row_major);
-    }
+    for (int c = 0; c < TILE; c += kBlock)
+      wmma::store_matrix_sync(logits + row * S::kLogits + c, logits_block(c), S::kLogits, wmma::mem_row_major);
     __syncwarp();
     constexpr int kEach = (TILE + 31) / 32;
     for (int r = row; r < row + kBlock; ++r) {
-      float x[kEach], top = -INFINITY, total = 0;
+      float x[kEach], largest = -INFINITY, total = 0;
       for (int i = 0; i < kEach; ++i) {
         const int c = lane + 32 * i;
-        x[i] = c < TILE && rows.real(c) && c / rows.S == r / rows.S ? logits[r * S::kLogits + c] * scale : -INFINITY;
-        top = fmaxf(top, x[i]);
+        x[i] = c < TILE && rows.together(r, c) ? logits[r * S::kLogits + c] * scale : -INFINITY;
+        largest = fmaxf(largest, x[i]);
       }
-      for (int step = 16; step; step >>= 1) top = fmaxf(top, __shfl_xor_sync(kAll, top, step));
+      for (int step = 16; step; step >>= 1) largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, step));
       for (int i = 0; i < kEach; ++i) {
-        x[i] = top == -INFINITY ? 0 : __expf(x[i] - top);
+        x[i] = x[i] == -INFINITY ? 0 : __expf(x[i] - largest);
         total += x[i];
       }
       for (int step = 16; step; step >>= 1) total += __shfl_xor_sync(kAll, total, step);
+      const float scaled = total > 0 ? 1 / total : 0;
       __syncwarp();  // all have read the row that is written over
       for (int i = 0; i < kEach; ++i)
-        if (lane + 32 * i < TILE) p()[r * kProbabilities + lane + 32 * i] = from_float<T>(total > 0 ? x[i] / total : 0);
+        if (lane + 32 * i < TILE) p()[r * kProbabilities + lane + 32 * i] = from_float<T>(x[i] * scaled);
+      if (lane == 0) top(r) = largest, inverse(r) = scaled;
     }
     __syncwarp();
   }
@@ -147,21 +157,28 @@ struct Head {
                                                      TILE / kBlock);
   }
 
-  // Gradients of the logits of the warp's rows: p·(dp - Σ p·dp)·scale with dp = grad vᵀ, computed twice instead of kept.
-  __device__ void slopes(float scale) const {
-    const int r = lane / 2, half = lane % 2 * 8;
-    const T* probability = p() + (row + r) * kProbabilities + half;
+  // A lane's eight numbers of a block of sums: half of the block's row lane / 2.
+  __device__ void take(const Sum& sum, float (&numbers)[8]) const {
+    __syncwarp();
+    wmma::store_matrix_sync(sums, sum, kBlock, wmma::mem_row_major);
+    __syncwarp();
+    for (int i = 0; i < 8; ++i) numbers[i] = sums[lane / 2 * kBlock + lane % 2 * 8 + i];
+  }
+
+  // Gradients of the logits of the warp's rows: p·(dp - Σ p·dp)·scale with dp = grad vᵀ. Logits and dp are computed twice
+  // more instead of kept: products are cheap, and rounded probabilities would add their error.
+  __device__ void slopes(const TileRows& rows, float scale) const {
+    const int r = row + lane / 2, half = lane % 2 * 8;
     float mean = 0;
     for (int pass = 0; pass < 2; ++pass) {
       for (int c = 0; c < TILE; c += kBlock) {
-        const Sum sum = product<wmma::row_major, wmma::col_major>(matrix(3) + row * ld, ld, kBlock, matrix(2) + c * ld, ld, kBlock, D / kBlock);
-        __syncwarp();
-        wmma::store_matrix_sync(sums, sum, kBlock, wmma::mem_row_major);
-        __syncwarp();
+        float logit[8], slope[8];
+        take(logits_block(c), logit);
+        take(slopes_block(c), slope);
         for (int i = 0; i < 8; ++i) {
-          const float weight = to_float(probability[c + i]), slope = sums[r * kBlock + half + i];
-          if (pass == 0) mean += weight * slope;
-          else dp()[(row + r) * kProbabilities + c + half + i] = from_float<T>(weight * (slope - mean) * scale);
+          const float weight = rows.together(r, c + half + i) ? __expf(logit[i] * scale - top(r)) * inverse(r) : 0;
+          if (pass == 0) mean += weight * slope[i];
+          else dp()[r * kProbabilities + c + half + i] = from_float<T>(weight * (slope[i] - mean) * scale);
         }
       }
       if (pass == 0) mean += __shfl_xor_sync(kAll, mean, 1);
@@ -186,7 +203,7 @@ __global__ void __launch_bounds__(Shape<TILE>::kThreads) region_attention_kernel
 }
 
 template <typename T, int TILE>
-__global__ void __launch_bounds__(Shape<TILE>::kThreads) region_attention_backward_kernel(Tensors<T> t, Attention a, int pack) {
+__global__ void __launch_bounds__(Shape<TILE>::kThreads, 1) region_attention_backward_kernel(Tensors<T> t, Attention a, int pack) {
   extern __shared__ __align__(128) unsigned char shared[];
   using H = Head<T, TILE>;
   const H head(shared, 4, a.size);
@@ -200,7 +217,7 @@ __global__ void __launch_bounds__(Shape<TILE>::kThreads) region_attention_backwa
   head.load(3, t.grad, rows, exists, at(a.out));
   __syncthreads();
   head.softmax(rows, a.scale);
-  head.slopes(a.scale);
+  head.slopes(rows, a.scale);
   __syncthreads();  // keys' gradients gather over all warps' rows
   constexpr int kLd = H::kProbabilities, kBlocks = TILE / kBlock;
   for (int c = 0; c < a.size; c += kBlock) {
