@@ -1,0 +1,108 @@
+"""The CUDA C++ kernels' logic, proven without a GPU: compiled for the host, a block's threads being threads, and compared with the
+references. What a GPU must still tell is their speed, and that its memory model was understood."""
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from avfmae_kernels.gather_patches.reference import gather_patches
+from avfmae_kernels.masked_patch_loss import reference as loss
+from avfmae_kernels.region_attention import reference as attention
+from avfmae_kernels.schemas import SCHEMAS
+
+ROOT = Path(__file__).parents[2]
+TORCH = Path(sysconfig.get_path("platlib")) / "torch"
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+
+
+def host_source(source: Path) -> str:
+    """A .cu file as C++: launches become calls, dynamic shared memory a pointer, and the ops register for the CPU."""
+    text = source.read_text()
+    text = re.sub(r"([\w:<>(),\s]+?)<<<(.*?)>>>\(", lambda m: launch(*m.groups()), text, flags=re.S)
+    text = text.replace(
+        "extern __shared__ __align__(128) unsigned char shared[];", "unsigned char* shared = emulated_shared;"
+    )
+    text = text.replace("extern __shared__ float plain[];", "float* plain = reinterpret_cast<float*>(emulated_shared);")
+    text = re.sub(r"  const torch::stable::accelerator::DeviceGuard .*\n", "", text)
+    return text.replace(
+        "STABLE_TORCH_LIBRARY_IMPL(avfmae, CUDA, m)", "STABLE_TORCH_LIBRARY_IMPL(avfmae_emulated, CPU, m)"
+    )
+
+
+def launch(before: str, configuration: str) -> str:
+    """``name<<<grid, threads, bytes, stream>>>(`` as ``emulate(grid, threads, bytes, stream, a call of name, ``."""
+    kernel = before.strip().split("\n")[-1].strip()
+    return before[: before.rindex(kernel)] + f"emulate({configuration}, [=](auto... a) {{ {kernel}(a...); }}, "
+
+
+@pytest.fixture(scope="module")
+def ops(tmp_path_factory):
+    """torch.ops.avfmae_emulated: the ops of every .cu file."""
+    library = torch.library.Library("avfmae_emulated", "DEF")
+    folder = tmp_path_factory.mktemp("emulated")
+    for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
+        (folder / f"{source.stem}.cpp").write_text(host_source(source))
+        for op in (source.stem, f"{source.stem}_backward"):
+            if op in SCHEMAS:
+                library.define(op + SCHEMAS[op])
+        command = ["g++", "-shared", "-fPIC", "-O1", "-std=c++20", "-pthread", "-fvisibility=hidden", folder / f"{source.stem}.cpp", "-o",
+                   folder / f"{source.stem}.so", f"-I{ROOT / 'tests/kernels/emulated'}", f"-I{ROOT / 'csrc'}", f"-I{TORCH / 'include'}",
+                   "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY", f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        torch.ops.load_library(folder / f"{source.stem}.so")
+    yield torch.ops.avfmae_emulated
+    del library
+
+
+def close(got, want, dtype):
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    assert want.norm() > 0 and (got.double() - want.double()).norm() <= tolerance * want.double().norm()
+
+
+@pytest.mark.parametrize(
+    ("N", "S", "heads", "D", "dtype"),
+    [(3, 11, 2, 64, torch.bfloat16), (5, 4, 5, 64, torch.bfloat16), (9, 2, 1, 16, torch.float16), (2, 17, 1, 80, torch.bfloat16),
+     (1, 37, 1, 64, torch.bfloat16), (1, 70, 1, 64, torch.float16), (2, 5, 2, 8, torch.bfloat16), (2, 6, 1, 24, torch.float32)],
+)  # fmt: skip
+def test_region_attention(ops, N, S, heads, D, dtype):
+    g = torch.Generator().manual_seed(S)
+    qkv, grad = (torch.randn(N, S, n * heads * D, generator=g).to(dtype) for n in (3, 1))
+    close(ops.region_attention(qkv, heads), attention.region_attention(qkv.double(), heads), dtype)
+    want = attention.region_attention_backward(grad.double(), qkv.double(), heads, True)
+    for got, w in zip(ops.region_attention_backward(grad, qkv, heads, True), want, strict=True):
+        close(got, w, dtype)
+    assert ops.region_attention_backward(grad, qkv, heads, False)[1].numel() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_gather_patches(ops, dtype):
+    video = torch.randint(0, 256, (2, 4, 16, 24, 3), dtype=torch.uint8)
+    index = torch.randint(0, 12, (2, 3))
+    arguments = ([2, 8, 8], [0.5, 0.4, 0.3], [0.2, 0.25, 0.3], dtype)
+    close(ops.gather_patches(video, index, *arguments), gather_patches(video, index, *arguments), dtype)
+    assert ops.gather_patches(video, index + 10**9, *arguments).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("modality", ["video", "audio"])
+def test_masked_patch_loss(ops, modality, dtype):
+    if modality == "video":
+        source, patch, numbers = torch.randint(0, 256, (2, 4, 16, 24, 3), dtype=torch.uint8), [2, 8, 8], 384
+    else:
+        source, patch, numbers = torch.randn(2, 1, 32, 32), [16, 8], 128
+    index, scored = torch.randint(0, 8, (2, 3)), torch.tensor([[True, False, True], [True, True, False]])
+    pred, grad = torch.randn(2, 3, numbers).to(dtype), torch.rand(2, 3)
+    close(
+        ops.masked_patch_loss(pred, source, index, scored, patch),
+        loss.masked_patch_loss(pred, source, index, scored, patch),
+        torch.float32,
+    )
+    got = ops.masked_patch_loss_backward(grad, pred, source, index, scored, patch)
+    close(got, loss.masked_patch_loss_backward(grad, pred, source, index, scored, patch), dtype)
+    assert (got[~scored] == 0).all()
