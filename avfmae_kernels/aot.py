@@ -21,33 +21,16 @@ from pathlib import Path
 
 import torch
 
-SHARED_LIMIT = {
-    80: 163,
-    86: 99,
-    89: 99,
-    90: 227,
-    100: 227,
-    120: 99,
-}  # KiB a block may ask for, CUDA C++ programming guide
-ENCODERS = ((512, 8), (640, 10), (768, 12))  # width and heads of encoders and fusion
+# KiB of shared memory that a block may ask for, by compute capability (CUDA C++ programming guide)
+SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+# The presets: width and heads, sequences that attend to themselves, queries and keys. The video decoder's 480 tokens to
+# themselves are scaled_dot_product_attention's.
+ENCODERS = ((512, 8), (640, 10), (768, 12))
+ENCODER_SEQUENCES = (2, 4, 8, 11, 17, 24, 80, 101)
+ENCODER_PAIRS = ((80, 8), (24, 8), (800, 8), (128, 8), (8, 80), (8, 24), (8, 800), (8, 128), (80, 24), (24, 80))
 DECODERS = ((384, 6), (512, 8), (640, 8))
-ENCODER_SEQUENCES = (2, 4, 8, 11, 17, 24, 80, 101)  # that attend to themselves
-ENCODER_PAIRS = (
-    (80, 8),
-    (24, 8),
-    (800, 8),
-    (128, 8),
-    (8, 80),
-    (8, 24),
-    (8, 800),
-    (8, 128),
-    (80, 24),
-    (24, 80),
-)  # queries and keys
-DECODER_SEQUENCES, DECODER_PAIRS = (
-    (88,),
-    ((480, 80), (88, 24)),
-)  # the video decoder's 480 tokens are scaled_dot_product_attention's
+DECODER_SEQUENCES = (88,)
+DECODER_PAIRS = ((480, 80), (88, 24))
 BATCH = 4  # no kernel is specialised by it
 
 

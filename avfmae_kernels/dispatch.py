@@ -103,12 +103,17 @@ def choose(op: str, device: torch.device) -> str:
     return next(i for i in candidates if why_not(op, i, device.type) is None)
 
 
+def run_reference(reference: Callable, device: torch.device, *args):
+    """Runs a reference as a compiled kernel would be: it sees no autocast."""
+    with torch.autocast(device.type, enabled=False):
+        return reference(*args)
+
+
 def call(op: str, reference: Callable, device: torch.device, *args) -> torch.Tensor:
     """Runs ``op`` on checked arguments with the implementation that :func:`choose` names."""
     implementation = choose(op, device)
     if implementation == "reference":
-        with torch.autocast(device.type, enabled=False):  # which no compiled kernel sees either
-            return reference(*args)
+        return run_reference(reference, device, *args)
     if implementation == "triton":
         return getattr(torch.ops.avfmae, f"{op}_triton")(*args)
     return getattr(torch.ops.avfmae, op)(*args)

@@ -27,6 +27,21 @@ def error(got: Tensor, want: Tensor) -> float:
     return float((got.detach().double().cpu() - want.detach()).norm() / want.detach().norm())
 
 
+def kept_numbers(forward: Callable) -> int:
+    """Numbers that autograd keeps for the way back, beside the parameters."""
+    kept = {}
+
+    def pack(t):
+        if not isinstance(t, torch.nn.Parameter):
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes() // t.element_size()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = forward()
+    del out
+    return sum(kept.values())
+
+
 def run(op: Callable, inputs: list[Tensor], upstream: list[Tensor]) -> list[Tensor]:
     """The op's answers, then its gradients to all inputs, for the given gradients to the answers."""
     leaves = [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in inputs]

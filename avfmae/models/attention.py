@@ -33,12 +33,12 @@ def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, backend: s
     """softmax(q kᵀ / √D) v per head: (B, N, C), (B, M, C), (B, M, C) -> (B, N, C)."""
     if backend == "flash":
         q, k, v = (rearrange(t, "b n (h d) -> b n h d", h=heads) for t in (q, k, v))
-        return rearrange(_flash_attention()(q, k, v), "b n h d -> b n (h d)")
+        return rearrange(flash_attention()(q, k, v), "b n h d -> b n (h d)")
     q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=heads) for t in (q, k, v))
     return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
 
 
-def _flash_attention():
+def flash_attention():
     try:
         from flash_attn import flash_attn_func
     except ImportError as error:
@@ -71,8 +71,6 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, backend: str = "sdpa"):
         super().__init__()
         self.heads, self.backend = heads, backend
-        if backend == "flash":
-            _flash_attention()  # refused now rather than in the first step
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
@@ -123,8 +121,6 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int, backend: str = "sdpa"):
         super().__init__()
         self.heads, self.backend = heads, backend
-        if backend == "flash":
-            _flash_attention()  # refused now rather than in the first step
         self.q = nn.Linear(width, width, bias=False)
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))

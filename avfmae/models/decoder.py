@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import avfmae_kernels as K
 from avfmae.config import ModalityConfig, ModelConfig
-from avfmae.models.attention import MLP, CrossAttention, SelfAttention, layer_norm, pre_norm
+from avfmae.models.attention import MLP, CrossAttention, SelfAttention, flash_attention, layer_norm, pre_norm
 from avfmae.models.embed import sinusoid_positions
 from avfmae.models.recompute import run
 
@@ -41,6 +41,8 @@ class Decoder(nn.Module):
     def __init__(self, cfg: ModelConfig, m: ModalityConfig):
         super().__init__()
         self.recompute = cfg.recompute
+        if cfg.attention == "flash":
+            flash_attention()  # refused now rather than in the first step
         width, heads, depth = cfg.decoder_width, cfg.decoder_heads, 1 + len(cfg.skip_blocks)
         self.embed = nn.Linear(cfg.width, width, bias=False)  # of the fused tokens and of each skip feature
         self.mask_token = nn.Parameter(torch.zeros(width))

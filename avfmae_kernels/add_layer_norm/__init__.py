@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from avfmae_kernels.add_layer_norm import reference
+from avfmae_kernels.add_layer_norm import core, reference
 from avfmae_kernels.add_layer_norm.core import backward_into, forward_into, like, undefined_stay_none
 from avfmae_kernels.arguments import check_floats
-from avfmae_kernels.dispatch import TRITON_USABLE, choose
+from avfmae_kernels.dispatch import TRITON_USABLE, choose, run_reference
 
 if TRITON_USABLE:
     from avfmae_kernels.add_layer_norm import triton  # noqa: F401  (registers the op)
@@ -46,14 +46,9 @@ def add_layer_norm(
     dtype = dtype or total_dtype(x, residual)
     implementation = choose("add_layer_norm", x.device)
     if implementation == "reference":
-        return plain(x, residual, weight, bias, eps, dtype)
+        return run_reference(reference.add_layer_norm, x.device, x, residual, weight, bias, eps, dtype)
     *total, normalised = _AddLayerNorm.apply(implementation, dtype, eps, x, residual, weight, bias)
     return total[0] if total else x, normalised
-
-
-def plain(x: Tensor, *args) -> tuple[Tensor, Tensor]:
-    with torch.autocast(x.device.type, enabled=False):  # which no kernel sees either
-        return reference.add_layer_norm(x, *args)
 
 
 def total_dtype(x: Tensor, residual: Tensor | None) -> torch.dtype:
@@ -79,23 +74,16 @@ def check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> N
 class _AddLayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, implementation, dtype, eps, x, residual, weight, bias):
-        total = None if residual is None else like(x, total_dtype(x, residual))
-        normalised = like(x, dtype)
-        stats = forward_into(implementation, x, residual, weight, bias, eps, total, normalised)
+        total, normalised, stats = core.forward(implementation, x, residual, weight, bias, eps, dtype)
         ctx.implementation, ctx.residual = implementation, None if residual is None else residual.dtype
-        ctx.save_for_backward(x if total is None else total, stats, weight, bias)
+        ctx.save_for_backward(total, stats, weight, bias)
         undefined_stay_none(ctx)
-        return (normalised,) if total is None else (total, normalised)
+        return (normalised,) if residual is None else (total, normalised)
 
     @staticmethod
     def backward(ctx, *grads):
         grad_total, grad = (None, *grads)[-2:]
-        total, stats, weight, bias = ctx.saved_tensors
-        slope = like(total, total.dtype)
-        other = like(total, ctx.residual) if ctx.residual not in (None, total.dtype) else None
-        d_norm = backward_into(ctx.implementation, grad_total, grad, total, stats, weight, bias, slope, other, None)
-        residual = None if ctx.residual is None else slope if other is None else other
-        return None, None, None, slope, residual, *d_norm.to(weight.dtype)
+        return None, None, None, *core.backward(ctx.implementation, grad_total, grad, *ctx.saved_tensors, ctx.residual)
 
 
 def split_add_layer_norm(
@@ -124,7 +112,10 @@ def split_add_layer_norm(
     if implementation == "reference":
         total = x + residual
         m, t = total[:, :, 0], total[:, :, 1:].flatten(1, 2)
-        norms = (plain(y, None, *norm, eps, dtype)[1] for y, norm in ((m, first), (t, rest)))
+        norms = (
+            run_reference(reference.add_layer_norm, y.device, y, None, *norm, eps, dtype)[1]
+            for y, norm in ((m, first), (t, rest))
+        )
         return m, next(norms), t, next(norms)
     return _Split.apply(implementation, dtype, eps, x, residual, *first, *rest)
 
@@ -153,10 +144,7 @@ class _Split(torch.autograd.Function):
         d_norms = []
         for i, (s, o) in enumerate(zip(slots(slope), slots(other), strict=True)):
             total, stats, weight, bias = saved[4 * i : 4 * i + 4]
-            given = [
-                None if g is None else g.view(total.shape) if g.is_contiguous() else g.reshape(total.shape)
-                for g in grads[2 * i : 2 * i + 2]
-            ]
+            given = [None if g is None else g.reshape(total.shape) for g in grads[2 * i : 2 * i + 2]]
             d_norm = backward_into(ctx.implementation, *given, total, stats, weight, bias, s, o, None)
             d_norms += d_norm.to(weight.dtype).unbind()
         return None, None, None, slope, slope if other is None else other, *d_norms
@@ -196,7 +184,7 @@ def join_add_layer_norm(
     implementation = choose("add_layer_norm", m.device)
     if implementation == "reference":
         x = torch.cat([(m + residual)[:, :, None], t.unflatten(1, (m.shape[1], -1))], dim=2)
-        return x, plain(x, None, weight, bias, eps, dtype)[1]
+        return x, run_reference(reference.add_layer_norm, x.device, x, None, weight, bias, eps, dtype)[1]
     return _Join.apply(implementation, dtype, eps, m, residual, t, weight, bias)
 
 

@@ -46,6 +46,33 @@ def forward_into(
     return stats
 
 
+def forward(
+    implementation: str,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum (``x`` itself where nothing is added), its norm in ``dtype``, and its statistics."""
+    total = None if residual is None else like(x, torch.promote_types(x.dtype, residual.dtype))
+    normalised = like(x, dtype)
+    stats = forward_into(implementation, x, residual, weight, bias, eps, total, normalised)
+    return x if total is None else total, normalised, stats
+
+
+def backward(
+    implementation: str, grad_total: Tensor | None, grad: Tensor | None, total: Tensor, stats: Tensor, weight: Tensor, bias: Tensor,
+    residual: torch.dtype | None, again: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
+    """Gradients to ``x``, to a residual of dtype ``residual`` (None: there was none), to weight and to bias."""
+    slope = like(total, total.dtype)
+    other = like(total, residual) if residual not in (None, total.dtype) else None
+    d_norm = backward_into(implementation, grad_total, grad, total, stats, weight, bias, slope, other, again)
+    return slope, None if residual is None else slope if other is None else other, *d_norm.to(weight.dtype)
+
+
 def backward_into(
     implementation: str, grad_total: Tensor | None, grad: Tensor | None, total: Tensor, stats: Tensor, weight: Tensor, bias: Tensor,
     slope: Tensor, slope_residual: Tensor | None, again: Tensor | None,

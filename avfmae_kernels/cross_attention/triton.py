@@ -28,6 +28,13 @@ def _softmax(logits, real):
 
 
 @triton.jit
+def _keys_and_values(kv, j, kv_row, d, mask, C):
+    """Rows j of a head's keys and values (rows, D_TILE)."""
+    at = kv + j[:, None] * kv_row + d[None, :]
+    return tl.load(at, mask=mask, other=0), tl.load(at + C, mask=mask, other=0)
+
+
+@triton.jit
 def few_keys_kernel(
     q, kv, out, Nq, Nk, q_batch, q_row, kv_batch, kv_row, scale, C, H,
     D: tl.constexpr, D_TILE: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr,
@@ -38,9 +45,7 @@ def few_keys_kernel(
     d = column + tl.arange(0, D_TILE)
     wide = (tl.arange(0, D_TILE) < D)[None, :]
     j = tl.arange(0, KEYS)
-    at = kv + kv_first + j[:, None] * kv_row + d[None, :]
-    k = tl.load(at, mask=(j < Nk)[:, None] & wide, other=0)
-    v = tl.load(at + C, mask=(j < Nk)[:, None] & wide, other=0)
+    k, v = _keys_and_values(kv + kv_first, j, kv_row, d, (j < Nk)[:, None] & wide, C)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = (i < Nq)[:, None] & wide
     x = tl.load(q + q_first + i[:, None] * q_row + d[None, :], mask=mask, other=0)
@@ -63,9 +68,7 @@ def few_keys_backward_kernel(
     wide = (tl.arange(0, D_TILE) < D)[None, :]
     j = tl.arange(0, KEYS)
     key = (j < Nk)[:, None] & wide
-    at = kv + kv_first + j[:, None] * kv_row + d[None, :]
-    k = tl.load(at, mask=key, other=0)
-    v = tl.load(at + C, mask=key, other=0)
+    k, v = _keys_and_values(kv + kv_first, j, kv_row, d, key, C)
     dk = tl.zeros((KEYS, D_TILE), tl.float32)
     dv = tl.zeros((KEYS, D_TILE), tl.float32)
     for start in range(0, Nq, BLOCK):
@@ -99,9 +102,7 @@ def _running_softmax(
     for start in range(0, Nk, BLOCK):
         j = start + tl.arange(0, BLOCK)
         key = (j < Nk)[:, None] & wide
-        at = kv + kv_first + j[:, None] * kv_row + d[None, :]
-        k = tl.load(at, mask=key, other=0)
-        v = tl.load(at + C, mask=key, other=0)
+        k, v = _keys_and_values(kv + kv_first, j, kv_row, d, key, C)
         logits = dot(x, tl.trans(k)) * scale
         logits = tl.where((j < Nk)[None, :], logits, float("-inf"))
         higher = tl.maximum(top, tl.max(logits, 1))
@@ -154,9 +155,7 @@ def few_queries_backward_kernel(
     for start in range(0, Nk, BLOCK):
         j = start + tl.arange(0, BLOCK)
         key = (j < Nk)[:, None] & wide
-        at = kv + kv_first + j[:, None] * kv_row + d[None, :]
-        k = tl.load(at, mask=key, other=0)
-        v = tl.load(at + C, mask=key, other=0)
+        k, v = _keys_and_values(kv + kv_first, j, kv_row, d, key, C)
         logits = dot(x, tl.trans(k)) * scale
         p = tl.where((j < Nk)[None, :], tl.exp(logits - top[:, None]) / total[:, None], 0.0)
         dp = dot(g, tl.trans(v))

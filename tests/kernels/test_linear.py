@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from backends import each_backend, require
-from correctness import TOLERANCE, check
+from correctness import TOLERANCE, check, kept_numbers
 
 import avfmae_kernels as K
 from avfmae_kernels.cross_attention.reference import cross_attention
@@ -68,25 +68,11 @@ def test_autocast_gives_what_it_gives_the_plain_composition(ours, plain, shapes)
         assert a.dtype == b.dtype and (a.float() - b.float()).norm() <= 2e-2 * b.float().norm()
 
 
-def kept(run) -> int:
-    """Numbers that autograd keeps, beyond the inputs."""
-    numbers = {}
-
-    def pack(t):
-        numbers[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes() // t.element_size()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = run()
-    del out
-    return sum(numbers.values())
-
-
 @pytest.mark.parametrize(("ours", "plain", "shapes"), CASES.values(), ids=CASES)
 def test_less_is_kept(ours, plain, shapes):
     require("add_layer_norm", "cpp")
     inputs = [torch.randn(s, requires_grad=True) for s in shapes]
     with K.use("reference"):
-        plain_keeps = kept(lambda: ours(*inputs))
+        plain_keeps = kept_numbers(lambda: ours(*inputs))
     answer = 3 * 5 * C  # what the linear layer would keep
-    assert kept(lambda: ours(*inputs)) <= plain_keeps - answer
+    assert kept_numbers(lambda: ours(*inputs)) <= plain_keeps - answer

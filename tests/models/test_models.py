@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from backends import interpret
+from correctness import kept_numbers
 
 import avfmae
 import avfmae_kernels as K
@@ -189,21 +190,6 @@ print("proven")
 def test_the_model_trains_alike_on_triton():
     """A whole step on Triton kernels, in the interpreter."""
     interpret(TRITON_TRAINS_ALIKE)
-
-
-def kept_numbers(run):
-    """Numbers that autograd keeps for the way back, beside the parameters."""
-    kept = {}
-
-    def pack(t):
-        if not isinstance(t, torch.nn.Parameter):
-            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes() // t.element_size()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = run()
-    del out
-    return sum(kept.values())
 
 
 def test_recomputation_changes_memory_and_nothing_else():
