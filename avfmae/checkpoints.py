@@ -117,7 +117,7 @@ def to_released(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Ten
         if len(names) == 2:
             released[names[0]], released[names[1]] = value[: len(value) // 3], value[len(value) // 3 :]
         elif name.endswith("embed.proj.weight"):
-            released[names[0]] = value.unflatten(1, model.get_submodule(name.removesuffix(".proj.weight")).kernel)
+            released[names[0]] = value.reshape(-1, *model.get_submodule(name.removesuffix(".proj.weight")).kernel)
         elif name.endswith("mask_token"):
             released[names[0]] = value[None, None]
         else:

@@ -11,7 +11,7 @@ from avfmae_kernels.cross_attention import cross_attention
 from avfmae_kernels.dispatch import explain, use
 from avfmae_kernels.gated_sum import gated_sum
 from avfmae_kernels.gather_patches import gather_patches
-from avfmae_kernels.linear import cross_attention_linear, gelu_linear, norm_linear, region_attention_linear
+from avfmae_kernels.linear import cross_attention_linear, gelu_linear, linear, norm_linear, region_attention_linear
 from avfmae_kernels.masked_patch_loss import masked_patch_loss
 from avfmae_kernels.region_attention import region_attention
 from avfmae_kernels.sample_masks import choose_tokens, random_bits
@@ -28,6 +28,7 @@ __all__ = [
     "gather_patches",
     "gelu_linear",
     "join_add_layer_norm",
+    "linear",
     "masked_patch_loss",
     "norm_linear",
     "random_bits",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avfmae_kernels import dispatch
+from avfmae_kernels import dispatch, matmul
 from avfmae_kernels.add_layer_norm import add_layer_norm, check, core
 from avfmae_kernels.add_layer_norm.core import undefined_stay_none
 from avfmae_kernels.cross_attention import cross_attention, cross_attention_backward
@@ -70,10 +70,30 @@ def cross_attention_linear(q: Tensor, kv: Tensor, num_heads: int, weight: Tensor
     return _LinearOf.apply(cross_attention, _cross_attention_again, (num_heads,), weight, bias, q, kv)
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear(x, weight, bias)`` of something that must be kept: (..., I) -> (..., O)."""
+    if dispatch.plain() or compute_dtype(weight) != x.dtype or not matmul.has_faster(x):
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x, weight, bias)
+
+
 def _slopes(grad: Tensor, a: Tensor, weight_dtype: torch.dtype, bias: bool) -> tuple[Tensor, Tensor | None]:
     """Gradients of ``F.linear(a, weight, bias)`` to weight and bias."""
-    grad, a = grad.flatten(0, -2), a.flatten(0, -2)
-    return (grad.mT @ a).to(weight_dtype), grad.sum(0).to(weight_dtype) if bias else None
+    return matmul.to_weight(grad, a).to(weight_dtype), grad.flatten(0, -2).sum(0).to(weight_dtype) if bias else None
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.bias = bias is not None
+        ctx.save_for_backward(x, weight)
+        return matmul.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        to_x = matmul.to_input(grad, weight) if ctx.needs_input_grad[0] else None
+        return to_x, *_slopes(grad, x, weight.dtype, ctx.bias)
 
 
 class _NormLinear(torch.autograd.Function):
@@ -86,7 +106,7 @@ class _NormLinear(torch.autograd.Function):
         ctx.weight, ctx.bias = weight.dtype, bias is not None
         ctx.save_for_backward(total, stats, norm_weight, norm_bias, cast)
         undefined_stay_none(ctx)
-        y = F.linear(normalised, cast, None if bias is None else bias.to(dtype))
+        y = matmul.linear(normalised, cast, None if bias is None else bias.to(dtype))
         return (y,) if residual is None else (total, y)
 
     @staticmethod
@@ -97,7 +117,7 @@ class _NormLinear(torch.autograd.Function):
         if grad is None:  # the linear layer's answer was not used
             grad = total.new_zeros(*total.shape[:-1], len(weight), dtype=weight.dtype)
         normalised = core.like(total, weight.dtype)
-        slopes = core.backward(ctx.implementation, grad_total, grad @ weight, *saved, ctx.residual, normalised)
+        slopes = core.backward(ctx.implementation, grad_total, matmul.to_input(grad, weight), *saved, ctx.residual, normalised)
         return None, None, *slopes, *_slopes(grad, normalised, ctx.weight, ctx.bias)
 
 
@@ -110,12 +130,12 @@ class _LinearOf(torch.autograd.Function):
         cast = weight.to(dtype)
         ctx.backward_of_op, ctx.constants, ctx.weight = backward, constants, weight.dtype
         ctx.save_for_backward(cast, *inputs)
-        return F.linear(op(*inputs, *constants).to(dtype), cast, bias.to(dtype))
+        return matmul.linear(op(*inputs, *constants).to(dtype), cast, bias.to(dtype))
 
     @staticmethod
     def backward(ctx, grad):
         weight, *inputs = ctx.saved_tensors
-        *slopes, out = ctx.backward_of_op((grad @ weight).to(inputs[0].dtype), *inputs, *ctx.constants)
+        *slopes, out = ctx.backward_of_op(matmul.to_input(grad, weight).to(inputs[0].dtype), *inputs, *ctx.constants)
         return None, None, None, *_slopes(grad, out.to(grad.dtype), ctx.weight, True), *slopes
 
 

@@ -21,6 +21,11 @@ def layer_norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=EPS)
 
 
+class Linear(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return K.linear(x, self.weight, self.bias)
+
+
 def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     """Stochastic depth (Huang et al., 2016): drops a whole residual branch of a sample, and scales the kept ones."""
     if rate == 0 or not training:
@@ -71,10 +76,10 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, heads: int, backend: str = "sdpa"):
         super().__init__()
         self.heads, self.backend = heads, backend
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
 
     def forward(
         self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, last: int | None = None
@@ -91,7 +96,7 @@ class SelfAttention(nn.Module):
 
     def project(self, normalised: Tensor) -> Tensor:
         """(..., C) -> queries, keys and values (..., 3C)."""
-        return F.linear(normalised, self.qkv.weight, self.bias)
+        return K.linear(normalised, self.qkv.weight, self.bias)
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Queries, keys and values (..., N, 3C) -> the branch (..., N, C)."""
@@ -103,8 +108,8 @@ class SelfAttention(nn.Module):
     def of_last(self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, last: int) -> tuple[Tensor, Tensor]:
         width = x.shape[-1]
         x, normalised = add_norm(x, branch, norm)
-        q = F.linear(normalised[:, -last:], self.qkv.weight[:width], self.q_bias)
-        kv = F.linear(normalised, self.qkv.weight[width:], self.bias[width:])
+        q = K.linear(normalised[:, -last:], self.qkv.weight[:width], self.q_bias)
+        kv = K.linear(normalised, self.qkv.weight[width:], self.bias[width:])
         return x[:, -last:], attend(self, q, kv)
 
 
@@ -121,11 +126,11 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, heads: int, backend: str = "sdpa"):
         super().__init__()
         self.heads, self.backend = heads, backend
-        self.q = nn.Linear(width, width, bias=False)
-        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.q = Linear(width, width, bias=False)
+        self.kv = Linear(width, 2 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))
         self.v_bias = nn.Parameter(torch.zeros(width))
-        self.proj = nn.Linear(width, width)
+        self.proj = Linear(width, width)
 
     def forward(
         self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, context: Tensor, context_norm: nn.LayerNorm
@@ -152,7 +157,7 @@ class CrossAttention(nn.Module):
 
     def one_key(self, context: Tensor) -> Tensor:
         """The answer to any query when the context (B, 1, C) has one token: softmax over one key is 1, whatever q is."""
-        v = F.linear(context, self.kv.weight[context.shape[-1] :], self.v_bias)
+        v = K.linear(context, self.kv.weight[context.shape[-1] :], self.v_bias)
         return self.proj(v)
 
 
@@ -161,8 +166,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
+        self.fc1 = Linear(width, 4 * width)
+        self.fc2 = Linear(4 * width, width)
 
     def forward(self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         """x, branch (..., C) -> x, branch."""

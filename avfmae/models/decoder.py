@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import avfmae_kernels as K
 from avfmae.config import ModalityConfig, ModelConfig
-from avfmae.models.attention import MLP, CrossAttention, SelfAttention, flash_attention, layer_norm, pre_norm
+from avfmae.models.attention import MLP, CrossAttention, Linear, SelfAttention, flash_attention, layer_norm, pre_norm
 from avfmae.models.embed import sinusoid_positions
 from avfmae.models.recompute import run
 
@@ -44,13 +44,13 @@ class Decoder(nn.Module):
         if cfg.attention == "flash":
             flash_attention()  # refused now rather than in the first step
         width, heads, depth = cfg.decoder_width, cfg.decoder_heads, 1 + len(cfg.skip_blocks)
-        self.embed = nn.Linear(cfg.width, width, bias=False)  # of the fused tokens and of each skip feature
+        self.embed = Linear(cfg.width, width, bias=False)  # of the fused tokens and of each skip feature
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.register_buffer("positions", sinusoid_positions(m.tokens, width), persistent=False)
         self.blocks = nn.ModuleList(ViTBlock(width, heads, cross=i > 0, backend=cfg.attention) for i in range(depth))
         self.norm = layer_norm(width)
         channels = 3 if len(m.size) == 3 else 1
-        self.head = nn.Linear(width, channels * torch.Size(m.patch).numel())
+        self.head = Linear(width, channels * torch.Size(m.patch).numel())
 
     def forward(self, fused: Tensor, skips: list[Tensor], visible: Tensor, decoded: Tensor) -> Tensor:
         """Predicts the patches of the decoded tokens.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import avfmae_kernels as K
 from avfmae.config import ModalityConfig
+from avfmae.models.attention import Linear
 
 
 def sinusoid_positions(tokens: int, width: int) -> Tensor:
@@ -35,7 +36,7 @@ class PatchEmbed(nn.Module):
         self.is_video = len(m.size) == 3
         channels = 3 if self.is_video else 1
         self.kernel = (channels, *m.patch)
-        self.proj = nn.Linear(torch.Size(self.kernel).numel(), width)
+        self.proj = Linear(torch.Size(self.kernel).numel(), width)
         self.register_buffer("positions", sinusoid_positions(m.tokens, width), persistent=False)
 
     def rows(self, clip: Tensor, index: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from avfmae.config import ModelConfig
-from avfmae.models.attention import add_norm, layer_norm
+from avfmae.models.attention import Linear, add_norm, layer_norm
 from avfmae.models.iavcl import IAVCL
 from avfmae.models.lgi import LGIEncoder
 
@@ -57,7 +57,7 @@ class AVFMAEForFinetuning(nn.Module):
             self.video_layer_weights = nn.Parameter(torch.full((cfg.depth,), 1 / cfg.depth))
             self.audio_layer_weights = nn.Parameter(torch.full((cfg.depth,), 1 / cfg.depth))
         self.head_norm = layer_norm(cfg.width * len(self.modalities))
-        self.head = nn.Linear(cfg.width * len(self.modalities), num_outputs)
+        self.head = Linear(cfg.width * len(self.modalities), num_outputs)
         self.init_weights()
 
     def init_weights(self) -> None:

@@ -6,13 +6,12 @@ outputs and feeds the joint feature back. Shapes: B batch, N video and M audio t
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 import avfmae_kernels as K
 from avfmae.config import ModelConfig
-from avfmae.models.attention import MLP, CrossAttention, SelfAttention, add_norm, drop_path, layer_norm
+from avfmae.models.attention import MLP, CrossAttention, Linear, SelfAttention, add_norm, drop_path, layer_norm
 
 
 class GatedInteraction(nn.Module):
@@ -26,7 +25,7 @@ class GatedInteraction(nn.Module):
         self.cross_norm, self.context_norm = layer_norm(width), layer_norm(width)
         self.cross_attn = CrossAttention(width, heads)
         self.cross_mlp_norm, self.cross_mlp = layer_norm(width), MLP(width)
-        self.self_gate, self.cross_gate = nn.Linear(2 * width, width), nn.Linear(2 * width, width)
+        self.self_gate, self.cross_gate = Linear(2 * width, width), Linear(2 * width, width)
         self.norm = layer_norm(width)
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
@@ -80,7 +79,7 @@ class EvolutionaryRefinement(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.proj = nn.Linear(2 * width, width)
+        self.proj = Linear(2 * width, width)
         self.audio, self.video = (
             nn.Sequential(nn.Conv1d(width, width, 1), BatchNorm(width), nn.PReLU()) for _ in range(2)
         )
@@ -107,7 +106,7 @@ class UnitAggregation(nn.Module):
         self.drop = drop
         self.attn_norm, self.attn = layer_norm(width), SelfAttention(width, heads)
         self.mlp_norm, self.mlp = layer_norm(width), MLP(width)
-        self.weight = nn.Linear(width, 1)
+        self.weight = Linear(width, 1)
         self.feedback_norm = layer_norm(width)
         self.feedback_mlp_norm, self.feedback_mlp = layer_norm(width), MLP(width)
 
@@ -125,7 +124,7 @@ class UnitAggregation(nn.Module):
             branch = attn.one_key(joint).expand_as(t)
         else:
             t, q = attn.queries(t, None, self.feedback_norm)
-            branch = attn.attend(q, F.linear(joint, attn.kv.weight, attn.bias))
+            branch = attn.attend(q, K.linear(joint, attn.kv.weight, attn.bias))
         t, branch = self.feedback_mlp(t, self.dropped(branch), self.feedback_mlp_norm)
         return t + self.dropped(branch)
 

@@ -5,7 +5,6 @@ Letters: t local tokens (B, R·(S-1), C), m region tokens (B, R, C).
 """
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -61,7 +60,7 @@ class LGIBlock(nn.Module):
         )  # fmt: skip
         m_branch = self.dropped(self.region_attn.attend(self.region_attn.project(m_norm)))  # II
         m, kv = self.spread_attn.keys_and_values(m, m_branch, self.spread_context_norm)
-        q = F.linear(t_norm, self.spread_attn.q.weight, self.spread_attn.q_bias)
+        q = K.linear(t_norm, self.spread_attn.q.weight, self.spread_attn.q_bias)
         return m, t, self.dropped(self.spread_attn.attend(q, kv))  # III
 
     def attentions(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

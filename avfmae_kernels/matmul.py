@@ -1,0 +1,37 @@
+"""The three matrix products of a linear layer, by the fastest library at hand.
+
+They stay with the libraries: cuBLAS on a GPU; on a CPU oneDNN, which PyTorch itself uses for bfloat16 but not for float32. There it calls
+MKL, which keeps to AVX2 on processors that are not Intel's: on an AMD EPYC with AVX-512 oneDNN's float32 products are 1.5 to 2.3 times as
+fast, and equal to them on an Intel one. Called inside autograd Functions only: oneDNN's op has no gradient of its own.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+
+
+def has_faster(x: Tensor) -> bool:
+    """Whether these products of ``x`` are other ones than PyTorch's."""
+    return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (..., I), weight (O, I) -> (..., O)."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "") if has_faster(x) else F.linear(x, weight, bias)
+
+
+def to_input(grad: Tensor, weight: Tensor) -> Tensor:
+    """The gradient to a linear layer's input: grad (..., O), weight (O, I) -> (..., I)."""
+    return linear(grad, weight.mT, None) if has_faster(grad) else grad @ weight
+
+
+def to_weight(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient to a linear layer's weight: grad (..., O), x (..., I) -> (O, I)."""
+    grad, x = grad.flatten(0, -2), x.flatten(0, -2)
+    return linear(grad.mT, x.mT, None) if has_faster(grad) else grad.mT @ x

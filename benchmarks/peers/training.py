@@ -1,0 +1,129 @@
+"""The published training step: what happens between a batch on the host and new weights.
+
+Clips come as normalised floats. fp16 autocast with a gradient scaler (or bf16, or float32 for comparison); targets made on the device
+from the un-normalised clip; torch's AdamW as it comes; a gradient norm parameter by parameter; and the loss read on the host.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from avfmae.config import ModelConfig
+from avfmae.training.config import OptimConfig
+from avfmae.training.optim import parameter_groups
+from avfmae_benchmarks.peers.parts import contrast
+from avfmae_kernels.gather_patches import IMAGENET_MEAN, IMAGENET_STD
+
+
+@dataclass
+class PublishedBatch:
+    """Normalised clips (B, 3, T, H, W) and spectrograms (B, 1, frames, mels), float32; masks (B, tokens) bool, True = masked.
+
+    ``decoders``: HiCMAE's None; AVF-MAE++'s decoder masks. ``labels``: fine-tuning's soft targets (B, outputs).
+    """
+
+    video: Tensor
+    audio: Tensor
+    masks: tuple[Tensor, Tensor] | None = None
+    decoders: tuple[Tensor, Tensor] | None = None
+    labels: Tensor | None = None
+
+
+def video_targets(video: Tensor, cfg: ModelConfig) -> Tensor:
+    """Standardised patches of every tubelet, later frames less the first one: (B, 3, T, H, W) -> (B, tokens, 1536)."""
+    mean, std = (torch.tensor(c, device=video.device)[:, None, None, None] for c in (IMAGENET_MEAN, IMAGENET_STD))
+    pixels = video * std + mean
+    p, q, r = cfg.video.patch
+    patches = rearrange(pixels, "b c (t p) (h q) (w r) -> b (t h w) (p q r) c", p=p, q=q, r=r)
+    patches = (patches - patches.mean(-2, keepdim=True)) / (patches.var(-2, keepdim=True).sqrt() + 1e-6)
+    frames = rearrange(patches, "b n (p s) c -> b n p (s c)", p=p)
+    return torch.cat([frames[:, :, :1], frames[:, :, 1:] - frames[:, :, :1]], dim=2).flatten(2)
+
+
+def audio_targets(audio: Tensor, cfg: ModelConfig) -> Tensor:
+    patches = rearrange(audio, "b 1 (t p) (f q) -> b (t f) (p q)", p=cfg.audio.patch[0], q=cfg.audio.patch[1])
+    return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True).sqrt() + 1e-6)
+
+
+def pretraining_loss(model: nn.Module, batch: PublishedBatch, autocast: Callable) -> Tensor:
+    """Reconstruction of both modalities and λ · contrast, as each of the two models defines them."""
+    cfg, decoded = model.cfg, batch.decoders or batch.masks
+    with torch.no_grad():
+        targets = [video_targets(batch.video, cfg), audio_targets(batch.audio, cfg)]
+        targets = [t[~d if batch.decoders else d].reshape(len(t), -1, t.shape[-1]) for t, d in zip(targets, decoded, strict=True)]
+    with autocast():
+        if batch.decoders:
+            *predictions, video_skips, audio_skips = model(batch.video, batch.audio, *batch.masks, *(~d for d in decoded))
+        else:
+            *predictions, video_skips, audio_skips = model(batch.video, batch.audio, *batch.masks)
+        loss = 0
+        for k, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
+            if batch.decoders:  # only what the encoder did not see
+                error = ((prediction - target) ** 2).mean(-1)
+                scored = batch.masks[k][~decoded[k]].reshape(error.shape)
+                loss = loss + (error * scored).sum() / scored.sum()
+            else:
+                loss = loss + F.mse_loss(prediction, target)
+        for v, a in zip(video_skips, audio_skips, strict=True):
+            loss = loss + cfg.contrastive_weight * contrast(v, a, cfg.temperature)[0]
+    return loss
+
+
+def finetuning_loss(model: nn.Module, batch: PublishedBatch, autocast: Callable) -> Tensor:
+    with autocast():
+        return F.cross_entropy(model(batch.video, batch.audio), batch.labels)
+
+
+class PublishedStep:
+    """One step of the published loops.
+
+    Args:
+        precision: ``"fp16"`` as published, ``"bf16"`` or ``"float32"``.
+        fused: one AdamW kernel for all parameters, which the generous peer uses.
+    """
+
+    def __init__(self, model: nn.Module, loss: Callable, optim: OptimConfig, precision: str, fused: bool = False):
+        self.model, self.loss, self.optim, self.fused = model, loss, optim, fused
+        self.device = next(model.parameters()).device
+        self.precision = {"fp16": torch.float16, "bf16": torch.bfloat16, "float32": torch.float32}[precision]
+        self.optimiser = torch.optim.AdamW(parameter_groups(model, optim), lr=1e-4, betas=optim.betas, fused=fused or None)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def __call__(self, batch: PublishedBatch) -> float:
+        for group in self.optimiser.param_groups:
+            group["lr"] = 1e-4 * group["lr_scale"]
+        batch = self.to_device(batch)
+        loss = self.loss(self.model, batch, self.autocast)
+        value = loss.item()  # the loop stops at once when it is not finite
+        if not torch.isfinite(torch.tensor(value)):
+            raise RuntimeError(f"loss is {value}")
+        self.optimiser.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimiser)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if self.fused:
+            norm = nn.utils.get_total_norm(gradients)
+        else:
+            norm = torch.norm(torch.stack([torch.norm(g.detach(), 2.0) for g in gradients]), 2.0)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.scaler.get_scale()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        norm.item()
+        return value
+
+    def to_device(self, batch: PublishedBatch) -> PublishedBatch:
+        def move(x):
+            if isinstance(x, tuple):
+                return tuple(move(t) for t in x)
+            return None if x is None else x.to(self.device, non_blocking=True)
+
+        return PublishedBatch(*(move(x) for x in vars(batch).values()))
