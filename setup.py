@@ -23,7 +23,8 @@ CHOICE = os.environ.get("AVFMAE_BUILD", "auto")
 ARCHS = os.environ.get("AVFMAE_CUDA_ARCHS", "80;90;100").split(";")
 TORCH = Path(sysconfig.get_path("platlib")) / "torch"  # found, not imported: works in an isolated build too
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY", "-DPy_LIMITED_API=0x030b0000"]
-OPTIMISE = ["-O3", "-std=c++20", "-fvisibility=hidden", "-fopenmp-simd"]
+# sqrt sets errno, comparisons trap: as far as the compiler knows, and then it does not vectorise them
+OPTIMISE = ["-O3", "-std=c++20", "-fvisibility=hidden", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
 
 if CHOICE not in ("auto", "cuda", "cpu", "none"):
     sys.exit(f"AVFMAE_BUILD={CHOICE!r}: expected auto, cuda, cpu or none")

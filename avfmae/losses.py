@@ -4,6 +4,8 @@ Shapes: B batch, N tokens, P numbers a patch. Under torch.distributed every mean
 a process returns its share scaled so that the processes' average is the whole batch's loss.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -32,28 +34,60 @@ def reconstruction_loss(pred: Tensor, source: Tensor, mask: ModalityMask, patch:
     return K.masked_patch_loss(pred, source, mask.decoded, mask.scored / count, patch)
 
 
+class Gathered:
+    """Tensors of all processes, on their way: what is asked for first is waited for, and other work goes on meanwhile.
+
+    Args:
+        tensors: of one shape (B, C) and dtype.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]):
+        self.work: list = []
+        self.everything = _Gather.apply(torch.stack(list(tensors), dim=1), self.work)
+
+    def __getitem__(self, k: int) -> Tensor:
+        """The k-th tensor of every process, in order of rank: (processes' B, C)."""
+        while self.work:
+            self.work.pop().wait()
+        return self.everything[:, k]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, mine, work):
+        everything = mine.new_empty(len(mine) * dist.get_world_size(), *mine.shape[1:])
+        work.append(dist.all_gather_into_tensor(everything, mine, async_op=True))
+        return everything
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.contiguous()
+        dist.all_reduce(grad)  # what the other processes' losses say of these clips
+        return grad.chunk(dist.get_world_size())[dist.get_rank()], None
+
+
 def info_nce(
-    video: Tensor, audio: Tensor, temperature: float, gather: bool = True, negatives: int | None = None
+    video: Tensor,
+    audio: Tensor,
+    temperature: float,
+    negatives: int | None = None,
+    everyone: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Symmetric InfoNCE between the modalities' clip features (eq. 1's contrastive term, one level).
 
     Args:
-        video, audio: (B, C), any scale.
+        video, audio: (B, C) float32, of length 1.
         temperature: τ.
-        gather: contrast with the clips of all processes.
         negatives: contrast with this many other clips (the following ones, cyclically) instead of with all, so that
             the objective is the same for any batch and number of processes.
+        everyone: the video and audio features of all processes' clips, in order of rank; None: there is one process, or
+            it contrasts its own clips only.
 
     Returns:
-        The loss, and the logits v·aᵀ/τ: (B, B), or (B, all processes' B) when gathered.
+        The loss, and the logits v·aᵀ/τ: (B, B), or (B, all processes' B).
     """
-    video, audio = F.normalize(video.float(), dim=-1), F.normalize(audio.float(), dim=-1)
-    all_video, all_audio, first = video, audio, 0
-    if gather and world_size() > 1:
-        from torch.distributed.nn.functional import all_gather
-
-        all_video, all_audio = torch.cat(all_gather(video)), torch.cat(all_gather(audio))
-        first = dist.get_rank() * len(video)
+    all_video, all_audio = everyone or (video, audio)
+    first = dist.get_rank() * len(video) if everyone else 0
     by_video, by_audio = video @ all_audio.T / temperature, audio @ all_video.T / temperature
     labels = torch.arange(first, first + len(video), device=video.device)
     if negatives is None:

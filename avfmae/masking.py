@@ -4,7 +4,7 @@ AVF-MAE++ §3.2. Video: a tube mask for the encoder (one spatial mask, repeated 
 decoder; audio: random masks for both. HiCMAE has encoder masks only, and its decoder predicts all that they hide.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -34,10 +34,8 @@ class ModalityMask:
     decoded: Tensor
     scored: Tensor
 
-    def to(self, device, non_blocking: bool = False) -> "ModalityMask":
-        return ModalityMask(
-            *(t.to(device, non_blocking=non_blocking) for t in (self.visible, self.decoded, self.scored))
-        )
+    def map(self, function: Callable[[Tensor], Tensor]) -> "ModalityMask":
+        return ModalityMask(*(function(t) for t in (self.visible, self.decoded, self.scored)))
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,11 @@ class DualMask:
         return cls(join("video"), join("audio"))
 
     def to(self, device, non_blocking: bool = False) -> "DualMask":
-        return DualMask(self.video.to(device, non_blocking), self.audio.to(device, non_blocking))
+        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "DualMask":
+        """The same masks with ``function`` of every tensor."""
+        return DualMask(self.video.map(function), self.audio.map(function))
 
     def __len__(self) -> int:
         return len(self.video.visible)

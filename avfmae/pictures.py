@@ -71,7 +71,7 @@ def reconstruction(model: MaskedAutoencoder, dataset: PretrainDataset, device: t
         _hidden(m.visible, n) for m, n in ((masks.video, cfg.video.tokens), (masks.audio, cfg.audio.tokens))
     )
     masks = DualMask.from_bool(hidden_video, None, hidden_audio, None)
-    pred_video, pred_audio, _ = model.predict(batch.video, batch.audio, masks)
+    pred_video, pred_audio = model.decode(*model.encode(batch.video, batch.audio, masks), masks)
     (T, _, _), (pt, ph, pw), (gt, gh, _) = cfg.video.size, cfg.video.patch, cfg.video.grid
     tubelets = rearrange(batch.video.float(), "b (t p) (h q) (w r) c -> b (t h w) p (q r) c", p=pt, q=ph, r=pw)
     mean, std = tubelets.mean((2, 3), keepdim=True), tubelets.flatten(2, 3).std(2)[:, :, None, None] + 1e-6

@@ -4,11 +4,12 @@ Every op has one public function here and several implementations behind it; :fu
 :func:`explain` says what runs and why the others do not.
 """
 
+from avfmae_kernels.adamw import adamw, gradient_norm
 from avfmae_kernels.add_layer_norm import add_layer_norm, join_add_layer_norm, split_add_layer_norm
 from avfmae_kernels.arguments import fits_a_tile
 from avfmae_kernels.assemble_tokens import assemble_tokens
 from avfmae_kernels.cross_attention import cross_attention
-from avfmae_kernels.dispatch import explain, use
+from avfmae_kernels.dispatch import explain, plain, use
 from avfmae_kernels.gated_sum import gated_sum
 from avfmae_kernels.gather_patches import gather_patches
 from avfmae_kernels.linear import cross_attention_linear, gelu_linear, linear, norm_linear, region_attention_linear
@@ -17,6 +18,7 @@ from avfmae_kernels.region_attention import region_attention
 from avfmae_kernels.sample_masks import choose_tokens, random_bits
 
 __all__ = [
+    "adamw",
     "add_layer_norm",
     "assemble_tokens",
     "choose_tokens",
@@ -27,10 +29,12 @@ __all__ = [
     "gated_sum",
     "gather_patches",
     "gelu_linear",
+    "gradient_norm",
     "join_add_layer_norm",
     "linear",
     "masked_patch_loss",
     "norm_linear",
+    "plain",
     "random_bits",
     "region_attention",
     "region_attention_linear",

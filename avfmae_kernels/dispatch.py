@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from avfmae_kernels.schemas import SCHEMAS, library
+from avfmae_kernels.schemas import SCHEMAS, WITHOUT_TRITON, library
 
 IMPLEMENTATIONS = ("cuda", "triton", "cpp", "reference")  # in the order that "auto" prefers them
 CHOICES = ("auto", *IMPLEMENTATIONS)
@@ -75,6 +75,8 @@ def why_not(op: str, implementation: str, device: str) -> str | None:
     if implementation == "reference":
         return None
     if implementation == "triton":
+        if op in WITHOUT_TRITON:
+            return "it has no Triton kernel"
         if not TRITON_INSTALLED:
             return "triton is not installed"
         if device != "cuda" and not TRITON_INTERPRETED:

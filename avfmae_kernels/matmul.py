@@ -17,13 +17,16 @@ ONEDNN = (
 
 
 def has_faster(x: Tensor) -> bool:
-    """Whether these products of ``x`` are other ones than PyTorch's."""
+    """Whether a product of ``x`` goes another way here than PyTorch's."""
     return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., I), weight (O, I) -> (..., O)."""
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "") if has_faster(x) else F.linear(x, weight, bias)
+    # PyTorch's bfloat16 product begins with a copy of the bias into every row.
+    if has_faster(x) or (ONEDNN and bias is not None and x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.numel() > 0):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return F.linear(x, weight, bias)
 
 
 def to_input(grad: Tensor, weight: Tensor) -> Tensor:

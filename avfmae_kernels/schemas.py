@@ -25,6 +25,11 @@ SCHEMAS = {
         "(Tensor grad, Tensor gate_a, Tensor a, Tensor gate_b, Tensor b) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
     "gelu_backward": "(Tensor grad, Tensor x) -> (Tensor, Tensor)",
+    "gradient_norm": "(Tensor[] gradients) -> Tensor",
+    "adamw": (
+        "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, Tensor(e!)[] copies, "
+        "Tensor lr, float beta1, float beta2, float eps, float weight_decay, Tensor divisor, Tensor skip) -> ()"
+    ),
     # These write where they are told, so that the rows of one buffer can be read and written by slots.
     "add_layer_norm": (
         "(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, "
@@ -35,6 +40,8 @@ SCHEMAS = {
         "Tensor(a!) grad_x, Tensor(b!)? grad_residual, Tensor(c!)? normalised, Tensor(d!) parts) -> ()"
     ),
 }
+
+WITHOUT_TRITON = {"gradient_norm", "adamw"}  # on a GPU torch's own multi-tensor kernels do it
 
 
 def gather_patches(video, index, patch, mean, std, dtype):
@@ -93,8 +100,16 @@ def add_layer_norm_backward(
     pass
 
 
+def gradient_norm(gradients):
+    return gradients[0].new_empty((), dtype=torch.float32)
+
+
+def adamw(params, grads, exp_avgs, exp_avg_sqs, steps, copies, lr, beta1, beta2, eps, weight_decay, divisor, skip):
+    pass
+
+
 library = torch.library.Library("avfmae", "DEF")
 for _name, _schema in SCHEMAS.items():
-    for _op in (_name, f"{_name}_triton"):
+    for _op in (_name,) if _name in WITHOUT_TRITON else (_name, f"{_name}_triton"):
         library.define(_op + _schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"avfmae::{_op}", globals()[_name], lib=library)

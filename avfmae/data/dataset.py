@@ -6,7 +6,7 @@ the order of clips by (seed, epoch), and each process takes its rows of each tot
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -159,19 +159,22 @@ class Batch:
     views: int = 1
     bad: list[Bad] = field(default_factory=list)
 
-    def to(self, device: torch.device) -> "Batch":
-        def move(x):
-            return None if x is None else x.to(device, non_blocking=True)
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with ``function`` of every tensor."""
+        fields = {name: getattr(self, name) for name in ("video", "audio", "labels")}
+        masks = None if self.masks is None else self.masks.map(function)
+        return replace(self, masks=masks, **{n: None if t is None else function(t) for n, t in fields.items()})
 
-        return Batch(
-            move(self.video), move(self.audio), move(self.labels), move(self.masks), self.clips, self.views, self.bad
-        )
+    def tensors(self) -> list[Tensor]:
+        found: list[Tensor] = []
+        self.map(lambda t: found.append(t) or t)
+        return found
+
+    def to(self, device: torch.device) -> "Batch":
+        return self.map(lambda t: t.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        def pin(x):
-            return None if x is None else x.pin_memory()
-
-        return Batch(pin(self.video), pin(self.audio), pin(self.labels), self.masks, self.clips, self.views, self.bad)
+        return self.map(Tensor.pin_memory)
 
 
 class ClipDataset(Dataset):

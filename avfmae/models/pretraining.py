@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avfmae.config import ModelConfig
-from avfmae.losses import info_nce, reconstruction_loss
+from avfmae.losses import Gathered, info_nce, reconstruction_loss, world_size
 from avfmae.masking import DualMask
 from avfmae.models.decoder import Decoder
 from avfmae.models.iavcl import IAVCL
@@ -32,6 +33,15 @@ class PretrainingOutput:
     logits: list[Tensor]
 
 
+@dataclass
+class Encoded:
+    """One modality's visible tokens (B, N, C), its skip features, shallowest first, and the tokens' index (B, N)."""
+
+    tokens: Tensor
+    skips: list[Tensor]
+    index: Tensor
+
+
 class MaskedAutoencoder(nn.Module):
     """What AVF-MAE++ and HiCMAE share: two encoders, a fusion, two decoders, and the losses."""
 
@@ -46,21 +56,23 @@ class MaskedAutoencoder(nn.Module):
         """(B, Nv, C), (B, Na, C) -> the same, fused."""
         raise NotImplementedError
 
-    def predict(
-        self, video: Tensor, audio: Tensor, masks: DualMask
-    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:
-        """Predictions of the decoded tokens, and the clips' video and audio features (B, C) at each skip level."""
+    def encode(self, video: Tensor, audio: Tensor, masks: DualMask) -> tuple[Encoded, Encoded]:
+        """What the encoders make of the visible tokens of each modality."""
         if not len(video) == len(audio) == len(masks):
             raise ValueError(f"video, audio, masks: got batches of {len(video)}, {len(audio)} and {len(masks)}")
-        v, video_skips, video_index = self.video_encoder.encode_visible(video, masks.video.visible)
-        a, audio_skips, audio_index = self.audio_encoder.encode_visible(audio, masks.audio.visible)
+        v = Encoded(*self.video_encoder.encode_visible(video, masks.video.visible))
+        a = Encoded(*self.audio_encoder.encode_visible(audio, masks.audio.visible))
         if self.cfg.token_order == "released":
-            video_index = masks.video.visible  # tokens are region-major, positions raster: the released defect
-        levels = [(vs.mean(1), as_.mean(1)) for vs, as_ in zip(video_skips, audio_skips, strict=True)]
-        v, a = self.fuse(v, a)
-        pred_video = self.video_decoder(v, video_skips, video_index, masks.video.decoded)
-        pred_audio = self.audio_decoder(a, audio_skips, audio_index, masks.audio.decoded)
-        return pred_video, pred_audio, levels
+            v.index = masks.video.visible  # tokens are region-major, positions raster: the released defect
+        return v, a
+
+    def decode(self, v: Encoded, a: Encoded, masks: DualMask) -> tuple[Tensor, Tensor]:
+        """Predictions of the decoded tokens, (B, decoded, 1536) and (B, decoded, 256)."""
+        video, audio = self.fuse(v.tokens, a.tokens)
+        return (
+            self.video_decoder(video, v.skips, v.index, masks.video.decoded),
+            self.audio_decoder(audio, a.skips, a.index, masks.audio.decoded),
+        )
 
     def forward(self, video: Tensor, audio: Tensor, masks: DualMask) -> PretrainingOutput:
         """Reconstructs the decoded patches from the visible ones.
@@ -71,11 +83,20 @@ class MaskedAutoencoder(nn.Module):
             masks: of the same B clips, on the same device.
         """
         cfg = self.cfg
-        pred_video, pred_audio, levels = self.predict(video, audio, masks)
-        contrasts = [info_nce(v, a, cfg.temperature, cfg.gather_negatives, cfg.negatives) for v, a in levels]
-        loss_contrastive = torch.stack([loss for loss, _ in contrasts]).sum()
+        v, a = self.encode(video, audio, masks)
+        features = [F.normalize(skip.mean(1).float(), dim=-1) for skip in (*v.skips, *a.skips)]
+        shared = cfg.gather_negatives and world_size() > 1
+        everyone = Gathered(features) if shared else None  # travels while the decoders work
+        pred_video, pred_audio = self.decode(v, a, masks)
         loss_video = reconstruction_loss(pred_video, video, masks.video, cfg.video.patch)
         loss_audio = reconstruction_loss(pred_audio, audio, masks.audio, cfg.audio.patch)
+        levels = len(v.skips)
+        contrasts = [
+            info_nce(features[k], features[levels + k], cfg.temperature, cfg.negatives,
+                     (everyone[k], everyone[levels + k]) if everyone else None)
+            for k in range(levels)
+        ]  # fmt: skip
+        loss_contrastive = torch.stack([loss for loss, _ in contrasts]).sum()
         loss = loss_video + loss_audio + cfg.contrastive_weight * loss_contrastive
         return PretrainingOutput(
             loss, loss_video, loss_audio, loss_contrastive, pred_video, pred_audio, [logits for _, logits in contrasts]

@@ -28,6 +28,7 @@ class OptimConfig:
         total_batch: clips a step over all processes; kept by accumulating gradients.
         micro_batch: most clips in a forward pass of one process; None: its whole share of the total batch.
         clip_grad: largest norm of the gradient; None: not clipped.
+        ema: decay of a running average of the weights, which is written beside them; None: none is kept.
         max_skipped: the run stops after this many non-finite steps in a row.
     """
 
@@ -42,6 +43,7 @@ class OptimConfig:
     total_batch: int = 256
     micro_batch: int | None = None
     clip_grad: float | None = None
+    ema: float | None = None
     max_skipped: int = 10
 
 
@@ -57,10 +59,12 @@ class RunConfig:
         token_order: ``raster``, or ``released`` with its displaced decoder positions, for published weights.
         init: weights to start from (safetensors or a released pickle).
         seed: of weights, order, masks and augmentation.
-        precision: ``auto`` is bf16 on a GPU and float32 on a CPU.
+        precision: ``auto`` is bf16 on a GPU and on processors that multiply it, and float32 on others.
+        cuda_graph: run the whole step as one CUDA graph (one process on a GPU).
+        compile: let torch.compile have what the kernels leave.
         recompute: what blocks do again on the way back to save memory: nothing, the cheap, or everything.
         save_steps: a checkpoint every so many steps, and at the end.
-        log_steps: a line of log every so many steps.
+        log_steps: a line of log every so many steps; between them nothing waits for the device.
         stop_after: end the run after this many steps, as if interrupted; for tests and probes.
     """
 
@@ -72,9 +76,11 @@ class RunConfig:
     init: Path | None = None
     seed: int = 0
     precision: Literal["auto", "float32", "bf16"] = "auto"
+    cuda_graph: bool = True
+    compile: bool = False
     recompute: Literal["none", "selective", "full"] = "none"
     save_steps: int = 500
-    log_steps: int = 1
+    log_steps: int = 10
     stop_after: int | None = None
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -1,13 +1,16 @@
 """Processes and devices: what torchrun started, or one process alone."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+
+BUCKET = 25_000_000  # bytes that are sent at a time
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,64 @@ class Processes:
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
+
+
+class GradientAverage:
+    """Averages gradients over processes while backward goes on: a bucket leaves as soon as its last gradient is there.
+
+    Args:
+        leaves: what gradients are taken of, in the order of their use.
+    """
+
+    def __init__(self, leaves: Sequence[Tensor]):
+        self.leaves, self.active = list(leaves), False
+        self.buckets: list[list[Tensor]] | None = None  # known after the first backward: not every leaf gets a gradient
+        for leaf in self.leaves:
+            leaf.register_post_accumulate_grad_hook(self.arrived)
+
+    @contextmanager
+    def during(self, active: bool) -> Iterator[None]:
+        """Around a forward and backward pass; only the last one of a step sends, all of what has accumulated."""
+        self.active, self.sent, self.left = active, [], []
+        if self.buckets:
+            self.left, self.missing = list(self.buckets), [len(b) for b in self.buckets]
+        yield
+        if not active:
+            return
+        if self.buckets is None:
+            self.buckets = self.cut([leaf for leaf in reversed(self.leaves) if leaf.grad is not None])
+            self.bucket_of = {leaf: k for k, bucket in enumerate(self.buckets) for leaf in bucket}
+            self.left = list(self.buckets)
+        while self.left:
+            self.send(self.left.pop(0))
+        for bucket, flat, work in self.sent:
+            work.wait()
+            parts = (flat / dist.get_world_size()).split([leaf.numel() for leaf in bucket])
+            torch._foreach_copy_([leaf.grad for leaf in bucket], [p.view_as(leaf) for p, leaf in zip(parts, bucket, strict=True)])
+
+    def arrived(self, leaf: Tensor) -> None:
+        if not self.active or self.buckets is None:
+            return
+        self.missing[self.bucket_of[leaf]] -= 1
+        while self.left and self.missing[len(self.buckets) - len(self.left)] == 0:  # in the same order everywhere
+            self.send(self.left.pop(0))
+
+    def send(self, bucket: list[Tensor]) -> None:
+        flat = torch.cat([leaf.grad.flatten() for leaf in bucket])
+        self.sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
+
+    @staticmethod
+    def cut(leaves: list[Tensor]) -> list[list[Tensor]]:
+        """Consecutive leaves of one dtype, about BUCKET bytes together."""
+        buckets: list[list[Tensor]] = []
+        size = 0
+        for leaf in leaves:
+            if not buckets or size >= BUCKET or buckets[-1][0].dtype != leaf.dtype:
+                buckets.append([])
+                size = 0
+            buckets[-1].append(leaf)
+            size += leaf.numel() * leaf.element_size()
+        return buckets
 
 
 @contextmanager

@@ -6,13 +6,13 @@ that of the epoch which was best on the test set itself ("legacy", as the publis
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from avfmae import evaluation, metrics
 from avfmae.checkpoints import atomic_write, load_released, save_weights
@@ -59,7 +59,7 @@ class SupervisedStage:
             counts = {name: sum(c.label == name for c in split.train) for name in classes}
             weights = [1 / counts[c.label] for c in split.train]
         self.trainer = Trainer(
-            run, at, title, self.model, self.dataset(split.train, "train"), self.loss, self.evaluate, weights
+            run, at, title, self.model, self.dataset(split.train, "train"), self.loss, self.evaluate, weights, self.prepare
         )
         evaluated = len(split.val) + len(split.test)
         resumed = self.trainer.state.step > 0
@@ -81,28 +81,32 @@ class SupervisedStage:
             clips, self.model.cfg, self.run.data, purpose, self.run.seed, self.target, self.run.modalities
         )
 
-    def loss(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Soft-target cross-entropy, or mean square error, on mixed clips."""
+    def prepare(self, batch: Batch, number: int) -> Batch:
+        """Mixes the clips; ``labels`` become what the loss is told: soft targets (B, classes), or values."""
         run = self.run
         if self.classes:
             smooth = run.label_smoothing
             targets = F.one_hot(batch.labels, self.outputs) * (1 - smooth) + smooth / self.outputs
         else:
             targets = batch.labels
-        rng = np.random.Generator(np.random.Philox(key=[run.seed, step], counter=[0, 0, 0, self.at.rank]))
+        rng = np.random.Generator(np.random.Philox(key=[run.seed, number], counter=[0, 0, 0, self.at.rank]))
         batch, targets = mix(batch, targets, rng, run.mixup, run.cutmix, run.switch)
+        return dataclasses.replace(batch, labels=targets)
+
+    def loss(self, model: Callable, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Soft-target cross-entropy, or mean square error."""
         logits = model(batch.video, batch.audio).logits.float()
         if not self.classes:
-            return F.mse_loss(logits, targets), {}
-        accuracy = (logits.argmax(-1) == targets.argmax(-1)).float().mean()
-        return F.cross_entropy(logits, targets), {"accuracy": accuracy}
+            return F.mse_loss(logits, batch.labels), {}
+        accuracy = (logits.argmax(-1) == batch.labels.argmax(-1)).float().mean()
+        return F.cross_entropy(logits, batch.labels), {"accuracy": accuracy}
 
     def predict(self, clips: Sequence[Clip]) -> tuple[list[Clip], np.ndarray]:
         """The readable clips, and their outputs (n, outputs) averaged over views; the work is shared out over processes."""
         run = self.run
         per_pass = self.trainer.plan.micro_batch // (run.data.segments * run.data.crops)
         mine = range(self.at.rank, len(clips), self.at.world)
-        with self.trainer.autocast():
+        with self.trainer.step.autocast():
             found, failed = evaluation.predict(
                 self.model, self.dataset(clips, "evaluate"), mine, max(1, per_pass), self.at.device
             )

@@ -2,10 +2,12 @@
 
 import math
 import re
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import avfmae_kernels as K
 from avfmae.training.config import OptimConfig
 
 
@@ -40,9 +42,46 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
     return list(groups.values())
 
 
-def build_optimiser(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    fused = next(model.parameters()).device.type == "cuda"
-    return torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, fused=fused)
+class AdamW(torch.optim.AdamW):
+    """torch's AdamW with the update in one pass, gradients and copies of any dtype, and nothing asked of the device.
+
+    Its state dict is torch's.
+    """
+
+    @torch.no_grad()
+    def update(self, leaves: Mapping[str, Tensor], rate: Tensor, divisor: Tensor, skip: Tensor) -> None:
+        """One step.
+
+        Args:
+            leaves: by parameter name, what has the gradient: the parameter, or its copy in another dtype, which follows it.
+            rate: learning rate before each group's ``lr_scale``. divisor: of the gradients. skip: 1 leaves all as it is.
+        """
+        for group in self.param_groups:
+            members = [
+                (parameter, leaves[name])
+                for name, parameter in zip(group["names"], group["params"], strict=True)
+                if leaves[name].grad is not None
+            ]
+            for parameter, _ in members:
+                if not self.state[parameter]:
+                    self.state[parameter] |= {
+                        "step": torch.zeros((), device=parameter.device),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+            for copied in (False, True):
+                pairs = [(p, leaf) for p, leaf in members if (leaf is not p) == copied]
+                states = [self.state[p] for p, _ in pairs]
+                K.adamw(
+                    [p.detach() for p, _ in pairs], [leaf.grad for _, leaf in pairs],
+                    *([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step")),
+                    [leaf.detach() for _, leaf in pairs] if copied else [],
+                    rate * group["lr_scale"], group["betas"], group["eps"], group["weight_decay"], divisor, skip,
+                )  # fmt: skip
+
+
+def build_optimiser(model: nn.Module, optim: OptimConfig) -> AdamW:
+    return AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, fused=True)
 
 
 def learning_rate(step: int, steps_per_epoch: int, optim: OptimConfig) -> float:

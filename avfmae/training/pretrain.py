@@ -1,9 +1,10 @@
 """Stage 1: masked pre-training on unlabelled clips."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from avfmae.checkpoints import load_released
 from avfmae.data.dataset import Batch, PretrainDataset
@@ -16,7 +17,7 @@ from avfmae.training.logging import console
 from avfmae.training.trainer import Trainer
 
 
-def pretraining_loss(model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+def pretraining_loss(model: Callable, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     out = model(batch.video, batch.audio, batch.masks)
     return out.loss, {
         "loss_video": out.loss_video,

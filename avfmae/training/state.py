@@ -3,11 +3,12 @@
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from avfmae.checkpoints import load_released, read_weights, save_weights
 
@@ -33,12 +34,15 @@ class TrainingState:
     fingerprint: dict = field(default_factory=dict)
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: TrainingState) -> Path:
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, state: TrainingState, averaged: Sequence[Tensor] = ()
+) -> Path:
     """Writes ``folder/step-NNNNNNNN`` atomically and keeps the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
     save_weights(model, temporary / WEIGHTS)
-    torch.save({"optimiser": optimiser.state_dict(), "state": asdict(state)}, temporary / STATE)
+    content = {"optimiser": optimiser.state_dict(), "state": asdict(state), "averaged": list(averaged)}
+    torch.save(content, temporary / STATE)
     for file in (WEIGHTS, STATE):
         with open(temporary / file, "rb") as handle:
             os.fsync(handle.fileno())
@@ -58,8 +62,10 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> TrainingState:
-    """Puts a checkpoint's weights and moments back.
+def load_checkpoint(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, averaged: Sequence[Tensor] = ()
+) -> TrainingState:
+    """Puts a checkpoint's weights, moments and averages back.
 
     Raises:
         ValueError: one of its files is unreadable or does not fit the model.
@@ -68,6 +74,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimiser: torch.optim.Optimiz
     content = read_weights(path / STATE)
     try:
         optimiser.load_state_dict(content["optimiser"])
+        for own, saved in zip(averaged, content["averaged"], strict=True):
+            own.copy_(saved)
         return TrainingState(**content["state"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path / STATE}: does not fit this run ({error})") from error

@@ -1,0 +1,185 @@
+"""One optimiser step, all of it on the device: forward, backward, averaging over processes, clipping, schedule, AdamW.
+
+Nothing in it asks the device for a number, so a GPU never waits for Python. There the whole step is one CUDA graph: a thousand small
+kernels are launched as one. ``avfmae_kernels.use("reference")`` gives the plain step instead, with autocast and nothing captured.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import avfmae_kernels as K
+from avfmae.data.dataset import Batch
+from avfmae.models.attention import CrossAttention, SelfAttention
+from avfmae.training.config import OptimConfig
+from avfmae.training.distributed import GradientAverage
+from avfmae.training.optim import build_optimiser, learning_rate
+
+# Gives a batch's loss and the parts of it worth logging; called with something that computes as the model does.
+LossFunction = Callable[[Callable, Batch], tuple[Tensor, dict[str, Tensor]]]
+EAGER_STEPS = 3  # before the graph is captured: kernels are tuned and libraries make their workspaces in them
+
+
+def resolve(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype of products: ``"auto"`` is bfloat16 wherever the processor multiplies it."""
+    if precision == "auto":
+        cpu = any(getattr(torch.cpu, f"_is_{unit}_supported", bool)() for unit in ("avx512_bf16", "amx_tile"))
+        precision = "bf16" if device.type == "cuda" or cpu else "float32"
+    return {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
+
+
+class TrainingStep:
+    """The step of a model under a loss; call it with the step's micro-batches.
+
+    In bfloat16 the layers compute with copies of their weights, which the optimiser writes in the pass that updates the weights.
+    Autocast would cast every weight anew in every step, and every gradient back.
+
+    Args:
+        model: on its device.
+        loss: see LossFunction.
+        optim: the recipe. steps, steps_per_epoch: of the whole run, for the schedule.
+        precision: ``"auto"``, ``"float32"`` or ``"bf16"``.
+        graph: capture a CUDA graph (on one GPU; with several processes and on a CPU the step runs eagerly).
+        compiled: let torch.compile have the forward and backward that the ops leave.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: LossFunction,
+        optim: OptimConfig,
+        steps: int,
+        steps_per_epoch: int,
+        precision: str = "auto",
+        graph: bool = True,
+        compiled: bool = False,
+    ):
+        self.model, self.loss, self.optim = model, loss, optim
+        self.device = device = next(model.parameters()).device
+        self.dtype, self.plain = resolve(precision, device), K.plain()
+        self.world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self.optimiser = build_optimiser(model, optim)
+        self.leaves = dict(model.named_parameters())  # what gradients are taken of: weights, or copies of them
+        if self.dtype != torch.float32 and not self.plain:
+            for name in linear_parameters(model):
+                self.leaves[name] = self.leaves[name].detach().to(self.dtype).requires_grad_()
+        self.forward = torch.compile(self.compute) if compiled else self.compute
+        self.average = GradientAverage(list(self.leaves.values())) if self.world > 1 else None
+        self.batch_statistics = [b for m in model.modules() if isinstance(m, nn.BatchNorm1d) for b in m.buffers()]
+        self.averaged = [p.detach().clone() for p in model.parameters()] if optim.ema else []
+        self.rates = torch.tensor([learning_rate(s, steps_per_epoch, optim) for s in range(steps)], device=device)
+        self.number = torch.zeros((), dtype=torch.int64, device=device)
+        self.skipped, self.in_a_row = (torch.zeros((), device=device) for _ in range(2))
+        self.graph = Graph(self.run, device) if graph and not self.plain and device.type == "cuda" and self.world == 1 else None
+
+    def compute(self, *inputs):
+        """The model's answer, computed with the leaves."""
+        return functional_call(self.model, self.leaves, inputs, tie_weights=False)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def restart(self, step: int, skipped: int, in_a_row: int) -> None:
+        """Goes on after ``step`` steps, with weights and moments as they now are."""
+        self.number.fill_(step)
+        self.skipped.fill_(skipped)
+        self.in_a_row.fill_(in_a_row)
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Makes the copies again from the weights, after someone else has changed these."""
+        for name, weight in self.model.named_parameters():
+            if self.leaves[name] is not weight:
+                self.leaves[name].copy_(weight)
+
+    def __call__(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Does the step. Returns scalars on the device, which the next step overwrites: the loss and its parts (means over
+        micro-batches and processes), ``grad_norm``, ``lr``, ``skipped`` and ``in_a_row`` (steps left out as not finite)."""
+        self.model.train()
+        return self.graph(batches) if self.graph else self.run(batches)
+
+    def run(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        statistics = [b.clone() for b in self.batch_statistics]
+        for leaf in self.leaves.values():
+            leaf.grad = None
+        totals: dict[str, Tensor] = {}
+        for k, batch in enumerate(batches):
+            last = k + 1 == len(batches)
+            with self.average.during(last) if self.average else nullcontext():
+                with self.autocast():
+                    loss, parts = self.loss(self.forward, batch)
+                (loss / len(batches)).backward()
+            for name, value in {"loss": loss, **parts}.items():
+                share = value.detach().float() / (len(batches) * self.world)
+                totals[name] = totals[name] + share if name in totals else share
+        with torch.no_grad():
+            if self.world > 1:
+                shared = torch.stack(list(totals.values()))
+                dist.all_reduce(shared)
+                totals = dict(zip(totals, shared.unbind(), strict=True))
+            return totals | self.update(totals["loss"], statistics)
+
+    def update(self, loss: Tensor, statistics: list[Tensor]) -> dict[str, Tensor]:
+        """Weights, moments, copies and averages, unless something is not finite: then everything stays as it was."""
+        norm = K.gradient_norm([leaf.grad for leaf in self.leaves.values() if leaf.grad is not None])
+        skip = 1 - (norm.isfinite() & loss.isfinite()).float()
+        divisor = (norm / self.optim.clip_grad).clamp(min=1) if self.optim.clip_grad else torch.ones_like(norm)
+        rate = self.rates.take(self.number)
+        self.optimiser.update(self.leaves, rate, divisor, skip)
+        for buffer, before in zip(self.batch_statistics, statistics, strict=True):
+            buffer.copy_(torch.where(skip > 0, before, buffer))
+        if self.averaged:
+            torch._foreach_lerp_(self.averaged, [p.detach() for p in self.model.parameters()], 1 - self.optim.ema)
+        self.number += 1
+        self.skipped += skip
+        self.in_a_row.copy_((self.in_a_row + 1) * skip)
+        return {"grad_norm": norm, "lr": rate, "skipped": self.skipped, "in_a_row": self.in_a_row}
+
+
+def linear_parameters(model: nn.Module) -> list[str]:
+    """Names of what matrix products read: weights and biases of linear layers, convolutions and attention."""
+    kinds = (nn.Linear, nn.Conv1d, SelfAttention, CrossAttention)
+    return [
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, kinds)
+        for name, _ in module.named_parameters(recurse=False)
+    ]
+
+
+class Graph:
+    """A function of batches that runs eagerly a few times, then as a CUDA graph on memory of its own."""
+
+    def __init__(self, function: Callable, device: torch.device):
+        self.function, self.runs = function, 0
+        self.stream = torch.cuda.Stream(device)
+        self.graph = torch.cuda.CUDAGraph()
+
+    def __call__(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        self.runs += 1
+        if self.runs <= EAGER_STEPS:
+            with self.on_stream():
+                return self.function(batches)
+        if self.runs == EAGER_STEPS + 1:
+            self.inputs = [batch.map(torch.clone) for batch in batches]
+            torch.cuda.synchronize()
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.outputs = self.function(self.inputs)
+        for own, given in zip(self.inputs, batches, strict=True):
+            for to, value in zip(own.tensors(), given.tensors(), strict=True):
+                to.copy_(value, non_blocking=True)
+        self.graph.replay()
+        return self.outputs
+
+    @contextmanager
+    def on_stream(self):
+        """Work on the stream that will be captured, in order with what surrounds it."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            yield
+        torch.cuda.current_stream().wait_stream(self.stream)
