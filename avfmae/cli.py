@@ -1,4 +1,4 @@
-"""The command line: ``avfmae demo | pretrain | psi | finetune | evaluate | import-list | doctor``."""
+"""The command line: ``avfmae demo | pretrain | psi | finetune | evaluate | import-list | bench | doctor``."""
 
 import dataclasses
 import json
@@ -23,6 +23,7 @@ usage: avfmae COMMAND [options]        (avfmae COMMAND --help for the options)
   finetune     stage 3: fine-tune on one labelled set; folds, metrics, result table
   evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
   import-list  turn a released space-separated list into a manifest
+  bench        speed against HiCMAE as published and AVF-MAE++ as released: step, kernels, loader, scaling, plot
   doctor       what was built, which torch, GPU and decoders, and which kernels run here and why
 
 A TOML file gives a stage's settings (--config train/configs/base_pretrain.toml), and the command line overrides it:
@@ -123,6 +124,12 @@ def run_import_list(arguments: Sequence[str]) -> None:
     print(f"{run.manifest}: {len(clips)} clips")
 
 
+def run_bench(arguments: Sequence[str]) -> None:
+    from avfmae_benchmarks.command import bench
+
+    bench(arguments)
+
+
 def run_doctor(arguments: Sequence[str]) -> None:
     from avfmae.doctor import doctor
 
@@ -136,7 +143,7 @@ def run_doctor(arguments: Sequence[str]) -> None:
 
 COMMANDS = {
     "demo": run_demo, "pretrain": run_pretrain, "psi": run_psi, "finetune": run_finetune, "evaluate": run_evaluate,
-    "import-list": run_import_list, "doctor": run_doctor,
+    "import-list": run_import_list, "bench": run_bench, "doctor": run_doctor,
 }  # fmt: skip
 
 

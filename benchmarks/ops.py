@@ -18,10 +18,11 @@ C, HEADS = 512, 8
 
 @dataclass
 class Run:
-    """One direction of one op: a call without autograd, and the bytes that it cannot but read and write."""
+    """One direction of one op: a call without autograd, the bytes that it cannot but read and write, and its operations."""
 
     call: Callable
     bytes: int
+    flops: int = 0
 
 
 def size(*tensors: Tensor) -> int:
@@ -47,9 +48,12 @@ def region(S, regions=8):
     def case(batch, dtype, device):
         qkv = torch.randn(batch * regions, S, 3 * C, dtype=dtype, device=device)
         grad = torch.randn(batch * regions, S, C, dtype=dtype, device=device)
+        products = 4 * batch * regions * S * S * C
         return {
-            "forward": Run(lambda: K.region_attention(qkv, HEADS), size(qkv, grad)),
-            "backward": Run(lambda: backward("region_attention", grad, qkv, HEADS, False), size(qkv, grad, qkv)),
+            "forward": Run(lambda: K.region_attention(qkv, HEADS), size(qkv, grad), products),
+            "backward": Run(
+                lambda: backward("region_attention", grad, qkv, HEADS, False), size(qkv, grad, qkv), products * 5 // 2
+            ),
         }
 
     return case
@@ -74,10 +78,11 @@ def cross(queries, keys):
     def case(batch, dtype, device):
         q, grad = (torch.randn(batch, queries, C, dtype=dtype, device=device) for _ in range(2))
         kv = torch.randn(batch, keys, 2 * C, dtype=dtype, device=device)
+        products = 4 * batch * queries * keys * C
         return {
-            "forward": Run(lambda: K.cross_attention(q, kv, HEADS), size(q, kv, grad)),
+            "forward": Run(lambda: K.cross_attention(q, kv, HEADS), size(q, kv, grad), products),
             "backward": Run(
-                lambda: backward("cross_attention", grad, q, kv, HEADS, False), 2 * size(q, kv) + size(grad)
+                lambda: backward("cross_attention", grad, q, kv, HEADS, False), 2 * size(q, kv) + size(grad), products * 5 // 2
             ),
         }
 
@@ -89,25 +94,25 @@ def add_layer_norm(batch, dtype, device):
     weight, bias = torch.ones(C, device=device), torch.zeros(C, device=device)
     total, normalised, slope = (torch.empty_like(x) for _ in range(3))
     implementation = dispatch.choose("add_layer_norm", x.device)
-    forward = Run(lambda: K.add_layer_norm(x, residual, weight, bias), 4 * size(x))
+    forward = Run(lambda: K.add_layer_norm(x, residual, weight, bias), 4 * size(x), 9 * x.numel())
     if implementation == "reference":
         return {"forward": forward}
     stats = forward_into(implementation, x, residual, weight, bias, 1e-6, total, normalised)
     run = lambda: backward_into(implementation, x, residual, total, stats, weight, bias, slope, None, None)  # noqa: E731
-    return {"forward": forward, "backward": Run(run, 4 * size(x))}
+    return {"forward": forward, "backward": Run(run, 4 * size(x), 12 * x.numel())}
 
 
 def gated_sum(batch, dtype, device):
     x = [torch.randn(batch * 80, C, dtype=dtype, device=device) for _ in range(5)]
     return {
-        "forward": Run(lambda: K.gated_sum(*x[:4]), 5 * size(x[0])),
-        "backward": Run(lambda: backward("gated_sum", x[4], *x[:4]), 9 * size(x[0])),
+        "forward": Run(lambda: K.gated_sum(*x[:4]), 5 * size(x[0]), 9 * x[0].numel()),
+        "backward": Run(lambda: backward("gated_sum", x[4], *x[:4]), 9 * size(x[0]), 16 * x[0].numel()),
     }
 
 
 def gelu_backward(batch, dtype, device):
     x, grad = (torch.randn(batch * 88, 4 * C, dtype=dtype, device=device) for _ in range(2))
-    return {"backward": Run(lambda: gelu_gradient(grad, x), 4 * size(x))}
+    return {"backward": Run(lambda: gelu_gradient(grad, x), 4 * size(x), 25 * x.numel())}
 
 
 def assemble_tokens(batch, dtype, device):
@@ -117,7 +122,17 @@ def assemble_tokens(batch, dtype, device):
     )
     seen, hidden = (torch.stack([torch.randperm(800)[:n] for _ in range(batch)]).to(device) for n in (80, 400))
     written = batch * 480 * width * visible.element_size()
-    return {"forward": Run(lambda: K.assemble_tokens(visible, mask, table, seen, hidden), size(visible) + written)}
+    return {"forward": Run(lambda: K.assemble_tokens(visible, mask, table, seen, hidden), size(visible) + written, batch * 480 * width)}
+
+
+def adamw(batch, dtype, device):
+    """A tenth of Base's weights; as many clips as you like."""
+    params, exp_avgs, squares = ([torch.zeros(2048, C, device=device) for _ in range(18)] for _ in range(3))
+    grads = [torch.randn(2048, C, device=device).to(dtype) for _ in params]
+    copies = [p.to(dtype) for p in params] if dtype != torch.float32 else []
+    steps, one = [torch.zeros((), device=device) for _ in params], torch.ones((), device=device)
+    run = lambda: K.adamw(params, grads, exp_avgs, squares, steps, copies, one * 1e-4, (0.9, 0.95), 1e-8, 0.05, one, one * 0)  # noqa: E731
+    return {"forward": Run(run, 6 * size(*params) + size(*grads, *copies), 15 * sum(p.numel() for p in params))}
 
 
 def clip(batch, tokens, device):
@@ -128,7 +143,7 @@ def clip(batch, tokens, device):
 def gather_patches(batch, dtype, device):
     video, index = clip(batch, 80, device)
     bytes_ = index.numel() * 1536 * (1 + torch.empty(0, dtype=dtype).element_size())
-    return {"forward": Run(lambda: K.gather_patches(video, index, dtype=dtype), bytes_)}
+    return {"forward": Run(lambda: K.gather_patches(video, index, dtype=dtype), bytes_, 2 * index.numel() * 1536)}
 
 
 def patch_loss(batch, dtype, device):
@@ -137,10 +152,11 @@ def patch_loss(batch, dtype, device):
     scored = torch.ones(batch, 400, dtype=torch.bool, device=device)
     grad = scored.float()
     return {
-        "forward": Run(lambda: K.masked_patch_loss(pred, video, index, grad, (2, 16, 16)), size(pred) + pred.numel()),
+        "forward": Run(lambda: K.masked_patch_loss(pred, video, index, grad, (2, 16, 16)), size(pred) + pred.numel(), 9 * pred.numel()),
         "backward": Run(
             lambda: backward("masked_patch_loss", grad, pred, video, index, scored, [2, 16, 16]),
             2 * size(pred) + pred.numel(),
+            9 * pred.numel(),
         ),
     }
 
@@ -161,6 +177,7 @@ CASES = {  # case: (op, what makes it)
     "add_layer_norm": ("add_layer_norm", add_layer_norm),
     "gated_sum": ("gated_sum", gated_sum),
     "gelu_backward": ("gelu_backward", gelu_backward),
+    "adamw": ("adamw", adamw),
     "assemble_tokens": ("assemble_tokens", assemble_tokens),
     "gather_patches": ("gather_patches", gather_patches),
     "masked_patch_loss": ("masked_patch_loss", patch_loss),

@@ -7,7 +7,7 @@ pytest benchmarks --benchmark-compare NAME
 
 import pytest
 import torch
-from ops import CASES
+from avfmae_benchmarks.ops import CASES
 
 import avfmae_kernels as K
 from avfmae_kernels.dispatch import IMPLEMENTATIONS, why_not

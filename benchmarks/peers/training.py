@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from avfmae_benchmarks.peers.parts import contrast
 from einops import rearrange
 from torch import Tensor, nn
 
 from avfmae.config import ModelConfig
 from avfmae.training.config import OptimConfig
 from avfmae.training.optim import parameter_groups
-from avfmae_benchmarks.peers.parts import contrast
 from avfmae_kernels.gather_patches import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -31,6 +31,14 @@ class PublishedBatch:
     masks: tuple[Tensor, Tensor] | None = None
     decoders: tuple[Tensor, Tensor] | None = None
     labels: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "PublishedBatch":
+        def each(x):
+            if isinstance(x, tuple):
+                return tuple(map(function, x))
+            return None if x is None else function(x)
+
+        return PublishedBatch(*(each(x) for x in vars(self).values()))
 
 
 def video_targets(video: Tensor, cfg: ModelConfig) -> Tensor:
@@ -49,9 +57,9 @@ def audio_targets(audio: Tensor, cfg: ModelConfig) -> Tensor:
     return (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True).sqrt() + 1e-6)
 
 
-def pretraining_loss(model: nn.Module, batch: PublishedBatch, autocast: Callable) -> Tensor:
+def pretraining_loss(model: Callable, cfg: ModelConfig, batch: PublishedBatch, autocast: Callable) -> Tensor:
     """Reconstruction of both modalities and λ · contrast, as each of the two models defines them."""
-    cfg, decoded = model.cfg, batch.decoders or batch.masks
+    decoded = batch.decoders or batch.masks
     with torch.no_grad():
         targets = [video_targets(batch.video, cfg), audio_targets(batch.audio, cfg)]
         targets = [t[~d if batch.decoders else d].reshape(len(t), -1, t.shape[-1]) for t, d in zip(targets, decoded, strict=True)]
@@ -73,7 +81,7 @@ def pretraining_loss(model: nn.Module, batch: PublishedBatch, autocast: Callable
     return loss
 
 
-def finetuning_loss(model: nn.Module, batch: PublishedBatch, autocast: Callable) -> Tensor:
+def finetuning_loss(model: Callable, cfg: ModelConfig, batch: PublishedBatch, autocast: Callable) -> Tensor:
     with autocast():
         return F.cross_entropy(model(batch.video, batch.audio), batch.labels)
 
@@ -84,13 +92,22 @@ class PublishedStep:
     Args:
         precision: ``"fp16"`` as published, ``"bf16"`` or ``"float32"``.
         fused: one AdamW kernel for all parameters, which the generous peer uses.
+        called: what computes in place of ``model``: the same, compiled.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable, optim: OptimConfig, precision: str, fused: bool = False):
-        self.model, self.loss, self.optim, self.fused = model, loss, optim, fused
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable,
+        optim: OptimConfig,
+        precision: str,
+        fused: bool = False,
+        called: Callable | None = None,
+    ):
+        self.model, self.loss, self.optim, self.fused, self.called = model, loss, optim, fused, called or model
         self.device = next(model.parameters()).device
         self.precision = {"fp16": torch.float16, "bf16": torch.bfloat16, "float32": torch.float32}[precision]
-        self.optimiser = torch.optim.AdamW(parameter_groups(model, optim), lr=1e-4, betas=optim.betas, fused=fused or None)
+        self.optimiser = torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, fused=fused or None)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
     def autocast(self):
@@ -98,9 +115,9 @@ class PublishedStep:
 
     def __call__(self, batch: PublishedBatch) -> float:
         for group in self.optimiser.param_groups:
-            group["lr"] = 1e-4 * group["lr_scale"]
-        batch = self.to_device(batch)
-        loss = self.loss(self.model, batch, self.autocast)
+            group["lr"] = self.optim.lr * group["lr_scale"]
+        batch = batch.map(lambda t: t.to(self.device, non_blocking=True))
+        loss = self.loss(self.called, self.model.cfg, batch, self.autocast)
         value = loss.item()  # the loop stops at once when it is not finite
         if not torch.isfinite(torch.tensor(value)):
             raise RuntimeError(f"loss is {value}")
@@ -119,11 +136,3 @@ class PublishedStep:
             torch.cuda.synchronize()
         norm.item()
         return value
-
-    def to_device(self, batch: PublishedBatch) -> PublishedBatch:
-        def move(x):
-            if isinstance(x, tuple):
-                return tuple(move(t) for t in x)
-            return None if x is None else x.to(self.device, non_blocking=True)
-
-        return PublishedBatch(*(move(x) for x in vars(batch).values()))

@@ -3,14 +3,13 @@
 import golden
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch.utils.flop_counter import FlopCounterMode
-
-import avfmae
 from avfmae_benchmarks.peers.hicmae import HiCMAE
 from avfmae_benchmarks.peers.released import ReleasedAVFMAE, ReleasedClassifier
 from avfmae_benchmarks.peers.training import PublishedBatch, audio_targets, pretraining_loss, video_targets
-from avfmae_benchmarks.step import published_clip
+from avfmae_benchmarks.sides import published_clip
+from safetensors.torch import load_file
+
+import avfmae
 
 OUTPUT, GRADIENT = 1e-4, 1e-3
 

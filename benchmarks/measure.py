@@ -1,0 +1,122 @@
+"""How things are timed: interleaved, after a warm-up, medians with the spread beside them; memory; and the machine's own limits."""
+
+import datetime
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from avfmae.training.logging import console
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds: the median, and the 20th and 80th percentile."""
+
+    median: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, seconds: list[float]) -> "Timing":
+        return cls(*(float(np.percentile(seconds, q)) for q in (50, 20, 80)))
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleave(
+    runs: Mapping[str, Callable], device: torch.device, rounds: int, warm_up: int, repeats: int = 1, title: str = "timing"
+) -> dict[str, Timing]:
+    """Times ``runs`` in turns, so that what slows the machine down slows all of them down.
+
+    Args:
+        repeats: calls between two waits for the device, so that one call's launch hides behind another's work.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(title, total=(rounds + warm_up) * len(runs))
+        for number in range(rounds + warm_up):
+            for name, run in runs.items():
+                wait(device)
+                begun = time.perf_counter()
+                for _ in range(repeats):
+                    run()
+                wait(device)
+                if number >= warm_up:
+                    seconds[name].append((time.perf_counter() - begun) / repeats)
+                progress.update(task, advance=1, description=f"{title}: {name}")
+    return {name: Timing.of(s) for name, s in seconds.items()}
+
+
+def held(tensors: list[Tensor]) -> int:
+    """Bytes of the memory behind tensors, each counted once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def peak_of_cpu(run: Callable) -> int:
+    """The most bytes that torch has allocated at once during ``run()``, beyond what it held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda e: e.start_ns())
+    return int(np.maximum.accumulate(np.cumsum([0, *(e.nbytes() for e in events)]))[-1])
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of a large square product: what the best of the libraries at hand reaches on this machine."""
+    from avfmae_kernels.matmul import linear
+
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    with torch.no_grad():
+        timing = interleave({"product": lambda: linear(a, b, None)}, device, rounds=5, warm_up=2, title="matrix rate")
+    return 2 * n**3 / timing["product"].p20
+
+
+def bandwidth(device: torch.device) -> float:
+    """Bytes a second of a copy that no cache holds, reads and writes counted."""
+    a = torch.empty(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    timing = interleave({"copy": lambda: b.copy_(a)}, device, rounds=7, warm_up=2, title="bandwidth")
+    return 2 * a.numel() / timing["copy"].p20
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What a row of results says about where it was measured."""
+    if device.type == "cuda":
+        name, driver = torch.cuda.get_device_name(device), _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    else:
+        models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        isa = "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else torch.backends.cpu.get_cpu_capability().lower()
+        name, driver = f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} cores, {isa}", ""
+    try:
+        import triton
+
+        triton_version = triton.__version__
+    except ImportError:
+        triton_version = ""
+    here = Path(__file__).parent
+    revision = _output("git", "-C", str(here), "rev-parse", "--short", "HEAD")
+    changed = _output("git", "-C", str(here), "status", "--porcelain", "--untracked-files=no", "--", "..", ":!results")
+    return {
+        "date": datetime.datetime.now().isoformat(timespec="seconds"), "revision": revision + ("+" if changed else ""),
+        "device": name, "driver": driver.splitlines()[0] if driver else "", "torch": torch.__version__, "triton": triton_version,
+    }  # fmt: skip
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,0 +1,147 @@
+"""``avfmae bench plot``: pictures and the README's table, from the rows in ``results`` and from nothing else."""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from avfmae_benchmarks import results
+from avfmae_benchmarks.step import speed_up
+from matplotlib.figure import Figure
+
+from avfmae.pictures import BLUE, GREY, ORANGE
+from avfmae.training.logging import console
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- avfmae bench plot: begin -->", "<!-- end -->"
+NAMES = {
+    "ours": "**avfmae**", "compiled": "avfmae, compiled", "reference": "avfmae, plain PyTorch",
+    "hicmae": "HiCMAE-B as published", "hicmae-compiled": "HiCMAE-B, bf16, SDPA, compiled", "released": "AVF-MAE++ as released",
+}  # fmt: skip
+COLOURS = {"ours": BLUE, "compiled": "#63b3ed", "reference": "#bee3f8", "hicmae": ORANGE, "hicmae-compiled": "#f6ad55", "released": GREY}
+MARKS = {"cpp": "o", "triton": "^", "cuda": "s", "reference": "x"}
+
+
+@dataclass
+class PlotConfig:
+    """Draws bars against the peers and a roofline, and writes the README's table.
+
+    Attributes:
+        results: the folder of CSV files.
+        pictures: where PNG files go.
+        readme: whose marked part is written anew; nothing is written where it has none.
+    """
+
+    results: Path = results.FOLDER
+    pictures: Path = ROOT / "docs" / "images"
+    readme: Path = ROOT / "README.md"
+
+
+def plot(run: PlotConfig) -> list[Path]:
+    """Writes all pictures for which there are rows. Returns their paths."""
+    figures = {"bench_step": bars(run.results), "bench_kernels": roofline(run.results)}
+    written = []
+    for name, figure in figures.items():
+        if figure is not None:
+            path = run.pictures / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figure.savefig(path, dpi=130, metadata={"Description": digest(name, run.results), "Software": None})
+            plt.close(figure)
+            written.append(path)
+            console.print(str(path), highlight=False)
+    if not written:
+        console.print(f"{run.results}: no rows yet; run avfmae bench step or avfmae bench kernels first", style="yellow")
+    if run.readme.exists() and BEGIN in (text := run.readme.read_text()):
+        run.readme.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: table(run.results), text, flags=re.DOTALL))
+        console.print(f"{run.readme}: table written", highlight=False)
+    return written
+
+
+def shown(name: str, folder: Path) -> dict[str, list[dict[str, str]]]:
+    """The rows that a picture shows, by device: those of the newest run."""
+    if name == "bench_kernels":
+        return results.latest(results.read("kernels", folder))
+    return results.latest(results.read("step", folder), stage="pretrain")
+
+
+def digest(name: str, folder: Path) -> str:
+    """Of the rows that a picture shows; it is written into the picture, so that a test can tell whether they still belong together."""
+    return hashlib.sha256(json.dumps(shown(name, folder), sort_keys=True).encode()).hexdigest()
+
+
+def table(folder: Path) -> str:
+    """The README's part: by device a table of the newest pre-training comparison."""
+    parts = [BEGIN]
+    for device, rows in shown("bench_step", folder).items():
+        peers = [r for r in rows if r["side"] in ("hicmae", "hicmae-compiled", "released")]
+        first = rows[0]
+        head = ["", "ms a step (p20 to p80)", "clips/s", "of the matrix rate", "peak GB", "GB beyond weights and moments"]
+        parts += [
+            f"\n{device}, batch {first['batch']}, torch {first['torch']}, {first['date'][:10]}, revision {first['revision']}:\n",
+            "| " + " | ".join([*head, *(f"× {p['side']} {p['precision']}" for p in peers)]) + " |",
+            "| --- " + "| ---: " * (len(head) - 1 + len(peers)) + "|",
+        ]
+        for row in rows:
+            cells = [
+                f"{NAMES[row['side']]} {row['precision']}", f"{number(row['ms'])} ({number(row['ms_p20'])} to {number(row['ms_p80'])})",
+                f"{float(row['clips_per_s']):.2f}", f"{float(row['matrix_share']):.0%}", f"{float(row['peak_gb']):.2f}",
+                f"{float(row['kept_gb']):.2f}", *(f"{up:.2f}" for up in speed_up(rows, row).values()),
+            ]  # fmt: skip
+            parts.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*parts, "", END])
+
+
+def number(ms: str) -> str:
+    value = float(ms)
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def bars(folder: Path) -> Figure | None:
+    """Clips a second, a panel a device and a bar a side; the whiskers are the 20th and 80th percentile."""
+    devices = shown("bench_step", folder)
+    if not devices:
+        return None
+    figure, axes = plt.subplots(len(devices), 1, figsize=(8, 0.9 + 0.42 * sum(map(len, devices.values()))), squeeze=False, layout="constrained")
+    for axis, (device, rows) in zip(axes[:, 0], devices.items(), strict=True):
+        rows = sorted(rows, key=lambda r: float(r["clips_per_s"]))
+        speeds = np.array([float(r["clips_per_s"]) for r in rows])
+        spread = [[s - int(r["batch"]) / float(r["ms_p80"]) * 1e3 for s, r in zip(speeds, rows, strict=True)],
+                  [int(r["batch"]) / float(r["ms_p20"]) * 1e3 - s for s, r in zip(speeds, rows, strict=True)]]  # fmt: skip
+        labels = [f"{NAMES[r['side']].strip('*')} {r['precision']}" for r in rows]
+        axis.barh(labels, speeds, xerr=np.maximum(0, spread), color=[COLOURS[r["side"]] for r in rows], error_kw={"lw": 1}, height=0.7)
+        published = [float(r["clips_per_s"]) for r in rows if r["side"] == "hicmae"]
+        for y, (s, top) in enumerate(zip(speeds, speeds + np.maximum(0, spread[1]), strict=True)):
+            against = f"   {s / published[-1]:.2f} ×" if published else ""
+            axis.text(top, y, f" {s:.2f}{against}", va="center")
+        axis.set(xlabel="clips/s" + ("; × the fastest HiCMAE as published" if published else ""), xlim=(0, speeds.max() * 1.3))
+        axis.set_title(f"pre-training step, batch {rows[0]['batch']}, {device}", loc="left")
+    return figure
+
+
+def roofline(folder: Path) -> Figure | None:
+    """Operations a second over operations a byte, under the measured rates of a copy and of a large product; a panel a device."""
+    devices = shown("bench_kernels", folder)
+    if not devices:
+        return None
+    figure, axes = plt.subplots(1, len(devices), figsize=(8 * len(devices), 5), squeeze=False, layout="constrained")
+    for axis, (device, rows) in zip(axes[0], devices.items(), strict=True):
+        rows = [r for r in rows if float(r["gflops"]) > 0]
+        copy, products = float(rows[0]["copy_gb_per_s"]), {r["precision"]: float(r["matrix_gflops"]) for r in rows}
+        x = np.geomspace(0.1, 300, 200)
+        for precision, rate in products.items():
+            axis.plot(x, np.minimum(copy * x, rate), color="black", lw=1, ls="-" if precision == "float32" else "--", label=f"roof, {precision}")
+        colours = dict(zip(dict.fromkeys(r["op"] for r in rows), plt.get_cmap("tab10").colors, strict=False))
+        for row in rows:
+            axis.scatter(float(row["flops_per_byte"]), float(row["gflops"]), s=26, marker=MARKS[row["implementation"]], color=colours[row["op"]],
+                         alpha=0.35 if row["implementation"] == "reference" else 0.9)  # fmt: skip
+        for op, colour in colours.items():
+            axis.scatter([], [], color=colour, label=op)
+        for implementation in dict.fromkeys(r["implementation"] for r in rows):
+            axis.scatter([], [], color="black", marker=MARKS[implementation], label=implementation)
+        axis.set(xscale="log", yscale="log", xlabel="operations a byte that must move", ylabel="10⁹ operations/s")
+        axis.set_title(device, loc="left")
+        axis.legend(fontsize=7, frameon=False, ncols=2, loc="lower right")
+    return figure

@@ -1,0 +1,82 @@
+"""Where a step's time goes: a trace for the eye, and a table by kind of work, so that the next bottleneck has a name."""
+
+import re
+import time
+from collections import Counter
+from pathlib import Path
+
+import torch
+from avfmae_benchmarks.measure import wait
+from avfmae_benchmarks.sides import Side
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from avfmae.training.logging import console
+
+# The first that is found in an op's name on a CPU, or in a kernel's on a GPU.
+KINDS = [
+    (re.compile(r"adam|gradient_norm|_foreach|multi_tensor|linalg_vector_norm|lerp_|addcdiv|addcmul|^aten::sqrt", re.I), "optimiser and norm"),
+    (re.compile(r"region_attention|cross_attention|few_keys|add_layer_norm|gated_sum|gelu_backward|assemble_tokens|gather_patches|"
+                r"masked_patch_loss", re.I), None),  # each of ours under its own name
+    (re.compile(r"flash|scaled_dot|fmha|bmm|baddbmm", re.I), "attention products of torch"),
+    (re.compile(r"mm\b|addmm|linear|gemm|cutlass|nvjet|xmma|cublas|splitk|convolution|conv", re.I), "matrix products of linear layers"),
+    (re.compile(r"softmax", re.I), "softmax"),
+    (re.compile(r"layer_norm", re.I), "layer norm of torch"),
+    (re.compile(r"gelu", re.I), "GELU of torch"),
+    (re.compile(r"copy|memcpy|memset|cat|to_copy|clone|fill|contiguous", re.I), "copies"),
+]  # fmt: skip
+
+
+def kind(name: str) -> str:
+    for pattern, label in KINDS:
+        if found := pattern.search(name):
+            return label or found.group().lower()
+    return "other" if name.startswith("aten::") or "kernel" in name.lower() else "Python and bookkeeping"
+
+
+def breakdown(run, device: torch.device, steps: int, trace: Path | None = None) -> tuple[dict[str, float], float]:
+    """Seconds a step by kind of work, and of wall time; on a GPU what is missing from the wall time is idle."""
+    on_gpu = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    wait(device)
+    begun = time.perf_counter()
+    for _ in range(steps):
+        run()
+    wait(device)
+    wall = (time.perf_counter() - begun) / steps
+    with profile(activities=activities) as profiler:
+        for _ in range(steps):
+            run()
+        wait(device)
+    seconds: Counter[str] = Counter()
+    if on_gpu:
+        for event in profiler.events():
+            if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("ProfilerStep", "## ")):
+                seconds[kind(event.name)] += event.time_range.elapsed_us() / 1e6 / steps
+    else:
+        for event in profiler.key_averages():
+            seconds[kind(event.key)] += event.self_cpu_time_total / 1e6 / steps
+    if trace is not None:
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        profiler.export_chrome_trace(str(trace))
+    busy = sum(seconds.values())
+    if wall > busy:
+        seconds["idle"] = wall - busy
+    return dict(seconds.most_common()), wall
+
+
+def profile_sides(built: dict[str, Side], device: torch.device, folder: Path, steps: int = 3) -> None:
+    """Prints the table, and writes ``folder/<side>.json`` for chrome://tracing or Perfetto."""
+    tables = {}
+    for label, side in built.items():
+        trace = folder / f"{label.replace(' ', '-')}.json"
+        tables[label], _ = breakdown(side.run, device, steps, trace)
+        console.print(f"trace: {trace}", highlight=False)
+    kinds = sorted({k for t in tables.values() for k in t}, key=lambda k: -max(t.get(k, 0) for t in tables.values()))
+    table = Table(title="where a step's time goes, ms (under the profiler, which slows small ops down)")
+    table.add_column("")
+    for label in tables:
+        table.add_column(label, justify="right")
+    for k in kinds:
+        table.add_row(k, *(f"{1e3 * t[k]:.1f} ({t[k] / sum(t.values()):.0%})" if k in t else "" for t in tables.values()))
+    console.print(table)

@@ -1,0 +1,37 @@
+"""Rows of results: appended to CSV files that are kept in git, and read from there by plots and the README."""
+
+import csv
+from pathlib import Path
+
+from avfmae.checkpoints import atomic_write
+
+FOLDER = Path(__file__).parent / "results"
+
+
+def append(subject: str, rows: list[dict], folder: Path) -> Path:
+    """Adds rows to ``folder/subject.csv``; columns that are new to the file are added to it."""
+    path = folder / f"{subject}.csv"
+    kept = read(subject, folder)
+    columns = list(dict.fromkeys(name for row in [*kept, *rows] for name in row))
+    with atomic_write(path) as temporary, open(temporary, "w", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows([*kept, *({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)])
+    path.chmod(0o644)
+    return path
+
+
+def read(subject: str, folder: Path) -> list[dict[str, str]]:
+    """All rows of a subject, oldest first; none where there is no file."""
+    path = folder / f"{subject}.csv"
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def latest(rows: list[dict[str, str]], **wanted: str) -> dict[str, list[dict[str, str]]]:
+    """By device, the rows of the newest run that has the ``wanted`` values."""
+    fitting = [row for row in rows if all(row[k] == v for k, v in wanted.items())]
+    newest = {row["device"]: row["date"] for row in fitting}
+    return {device: [r for r in fitting if r["device"] == device and r["date"] == date] for device, date in newest.items()}

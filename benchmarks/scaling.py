@@ -1,0 +1,78 @@
+"""``avfmae bench scaling``: our step over model sizes and batch sizes, up to what the device holds."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from avfmae_benchmarks import results, sides
+from avfmae_benchmarks.measure import interleave, machine
+from avfmae_benchmarks.sides import Size, Stage
+from avfmae_benchmarks.step import measured_alone, pick_device
+from rich.table import Table
+
+from avfmae.training.logging import console
+
+
+@dataclass
+class ScalingConfig:
+    """Our step at growing batches, for each model size; a size ends where its batch does not fit.
+
+    Attributes:
+        stage: pre-training or fine-tuning.
+        sizes: of the model.
+        batches: clips a step; empty: 32 to 1024 on a GPU, 1 to 8 on a CPU.
+        precision: of the step; auto is bf16 where the processor multiplies it.
+        rounds: timed turns.
+        device: auto, cpu or cuda.
+        save: append rows to the results.
+        out: the folder of results.
+    """
+
+    stage: Stage = "pretrain"
+    sizes: tuple[Size, ...] = ()
+    batches: tuple[int, ...] = ()
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    rounds: int = 5
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    save: bool = True
+    out: Path = results.FOLDER
+
+
+def scaling(run: ScalingConfig) -> list[dict]:
+    """Runs and prints the table. Returns the rows."""
+    device = pick_device(run.device)
+    on_gpu = device.type == "cuda"
+    sizes = run.sizes or (("base", "large", "huge") if on_gpu else ("tiny", "base"))
+    batches = run.batches or ((32, 64, 128, 256, 512, 1024) if on_gpu else (2, 4, 8))
+    where, rows = machine(device), []
+    table = Table(title=f"{run.stage}, {where['device']}")
+    for column in ("size", "batch", "ms (p20 to p80)", "clips/s", "useful TFLOP/s", "peak GB"):
+        table.add_column(column, justify="right")
+    for size in sizes:
+        for batch in batches:
+            if run.stage == "pretrain" and batch < 2:
+                continue  # one clip has no batch statistics
+            try:
+                side, peak = measured_alone(lambda s=size, b=batch: sides.build("ours", run.stage, s, run.precision, b, device), device)
+                timing = interleave({"ours": side.run}, device, run.rounds, 2, 3 if on_gpu else 1, f"{size}, batch {batch}")["ours"]
+            except torch.cuda.OutOfMemoryError:
+                console.print(f"{size}: batch {batch} does not fit", style="yellow")
+                break
+            finally:
+                side = None
+                if on_gpu:
+                    torch.cuda.empty_cache()
+            flops = batch * sides.useful_flops(sides.config("ours", size), run.stage)
+            rows.append(where | {
+                "stage": run.stage, "size": size, "precision": run.precision, "batch": batch, "ms": timing.median * 1e3,
+                "ms_p20": timing.p20 * 1e3, "ms_p80": timing.p80 * 1e3, "clips_per_s": batch / timing.median,
+                "tflops": flops / timing.median / 1e12, "peak_gb": peak / 1e9,
+            })  # fmt: skip
+            row = rows[-1]
+            table.add_row(size, str(batch), f"{row['ms']:.1f} ({row['ms_p20']:.1f} to {row['ms_p80']:.1f})", f"{row['clips_per_s']:.2f}",
+                          f"{row['tflops']:.3f}", f"{row['peak_gb']:.2f}")  # fmt: skip
+    console.print(table)
+    if run.save:
+        console.print(f"added to {results.append('scaling', rows, run.out)}", highlight=False)
+    return rows

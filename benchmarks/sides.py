@@ -1,0 +1,216 @@
+"""The sides of a comparison: each a model and its training step, fed from the same clips."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from avfmae_benchmarks.peers import training as published
+from avfmae_benchmarks.peers.hicmae import HiCMAE
+from avfmae_benchmarks.peers.released import ReleasedAVFMAE, ReleasedClassifier
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import avfmae
+import avfmae_kernels as K
+from avfmae.data.dataset import Batch
+from avfmae.models.pretraining import init_xavier
+from avfmae.training import pretrain
+from avfmae.training.config import OptimConfig
+from avfmae.training.step import TrainingStep, resolve
+from avfmae.training.trainer import uploaded
+from avfmae_kernels.gather_patches import IMAGENET_MEAN, IMAGENET_STD
+
+Stage = Literal["pretrain", "finetune"]
+Size = Literal["tiny", "base", "large", "huge"]
+SideName = Literal["ours", "reference", "compiled", "hicmae", "hicmae-compiled", "released"]
+SIDES = {
+    "ours": "avfmae: fused ops, copies of weights in bf16; on a GPU one CUDA graph",
+    "reference": "avfmae in plain PyTorch: no kernel of ours, autocast, nothing captured",
+    "compiled": "ours, and torch.compile over what the ops leave",
+    "hicmae": "HiCMAE-B as published",
+    "hicmae-compiled": "HiCMAE-B under bf16, SDPA, fused AdamW and torch.compile: an afternoon's work",
+    "released": "AVF-MAE++ as released",
+}
+CLASSES = 11
+OPTIM = OptimConfig(lr=1e-4, min_lr=1e-4, warmup_lr=1e-4)
+
+
+@dataclass
+class Side:
+    """One contender: ``run()`` takes the next batch from the host and leaves new weights; ``loss()`` runs it once and gives the loss."""
+
+    name: str
+    precision: str
+    batch: int
+    model: nn.Module
+    run: Callable[[], object]
+    state: Callable[[], list[Tensor]]  # what it holds between steps: weights, copies, moments
+    flops: float  # useful operations of a step
+
+
+def published_clip(video: Tensor) -> Tensor:
+    """uint8 (B, T, H, W, 3) -> what the published loaders give: normalised float32 (B, 3, T, H, W)."""
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return ((video / 255 - mean) / std).permute(0, 4, 1, 2, 3).contiguous()
+
+
+def host_batch(cfg: avfmae.ModelConfig, stage: Stage, batch: int, seed: int = 0) -> Batch:
+    """Random clips with masks, or with soft targets, as the data loader gives them."""
+    g = torch.Generator().manual_seed(seed)
+    video = torch.randint(0, 256, (batch, *cfg.video.size, 3), dtype=torch.uint8, generator=g)
+    audio = torch.randn(batch, 1, *cfg.audio.size, generator=g)
+    masks = avfmae.DualMask.sample(cfg, batch, g) if stage == "pretrain" else None
+    labels = None if stage == "pretrain" else torch.rand(batch, CLASSES, generator=g).softmax(-1)
+    return Batch(video, audio, labels, masks, list(range(batch)))
+
+
+def published_batch(cfg: avfmae.ModelConfig, batch: Batch) -> published.PublishedBatch:
+    """The same clips and masks in the form that the published loops are given."""
+    clips = published.PublishedBatch(published_clip(batch.video), batch.audio, labels=batch.labels)
+    if batch.masks:
+        def everywhere_but(index: Tensor, tokens: int) -> Tensor:
+            return torch.ones(len(index), tokens, dtype=torch.bool).scatter_(1, index, False)
+
+        both = ((batch.masks.video, cfg.video.tokens), (batch.masks.audio, cfg.audio.tokens))
+        clips.masks = tuple(everywhere_but(m.visible, n) for m, n in both)
+        clips.decoders = None if cfg.family == "hicmae" else tuple(everywhere_but(m.decoded, n) for m, n in both)
+    return clips
+
+
+def config(side: SideName, size: Size) -> avfmae.ModelConfig:
+    """The model of a side. The peers' masks and token order are the released ones."""
+    if side.startswith("hicmae"):
+        return avfmae.ModelConfig.preset("hicmae_base")
+    cfg = avfmae.ModelConfig.preset(size)
+    return cfg.replace(token_order="released", region_mode="released") if side == "released" else cfg
+
+
+def our_model(cfg: avfmae.ModelConfig, stage: Stage) -> nn.Module:
+    if stage == "finetune":
+        return avfmae.AVFMAEForFinetuning(cfg, CLASSES)
+    return (avfmae.HiCMAEForPretraining if cfg.family == "hicmae" else avfmae.AVFMAEForPretraining)(cfg)
+
+
+def peer_model(side: SideName, cfg: avfmae.ModelConfig, stage: Stage) -> nn.Module:
+    if side.startswith("hicmae"):
+        model = HiCMAE(cfg, sdpa=side == "hicmae-compiled")
+    else:
+        model = ReleasedAVFMAE(cfg) if stage == "pretrain" else ReleasedClassifier(cfg, CLASSES)
+    init_xavier(model)
+    return model
+
+
+def finetuning_loss(model: Callable, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    return F.cross_entropy(model(batch.video, batch.audio).logits.float(), batch.labels), {}
+
+
+@cache
+def useful_flops(cfg: avfmae.ModelConfig, stage: Stage) -> float:
+    """Matrix products of one clip's forward and backward pass that reach the loss or a gradient, multiply and add counted."""
+    model, batch = our_model(cfg, stage), host_batch(cfg, stage, 2)
+    loss = pretrain.pretraining_loss if stage == "pretrain" else finetuning_loss
+    with K.use("reference"), FlopCounterMode(display=False) as counter:
+        loss(model, batch)[0].backward()
+    return counter.get_total_flops() / 2
+
+
+def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, device: torch.device) -> Side:
+    """Args: precision: ``"float32"``, ``"bf16"`` or ``"fp16"`` (as published; peers only).
+
+    Raises:
+        ValueError: the side has no such stage or size.
+    """
+    if side.startswith("hicmae") and (stage, size) != ("pretrain", "base"):
+        raise ValueError(f"{side}: is compared in pre-training at size base, asked for were {stage} and {size}")
+    torch.manual_seed(0)
+    cfg = config(side, size)
+    clips = host_batch(cfg, stage, batch)
+    flops = batch * useful_flops(cfg, stage)
+    if side in ("ours", "reference", "compiled"):
+        if precision == "fp16":
+            raise ValueError(f"{side}: trains in bf16 or float32, asked for was fp16")
+        with K.use("reference") if side == "reference" else nullcontext():
+            model = our_model(cfg, stage).to(device)
+            loss = pretrain.pretraining_loss if stage == "pretrain" else finetuning_loss
+            step = TrainingStep(model, loss, OPTIM, 10_000, 100, precision, compiled=side == "compiled")
+        source = uploaded(itertools.repeat(pinned(clips, device)), device)
+
+        def run():
+            with K.use("reference") if side == "reference" else nullcontext():
+                return step([next(source)])["loss"]
+
+        def state():
+            moments = [t for s in step.optimiser.state.values() for t in s.values()]
+            return [*model.parameters(), *step.leaves.values(), *moments, *model.buffers()]
+    else:
+        model = peer_model(side, cfg, stage).to(device)
+        loss = published.pretraining_loss if stage == "pretrain" else published.finetuning_loss
+        called = torch.compile(model) if side == "hicmae-compiled" else model
+        step = published.PublishedStep(model, loss, OPTIM, precision, fused=side == "hicmae-compiled", called=called)
+        given = published_batch(cfg, clips)
+        given = given.map(Tensor.pin_memory) if device.type == "cuda" else given
+
+        def run():
+            return step(given)
+
+        def state():
+            moments = [t for s in step.optimiser.state.values() for t in s.values() if isinstance(t, Tensor)]
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            return [*model.parameters(), *gradients, *moments, *model.buffers()]
+
+    return Side(side, precision, batch, model, run, state, flops)
+
+
+def pinned(batch: Batch, device: torch.device) -> Batch:
+    return batch.pin_memory() if device.type == "cuda" else batch
+
+
+def precisions(side: SideName, device: torch.device) -> list[str]:
+    """What a side is measured in by default: on a GPU what each was made for, on a CPU everything that it multiplies."""
+    if device.type == "cuda":
+        return ["fp16"] if side in ("hicmae", "released") else ["bf16"]
+    return ["float32", "bf16"] if resolve("auto", device) == torch.bfloat16 else ["float32"]
+
+
+def check(sides: list[SideName], stage: Stage, size: Size, device: torch.device) -> Iterator[tuple[str, bool, str]]:
+    """Whether what is to be timed computes the same: (what, whether, by how much), one a comparison, on two clips in float32.
+
+    ``ours`` against the plain path with the same weights: loss and gradient norm. A peer against our model of its kind with its
+    weights, read through the released layout: the loss.
+    """
+    for side in sides:
+        if side == "reference":
+            continue
+        cfg = config(side, size)
+        clips = host_batch(cfg, stage, 2)
+        torch.manual_seed(1)
+        own = our_model(cfg, stage).to(device)
+        loss = pretrain.pretraining_loss if stage == "pretrain" else finetuning_loss
+        if side in ("ours", "compiled"):
+            numbers = []
+            for way in ("auto", "reference"):
+                with K.use(way):
+                    own.zero_grad()
+                    value = loss(own, clips.to(device))[0]
+                    value.backward()
+                    norm = torch.nn.utils.get_total_norm([p.grad for p in own.parameters() if p.grad is not None])
+                    numbers.append(torch.stack([value.detach(), norm]).double().cpu())
+            what = f"{side} against the plain path: loss and gradient norm"
+        else:
+            peer = peer_model(side, cfg, stage).to(device)
+            avfmae.load_released(peer, avfmae.released_state_dict(own))
+            peer_loss = published.pretraining_loss if stage == "pretrain" else published.finetuning_loss
+            given = published_batch(cfg, clips).map(lambda t: t.to(device))
+            with K.use("reference"), torch.no_grad():
+                ours = loss(own, clips.to(device))[0]
+            with torch.no_grad():
+                theirs = peer_loss(peer, cfg, given, lambda: torch.autocast(device.type, enabled=False))
+            numbers = [theirs.double().cpu().reshape(1), ours.double().cpu().reshape(1)]
+            what = f"{side} against our model of its weights: loss"
+        distance = float(((numbers[0] - numbers[1]).abs() / numbers[1].abs()).max())
+        yield what, distance < 1e-4, f"{distance:.1e} apart"
