@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from avfmae_benchmarks import results
-from avfmae_benchmarks.measure import bandwidth, interleave, machine, matrix_rate
+from avfmae_benchmarks.measure import bandwidth, interleave, machine, matrix_rate, show
 from avfmae_benchmarks.ops import CASES
 from avfmae_benchmarks.step import pick_device
 from rich.table import Table
@@ -77,7 +77,7 @@ def kernels(run: KernelsConfig) -> list[dict]:
                         f"{rate / 1e9:.1f}", f"{rate / fastest:.0%}",
                         "wrong" if implementation in wrong else f"{against:.2f}" if against else "",
                     )  # fmt: skip
-    console.print(table)
+    show(table)
     if not sound:
         console.print("An implementation's answer is not the reference's: nothing is saved.", style="red")
         raise SystemExit(1)
@@ -89,6 +89,7 @@ def kernels(run: KernelsConfig) -> list[dict]:
 def prepared(op: str, make, batch: int, dtype: torch.dtype, device: torch.device):
     """By implementation, its calls by direction on the same numbers; and by direction a :class:`Run`, for its floors."""
     calls: dict[str, dict] = {}
+    floors: dict = {}
     for implementation in IMPLEMENTATIONS:
         if why_not(op, implementation, device.type):
             continue
@@ -96,7 +97,8 @@ def prepared(op: str, make, batch: int, dtype: torch.dtype, device: torch.device
         with K.use(implementation):
             runs = make(batch, dtype, device)
         calls[implementation] = {d: _under(implementation, r.call) for d, r in runs.items()}
-    return calls, runs
+        floors |= runs
+    return calls, floors
 
 
 def _under(implementation: str, call):

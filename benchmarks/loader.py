@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import torch
 from avfmae_benchmarks import results
-from avfmae_benchmarks.measure import Timing, machine
+from avfmae_benchmarks.measure import Timing, machine, show
 from rich.table import Table
 
 from avfmae.config import ModelConfig
@@ -86,7 +86,7 @@ def _measure(run: LoaderConfig, clips) -> list[dict]:
             "clips_per_s": rate, "ms": t.median * 1e3, "ms_p20": t.p20 * 1e3, "ms_p80": t.p80 * 1e3,
         })  # fmt: skip
         table.add_row(str(workers), f"{rate:.1f}", f"{rate / max(1, workers):.1f}", f"{t.median * 1e3:.0f} ({t.p20 * 1e3:.0f} to {t.p80 * 1e3:.0f})")
-    console.print(table)
+    show(table)
     parts = by_part(dataset, clips[:32])
     console.print("a clip, ms: " + ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in parts.items()), highlight=False)
     if run.save:

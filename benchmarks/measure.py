@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import Progress
+from rich.table import Table
 from torch import Tensor
 
 from avfmae.training.logging import console
@@ -43,7 +45,7 @@ def interleave(
         repeats: calls between two waits for the device, so that one call's launch hides behind another's work.
     """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=(rounds + warm_up) * len(runs))
         for number in range(rounds + warm_up):
             for name, run in runs.items():
@@ -113,6 +115,11 @@ def machine(device: torch.device) -> dict[str, str]:
         "date": datetime.datetime.now().isoformat(timespec="seconds"), "revision": revision + ("+" if changed else ""),
         "device": name, "driver": driver.splitlines()[0] if driver else "", "torch": torch.__version__, "triton": triton_version,
     }  # fmt: skip
+
+
+def show(table: Table) -> None:
+    """Prints a table whole, also where nobody looks and the terminal counts as narrow."""
+    Console(file=console.file, width=max(console.width, 160)).print(table)
 
 
 def _output(*command: str) -> str:

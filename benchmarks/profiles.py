@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from avfmae_benchmarks.measure import wait
+from avfmae_benchmarks.measure import show, wait
 from avfmae_benchmarks.sides import Side
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
@@ -79,4 +79,4 @@ def profile_sides(built: dict[str, Side], device: torch.device, folder: Path, st
         table.add_column(label, justify="right")
     for k in kinds:
         table.add_row(k, *(f"{1e3 * t[k]:.1f} ({t[k] / sum(t.values()):.0%})" if k in t else "" for t in tables.values()))
-    console.print(table)
+    show(table)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from avfmae_benchmarks import results, sides
-from avfmae_benchmarks.measure import interleave, machine
+from avfmae_benchmarks.measure import interleave, machine, show
 from avfmae_benchmarks.sides import Size, Stage
 from avfmae_benchmarks.step import measured_alone, pick_device
 from rich.table import Table
@@ -63,7 +63,7 @@ def scaling(run: ScalingConfig) -> list[dict]:
                 side = None
                 if on_gpu:
                     torch.cuda.empty_cache()
-            flops = batch * sides.useful_flops(sides.config("ours", size), run.stage)
+            flops = batch * sides.useful_flops(sides.config("ours", run.stage, size), run.stage)
             rows.append(where | {
                 "stage": run.stage, "size": size, "precision": run.precision, "batch": batch, "ms": timing.median * 1e3,
                 "ms_p20": timing.p20 * 1e3, "ms_p80": timing.p80 * 1e3, "clips_per_s": batch / timing.median,
@@ -72,7 +72,7 @@ def scaling(run: ScalingConfig) -> list[dict]:
             row = rows[-1]
             table.add_row(size, str(batch), f"{row['ms']:.1f} ({row['ms_p20']:.1f} to {row['ms_p80']:.1f})", f"{row['clips_per_s']:.2f}",
                           f"{row['tflops']:.3f}", f"{row['peak_gb']:.2f}")  # fmt: skip
-    console.print(table)
+    show(table)
     if run.save:
         console.print(f"added to {results.append('scaling', rows, run.out)}", highlight=False)
     return rows

@@ -82,8 +82,14 @@ def published_batch(cfg: avfmae.ModelConfig, batch: Batch) -> published.Publishe
     return clips
 
 
-def config(side: SideName, size: Size) -> avfmae.ModelConfig:
-    """The model of a side. The peers' masks and token order are the released ones."""
+def config(side: SideName, stage: Stage, size: Size) -> avfmae.ModelConfig:
+    """The model of a side. The peers' masks and token order are the released ones.
+
+    Raises:
+        ValueError: the side has no such stage or size.
+    """
+    if side.startswith("hicmae") and (stage, size) != ("pretrain", "base"):
+        raise ValueError(f"{side}: is compared in pre-training at size base, asked for were {stage} and {size}")
     if side.startswith("hicmae"):
         return avfmae.ModelConfig.preset("hicmae_base")
     cfg = avfmae.ModelConfig.preset(size)
@@ -120,15 +126,9 @@ def useful_flops(cfg: avfmae.ModelConfig, stage: Stage) -> float:
 
 
 def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, device: torch.device) -> Side:
-    """Args: precision: ``"float32"``, ``"bf16"`` or ``"fp16"`` (as published; peers only).
-
-    Raises:
-        ValueError: the side has no such stage or size.
-    """
-    if side.startswith("hicmae") and (stage, size) != ("pretrain", "base"):
-        raise ValueError(f"{side}: is compared in pre-training at size base, asked for were {stage} and {size}")
+    """A side at rest; ``precision`` is ``"float32"``, ``"bf16"`` or, for the peers, ``"fp16"``."""
     torch.manual_seed(0)
-    cfg = config(side, size)
+    cfg = config(side, stage, size)
     clips = host_batch(cfg, stage, batch)
     flops = batch * useful_flops(cfg, stage)
     if side in ("ours", "reference", "compiled"):
@@ -186,7 +186,7 @@ def check(sides: list[SideName], stage: Stage, size: Size, device: torch.device)
     for side in sides:
         if side == "reference":
             continue
-        cfg = config(side, size)
+        cfg = config(side, stage, size)
         clips = host_batch(cfg, stage, 2)
         torch.manual_seed(1)
         own = our_model(cfg, stage).to(device)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from avfmae_benchmarks import results, sides
+from avfmae_benchmarks import measure, results, sides
 from avfmae_benchmarks.measure import Timing, held, interleave, machine, matrix_rate, peak_of_cpu, wait
 from avfmae_benchmarks.profiles import profile_sides
 from avfmae_benchmarks.sides import Side, SideName, Size, Stage
@@ -149,7 +149,7 @@ def speed_up(rows: list[dict], row: dict) -> dict[str, float]:
 def show(rows: list[dict], timings: dict[str, Timing], sound: bool, title: str) -> None:
     table = Table(title=title)
     peers = [f"{r['side']} {r['precision']}" for r in rows if r["side"] in ("hicmae", "hicmae-compiled", "released")]
-    columns = ["side", "ms (p20 to p80)", "clips/s", "useful TFLOP/s", "of matrix rate", "peak GB", "above state GB"]
+    columns = ["side", "ms (p20 to p80)", "clips/s", "useful TFLOP/s", "of matrix rate", "peak GB", "beyond state"]
     for column in [*columns, *(f"× {p}" for p in peers if sound)]:
         table.add_column(column, justify="left" if column == "side" else "right")
     for row in rows:
@@ -159,7 +159,7 @@ def show(rows: list[dict], timings: dict[str, Timing], sound: bool, title: str) 
             f"{row['clips_per_s']:.2f}", f"{row['tflops']:.3f}", f"{row['matrix_share']:.0%}", f"{row['peak_gb']:.2f}",
             f"{row['kept_gb']:.2f}", *(f"{ups[p]:.2f}" for p in peers if sound),
         )  # fmt: skip
-    console.print(table)
+    measure.show(table)
     if not sound:
         console.print("A check failed: no speed-up is given.", style="red")
 
