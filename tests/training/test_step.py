@@ -1,0 +1,223 @@
+"""The fast step trains as the plain one does, asks the device for nothing, and leaves out what is not finite."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from backends import GPU
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import avfmae
+import avfmae_kernels as K
+from avfmae.data.dataset import Batch, DataConfig, Plan, PretrainDataset
+from avfmae.data.demo import EMOTIONS, DemoSet, make_demo_set
+from avfmae.data.manifest import read_manifest
+from avfmae.training.config import OptimConfig
+from avfmae.training.optim import learning_rate
+from avfmae.training.pretrain import pretraining_loss
+from avfmae.training.step import EAGER_STEPS, TrainingStep, linear_parameters, resolve
+
+TINY = avfmae.ModelConfig.preset("tiny")
+DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
+
+
+@pytest.fixture(scope="module")
+def batches(tmp_path_factory):
+    """300 batches of the demo's clips: 24 clips read twice, with other crops, sounds and masks, in another order every epoch."""
+    manifest = make_demo_set(tmp_path_factory.mktemp("drawn"), DemoSet("faces", first=0, people=4, labels={e: e for e in EMOTIONS}))
+    dataset = PretrainDataset(read_manifest(manifest), TINY, DataConfig(workers=0), "pretrain")
+    read = {(epoch, i): dataset[(epoch, i)][1] for epoch in range(2) for i in range(len(dataset))}
+    found = []
+    for items in Plan.fit(len(dataset), 6, None).micro_batches(0, 300):
+        epoch = items[0][0]
+        found.append(dataset.collate([(epoch, read[(epoch % 2, i)]) for _, i in items]))
+    return found
+
+
+def train(batches, seed, implementation, precision, steps, lr=4e-3, device="cpu", **options):
+    torch.manual_seed(seed)
+    optim = OptimConfig(lr=lr * 256 / 6, epochs=75, warmup_epochs=5, total_batch=6, clip_grad=1.0)
+    with K.use(implementation):
+        model = avfmae.AVFMAEForPretraining(TINY).to(device)
+        step = TrainingStep(model, pretraining_loss, optim, 300, 4, precision, **options)
+        return np.array([float(step([b.to(torch.device(device))])["loss"]) for b in batches[:steps]]), model
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_first_steps_are_the_plain_ones(batches, device):
+    """Float32, one seed: twenty steps agree to 1e-4."""
+    fast, _ = train(batches, 0, "auto", "float32", 20, device=device)
+    plain, _ = train(batches, 0, "reference", "float32", 20, device=device)
+    assert np.abs(fast / plain - 1).max() < 1e-4
+    assert plain[-5:].mean() < 0.9 * plain[:5].mean()  # it trains, so that agreement says something
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_loss_curve_lies_within_the_spread_of_seeds(batches, device):
+    """300 steps, bfloat16 with copies of weights against plain float32: the distance of two seeds' curves is the measure."""
+    curves = {
+        "fast": train(batches, 0, "auto", "bf16", 300, device=device)[0],
+        "plain": train(batches, 0, "reference", "float32", 300, device=device)[0],
+        "other seed": train(batches, 1, "reference", "float32", 300, device=device)[0],
+    }
+    smooth = {name: np.convolve(c, np.ones(20) / 20, mode="valid") for name, c in curves.items()}
+    spread = np.abs(smooth["plain"] - smooth["other seed"])
+    distance = np.abs(smooth["fast"] - smooth["plain"])
+    print(f"distance {distance.mean():.5f} (at most {distance.max():.5f}), spread of seeds {spread.mean():.5f} ({spread.max():.5f})")
+    assert distance.mean() <= spread.mean() and distance.max() <= spread.max()
+    assert smooth["plain"][-1] < 0.9 * smooth["plain"][0]  # not vacuous: it learns
+
+
+class NoHost(TorchDispatchMode):
+    """Refuses what would make a GPU wait for Python, or change shapes with its numbers."""
+
+    FORBIDDEN = ("_local_scalar_dense", "item", "nonzero", "is_nonzero", "masked_select", "unique", "equal", "allclose")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.name().removeprefix("aten::").partition(".")[0]
+        assert name not in self.FORBIDDEN, f"{function} asks the device for a number"
+        if name == "index":
+            assert not any(i is not None and i.dtype == torch.bool for i in args[1]), "a boolean index waits for its count"
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_the_step_asks_the_device_for_nothing(stage, monkeypatch):
+    """What a CUDA graph needs, proven on a CPU: every op of the step is seen."""
+    from avfmae_benchmarks.sides import finetuning_loss, host_batch, our_model
+
+    from avfmae.models.lgi import LGIEncoder
+
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # no checks of indices, which are for CPUs only
+    model = our_model(TINY.replace(drop_path=0.0 if stage == "pretrain" else 0.1), stage)
+    loss = pretraining_loss if stage == "pretrain" else finetuning_loss
+    batch = host_batch(TINY, stage, 4)
+    step = TrainingStep(model, loss, OptimConfig(clip_grad=1.0, ema=0.99), 100, 10, "bf16")
+    with K.use("cpp") if K.explain()["adamw"]["cpp"] in ("runs", "can run") else K.use("auto"):
+        step([batch])  # moments are made
+        with NoHost():
+            values = step([batch])
+    assert {"loss", "grad_norm", "lr", "skipped", "in_a_row"} <= set(values)
+    with pytest.raises(AssertionError, match="asks the device"), NoHost():
+        float(values["loss"])
+
+
+def small(precision="float32", **optim):
+    torch.manual_seed(0)
+    model = avfmae.AVFMAEForPretraining(TINY)
+    step = TrainingStep(model, pretraining_loss, OptimConfig(**optim), 100, 10, precision)
+    return model, step
+
+
+def random_batch(seed=0, size=4):
+    g = torch.Generator().manual_seed(seed)
+    video = torch.randint(0, 256, (size, *TINY.video.size, 3), dtype=torch.uint8, generator=g)
+    return Batch(video, torch.randn(size, 1, 256, 128, generator=g), None, avfmae.DualMask.sample(TINY, size, g), list(range(size)))
+
+
+def test_copies_follow_the_weights_and_tokens_and_norms_stay_in_float32():
+    model, step = small("bf16")
+    copied = {n for n, leaf in step.leaves.items() if leaf.dtype == torch.bfloat16}
+    assert copied == set(linear_parameters(model))
+    assert "video_encoder.embed.proj.weight" in copied and "video_encoder.blocks.0.local_attn.q_bias" in copied
+    assert not any("norm" in n or n.endswith(("region_tokens", "mask_token")) for n in copied)
+    before = copy.deepcopy(dict(model.named_parameters()))
+    step([random_batch()])
+    step([random_batch(1)])
+    parameters = dict(model.named_parameters())
+    moved = [n for n in copied if not torch.equal(before[n], parameters[n])]
+    assert len(moved) > 100
+    for name in copied:
+        assert torch.equal(step.leaves[name], parameters[name].to(torch.bfloat16)), name
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    with torch.no_grad():
+        parameters["video_decoder.head.weight"].add_(1)
+    step.refresh()
+    assert torch.equal(step.leaves["video_decoder.head.weight"], parameters["video_decoder.head.weight"].to(torch.bfloat16))
+
+
+def test_what_is_not_finite_changes_nothing_but_the_counters():
+    model, step = small()
+    step([random_batch()])
+    bad = random_batch(1)
+    bad.audio[0] = torch.nan
+    before = copy.deepcopy(model.state_dict()), copy.deepcopy(step.optimiser.state_dict()["state"])
+    for count in (1, 2):
+        values = step([bad])
+        assert float(values["skipped"]) == float(values["in_a_row"]) == count
+    assert all(torch.equal(a, b) for a, b in zip(before[0].values(), model.state_dict().values(), strict=True))
+    after = step.optimiser.state_dict()["state"]
+    assert all(torch.equal(before[1][k][n], after[k][n]) for k in after for n in after[k])
+    values = step([random_batch(2)])
+    assert float(values["skipped"]) == 2 and float(values["in_a_row"]) == 0 and torch.isfinite(values["loss"])
+
+
+def test_the_gradient_is_clipped_and_the_rate_follows_the_schedule():
+    _, step = small(clip_grad=1e-3, lr=0.1, warmup_lr=0.02, total_batch=256)
+    rates = [float(step([random_batch(k)])["lr"]) for k in range(3)]
+    assert rates == pytest.approx([learning_rate(k, 10, step.optim) for k in range(3)], rel=1e-6) and rates[0] < rates[2]
+    moments = torch.cat([s["exp_avg"].flatten() for s in step.optimiser.state.values()])
+    assert float(moments.norm()) < 1e-3  # a mean of vectors of that length
+
+
+def test_accumulated_micro_batches_make_the_mean_gradient():
+    _, step = small()
+    first, second = random_batch(0), random_batch(1)
+    torch.manual_seed(0)
+    norms = []
+    for batches in ([first], [second], [first, second]):
+        _, step = small()
+        step(batches)
+        norms.append({n: leaf.grad.clone() for n, leaf in step.leaves.items() if leaf.grad is not None})
+    for name, gradient in norms[2].items():
+        mean = (norms[0][name] + norms[1][name]) / 2
+        assert torch.allclose(gradient, mean, atol=1e-4 * float(mean.abs().max()) + 1e-7), name
+
+
+def test_the_running_average_of_weights():
+    model, step = small(ema=0.9, lr=1e-2)
+    expected = [p.detach().clone() for p in model.parameters()]
+    for k in range(3):
+        step([random_batch(k)])
+        expected = [0.9 * e + 0.1 * p.detach() for e, p in zip(expected, model.parameters(), strict=True)]
+    assert all(torch.allclose(a, e, atol=1e-6) for a, e in zip(step.averaged, expected, strict=True))
+
+
+def test_a_compiled_forward_gives_the_same_loss(monkeypatch):
+    model, step = small()
+    monkeypatch.setattr(torch, "compile", lambda f, compiler=torch.compile: compiler(f, backend="aot_eager"))
+    torch.manual_seed(0)
+    other = TrainingStep(copy.deepcopy(model), pretraining_loss, step.optim, 100, 10, "float32", compiled=True)
+    for k in range(2):
+        a, b = step([random_batch(k)])["loss"], other([random_batch(k)])["loss"]
+        assert float(a) == pytest.approx(float(b), rel=1e-5)
+
+
+def test_precision_auto_is_what_the_processor_multiplies():
+    cpu = torch.device("cpu")
+    assert resolve("float32", cpu) == torch.float32 and resolve("bf16", cpu) == torch.bfloat16
+    has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert resolve("auto", cpu) == (torch.bfloat16 if has else torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_graph_gives_the_losses_of_the_eager_step(precision):
+    """Replayed, with inputs, rates and weights that change; a bad batch is left out by the graph as well."""
+    losses = []
+    for graph in (False, True):
+        torch.manual_seed(0)
+        model = avfmae.AVFMAEForPretraining(TINY).cuda()
+        step = TrainingStep(model, pretraining_loss, OptimConfig(lr=1e-2, clip_grad=1.0), 100, 10, precision, graph=graph)
+        found = []
+        for k in range(EAGER_STEPS + 8):
+            batch = random_batch(k)
+            if k == EAGER_STEPS + 4:
+                batch.audio[0] = torch.nan
+            values = step([batch.to(torch.device("cuda"))])
+            found.append([float(values[n]) for n in ("loss", "grad_norm", "lr", "skipped")])
+        losses.append(found)
+        assert (step.graph is not None) == graph and found[-1][3] == 1
+    assert np.allclose(*losses, rtol=1e-4 if precision == "float32" else 2e-2, equal_nan=True)
