@@ -2,8 +2,9 @@
 dependencies (``make gpu-check`` makes one).
 
 Builds with CUDA, compiles every kernel for this GPU, runs the tests on it (all dtypes, every configuration), looks for memory
-errors and races in the CUDA C++ kernels, and times the ops. Results go to ``benchmarks/results/<gpu>-<date>/``; the exit code is
-the number of steps that failed.
+errors and races in the CUDA C++ kernels; then times the ops, and the training step against HiCMAE as published and AVF-MAE++ as released (less
+than ten minutes). Logs go to ``benchmarks/results/<gpu>-<date>/``, rows to ``benchmarks/results/*.csv``, pictures and the README's table are
+made from these; the exit code is the number of steps that failed.
 """
 
 import datetime
@@ -32,33 +33,28 @@ def main() -> int:
     results.mkdir(parents=True, exist_ok=True)
     major, minor = torch.cuda.get_device_capability()
     python, pytest = sys.executable, [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    avfmae = [python, "-m", "avfmae"]
     archs = {"AVFMAE_BUILD": "cuda", "AVFMAE_CUDA_ARCHS": f"{major}{minor}"}
     steps = {
         "build": [python, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "-e", "."],
-        "doctor": [python, "-c", "from avfmae.cli import main; main()", "doctor"],
+        "doctor": [*avfmae, "doctor"],
         "aot": [python, "-m", "avfmae_kernels.aot", "--arch", f"{major}{minor}"],
         "tests": [*pytest, "-m", "gpu", "-rs"],
-        "benchmark": [*pytest, "benchmarks", "--benchmark-columns=median,iqr,rounds", "--benchmark-sort=name",
-                      f"--benchmark-json={results / 'kernels.json'}"],
     }  # fmt: skip
     if sanitizer := shutil.which("compute-sanitizer"):
         for tool in ("memcheck", "racecheck"):
             few = "cuda-gpu and bfloat16 and not fine"  # instrumented kernels take a hundred times longer
-            steps[tool] = [
-                sanitizer,
-                "--tool",
-                tool,
-                "--error-exitcode",
-                "1",
-                *pytest,
-                "-m",
-                "gpu",
-                "-k",
-                few,
-                *CUDA_TESTS,
-            ]
+            steps[tool] = [sanitizer, "--tool", tool, "--error-exitcode", "1", *pytest, "-m", "gpu", "-k", few, *CUDA_TESTS]
     else:
         print("compute-sanitizer is not installed: memory and race checks are left out")
+    steps |= {
+        "bench-kernels": [*avfmae, "bench", "kernels"],
+        "bench-step": [*avfmae, "bench", "step", "--profile"],
+        "bench-step-finetune": [*avfmae, "bench", "step", "--stage", "finetune"],
+        "bench-step-huge": [*avfmae, "bench", "step", "--size", "huge", "--sides", "ours", "released", "--rounds", "3"],
+        "bench-scaling": [*avfmae, "bench", "scaling"],
+        "plot": [*avfmae, "bench", "plot"],
+    }
     failed = []
     for step, command in steps.items():
         print(f"{step} …", end=" ", flush=True)

@@ -1,5 +1,6 @@
 """``avfmae bench scaling``: our step over model sizes and batch sizes, up to what the device holds."""
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -61,6 +62,7 @@ def scaling(run: ScalingConfig) -> list[dict]:
                 break
             finally:
                 side = None
+                gc.collect()  # a step and its graph know each other
                 if on_gpu:
                     torch.cuda.empty_cache()
             flops = batch * sides.useful_flops(sides.config("ours", run.stage, size), run.stage)

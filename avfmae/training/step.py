@@ -168,7 +168,8 @@ class Graph:
         if self.runs == EAGER_STEPS + 1:
             self.inputs = [batch.map(torch.clone) for batch in batches]
             torch.cuda.synchronize()
-            with torch.cuda.graph(self.graph, stream=self.stream):
+            # data workers' pinning threads may call CUDA meanwhile: only this thread's calls must be fit for capture
+            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.outputs = self.function(self.inputs)
         for own, given in zip(self.inputs, batches, strict=True):
             for to, value in zip(own.tensors(), given.tensors(), strict=True):

@@ -1,6 +1,6 @@
 """HiCMAE (Sun et al., 2024) as published; with ``sdpa`` what a good user makes of it before compiling."""
 
-from avfmae_benchmarks.peers.parts import Decoder, PatchEmbed, ViTBlock, layer_norm
+from avfmae_benchmarks.peers.parts import Decoder, PatchEmbed, ViTBlock, layer_norm, pick
 from torch import Tensor, nn
 
 from avfmae.config import ModalityConfig, ModelConfig
@@ -9,14 +9,14 @@ from avfmae.config import ModalityConfig, ModelConfig
 class Encoder(nn.Module):
     def __init__(self, cfg: ModelConfig, m: ModalityConfig, sdpa: bool):
         super().__init__()
-        self.skip_blocks = cfg.skip_blocks
+        self.skip_blocks, self.count = cfg.skip_blocks, m.visible if sdpa else None
         self.embed = PatchEmbed(m, cfg.width)
         self.blocks = nn.ModuleList(ViTBlock(cfg.width, cfg.heads, sdpa=sdpa) for _ in range(cfg.depth))
         self.norm = layer_norm(cfg.width)
 
     def forward(self, clip: Tensor, masked: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = self.embed(clip)
-        x, skips = x[~masked].reshape(len(x), -1, x.shape[-1]), []
+        x, skips = pick(x, ~masked, self.count), []
         for i, block in enumerate(self.blocks):
             x = block(x)
             if i in self.skip_blocks:
@@ -42,7 +42,7 @@ class Fusion(nn.Module):
 
 
 class HiCMAE(nn.Module):
-    """Args: cfg of family ``"hicmae"``; sdpa: torch's attention instead of a matrix of probabilities."""
+    """Args: cfg of family ``"hicmae"``; sdpa: torch's attention, and token counts that a compiler knows."""
 
     def __init__(self, cfg: ModelConfig, sdpa: bool = False):
         super().__init__()

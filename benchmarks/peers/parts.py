@@ -1,7 +1,7 @@
 """The parts of the published models, executed as published: plain PyTorch, one op after the other.
 
 Attention builds its matrix of probabilities, every patch is embedded before the masks drop nine in ten, tokens are picked and put
-back by boolean masks. ``sdpa`` is the one concession, for the generous peer.
+back by boolean masks. ``sdpa`` is for the generous peer: torch's attention, and shapes that a compiler knows.
 Shapes: B batch, N queries, M keys, C width, H heads, D = C/H.
 """
 
@@ -30,6 +30,15 @@ class PatchEmbed(nn.Module):
     def forward(self, clip: Tensor) -> Tensor:
         x = self.proj(clip).flatten(2).transpose(1, 2)
         return x + self.positions.type_as(x).clone().detach()
+
+
+def pick(x: Tensor, kept: Tensor, count: int | None) -> Tensor:
+    """Tokens (B, N, C) where ``kept`` (B, N): (B, count, C). As published by a boolean index, which waits for the device to count
+    them; with ``count``, which a compiler needs to know, by a gather."""
+    if count is None:
+        return x[kept].reshape(len(x), -1, x.shape[-1])
+    index = (~kept).long().argsort(dim=1, stable=True)[:, :count]
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, sdpa: bool) -> Tensor:
@@ -105,6 +114,7 @@ class Decoder(nn.Module):
 
     def __init__(self, cfg: ModelConfig, m: ModalityConfig, sdpa: bool = False):
         super().__init__()
+        self.counts = (m.visible, m.decoded) if sdpa else (None, None)
         width = cfg.decoder_width
         self.embed = nn.Linear(cfg.width, width, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(width))
@@ -119,8 +129,7 @@ class Decoder(nn.Module):
         """x, skips (B, visible, C); masked (B, tokens) bool: what the encoder did not see; decoded (B, tokens) bool."""
         B, _, _ = x.shape
         positions = self.positions.expand(B, -1, -1).type_as(x).clone().detach()
-        seen = positions[~masked].reshape(B, -1, positions.shape[-1])
-        hidden = positions[decoded].reshape(B, -1, positions.shape[-1])
+        seen, hidden = pick(positions, ~masked, self.counts[0]), pick(positions, decoded, self.counts[1])
         x = torch.cat([self.embed(x) + seen, self.mask_token + hidden], dim=1)
         skips = [self.embed(skip) + seen for skip in skips]
         for block, context in zip(self.blocks, [None, *reversed(skips)], strict=True):

@@ -1,7 +1,7 @@
 """AVF-MAE++ as released: pre-training and fine-tuning, executed op by op, dead work included."""
 
 import torch
-from avfmae_benchmarks.peers.parts import MLP, CrossAttention, Decoder, PatchEmbed, SelfAttention, layer_norm
+from avfmae_benchmarks.peers.parts import MLP, CrossAttention, Decoder, PatchEmbed, SelfAttention, layer_norm, pick
 from torch import Tensor, nn
 
 from avfmae.config import ModalityConfig, ModelConfig
@@ -58,7 +58,7 @@ class Encoder(nn.Module):
         """LN(local tokens) of the last block and of the skip blocks. Regions are runs of visible tokens."""
         t = self.embed(clip)
         B, _, C = t.shape
-        t = t[~masked].reshape(B, -1, C)
+        t = pick(t, ~masked, None)
         if len(self.m.grid) == 3:
             groups = self.m.grid[0] // self.m.region[0]
             t = t.reshape(B, groups, self.m.region[0], self.m.regions // groups, -1, C).transpose(2, 3).reshape(B, -1, C)

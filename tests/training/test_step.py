@@ -87,7 +87,6 @@ def test_the_step_asks_the_device_for_nothing(stage, monkeypatch):
     """What a CUDA graph needs, proven on a CPU: every op of the step is seen."""
     from avfmae_benchmarks.sides import finetuning_loss, host_batch, our_model
 
-    from avfmae.models.lgi import LGIEncoder
 
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # no checks of indices, which are for CPUs only
     model = our_model(TINY.replace(drop_path=0.0 if stage == "pretrain" else 0.1), stage)
