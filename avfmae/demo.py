@@ -65,7 +65,7 @@ def demo(run: DemoConfig) -> Path:
 
     data = DataConfig(workers=run.workers, segments=1, crops=1, rand_augment=(0.0, 0), crop_scale=(0.75, 1.0),
                       multi_scales=(1.0, 0.875), erase=0.0, face_margin=0.05)  # fmt: skip
-    common = {"preset": "tiny", "data": data, "save_steps": 200}
+    common = {"preset": "tiny", "data": data, "save_steps": 200, "log_steps": 1}
     pretrained = pretrain(PretrainConfig(out=out / "1-pretraining", manifest=unlabelled, optim=PRETRAINING, **common))
     common |= {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0}
     injected = psi(PSIConfig(

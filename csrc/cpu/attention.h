@@ -39,25 +39,32 @@ AVFMAE_INLINE void store_rows(const Numbers& to, const Rows& place, int64_t b, i
   for (int i = 0; i < count; ++i) to.store(place.at(b, first + i, h, size), from + i * D, size);
 }
 
-// s.p = softmax(q kᵀ·scale) of `count` queries, zero in the padding.
-AVFMAE_INLINE void probabilities(const Attention& a, HeadScratch& s, int count) {
-  const int n = a.keys, N = s.N;
-  matmul({s.q.data(), s.D, 1}, s.k_t.data(), s.p.data(), count, N, a.size);
-  for (int i = 0; i < count; ++i) {
-    float* p = s.p.data() + i * N;
-    float top = -std::numeric_limits<float>::infinity();
+// p = softmax(p·scale) of one query's `keys` logits, zero in the padding up to N.
+AVFMAE_INLINE void softmax(float* p, int keys, int N, float scale) {
+  float top = -std::numeric_limits<float>::infinity();
 #pragma omp simd reduction(max : top)
-    for (int j = 0; j < n; ++j) top = p[j] > top ? p[j] : top;
-    float total = 0;
+  for (int j = 0; j < keys; ++j) top = p[j] > top ? p[j] : top;
+  float total = 0;
 #pragma omp simd reduction(+ : total)
-    for (int j = 0; j < n; ++j) {
-      p[j] = fast_exp((p[j] - top) * a.scale);
-      total += p[j];
-    }
-    const float inverse = 1 / total;
-    for (int j = 0; j < n; ++j) p[j] *= inverse;
-    for (int j = n; j < N; ++j) p[j] = 0;
+  for (int j = 0; j < keys; ++j) {
+    p[j] = fast_exp((p[j] - top) * scale);
+    total += p[j];
   }
+  const float inverse = 1 / total;
+  for (int j = 0; j < keys; ++j) p[j] *= inverse;
+  for (int j = keys; j < N; ++j) p[j] = 0;
+}
+
+// dp, the gradient of one query's probabilities p, becomes the gradient of its logits.
+AVFMAE_INLINE void slope_of_logits(const float* p, float* dp, int N, float scale) {
+  const float mean = dot(p, dp, N);
+  for (int j = 0; j < N; ++j) dp[j] = p[j] * (dp[j] - mean) * scale;
+}
+
+// s.p = softmax(q kᵀ·scale) of `count` queries.
+AVFMAE_INLINE void probabilities(const Attention& a, HeadScratch& s, int count) {
+  matmul({s.q.data(), s.D, 1}, s.k_t.data(), s.p.data(), count, s.N, a.size);
+  for (int i = 0; i < count; ++i) softmax(s.p.data() + i * s.N, a.keys, s.N, a.scale);
 }
 
 AVFMAE_CLONES inline void attend(const Attention& a, const AttentionData& t, int64_t b, int h, HeadScratch& s) {
@@ -94,11 +101,7 @@ AVFMAE_CLONES inline void attend_backward(const Attention& a, const AttentionDat
     }
     matmul<true>({s.p.data(), 1, N}, s.grad.data(), s.dv.data(), a.keys, D, count);  // dv += pᵀ grad
     matmul({s.grad.data(), D, 1}, s.v_t.data(), s.dp.data(), count, N, a.size);
-    for (int i = 0; i < count; ++i) {  // dp becomes the gradient of the logits
-      float *p = s.p.data() + i * N, *dp = s.dp.data() + i * N;
-      const float mean = dot(p, dp, N);
-      for (int j = 0; j < N; ++j) dp[j] = p[j] * (dp[j] - mean) * a.scale;
-    }
+    for (int i = 0; i < count; ++i) slope_of_logits(s.p.data() + i * N, s.dp.data() + i * N, N, a.scale);
     matmul<true>({s.dp.data(), 1, N}, s.q.data(), s.dk.data(), a.keys, D, count);  // dk += dpᵀ q
     matmul({s.dp.data(), N, 1}, s.k.data(), s.rows.data(), count, D, a.keys);
     store_rows(t.dq, a.dq, b, first, count, h, a.size, s.rows.data(), D);
@@ -107,19 +110,37 @@ AVFMAE_CLONES inline void attend_backward(const Attention& a, const AttentionDat
   store_rows(t.dkv, a.dv, b, 0, a.keys, h, a.size, s.dv.data(), D);
 }
 
+}  // namespace avfmae
+
+#include "cpu/attention_bf16.h"  // which shares what stands above
+
+namespace avfmae {
+
 // Every head of every sequence; tiny ones share a task.
-inline void attention(const Attention& a, const AttentionData& t) {
-  const bool backward = static_cast<bool>(t.grad);
+template <typename Scratch, typename Body>
+void for_heads(const Attention& a, const Scratch& fresh, Body body) {
   const int64_t work = int64_t{a.queries} * a.keys * a.size;
   const int64_t grain = std::max<int64_t>(1, 65536 / std::max<int64_t>(work, 1));
   torch::stable::parallel_for(0, a.tasks(), grain, [&](int64_t begin, int64_t end) {
-    HeadScratch scratch(a, backward);
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / a.heads;
-      const int h = static_cast<int>(i % a.heads);
-      if (backward) attend_backward(a, t, b, h, scratch);
-      else attend(a, t, b, h, scratch);
-    }
+    Scratch scratch(fresh);
+    for (int64_t i = begin; i < end; ++i) body(i / a.heads, static_cast<int>(i % a.heads), scratch);
+  });
+}
+
+inline void attention(const Attention& a, const AttentionData& t) {
+  const bool backward = static_cast<bool>(t.grad);
+#ifdef AVFMAE_HAS_BF16_PRODUCTS
+  if (bf16::serves(a, t)) {
+    for_heads(a, bf16::Scratch(a, kQueries, backward), [&](int64_t b, int h, bf16::Scratch& s) {
+      if (backward) bf16::attend_backward(a, t, b, h, kQueries, s);
+      else bf16::attend(a, t, b, h, kQueries, s);
+    });
+    return;
+  }
+#endif
+  for_heads(a, HeadScratch(a, backward), [&](int64_t b, int h, HeadScratch& s) {
+    if (backward) attend_backward(a, t, b, h, s);
+    else attend(a, t, b, h, s);
   });
 }
 
