@@ -79,7 +79,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _slopes(grad: Tensor, a: Tensor, weight_dtype: torch.dtype, bias: bool) -> tuple[Tensor, Tensor | None]:
     """Gradients of ``F.linear(a, weight, bias)`` to weight and bias."""
-    return matmul.to_weight(grad, a).to(weight_dtype), grad.flatten(0, -2).sum(0).to(weight_dtype) if bias else None
+    return matmul.to_weight(grad, a).to(weight_dtype), matmul.rows(grad).sum(0).to(weight_dtype) if bias else None
 
 
 class _Linear(torch.autograd.Function):

@@ -21,6 +21,11 @@ def has_faster(x: Tensor) -> bool:
     return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
 
 
+def rows(x: Tensor) -> Tensor:
+    """(..., C) -> (rows, C)."""
+    return x.reshape(-1, x.shape[-1])
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., I), weight (O, I) -> (..., O)."""
     # PyTorch's bfloat16 product begins with a copy of the bias into every row.
@@ -36,5 +41,5 @@ def to_input(grad: Tensor, weight: Tensor) -> Tensor:
 
 def to_weight(grad: Tensor, x: Tensor) -> Tensor:
     """The gradient to a linear layer's weight: grad (..., O), x (..., I) -> (O, I)."""
-    grad, x = grad.flatten(0, -2), x.flatten(0, -2)
+    grad, x = rows(grad), rows(x)
     return linear(grad.mT, x.mT, None) if has_faster(grad) else grad.mT @ x

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from avfmae.pictures import BLUE, GREY, ORANGE
 from avfmae.training.logging import console
 
-ROOT = Path(__file__).parents[1]
+ROOT = results.CHECKOUT or Path()
 BEGIN, END = "<!-- avfmae bench plot: begin -->", "<!-- end -->"
 NAMES = {
     "ours": "**avfmae**", "compiled": "avfmae, compiled", "reference": "avfmae, plain PyTorch",

@@ -5,7 +5,9 @@ from pathlib import Path
 
 from avfmae.checkpoints import atomic_write
 
-FOLDER = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
+CHECKOUT = HERE.parent if (HERE.parent / "pyproject.toml").exists() else None  # None: installed without its sources
+FOLDER = HERE / "results" if CHECKOUT else Path("benchmark-results")
 
 
 def append(subject: str, rows: list[dict], folder: Path) -> Path:

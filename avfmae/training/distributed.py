@@ -82,6 +82,8 @@ class GradientAverage:
     def arrived(self, leaf: Tensor) -> None:
         if not self.active or self.buckets is None:
             return
+        if leaf not in self.bucket_of:
+            raise RuntimeError("a parameter has a gradient that had none in the first step; its processes would drift apart")
         self.missing[self.bucket_of[leaf]] -= 1
         while self.left and self.missing[len(self.buckets) - len(self.left)] == 0:  # in the same order everywhere
             self.send(self.left.pop(0))

@@ -4,13 +4,12 @@ Nothing in it asks the device for a number, so a GPU never waits for Python. The
 kernels are launched as one. ``avfmae_kernels.use("reference")`` gives the plain step instead, with autocast and nothing captured.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.func import functional_call
 
 import avfmae_kernels as K
 from avfmae.data.dataset import Batch
@@ -66,8 +65,8 @@ class TrainingStep:
         self.leaves = dict(model.named_parameters())  # what gradients are taken of: weights, or copies of them
         if self.dtype != torch.float32 and not self.plain:
             for name in linear_parameters(model):
-                self.leaves[name] = self.leaves[name].detach().to(self.dtype).requires_grad_()
-        self.forward = torch.compile(self.compute) if compiled else self.compute
+                self.leaves[name] = nn.Parameter(self.leaves[name].detach().to(self.dtype))
+        self.forward = torch.compile(model) if compiled else model
         self.average = GradientAverage(list(self.leaves.values())) if self.world > 1 else None
         self.batch_statistics = [b for m in model.modules() if isinstance(m, nn.BatchNorm1d) for b in m.buffers()]
         self.averaged = [p.detach().clone() for p in model.parameters()] if optim.ema else []
@@ -76,9 +75,22 @@ class TrainingStep:
         self.skipped, self.in_a_row = (torch.zeros((), device=device) for _ in range(2))
         self.graph = Graph(self.run, device) if graph and not self.plain and device.type == "cuda" and self.world == 1 else None
 
-    def compute(self, *inputs):
-        """The model's answer, computed with the leaves."""
-        return functional_call(self.model, self.leaves, inputs, tie_weights=False)
+    @contextmanager
+    def with_leaves(self) -> Iterator[None]:
+        """The model computes with the leaves; also on the way back, where checkpointed blocks run once more."""
+        places = [
+            (self.model.get_submodule(path), name, self.leaves[full], weight)
+            for full, weight in self.model.named_parameters()
+            if self.leaves[full] is not weight
+            for path, _, name in [full.rpartition(".")]
+        ]
+        for module, name, leaf, _ in places:
+            module._parameters[name] = leaf
+        try:
+            yield
+        finally:
+            for module, name, _, weight in places:
+                module._parameters[name] = weight
 
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -110,7 +122,7 @@ class TrainingStep:
         totals: dict[str, Tensor] = {}
         for k, batch in enumerate(batches):
             last = k + 1 == len(batches)
-            with self.average.during(last) if self.average else nullcontext():
+            with self.with_leaves(), self.average.during(last) if self.average else nullcontext():
                 with self.autocast():
                     loss, parts = self.loss(self.forward, batch)
                 (loss / len(batches)).backward()

@@ -104,10 +104,12 @@ class Trainer:
                     speed = {"clips_per_s": (step + 1 - logged) * self.run.optim.total_batch / seconds, "data_wait": waited / seconds}
                     log.step(step, numbers | speed | {"memory_gb": memory_gb(self.at.device)})
                     begun, waited, logged = time.perf_counter(), 0.0, step + 1
-                if whole_epoch and (metrics := self.evaluate(step // per_epoch)) is not None:
-                    self.state.history.append({"epoch": step // per_epoch, **metrics})
-                    log.evaluation(step, metrics)
-                    begun = time.perf_counter()
+                if whole_epoch:
+                    asked = time.perf_counter()
+                    if (metrics := self.evaluate(step // per_epoch)) is not None:
+                        self.state.history.append({"epoch": step // per_epoch, **metrics})
+                        log.evaluation(step, metrics)
+                    begun += time.perf_counter() - asked  # is no time of training
                 stop = self.stops(interrupt, asked=logged == step + 1)
                 if stop or saves:
                     self.save(values)

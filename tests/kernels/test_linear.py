@@ -7,6 +7,7 @@ from backends import each_backend, require
 from correctness import TOLERANCE, check, kept_numbers
 
 import avfmae_kernels as K
+from avfmae_kernels import matmul
 from avfmae_kernels.cross_attention.reference import cross_attention
 from avfmae_kernels.region_attention.reference import region_attention
 
@@ -19,6 +20,15 @@ def norm_linear(x, residual, gain, shift, weight, bias):
 
 
 CASES = {  # ours, plain, shapes of the inputs
+    "linear": (K.linear, F.linear, [(3, 5, C), (O, C), (O,)]),
+    "linear, no bias": (K.linear, F.linear, [(3, 5, C), (O, C)]),
+    "linear, one row": (K.linear, F.linear, [(C,), (O, C), (O,)]),
+    "linear, one output": (K.linear, F.linear, [(7, C), (1, C), (1,)]),
+    "linear, rows far apart": (
+        lambda x, w, b: K.linear(x[:, ::2], w, b),
+        lambda x, w, b: F.linear(x[:, ::2], w, b),
+        [(3, 6, C), (O, C), (O,)],
+    ),
     "norm_linear": (lambda x, r, g, s, w, b: K.norm_linear(x, r, g, s, 1e-6, w, b), norm_linear, [(3, 5, C), (3, 5, C), (C,), (C,), (O, C), (O,)]),
     "norm_linear, nothing added": (
         lambda x, g, s, w, b: K.norm_linear(x, None, g, s, 1e-6, w, b)[1],
@@ -37,6 +47,8 @@ CASES = {  # ours, plain, shapes of the inputs
         [(3, 5, C), (3, 4, 2 * C), (O, C), (O,)],
     ),
 }  # fmt: skip
+
+CHEAP = {name: case for name, case in CASES.items() if not name.startswith("linear")}
 
 
 @each_backend
@@ -68,7 +80,7 @@ def test_autocast_gives_what_it_gives_the_plain_composition(ours, plain, shapes)
         assert a.dtype == b.dtype and (a.float() - b.float()).norm() <= 2e-2 * b.float().norm()
 
 
-@pytest.mark.parametrize(("ours", "plain", "shapes"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize(("ours", "plain", "shapes"), CHEAP.values(), ids=CHEAP)
 def test_less_is_kept(ours, plain, shapes):
     require("add_layer_norm", "cpp")
     inputs = [torch.randn(s, requires_grad=True) for s in shapes]
@@ -76,3 +88,15 @@ def test_less_is_kept(ours, plain, shapes):
         plain_keeps = kept_numbers(lambda: ours(*inputs))
     answer = 3 * 5 * C  # what the linear layer would keep
     assert kept_numbers(lambda: ours(*inputs)) <= plain_keeps - answer
+
+
+@pytest.mark.skipif(not matmul.ONEDNN, reason="no AVX-512, or no oneDNN")
+def test_float32_products_on_a_cpu_are_onednns():
+    x, weight = torch.randn(3, 5, C, requires_grad=True), torch.randn(O, C, requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        K.linear(x, weight).sum().backward()
+    counts = {e.key: e.count for e in profile.key_averages()}
+    assert counts["mkldnn::_linear_pointwise"] == 3 and "aten::mm" not in counts and "aten::addmm" not in counts
+    with K.use("reference"):
+        assert K.linear(x, weight).grad_fn.name() != "_LinearBackward"
+    assert K.linear(x[:0], weight).shape == (0, 5, O)  # nothing is computed, and nothing breaks

@@ -136,6 +136,23 @@ def test_copies_follow_the_weights_and_tokens_and_norms_stay_in_float32():
     assert torch.equal(step.leaves["video_decoder.head.weight"], parameters["video_decoder.head.weight"].to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+def test_blocks_that_are_computed_again_use_the_copies_too(recompute):
+    """On the way back the model must still compute with what gradients are taken of."""
+    gradients = []
+    for kind in ("none", recompute):
+        torch.manual_seed(0)
+        model = avfmae.AVFMAEForPretraining(TINY.replace(recompute=kind))
+        step = TrainingStep(model, pretraining_loss, OptimConfig(), 100, 10, "bf16")
+        step([random_batch()])
+        gradients.append({n: leaf.grad for n, leaf in step.leaves.items() if leaf.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 200
+    for name, gradient in gradients[0].items():
+        distance = float((gradients[1][name] - gradient).norm()) / max(float(gradient.norm()), 1e-6)
+        assert distance < 0.02, name  # bfloat16 gradients of reused weights add up in another order
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
 def test_what_is_not_finite_changes_nothing_but_the_counters():
     model, step = small()
     step([random_batch()])
