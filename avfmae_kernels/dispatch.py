@@ -94,15 +94,22 @@ def why_not(op: str, implementation: str, device: str) -> str | None:
     return None
 
 
+def _automatic(op: str, device: str) -> str:
+    """The first implementation that runs. The interpreter is for proving kernels, never the fast path."""
+    candidates = [i for i in IMPLEMENTATIONS if not (i == "triton" and device != "cuda")]
+    return next(i for i in candidates if why_not(op, i, device) is None)
+
+
+AUTOMATIC = {(op, device): _automatic(op, device) for op in SCHEMAS for device in ("cpu", "cuda")}
+
+
 def choose(op: str, device: torch.device) -> str:
     """The implementation that runs for ``op`` on ``device`` under the current choice."""
-    if _choice != "auto":
-        if reason := why_not(op, _choice, device.type):
-            raise RuntimeError(f"{op}: implementation {_choice!r} was asked for, but {reason}")
-        return _choice
-    # The interpreter is for proving kernels, never the fast path.
-    candidates = [i for i in IMPLEMENTATIONS if not (i == "triton" and device.type != "cuda")]
-    return next(i for i in candidates if why_not(op, i, device.type) is None)
+    if _choice == "auto":
+        return AUTOMATIC.get((op, device.type), "reference")
+    if reason := why_not(op, _choice, device.type):
+        raise RuntimeError(f"{op}: implementation {_choice!r} was asked for, but {reason}")
+    return _choice
 
 
 def run_reference(reference: Callable, device: torch.device, *args):

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ class AdamW(torch.optim.AdamW):
     Its state dict is torch's.
     """
 
+    plan: tuple[list[bool], list[tuple]] | None = None  # which leaves have gradients, and what follows from it
+
     @torch.no_grad()
     def update(self, leaves: Mapping[str, Tensor], rate: Tensor, divisor: Tensor, skip: Tensor) -> None:
         """One step.
@@ -56,28 +58,36 @@ class AdamW(torch.optim.AdamW):
             leaves: by parameter name, what has the gradient: the parameter, or its copy in another dtype, which follows it.
             rate: learning rate before each group's ``lr_scale``. divisor: of the gradients. skip: 1 leaves all as it is.
         """
+        grads = [leaf.grad for leaf in leaves.values()]
+        live = [g is not None for g in grads]
+        if self.plan is None or self.plan[0] != live:
+            self.plan = live, list(self.gather(leaves))
+        for group, members, *tensors, copies in self.plan[1]:
+            K.adamw(
+                tensors[0], [leaf.grad for leaf in members], *tensors[1:], copies,
+                rate * group["lr_scale"], group["betas"], group["eps"], group["weight_decay"], divisor, skip,
+            )  # fmt: skip
+
+    def gather(self, leaves: Mapping[str, Tensor]) -> Iterator[tuple]:
+        """What :func:`avfmae_kernels.adamw` is given of each group, those with copies and those without apart."""
         for group in self.param_groups:
-            members = [
-                (parameter, leaves[name])
-                for name, parameter in zip(group["names"], group["params"], strict=True)
-                if leaves[name].grad is not None
-            ]
-            for parameter, _ in members:
-                if not self.state[parameter]:
-                    self.state[parameter] |= {
-                        "step": torch.zeros((), device=parameter.device),
-                        "exp_avg": torch.zeros_like(parameter),
-                        "exp_avg_sq": torch.zeros_like(parameter),
-                    }
+            named = zip(group["names"], group["params"], strict=True)
+            members = [(parameter, leaves[name]) for name, parameter in named if leaves[name].grad is not None]
             for copied in (False, True):
                 pairs = [(p, leaf) for p, leaf in members if (leaf is not p) == copied]
-                states = [self.state[p] for p, _ in pairs]
-                K.adamw(
-                    [p.detach() for p, _ in pairs], [leaf.grad for _, leaf in pairs],
-                    *([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step")),
+                for p, _ in pairs:
+                    if not self.state[p]:
+                        self.state[p]["step"] = torch.zeros((), device=p.device)
+                        self.state[p] |= {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+                yield (
+                    group, [leaf for _, leaf in pairs], [p.detach() for p, _ in pairs],
+                    *([self.state[p][key] for p, _ in pairs] for key in ("exp_avg", "exp_avg_sq", "step")),
                     [leaf.detach() for _, leaf in pairs] if copied else [],
-                    rate * group["lr_scale"], group["betas"], group["eps"], group["weight_decay"], divisor, skip,
                 )  # fmt: skip
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        super().load_state_dict(state_dict)
+        self.plan = None  # moments are other tensors now
 
 
 def build_optimiser(model: nn.Module, optim: OptimConfig) -> AdamW:

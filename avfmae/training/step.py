@@ -66,6 +66,12 @@ class TrainingStep:
         if self.dtype != torch.float32 and not self.plain:
             for name in linear_parameters(model):
                 self.leaves[name] = nn.Parameter(self.leaves[name].detach().to(self.dtype))
+        self.places = [
+            (model.get_submodule(path), name, self.leaves[full], weight)
+            for full, weight in model.named_parameters()
+            if self.leaves[full] is not weight
+            for path, _, name in [full.rpartition(".")]
+        ]
         self.forward = torch.compile(model) if compiled else model
         self.average = GradientAverage(list(self.leaves.values())) if self.world > 1 else None
         self.batch_statistics = [b for m in model.modules() if isinstance(m, nn.BatchNorm1d) for b in m.buffers()]
@@ -78,18 +84,12 @@ class TrainingStep:
     @contextmanager
     def with_leaves(self) -> Iterator[None]:
         """The model computes with the leaves; also on the way back, where checkpointed blocks run once more."""
-        places = [
-            (self.model.get_submodule(path), name, self.leaves[full], weight)
-            for full, weight in self.model.named_parameters()
-            if self.leaves[full] is not weight
-            for path, _, name in [full.rpartition(".")]
-        ]
-        for module, name, leaf, _ in places:
+        for module, name, leaf, _ in self.places:
             module._parameters[name] = leaf
         try:
             yield
         finally:
-            for module, name, _, weight in places:
+            for module, name, _, weight in self.places:
                 module._parameters[name] = weight
 
     def autocast(self):
@@ -112,7 +112,8 @@ class TrainingStep:
     def __call__(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Does the step. Returns scalars on the device, which the next step overwrites: the loss and its parts (means over
         micro-batches and processes), ``grad_norm``, ``lr``, ``skipped`` and ``in_a_row`` (steps left out as not finite)."""
-        self.model.train()
+        if not self.model.training:
+            self.model.train()
         return self.graph(batches) if self.graph else self.run(batches)
 
     def run(self, batches: Sequence[Batch]) -> dict[str, Tensor]:

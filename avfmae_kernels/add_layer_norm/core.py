@@ -21,7 +21,7 @@ def _rows(x: Tensor | None) -> Tensor | None:
         return None
     if x.stride(-1) != 1 and x.shape[-1] > 1:  # gradients of sums come expanded
         x = x.contiguous()
-    return x[None] if x.ndim == 2 else x.flatten(0, -3)
+    return x if x.ndim == 3 else x[None] if x.ndim == 2 else x.flatten(0, -3)
 
 
 def _op(name: str, implementation: str):
