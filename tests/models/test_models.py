@@ -224,9 +224,14 @@ def test_no_copy_between_the_stages_of_a_block():
         total, last = block(x, branch)
         torch.autograd.backward((total, last), (torch.ones_like(total), torch.ones_like(last)))
     names = ("aten::cat", "aten::clone", "aten::copy_", "aten::_to_copy")
-    moved = [
-        e for e in profile.events() if e.name in names and not (e.cpu_parent and e.cpu_parent.name == "aten::addmm")
-    ]
+
+    def of_a_product(event) -> bool:  # libraries turn and pack their matrices as they like
+        while event := event.cpu_parent:
+            if event.name in ("aten::addmm", "mkldnn::_linear_pointwise"):
+                return True
+        return False
+
+    moved = [e for e in profile.events() if e.name in names and not of_a_product(e)]
     assert moved, "the packed projections' biases are put together"
     tokens = [e for e in moved if any(len(shape) > 1 for shape in e.input_shapes if isinstance(shape, list))]
     assert not tokens, [(e.name, e.input_shapes) for e in tokens]
