@@ -160,8 +160,7 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
 
         def state():
             moments = [t for s in step.optimiser.state.values() for t in s.values() if isinstance(t, Tensor)]
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            return [*model.parameters(), *gradients, *moments, *model.buffers()]
+            return [*model.parameters(), *moments, *model.buffers()]
 
     return Side(side, precision, batch, model, run, state, flops)
 
