@@ -137,7 +137,7 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
         with K.use("reference") if side == "reference" else nullcontext():
             model = our_model(cfg, stage).to(device)
             loss = pretrain.pretraining_loss if stage == "pretrain" else finetuning_loss
-            step = TrainingStep(model, loss, OPTIM, 10_000, 100, precision, compiled=side == "compiled")
+            step = TrainingStep(model, loss, OPTIM, 10_000, 100, precision=precision, compiled=side == "compiled")
         source = uploaded(itertools.repeat(pinned(clips, device)), device)
 
         def run():

@@ -27,4 +27,5 @@ def run(block: Callable, *inputs, recompute: str):
     if recompute == "none" or not torch.is_grad_enabled():
         return block(*inputs)
     contexts = {"selective": partial(create_selective_checkpoint_contexts, _keep_the_dear), "full": noop_context_fn}
-    return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts[recompute])
+    draws = getattr(block, "drop", 0) > 0  # stochastic depth must fall the same way again; otherwise a CUDA graph can capture this
+    return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts[recompute], preserve_rng_state=draws)

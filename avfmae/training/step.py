@@ -35,14 +35,17 @@ class TrainingStep:
     """The step of a model under a loss; call it with the step's micro-batches.
 
     In bfloat16 the layers compute with copies of their weights, which the optimiser writes in the pass that updates the weights.
-    Autocast would cast every weight anew in every step, and every gradient back.
+    Autocast would cast every weight anew in every step, and every gradient back; it does so where gradients of several micro-batches
+    add up, which they do in float32.
 
     Args:
         model: on its device.
         loss: see LossFunction.
         optim: the recipe. steps, steps_per_epoch: of the whole run, for the schedule.
+        micro_batches: of a step.
         precision: ``"auto"``, ``"float32"`` or ``"bf16"``.
-        graph: capture a CUDA graph (on one GPU; with several processes and on a CPU the step runs eagerly).
+        graph: capture a CUDA graph (on one GPU; with several processes and on a CPU the step runs eagerly, and where checkpointed blocks
+            must draw their stochastic depth once more).
         compiled: let torch.compile have the forward and backward that the ops leave.
     """
 
@@ -53,6 +56,7 @@ class TrainingStep:
         optim: OptimConfig,
         steps: int,
         steps_per_epoch: int,
+        micro_batches: int = 1,
         precision: str = "auto",
         graph: bool = True,
         compiled: bool = False,
@@ -63,7 +67,7 @@ class TrainingStep:
         self.world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         self.optimiser = build_optimiser(model, optim)
         self.leaves = dict(model.named_parameters())  # what gradients are taken of: weights, or copies of them
-        if self.dtype != torch.float32 and not self.plain:
+        if self.dtype != torch.float32 and micro_batches == 1 and not self.plain:
             for name in linear_parameters(model):
                 self.leaves[name] = nn.Parameter(self.leaves[name].detach().to(self.dtype))
         self.places = [
@@ -79,7 +83,9 @@ class TrainingStep:
         self.rates = torch.tensor([learning_rate(s, steps_per_epoch, optim) for s in range(steps)], device=device)
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.skipped, self.in_a_row = (torch.zeros((), device=device) for _ in range(2))
-        self.graph = Graph(self.run, device) if graph and not self.plain and device.type == "cuda" and self.world == 1 else None
+        draws_again = model.cfg.recompute != "none" and model.cfg.drop_path > 0
+        captured = graph and device.type == "cuda" and self.world == 1 and not self.plain and not draws_again
+        self.graph = Graph(self.run, device) if captured else None
 
     @contextmanager
     def with_leaves(self) -> Iterator[None]:

@@ -53,7 +53,7 @@ class Trainer:
                              weights=None if weights is None else tuple(weights))  # fmt: skip
         self.steps = optim.epochs * self.plan.steps_per_epoch
         self.step = TrainingStep(
-            model, loss, optim, self.steps, self.plan.steps_per_epoch, run.precision, run.cuda_graph, run.compile
+            model, loss, optim, self.steps, self.plan.steps_per_epoch, self.plan.accumulation, run.precision, run.cuda_graph, run.compile
         )
         self.found: list[Bad] = []  # bad clips since the last line of log
         clips = hashlib.sha256("\n".join(Path(clip.path).name for clip in dataset.clips).encode()).hexdigest()[:16]

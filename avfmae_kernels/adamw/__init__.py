@@ -1,11 +1,17 @@
 """AdamW over many tensors at once, from gradients of any dtype and with copies for the next step; and the gradients' norm."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from avfmae_kernels.adamw import reference
-from avfmae_kernels.dispatch import call
+from avfmae_kernels.dispatch import call, run_reference
+
+
+def _run(op: str, implementation: Callable, device: torch.device, *args):
+    """On a GPU torch's multi-tensor kernels are the only implementation, whichever is chosen for the model's ops."""
+    return call(op, implementation, device, *args) if device.type == "cpu" else run_reference(implementation, device, *args)
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -16,7 +22,7 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     """
     if not gradients:
         raise ValueError("gradients: the list is empty")
-    return call("gradient_norm", reference.gradient_norm, gradients[0].device, list(gradients))
+    return _run("gradient_norm", reference.gradient_norm, gradients[0].device, list(gradients))
 
 
 def adamw(
@@ -53,4 +59,4 @@ def adamw(
     for name, tensors in lists.items():
         if len(tensors) != len(params) and (tensors or name != "copies"):
             raise ValueError(f"{name}: got {len(tensors)} tensors for {len(params)} parameters")
-    call("adamw", reference.adamw, params[0].device, *map(list, (params, *lists.values())), lr, *betas, eps, weight_decay, divisor, skip)
+    _run("adamw", reference.adamw, params[0].device, *map(list, (params, *lists.values())), lr, *betas, eps, weight_decay, divisor, skip)

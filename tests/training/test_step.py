@@ -40,7 +40,7 @@ def train(batches, seed, implementation, precision, steps, lr=4e-3, device="cpu"
     optim = OptimConfig(lr=lr * 256 / 6, epochs=75, warmup_epochs=5, total_batch=6, clip_grad=1.0)
     with K.use(implementation):
         model = avfmae.AVFMAEForPretraining(TINY).to(device)
-        step = TrainingStep(model, pretraining_loss, optim, 300, 4, precision, **options)
+        step = TrainingStep(model, pretraining_loss, optim, 300, 4, precision=precision, **options)
         return np.array([float(step([b.to(torch.device(device))])["loss"]) for b in batches[:steps]]), model
 
 
@@ -92,7 +92,7 @@ def test_the_step_asks_the_device_for_nothing(stage, monkeypatch):
     model = our_model(TINY.replace(drop_path=0.0 if stage == "pretrain" else 0.1), stage)
     loss = pretraining_loss if stage == "pretrain" else finetuning_loss
     batch = host_batch(TINY, stage, 4)
-    step = TrainingStep(model, loss, OptimConfig(clip_grad=1.0, ema=0.99), 100, 10, "bf16")
+    step = TrainingStep(model, loss, OptimConfig(clip_grad=1.0, ema=0.99), 100, 10, precision="bf16")
     with K.use("cpp") if K.explain()["adamw"]["cpp"] in ("runs", "can run") else K.use("auto"):
         step([batch])  # moments are made
         with NoHost():
@@ -102,10 +102,10 @@ def test_the_step_asks_the_device_for_nothing(stage, monkeypatch):
         float(values["loss"])
 
 
-def small(precision="float32", **optim):
+def small(precision="float32", micro_batches=1, **optim):
     torch.manual_seed(0)
     model = avfmae.AVFMAEForPretraining(TINY)
-    step = TrainingStep(model, pretraining_loss, OptimConfig(**optim), 100, 10, precision)
+    step = TrainingStep(model, pretraining_loss, OptimConfig(**optim), 100, 10, micro_batches, precision)
     return model, step
 
 
@@ -143,7 +143,7 @@ def test_blocks_that_are_computed_again_use_the_copies_too(recompute):
     for kind in ("none", recompute):
         torch.manual_seed(0)
         model = avfmae.AVFMAEForPretraining(TINY.replace(recompute=kind))
-        step = TrainingStep(model, pretraining_loss, OptimConfig(), 100, 10, "bf16")
+        step = TrainingStep(model, pretraining_loss, OptimConfig(), 100, 10, precision="bf16")
         step([random_batch()])
         gradients.append({n: leaf.grad for n, leaf in step.leaves.items() if leaf.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 200
@@ -191,6 +191,12 @@ def test_accumulated_micro_batches_make_the_mean_gradient():
         assert torch.allclose(gradient, mean, atol=1e-4 * float(mean.abs().max()) + 1e-7), name
 
 
+def test_gradients_of_several_micro_batches_add_up_in_float32():
+    _, step = small("bf16", micro_batches=2)
+    step([random_batch(0), random_batch(1)])
+    assert all(leaf.grad is None or leaf.grad.dtype == torch.float32 for leaf in step.leaves.values())
+
+
 def test_the_running_average_of_weights():
     model, step = small(ema=0.9, lr=1e-2)
     expected = [p.detach().clone() for p in model.parameters()]
@@ -204,7 +210,7 @@ def test_a_compiled_forward_gives_the_same_loss(monkeypatch):
     model, step = small()
     monkeypatch.setattr(torch, "compile", lambda f, compiler=torch.compile: compiler(f, backend="aot_eager"))
     torch.manual_seed(0)
-    other = TrainingStep(copy.deepcopy(model), pretraining_loss, step.optim, 100, 10, "float32", compiled=True)
+    other = TrainingStep(copy.deepcopy(model), pretraining_loss, step.optim, 100, 10, precision="float32", compiled=True)
     for k in range(2):
         a, b = step([random_batch(k)])["loss"], other([random_batch(k)])["loss"]
         assert float(a) == pytest.approx(float(b), rel=1e-5)
@@ -226,7 +232,7 @@ def test_a_graph_gives_the_losses_of_the_eager_step(precision):
     for graph in (False, True):
         torch.manual_seed(0)
         model = avfmae.AVFMAEForPretraining(TINY).cuda()
-        step = TrainingStep(model, pretraining_loss, OptimConfig(lr=1e-2, clip_grad=1.0), 100, 10, precision, graph=graph)
+        step = TrainingStep(model, pretraining_loss, OptimConfig(lr=1e-2, clip_grad=1.0), 100, 10, precision=precision, graph=graph)
         found = []
         for k in range(EAGER_STEPS + 8):
             batch = random_batch(k)
