@@ -61,7 +61,7 @@ class TrainingStep:
         graph: bool = True,
         compiled: bool = False,
     ):
-        self.model, self.loss, self.optim = model, loss, optim
+        self.model, self.loss, self.optim = model.train(), loss, optim
         self.device = device = next(model.parameters()).device
         self.dtype, self.plain = resolve(precision, device), K.plain()
         self.world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -169,6 +169,20 @@ def test_what_is_not_finite_changes_nothing_but_the_counters():
     assert float(values["skipped"]) == 2 and float(values["in_a_row"]) == 0 and torch.isfinite(values["loss"])
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_frozen_batch_statistics_stay_from_the_first_step_on(frozen):
+    from avfmae.models.iavcl import BatchNorm
+
+    torch.manual_seed(0)
+    model = avfmae.AVFMAEForPretraining(TINY)
+    norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
+    for norm in norms:
+        norm.frozen = frozen
+    step = TrainingStep(model, pretraining_loss, OptimConfig(), 100, 10)
+    step([random_batch()])
+    assert norms and all(torch.equal(n.running_mean, torch.zeros_like(n.running_mean)) == frozen for n in norms)
+
+
 def test_the_gradient_is_clipped_and_the_rate_follows_the_schedule():
     _, step = small(clip_grad=1e-3, lr=0.1, warmup_lr=0.02, total_batch=256)
     rates = [float(step([random_batch(k)])["lr"]) for k in range(3)]
