@@ -74,8 +74,9 @@ def load_checkpoint(
     content = read_weights(path / STATE)
     try:
         optimiser.load_state_dict(content["optimiser"])
-        for own, saved in zip(averaged, content["averaged"], strict=True):
-            own.copy_(saved)
+        if averaged:  # an average that was not kept before begins with the weights
+            saved = content.get("averaged") or [p.detach() for p in model.parameters()]
+            torch._foreach_copy_(list(averaged), saved)
         return TrainingState(**content["state"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path / STATE}: does not fit this run ({error})") from error

@@ -63,6 +63,21 @@ def test_a_stopped_run_continues_with_the_same_losses(drawn, tmp_path):
     assert (tmp_path / "whole" / "report.html").exists()
 
 
+def test_the_running_average_of_weights_is_resumed_and_written(drawn, tmp_path):
+    def run(out, **changes):
+        config = pretraining(drawn, tmp_path / out, **changes)
+        config.optim.ema = 0.8
+        pretrain(config)
+
+    run("whole")
+    run("parts", stop_after=4)
+    run("parts")
+    whole, parts = (load_file(tmp_path / out / "weights-averaged.safetensors") for out in ("whole", "parts"))
+    last = load_file(tmp_path / "whole" / "weights.safetensors")
+    assert all(torch.equal(whole[n], parts[n]) for n in whole)
+    assert not torch.equal(whole["decoder.head.weight"], last["decoder.head.weight"])
+
+
 def command(config):
     """A run of the command line in another process."""
     return [sys.executable, "-m", "avfmae", "pretrain", "--preset", "tiny", "--manifest", str(config.manifest), "--out", str(config.out),
