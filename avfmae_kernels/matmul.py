@@ -18,7 +18,12 @@ ONEDNN = (
 
 def has_faster(x: Tensor) -> bool:
     """Whether a product of ``x`` goes another way here than PyTorch's."""
-    return ONEDNN and x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0
+    return x.dtype == torch.float32 and _onednn(x)
+
+
+def _onednn(x: Tensor) -> bool:
+    # torch.compile knows the op, but cannot lower it where weights change
+    return ONEDNN and x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling()
 
 
 def rows(x: Tensor) -> Tensor:
@@ -29,7 +34,7 @@ def rows(x: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., I), weight (O, I) -> (..., O)."""
     # PyTorch's bfloat16 product begins with a copy of the bias into every row.
-    if has_faster(x) or (ONEDNN and bias is not None and x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.numel() > 0):
+    if has_faster(x) or (bias is not None and x.dtype == torch.bfloat16 and _onednn(x)):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
