@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from avfmae_benchmarks import results
-from avfmae_benchmarks.measure import bandwidth, interleave, machine, matrix_rate, show
-from avfmae_benchmarks.ops import CASES
-from avfmae_benchmarks.step import pick_device
 from rich.table import Table
 
 import avfmae_kernels as K
 from avfmae.training.logging import console
+from avfmae_benchmarks import results
+from avfmae_benchmarks.measure import bandwidth, interleave, machine, matrix_rate, show
+from avfmae_benchmarks.ops import CASES
+from avfmae_benchmarks.step import pick_device
 from avfmae_kernels.dispatch import IMPLEMENTATIONS, why_not
 
 

@@ -9,8 +9,6 @@ from typing import Literal
 
 import numpy as np
 import torch
-from avfmae_benchmarks import results
-from avfmae_benchmarks.measure import Timing, machine, show
 from rich.table import Table
 
 from avfmae.config import ModelConfig
@@ -19,6 +17,8 @@ from avfmae.data.decode import probe, read_frames
 from avfmae.data.demo import EMOTIONS, DemoSet, make_demo_set
 from avfmae.data.manifest import read_manifest
 from avfmae.training.logging import console
+from avfmae_benchmarks import results
+from avfmae_benchmarks.measure import Timing, machine, show
 
 
 @dataclass

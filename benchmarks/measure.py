@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from avfmae.training.logging import console
+from avfmae_kernels.matmul import linear
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,6 @@ def peak_of_cpu(run: Callable) -> int:
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large square product: what the best of the libraries at hand reaches on this machine."""
-    from avfmae_kernels.matmul import linear
-
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     with torch.no_grad():

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from avfmae_benchmarks import results
-from avfmae_benchmarks.step import speed_up
 from matplotlib.figure import Figure
 
 from avfmae.pictures import BLUE, GREY, ORANGE
 from avfmae.training.logging import console
+from avfmae_benchmarks import results
+from avfmae_benchmarks.sides import PEERS
+from avfmae_benchmarks.step import speed_up
 
 ROOT = results.CHECKOUT or Path()
 BEGIN, END = "<!-- avfmae bench plot: begin -->", "<!-- end -->"
@@ -76,7 +77,7 @@ def table(folder: Path) -> str:
     """The README's part: by device a table of the newest pre-training comparison."""
     parts = [BEGIN]
     for device, rows in shown("bench_step", folder).items():
-        peers = [r for r in rows if r["side"] in ("hicmae", "hicmae-compiled", "released")]
+        peers = [r for r in rows if r["side"] in PEERS]
         first = rows[0]
         head = ["", "ms a step (p20 to p80)", "clips/s", "of the matrix rate", "peak GB", "GB beyond weights and moments"]
         parts += [

@@ -6,12 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from avfmae_benchmarks.measure import show, wait
-from avfmae_benchmarks.sides import Side
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from avfmae.training.logging import console
+from avfmae_benchmarks.measure import show, wait
+from avfmae_benchmarks.sides import Side
 
 # The first that is found in an op's name on a CPU, or in a kernel's on a GPU.
 KINDS = [

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from rich.table import Table
+
+from avfmae.training.logging import console
 from avfmae_benchmarks import results, sides
 from avfmae_benchmarks.measure import interleave, machine, show
 from avfmae_benchmarks.sides import Size, Stage
 from avfmae_benchmarks.step import measured_alone, pick_device
-from rich.table import Table
-
-from avfmae.training.logging import console
 
 
 @dataclass

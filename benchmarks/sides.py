@@ -9,9 +9,6 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from avfmae_benchmarks.peers import training as published
-from avfmae_benchmarks.peers.hicmae import HiCMAE
-from avfmae_benchmarks.peers.released import ReleasedAVFMAE, ReleasedClassifier
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,19 +20,15 @@ from avfmae.training import pretrain
 from avfmae.training.config import OptimConfig
 from avfmae.training.step import TrainingStep, resolve
 from avfmae.training.trainer import uploaded
+from avfmae_benchmarks.peers import training as published
+from avfmae_benchmarks.peers.hicmae import HiCMAE
+from avfmae_benchmarks.peers.released import ReleasedAVFMAE, ReleasedClassifier
 from avfmae_kernels.gather_patches import IMAGENET_MEAN, IMAGENET_STD
 
 Stage = Literal["pretrain", "finetune"]
 Size = Literal["tiny", "base", "large", "huge"]
 SideName = Literal["ours", "reference", "compiled", "hicmae", "hicmae-compiled", "released"]
-SIDES = {
-    "ours": "avfmae: fused ops, copies of weights in bf16; on a GPU one CUDA graph",
-    "reference": "avfmae in plain PyTorch: no kernel of ours, autocast, nothing captured",
-    "compiled": "ours, and torch.compile over what the ops leave",
-    "hicmae": "HiCMAE-B as published",
-    "hicmae-compiled": "HiCMAE-B under bf16, SDPA, fused AdamW and torch.compile: an afternoon's work",
-    "released": "AVF-MAE++ as released",
-}
+PEERS = ("hicmae", "hicmae-compiled", "released")  # what speed-ups are against; docs/performance.md says what each side is
 CLASSES = 11
 OPTIM = OptimConfig(lr=1e-4, min_lr=1e-4, warmup_lr=1e-4)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from avfmae_benchmarks import measure, results, sides
-from avfmae_benchmarks.measure import Timing, held, interleave, machine, matrix_rate, peak_of_cpu, wait
-from avfmae_benchmarks.profiles import profile_sides
-from avfmae_benchmarks.sides import Side, SideName, Size, Stage
 from rich.table import Table
 
 from avfmae.training.logging import console
+from avfmae_benchmarks import measure, results, sides
+from avfmae_benchmarks.measure import held, interleave, machine, matrix_rate, peak_of_cpu, wait
+from avfmae_benchmarks.profiles import profile_sides
+from avfmae_benchmarks.sides import PEERS, Side, SideName, Size, Stage
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -102,7 +102,7 @@ def step(run: StepConfig) -> list[dict]:
         }
         for (label, s), t in zip(built.items(), timings.values(), strict=True)
     ]  # fmt: skip
-    show(rows, timings, sound, f"{run.stage} {run.size}, batch {batch}, {where['device']}")
+    show(rows, sound, f"{run.stage} {run.size}, batch {batch}, {where['device']}")
     if run.profile:
         profile_sides(built, device, run.out / "traces")
     if run.save and sound:
@@ -143,13 +143,13 @@ def speed_up(rows: list[dict], row: dict) -> dict[str, float]:
     return {
         f"{peer['side']} {peer['precision']}": float(row["clips_per_s"]) / float(peer["clips_per_s"])
         for peer in rows
-        if peer["side"] in ("hicmae", "hicmae-compiled", "released")
+        if peer["side"] in PEERS
     }
 
 
-def show(rows: list[dict], timings: dict[str, Timing], sound: bool, title: str) -> None:
+def show(rows: list[dict], sound: bool, title: str) -> None:
     table = Table(title=title)
-    peers = [f"{r['side']} {r['precision']}" for r in rows if r["side"] in ("hicmae", "hicmae-compiled", "released")]
+    peers = [f"{r['side']} {r['precision']}" for r in rows if r["side"] in PEERS]
     columns = ["side", "ms (p20 to p80)", "clips/s", "useful TFLOP/s", "of matrix rate", "peak GB", "beyond state"]
     for column in [*columns, *(f"× {p}" for p in peers if sound)]:
         table.add_column(column, justify="left" if column == "side" else "right")

@@ -7,9 +7,9 @@ pytest benchmarks --benchmark-compare NAME
 
 import pytest
 import torch
-from avfmae_benchmarks.ops import CASES
 
 import avfmae_kernels as K
+from avfmae_benchmarks.ops import CASES
 from avfmae_kernels.dispatch import IMPLEMENTATIONS, why_not
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

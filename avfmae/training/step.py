@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import avfmae_kernels as K
 from avfmae.data.dataset import Batch
+from avfmae.losses import world_size
 from avfmae.models.attention import CrossAttention, SelfAttention
 from avfmae.training.config import OptimConfig
 from avfmae.training.distributed import GradientAverage
@@ -64,7 +65,7 @@ class TrainingStep:
         self.model, self.loss, self.optim = model.train(), loss, optim
         self.device = device = next(model.parameters()).device
         self.dtype, self.plain = resolve(precision, device), K.plain()
-        self.world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        self.world = world_size()
         self.optimiser = build_optimiser(model, optim)
         self.leaves = dict(model.named_parameters())  # what gradients are taken of: weights, or copies of them
         if self.dtype != torch.float32 and micro_batches == 1 and not self.plain:
@@ -111,9 +112,8 @@ class TrainingStep:
     @torch.no_grad()
     def refresh(self) -> None:
         """Makes the copies again from the weights, after someone else has changed these."""
-        for name, weight in self.model.named_parameters():
-            if self.leaves[name] is not weight:
-                self.leaves[name].copy_(weight)
+        for _, _, leaf, weight in self.places:
+            leaf.copy_(weight)
 
     def __call__(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Does the step. Returns scalars on the device, which the next step overwrites: the loss and its parts (means over

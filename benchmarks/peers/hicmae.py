@@ -1,9 +1,9 @@
 """HiCMAE (Sun et al., 2024) as published; with ``sdpa`` what a good user makes of it before compiling."""
 
-from avfmae_benchmarks.peers.parts import Decoder, PatchEmbed, ViTBlock, layer_norm, pick
 from torch import Tensor, nn
 
 from avfmae.config import ModalityConfig, ModelConfig
+from avfmae_benchmarks.peers.parts import Decoder, PatchEmbed, ViTBlock, layer_norm, pick
 
 
 class Encoder(nn.Module):

@@ -1,10 +1,10 @@
 """AVF-MAE++ as released: pre-training and fine-tuning, executed op by op, dead work included."""
 
 import torch
-from avfmae_benchmarks.peers.parts import MLP, CrossAttention, Decoder, PatchEmbed, SelfAttention, layer_norm, pick
 from torch import Tensor, nn
 
 from avfmae.config import ModalityConfig, ModelConfig
+from avfmae_benchmarks.peers.parts import MLP, CrossAttention, Decoder, PatchEmbed, SelfAttention, layer_norm, pick
 
 
 class SplitSelfAttention(CrossAttention):

@@ -4,18 +4,19 @@ Clips come as normalised floats. fp16 autocast with a gradient scaler (or bf16, 
 from the un-normalised clip; torch's AdamW as it comes; a gradient norm parameter by parameter; and the loss read on the host.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from avfmae_benchmarks.peers.parts import contrast
 from einops import rearrange
 from torch import Tensor, nn
 
 from avfmae.config import ModelConfig
 from avfmae.training.config import OptimConfig
 from avfmae.training.optim import parameter_groups
+from avfmae_benchmarks.peers.parts import contrast
 from avfmae_kernels.gather_patches import IMAGENET_MEAN, IMAGENET_STD
 
 
@@ -119,7 +120,7 @@ class PublishedStep:
         batch = batch.map(lambda t: t.to(self.device, non_blocking=True))
         loss = self.loss(self.called, self.model.cfg, batch, self.autocast)
         value = loss.item()  # the loop stops at once when it is not finite
-        if not torch.isfinite(torch.tensor(value)):
+        if not math.isfinite(value):
             raise RuntimeError(f"loss is {value}")
         self.optimiser.zero_grad()
         self.scaler.scale(loss).backward()

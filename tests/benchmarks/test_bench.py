@@ -4,6 +4,10 @@ import csv
 
 import pytest
 import torch
+from PIL import Image
+
+import avfmae_kernels as K
+from avfmae.cli import main
 from avfmae_benchmarks import plots, results, sides
 from avfmae_benchmarks.kernels import KernelsConfig, kernels
 from avfmae_benchmarks.loader import LoaderConfig, bench_loader
@@ -12,10 +16,6 @@ from avfmae_benchmarks.plots import PlotConfig, plot
 from avfmae_benchmarks.profiles import breakdown, kind
 from avfmae_benchmarks.scaling import ScalingConfig, scaling
 from avfmae_benchmarks.step import StepConfig, speed_up, step
-from PIL import Image
-
-import avfmae_kernels as K
-from avfmae.cli import main
 
 CPU = torch.device("cpu")
 QUICK = {"size": "tiny", "rounds": 2, "warm_up": 1, "batch": 2, "device": "cpu"}

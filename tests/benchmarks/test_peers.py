@@ -3,6 +3,11 @@
 import golden
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+
+import avfmae
+from avfmae.training.config import OptimConfig
 from avfmae_benchmarks.peers.hicmae import HiCMAE
 from avfmae_benchmarks.peers.released import ReleasedAVFMAE, ReleasedClassifier
 from avfmae_benchmarks.peers.training import (
@@ -13,11 +18,6 @@ from avfmae_benchmarks.peers.training import (
     video_targets,
 )
 from avfmae_benchmarks.sides import host_batch, peer_model, published_batch, published_clip
-from safetensors.torch import load_file
-from torch.utils.flop_counter import FlopCounterMode
-
-import avfmae
-from avfmae.training.config import OptimConfig
 
 OUTPUT, GRADIENT = 1e-4, 1e-3
 
