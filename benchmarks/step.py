@@ -27,7 +27,7 @@ class StepConfig:
     Attributes:
         stage: pre-training or fine-tuning.
         size: of avfmae and of AVF-MAE++ as released; HiCMAE has one, base.
-        sides: what is compared; the first peer that is there is the measure of speed-ups.
+        sides: what is compared; speed-ups are given against every peer among them.
         precisions: of every side; empty: bf16 (fp16 as published) on a GPU, float32 and bf16 on a CPU that multiplies bf16.
         batch: clips a step; 0: 256 on a GPU (fine-tuning 32), 4 on a CPU (fine-tuning 2).
         rounds: timed turns. warm_up: turns before them.
