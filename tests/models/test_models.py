@@ -156,6 +156,9 @@ def gradients(model, *inputs):
 
 @pytest.mark.parametrize("stage", ["pretraining", "finetuning"])
 def test_whole_model_compiles_without_a_graph_break(stage):
+    """Compiled products are torch's, eager ones oneDNN's: they round differently. Biases before a batch norm have
+    gradients that are zero in exact arithmetic, so that each bound counts the largest gradient too."""
+    torch.manual_seed(0)
     if stage == "pretraining":
         model, inputs = avfmae.AVFMAEForPretraining(TINY), (*clips(2), avfmae.DualMask.sample(TINY, 2))
     else:
@@ -163,7 +166,8 @@ def test_whole_model_compiles_without_a_graph_break(stage):
     want = [g.clone() for g in gradients(model, *inputs)]
     got = gradients(torch.compile(model, fullgraph=True, backend="aot_eager"), *inputs)
     assert len(got) == len(want) > 100
-    assert all((a - b).norm() <= 1e-4 * (b.norm() + 1e-6) for a, b in zip(got, want, strict=True))
+    largest = max(b.norm() for b in want)
+    assert all((a - b).norm() <= 1e-3 * b.norm() + 1e-6 * largest for a, b in zip(got, want, strict=True))
 
 
 TRITON_TRAINS_ALIKE = """
