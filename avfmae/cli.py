@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if command not in COMMANDS:
         sys.exit(f"avfmae: no command {command!r}; there are {', '.join(COMMANDS)}")
-    from avfmae.data.decode import MediaError
+    from avfmae.data.media import MediaError
 
     try:
         COMMANDS[command](rest)

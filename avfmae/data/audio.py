@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from avfmae.data.decode import SAMPLE_RATE
+from avfmae.data.media import SAMPLE_RATE
 
 MELS = 128
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from avfmae.config import ModelConfig
 from avfmae.data import augment
 from avfmae.data.audio import SHORTEST, model_input, roll_mag
-from avfmae.data.decode import SAMPLE_RATE, MediaError, VideoInfo, probe, read_audio, read_frames
+from avfmae.data.decode import probe, read_audio, read_frames
 from avfmae.data.manifest import Clip
+from avfmae.data.media import SAMPLE_RATE, MediaError, VideoInfo
 from avfmae.masking import DualMask
 from avfmae_kernels import random_bits
 

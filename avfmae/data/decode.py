@@ -2,55 +2,31 @@
 
 Presentation time stamps come from the container's packets (PyAV) whatever decodes the pixels, because they are what
 picture and sound share: decord counts every video from zero, and drops the first frames of containers that it cannot
-seek exactly (MPEG program streams). So decord serves the containers where it is exact, PyAV everything else.
+seek exactly (MPEG program streams). So decord serves the containers where it is exact, PyAV everything else; and H.264,
+where PyAV leaves out the frames that are neither wanted nor needed by others.
+
+A path with a tar file in it (``set/000003.tar/clip``) is a clip of a prepared set (:mod:`avfmae.data.shards`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from PIL import Image
+
+from avfmae.data import shards
+from avfmae.data.media import SAMPLE_RATE, MediaError, VideoInfo, is_disposable
 
 av.logging.set_level(av.logging.PANIC)  # what is wrong with a file is told by our own errors
 
-SAMPLE_RATE = 16_000
+LARGEST_FRAME = 40_000_000  # pixels; what claims more is broken
 NOMINAL_FPS = 25.0  # of frame images and of sound alone, which carry no frame times
 EXACT_SEEK = {"mov", "mp4", "matroska", "webm", "flv"}  # containers in which decord's frame numbers are right
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp"}
-
-
-class MediaError(Exception):
-    """A file cannot be used; the message names it and says why."""
-
-    def __init__(self, path: str, reason: str):
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = path, reason
-
-    def __reduce__(self):  # crosses process borders whole
-        return MediaError, (self.path, self.reason)
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What a container says of its picture.
-
-    Attributes:
-        times: (n,) seconds, presentation time of every frame, ascending, on the file's clock.
-        start: seconds on that clock at which the file's first track begins.
-        fps: average frames a second.
-        has_audio: whether the same file has a sound track.
-        exact_seek: whether decord's frame numbers can be trusted here.
-    """
-
-    times: np.ndarray
-    start: float
-    fps: float
-    has_audio: bool
-    exact_seek: bool
 
 
 def _reason(error: Exception) -> str:
@@ -85,6 +61,8 @@ def probe(path: str, need_video: bool = True) -> VideoInfo:
     Raises:
         MediaError: missing, empty, truncated, or no video.
     """
+    if shards.is_inside(path):
+        return shards.open_clip(path).info
     if Path(path).is_dir():
         if not (count := len(frame_files(path))):
             raise MediaError(path, "the folder holds no frame images")
@@ -93,7 +71,9 @@ def probe(path: str, need_video: bool = True) -> VideoInfo:
         if not container.streams.video and (need_video or not container.streams.audio):
             raise MediaError(path, "has no video track")
         stream = (container.streams.video or container.streams.audio)[0]
-        ticks, end = [], 0.0
+        if stream.type == "video" and stream.codec_context.width * stream.codec_context.height > LARGEST_FRAME:
+            raise MediaError(path, f"claims frames of {stream.codec_context.width} x {stream.codec_context.height} pixels")
+        ticks, keys, end = [], [], 0.0
         try:
             for packet in container.demux():
                 stamp = packet.dts if packet.pts is None else packet.pts
@@ -102,6 +82,8 @@ def probe(path: str, need_video: bool = True) -> VideoInfo:
                 end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
                 if packet.stream is stream and packet.size and not packet.is_discard:
                     ticks.append(stamp)
+                    if packet.is_keyframe:
+                        keys.append(stamp)
         except (av.FFmpegError, ValueError) as error:
             raise MediaError(path, f"breaks off after {len(ticks)} frames ({_reason(error)})") from error
         if not ticks:
@@ -122,7 +104,10 @@ def probe(path: str, need_video: bool = True) -> VideoInfo:
             else float(stream.average_rate or 25)
         )
         formats = set(container.format.name.split(","))
-        return VideoInfo(times, start, fps, bool(container.streams.audio), bool(formats & EXACT_SEEK))
+        return VideoInfo(
+            times, start, fps, bool(container.streams.audio), bool(formats & EXACT_SEEK),
+            np.searchsorted(np.sort(ticks), np.sort(keys or ticks[:1])), stream.codec_context.name,
+        )  # fmt: skip
 
 
 def read_frames(path: str, indices: Sequence[int] | np.ndarray, backend: str = "auto") -> np.ndarray:
@@ -131,8 +116,8 @@ def read_frames(path: str, indices: Sequence[int] | np.ndarray, backend: str = "
     Args:
         path: a video file, or a folder of frame images.
         indices: ascending frame numbers; repeats are allowed.
-        backend: ``"decord"``, ``"pyav"``, or ``"auto"``: decord where its numbers are exact, and PyAV where it is not,
-            is not installed or fails.
+        backend: ``"decord"``, ``"pyav"``, or ``"auto"``: PyAV for H.264; decord for what else its numbers are exact of, and
+            PyAV where they are not, or decord is not installed or fails. Ignored inside a prepared set.
 
     Returns:
         (len(indices), H, W, 3) uint8, RGB.
@@ -143,9 +128,11 @@ def read_frames(path: str, indices: Sequence[int] | np.ndarray, backend: str = "
     indices, info = np.asarray(indices), probe(path)
     if len(indices) == 0 or indices.min() < 0 or indices.max() >= len(info.times):
         raise ValueError(f"indices: got {indices.tolist()}, expected frame numbers from 0 to {len(info.times) - 1}")
+    if shards.is_inside(path):
+        return shards.open_clip(path).frames(indices)
     if Path(path).is_dir():
         return _read_images(path, indices)
-    if backend == "decord" or (backend == "auto" and info.exact_seek):
+    if backend == "decord" or (backend == "auto" and info.exact_seek and info.codec != "h264"):
         try:
             return _read_decord(path, indices, len(info.times))
         except Exception as error:
@@ -172,24 +159,87 @@ def _read_decord(path: str, indices: np.ndarray, count: int) -> np.ndarray:
 
 
 def _read_pyav(path: str, indices: np.ndarray, info: VideoInfo) -> np.ndarray:
-    wanted, frames = set(indices.tolist()), {}
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "NONE"
-        try:
-            for order, frame in enumerate(container.decode(stream)):
-                number = order if frame.pts is None else int(np.abs(info.times - frame.time).argmin())
-                if number in wanted:
-                    frames[number] = frame.to_ndarray(format="rgb24")
-                    if len(frames) == len(wanted):
-                        break
-        except (av.FFmpegError, ValueError) as error:
-            raise MediaError(path, f"does not decode ({_reason(error)})") from error
+    wanted = set(indices.tolist())
+    first = int(info.keys[max(0, np.searchsorted(info.keys, indices[0], "right") - 1)]) if info.exact_seek else 0
+    frames = _decode(path, wanted, info, first)
+    if first and wanted - set(frames):  # some files' indices mislead
+        frames = _decode(path, wanted, info, 0)
     if missing := sorted(wanted - set(frames)):
         raise MediaError(path, f"frame {missing[0]} of {len(info.times)} does not decode")
     if len({frame.shape for frame in frames.values()}) > 1:
         raise MediaError(path, "changes its picture size on the way")
     return np.stack([frames[i] for i in indices.tolist()])
+
+
+def frames_between(path: str, low: int, high: int) -> Iterator[np.ndarray]:
+    """The frames from number ``low`` up to ``high``, one after the other, each (H, W, 3) uint8 RGB; of a file, not of a prepared set.
+
+    Raises:
+        MediaError: one of them does not decode.
+    """
+    if Path(path).is_dir():
+        yield from (_read_images(path, np.array([i]))[0] for i in range(low, high))
+        return
+    info, expected, shape = probe(path), low, None
+    for number, frame in _decoded_frames(path, info, 0, None):
+        if number < low or number < expected:
+            continue
+        if number > expected or number >= high:
+            break
+        if shape not in (None, frame.shape):
+            raise MediaError(path, "changes its picture size on the way")
+        shape, expected = frame.shape, expected + 1
+        yield frame
+        if expected == high:
+            return
+    if expected < high:
+        raise MediaError(path, f"frame {expected} of {len(info.times)} does not decode")
+
+
+def _decode(path: str, wanted: set[int], info: VideoInfo, first: int) -> dict[int, np.ndarray]:
+    """The wanted frames by number, decoding from frame ``first``, at which decoding can begin."""
+    frames = {}
+    for number, frame in _decoded_frames(path, info, first, wanted):
+        frames[number] = frame
+        if len(frames) == len(wanted):
+            break
+    return frames
+
+
+def _decoded_frames(path: str, info: VideoInfo, first: int, wanted: set[int] | None) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, picture) of the wanted frames, or of all, from frame ``first``."""
+    order = first
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        if first:
+            container.seek(round(info.times[first] / stream.time_base), stream=stream)
+        avcc = stream.codec_context.name == "h264" and (stream.codec_context.extradata or b"")[:1] == b"\x01"
+        try:
+            for packet in container.demux(stream):
+                if avcc and wanted is not None and packet.pts is not None and packet.size:
+                    number = _nearest(info.times, float(packet.pts * packet.time_base))
+                    if number not in wanted and is_disposable(packet):
+                        continue
+                for frame in packet.decode():
+                    number = order if frame.pts is None else _nearest(info.times, frame.time)
+                    order += 1
+                    if wanted is None or number in wanted:
+                        yield number, np.rot90(_to_rgb(frame), round(frame.rotation / 90))
+        except (av.FFmpegError, ValueError) as error:
+            raise MediaError(path, f"does not decode ({_reason(error)})") from error
+
+
+_reformatter = VideoReformatter()  # making one anew for every frame takes longer than its work
+
+
+def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    return _reformatter.reformat(frame, format="rgb24").to_ndarray()
+
+
+def _nearest(times: np.ndarray, time: float) -> int:
+    after = int(np.searchsorted(times, time))
+    return after - 1 if after == len(times) or (after and time - times[after - 1] < times[after] - time) else after
 
 
 def read_audio(path: str, start: float, end: float) -> np.ndarray:
@@ -204,6 +254,8 @@ def read_audio(path: str, start: float, end: float) -> np.ndarray:
     Raises:
         MediaError: there is no sound track, it does not decode, or none of it lies in the window.
     """
+    if shards.is_inside(path):
+        return shards.open_clip(path).sound(start, end)
     length = round((end - start) * SAMPLE_RATE)
     window, filled = np.zeros(length, np.float32), 0
     with _open(path) as container:

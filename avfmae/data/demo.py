@@ -240,7 +240,7 @@ def encode(
         video.codec_context.thread_count = 1  # the pool has the processes
         video.pix_fmt = "yuvj420p" if video_codec == "mjpeg" else "yuv420p"
         if video_codec == "libx264":
-            video.options = {"preset": "veryfast", "crf": "20"}
+            video.options = {"preset": "veryfast", "crf": "20", "x264-params": "cpu-independent=1"}  # the same bytes every time
         sound = None
         if waveform is not None:
             waveform = np.atleast_2d(waveform)

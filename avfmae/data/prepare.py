@@ -1,0 +1,388 @@
+"""``avfmae prepare``: from raw videos to a prepared set (:mod:`avfmae.data.shards`): faces found and cropped, sound resampled, packed.
+
+The clips, in a fixed order, are cut into shards of equal number; a shard is written when all of its clips are done, in one step. A
+shard's bytes depend on its clips and the settings alone. So a run that was killed goes on with the first shard that is not there, and
+ends with the bytes of an unbroken one.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from avfmae.data import faces
+from avfmae.data.decode import IMAGES, frames_between, probe, read_audio
+from avfmae.data.manifest import COLUMNS, FACE, Clip, read_manifest
+from avfmae.data.media import SAMPLE_RATE, MediaError
+from avfmae.data.shards import Sample, encode_sound, encode_video, write_shard
+from avfmae.data.workers import Lost, Workers
+
+MEDIA = {".mp4", ".mkv", ".webm", ".flv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v", ".wmv", ".3gp", ".ts", ".ogv"}
+MANIFESTS = {".csv", ".parquet", ".txt"}
+DRIFT = 0.04  # seconds by which sound and picture may begin or end apart before it is flagged
+
+# What a row of the prepared set's manifest has beside the columns of every manifest.
+FACTS = ("key", "source", "source_start", "seconds", "fps", "frames", "source_width", "source_height", "has_audio", "drift", "face_share",
+         "faces", "flags", "source_sha256", "video_sha256", "sound_sha256")  # fmt: skip
+SET_ASIDE = ("source", "start", "end", "reason")
+
+
+@dataclass
+class PrepareConfig:
+    """Raw videos to training shards: finds and crops the face, resamples the sound, re-encodes, packs. A broken-off run is continued.
+
+    Attributes:
+        source: a manifest (.csv, .parquet, .txt), or a folder, all of whose videos are taken.
+        out: the folder of the prepared set; train with its manifest.csv.
+        detector: haar comes with OpenCV; yunet needs its model; precropped takes the frames as faces; manifest takes its boxes.
+        yunet: YuNet's .onnx file.
+        every: frames from one in which the face is looked for to the next.
+        choose: of several faces, the one seen most, or the largest.
+        follow: the crop moves with the face, smoothly; else it stands still.
+        margin: room around the face, in shares of its side.
+        size: of the stored frames, pixels.
+        quality: x264's rate factor; lower is better and larger.
+        min_frames: clips of fewer are short.
+        keep: of the flags no-face, no-audio and short: clips with these are kept (no face: the middle of the frame), others set aside.
+        shard_clips: clips of the source a shard.
+        workers: processes; 0: one a core.
+        time_limit: seconds that one clip may take.
+        engine: on this machine, or as tasks of a Ray cluster that sees the same paths.
+        ray_address: of a cluster; none: one is started here.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional]
+    out: Path
+    detector: Literal["haar", "yunet", "precropped", "manifest"] = "haar"
+    yunet: Path | None = None
+    every: int = 5
+    choose: Literal["persistent", "largest"] = "persistent"
+    follow: bool = False
+    margin: float = 0.3
+    size: int = 176
+    quality: int = 20
+    min_frames: int = 16
+    keep: tuple[Literal["no-face", "no-audio", "short"], ...] = ("no-audio",)
+    shard_clips: int = 256
+    workers: int = 0
+    time_limit: float = 300.0
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+
+    def __post_init__(self):
+        for name, low in (("every", 1), ("size", 32), ("min_frames", 1), ("shard_clips", 1), ("workers", 0), ("margin", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {low}")
+        if self.size % 2:
+            raise ValueError(f"size: got {self.size}, expected an even number (colours are stored at half the size)")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a clip is set aside."""
+
+    reason: str
+
+
+def prepare(run: PrepareConfig) -> Path:
+    """Prepares what is not prepared yet. Returns the set's manifest.
+
+    Raises:
+        FileNotFoundError, ValueError: the source or a setting is wrong, or the folder holds a set of other settings or clips.
+    """
+    clips = find_clips(run.source)
+    if run.detector == "manifest" and (missing := [c.path for c in clips if c.face is None]):
+        raise ValueError(f"{run.source}: {len(missing)} clips have no face box ({missing[0]}), which detector 'manifest' takes")
+    faces.make_detector("precropped" if run.detector == "manifest" else run.detector, run.yunet and str(run.yunet))
+    out, console = Path(run.out), Console(stderr=True)
+    _claim(out, run, clips)
+    groups = {n: clips[n * run.shard_clips :][: run.shard_clips] for n in range(-(-len(clips) // run.shard_clips))}
+    rest = {n: group for n, group in groups.items() if not (out / f"{n:06d}.index").exists()}
+    if len(rest) < len(groups):
+        console.print(f"{out}: {len(groups) - len(rest)} of {len(groups)} shards are there already", highlight=False)
+    with _progress(console, len(clips), sum(map(len, rest.values()))) as advance:
+        results = _engine(run, [clip for group in rest.values() for clip in group])
+        for number, group in rest.items():
+            done = []
+            for clip in group:
+                done.append(next(results))
+                advance(clip, done[-1])
+            aside = [_aside(clip, result) for clip, result in zip(group, done, strict=True) if isinstance(result, Failure)]
+            (out / f"{number:06d}.aside.json").write_text(json.dumps(aside, ensure_ascii=False, indent=1))
+            write_shard(out / f"{number:06d}.tar", [result for result in done if isinstance(result, Sample)])
+    return _conclude(out, groups, console)
+
+
+def find_clips(source: Path) -> list[Clip]:
+    """A manifest's clips, or all videos below a folder in the order of their paths."""
+    source = Path(source)
+    if source.is_dir():
+        found = sorted(p for p in source.rglob("*") if p.suffix.lower() in MEDIA and p.is_file())
+        if not found:
+            raise ValueError(f"{source}: holds no videos ({', '.join(sorted(MEDIA))})")
+        return [Clip(i, str(path)) for i, path in enumerate(found)]
+    if source.suffix.lower() not in MANIFESTS:
+        raise ValueError(f"{source}: is neither a folder nor a manifest ({', '.join(sorted(MANIFESTS))})")
+    return read_manifest(source)
+
+
+def _claim(out: Path, run: PrepareConfig, clips: Sequence[Clip]) -> None:
+    """Makes the folder this run's; one of another run is refused, since their shards would mix."""
+    how = ("source", "out", "workers", "time_limit", "engine", "ray_address")
+    settings = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name not in how}
+    listed = json.dumps([dataclasses.astuple(c) for c in clips], default=str)
+    claim = json.dumps(settings | {"clips": hashlib.sha256(listed.encode()).hexdigest()}, indent=1, default=str)
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "prepare.json"
+    if not file.exists():
+        file.write_text(claim)
+    elif (there := json.loads(file.read_text())) != (wanted := json.loads(claim)):
+        changed = [f"{k} {there.get(k)}, now {wanted[k]}" for k in wanted if there.get(k) != wanted[k]]
+        raise ValueError(f"{out}: holds a set prepared otherwise ({'; '.join(changed)}); choose another out")
+
+
+def _engine(run: PrepareConfig, clips: list[Clip]) -> Iterator[Sample | Failure]:
+    """Every clip's result, in order."""
+    if not clips:
+        return
+    if run.engine == "ray":
+        yield from _ray(run, clips)
+        return
+    count = min(run.workers or os.cpu_count() or 1, len(clips))
+    with Workers(_Prepare(run), count, run.time_limit, recycle=200) as workers:
+        for _, result in workers.results(clips):
+            yield Failure(result.reason) if isinstance(result, Lost) else result
+
+
+@dataclass(frozen=True)
+class _Prepare:
+    """Makes a process's handler (an object and not a closure, so that processes can be sent it)."""
+
+    run: PrepareConfig
+
+    def __call__(self):
+        import cv2
+
+        cv2.setNumThreads(1)
+        return self.handle
+
+    def handle(self, clip: Clip, note) -> Sample | Failure:
+        note(clip.id)
+        return prepare_clip(clip, self.run)
+
+
+def _ray(run: PrepareConfig, clips: list[Clip]) -> Iterator[Sample | Failure]:
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError("engine: 'ray' needs the package ray (pip install 'avfmae[ray]')") from error
+    started = not ray.is_initialized()
+    if started:
+        ray.init(run.ray_address, num_cpus=None if run.ray_address else run.workers or None, log_to_driver=False, include_dashboard=False)
+    try:
+        # A task that crashes its process is tried once more by nobody: the file is at fault.
+        task = ray.remote(max_retries=0, num_cpus=1)(prepare_clip)
+        ahead = 4 * int(ray.cluster_resources().get("CPU", 1))
+        waiting: list = []
+        for clip in [*clips, None]:
+            if clip is not None:
+                waiting.append(task.remote(clip, run))
+            while waiting and (clip is None or len(waiting) > ahead):
+                yield _fetch(ray, waiting.pop(0), run.time_limit)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _fetch(ray: Any, reference: Any, limit: float) -> Sample | Failure:
+    try:
+        return ray.get(reference, timeout=limit)
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(reference, force=True)
+        return Failure(f"takes longer than {limit:g} s")
+    except ray.exceptions.WorkerCrashedError:
+        return Failure("its decoder crashes")
+
+
+def prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
+    """One clip, from its file to what is stored of it; the same result wherever it is run.
+
+    Its frames are those between the clip's start and end; its sound is cut so that it begins with the first frame.
+    """
+    try:
+        return _prepare_clip(clip, run)
+    except MediaError as error:
+        return Failure(error.reason)
+
+
+def _prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
+    info = probe(clip.path)
+    low, high = (
+        default if t is None else int(np.searchsorted(info.times, info.start + t - 1e-3))
+        for t, default in ((clip.start, 0), (clip.end, len(info.times)))
+    )
+    flags, count = [], high - low
+    if count < 1:
+        return Failure(f"has no frames between {clip.start or 0:g} and {clip.end or np.inf:g} s")
+    if count < run.min_frames:
+        flags.append("short")
+    height, width = next(frames_between(clip.path, low, high)).shape[:2]
+    times = np.maximum.accumulate(info.times[low:high]) + np.arange(count) * 1e-6  # stamps that repeat are told apart
+    seconds = float(times[-1] - times[0] + 1 / info.fps)
+    face, share, seen, warps = _find(clip, run, low, high, (height, width))
+    if face is None and run.detector != "precropped":
+        flags.append("no-face")
+    elif share < 0.5:
+        flags.append("face-often-lost")
+    if seen > 1:
+        flags.append("several-faces")
+    sound, drift, heard = _sound(clip, info, float(times[0]), seconds)
+    flags += heard
+    for flag, reason in (("no-face", "no face is found in it"), ("no-audio", "has no sound"), ("short", f"has {count} frames, fewer than {run.min_frames}")):
+        if flag in flags and flag not in run.keep:
+            return Failure(f"{reason} (keep = {flag} would keep it)")
+    pictures = (faces.warp(frame, to_frame, run.size) for frame, to_frame in zip(frames_between(clip.path, low, high), warps, strict=True))
+    video = encode_video(pictures, times - times[0], (run.size, run.size), run.quality)
+    wav = None if sound is None else encode_sound(sound)
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(clip.path).stem)[:60]
+    row: dict[str, Any] = {c: getattr(clip, c) for c in COLUMNS if c not in (*FACE, "path", "audio_path", "start", "end")}
+    row |= dict(zip(FACE, (None,) * 4 if face is None else (round(v, 1) for v in face), strict=True))
+    row |= {
+        "key": f"{clip.id:08d}-{stem}", "source": clip.path, "source_start": round(float(times[0]), 6), "seconds": round(seconds, 3),
+        "fps": round(info.fps, 3), "frames": count, "source_width": width, "source_height": height, "has_audio": int(sound is not None),
+        "drift": drift, "face_share": round(share, 3), "faces": seen, "flags": " ".join(flags), "source_sha256": _digest(clip.path),
+        "video_sha256": hashlib.sha256(video).hexdigest(), "sound_sha256": wav and hashlib.sha256(wav).hexdigest(),
+    }  # fmt: skip
+    return Sample(row, video, wav)
+
+
+def _find(clip: Clip, run: PrepareConfig, low: int, high: int, size: tuple[int, int]) -> tuple[tuple | None, float, int, Iterable[np.ndarray]]:
+    """The face's box in the source, the share of the looked-at frames that show it, how many faces are often seen, and what to cut."""
+    height, width = size
+    count = high - low
+
+    def squares(centred: np.ndarray) -> Iterable[np.ndarray]:
+        return faces.square_warps(centred, size, run.size)
+
+    middle = squares(np.tile([width / 2, height / 2, min(width, height)], (count, 1)))
+    if run.detector == "precropped":
+        return None, 1.0, 0, middle
+    if run.detector == "manifest":
+        given = faces.Track({0: faces.Face(clip.face, 1.0)})
+        return clip.face, 1.0, 1, squares(faces.smooth_squares(given, count, run.margin, False))
+    detector = faces.make_detector(run.detector, run.yunet and str(run.yunet))
+    tracks = faces.find_tracks(frames_between(clip.path, low, high), detector, run.every)
+    looked = -(-count // run.every)
+    track = faces.choose(tracks, run.choose)
+    if track is None or len(track.faces) < max(1, 0.1 * looked):
+        return None, 0.0, 0, middle
+    if any(f.landmarks is not None for f in track.faces.values()):
+        warps = faces.landmark_warps(track, count, run.size, run.margin)
+    else:
+        warps = squares(faces.smooth_squares(track, count, run.margin, run.follow))
+    return track.box(), len(track.faces) / looked, sum(len(t.faces) > 0.3 * looked for t in tracks), warps
+
+
+def _sound(clip: Clip, info, start: float, seconds: float) -> tuple[np.ndarray | None, float | None, list[str]]:
+    """The sound from the first frame on; by how many seconds it ends before (-) the picture; and flags."""
+    if clip.audio_path is None and not info.has_audio:
+        return None, None, ["no-audio"]
+    try:
+        if clip.audio_path is None:
+            sound = read_audio(clip.path, start, start + seconds)
+        else:  # a separate file starts with the video's file
+            sound = read_audio(clip.audio_path, start - info.start, start - info.start + seconds)
+    except MediaError:
+        return None, None, ["no-audio"]
+    drift = round(len(sound) / SAMPLE_RATE - seconds, 3)
+    flags = ["sound-ends-early"] if drift < -DRIFT - 1 / info.fps else []
+    loud = np.flatnonzero(np.abs(sound) > 1e-4)
+    if not len(loud):
+        flags.append("silent")
+    elif loud[0] / SAMPLE_RATE > max(0.5, seconds / 4):
+        flags.append("sound-begins-late")
+    return sound, drift, flags
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(p for p in Path(path).iterdir() if p.suffix.lower() in IMAGES) if Path(path).is_dir() else [Path(path)]:
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _aside(clip: Clip, failure: Failure) -> dict:
+    return {"source": clip.path, "start": clip.start, "end": clip.end, "reason": failure.reason}
+
+
+def _conclude(out: Path, groups: Iterable[int], console: Console) -> Path:
+    """Writes the manifest and the list of what was set aside, from what the shards say, and prints the summary."""
+    from avfmae.data.shards import Shard
+
+    rows, aside, flags, size = [], [], Counter(), 0
+    for number in groups:
+        shard = out / f"{number:06d}.tar"
+        size += shard.stat().st_size
+        for row in Shard(str(shard)).rows:
+            rows.append({"path": f"{shard.name}/{row['key']}"} | row)
+            flags.update(row["flags"].split())
+        aside += json.loads(shard.with_suffix(".aside.json").read_text())
+    _write_csv(out / "manifest.csv", [c for c in COLUMNS if c not in ("audio_path", "start", "end")] + list(FACTS), rows)
+    _write_csv(out / "set_aside.csv", SET_ASIDE, aside)
+    table = Table(show_header=False, box=None)
+    hours = sum(row["seconds"] for row in rows) / 3600
+    table.add_row("prepared", f"{len(rows)} clips, {hours:.2f} hours, {size / 1e6:.1f} MB in {len(list(groups))} shards")
+    for flag, count in flags.most_common():
+        table.add_row(flag, f"{count} clips")
+    table.add_row("set aside", f"{len(aside)} clips" + (f", with reasons in {out / 'set_aside.csv'}" if aside else ""))
+    for entry in aside[:5]:
+        table.add_row("", f"{entry['source']}: {entry['reason']}")
+    table.add_row("manifest", str(out / "manifest.csv"))
+    console.print(table, highlight=False)
+    return out / "manifest.csv"
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
+    temporary = Path(f"{path}.part")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+class _progress:
+    """A bar over all clips, with the number set aside so far; calls add a clip."""
+
+    def __init__(self, console: Console, clips: int, rest: int):
+        self.bar = Progress(
+            TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[aside]} set aside"),
+            TimeElapsedColumn(), TimeRemainingColumn(), console=console,
+        )  # fmt: skip
+        self.task, self.aside = self.bar.add_task("", total=clips, completed=clips - rest, aside=0), 0
+
+    def __enter__(self):
+        self.bar.start()
+        return self.advance
+
+    def advance(self, clip: Clip, result: Sample | Failure) -> None:
+        self.aside += isinstance(result, Failure)
+        self.bar.update(self.task, advance=1, aside=self.aside)
+
+    def __exit__(self, *_):
+        self.bar.stop()

@@ -1,0 +1,281 @@
+"""A prepared set: tar shards that WebDataset reads, and beside each an index by which single frames and sounds are found.
+
+A clip of a prepared set has the path ``FOLDER/000003.tar/KEY``. ``FOLDER`` may be any URL that fsspec opens. The tar holds, for each
+clip, ``KEY.mp4`` (H.264, faces cropped, one size for all), ``KEY.wav`` (16 kHz mono, 16 bits, its first sample at the first frame)
+and ``KEY.json`` (the manifest's row). docs/data.md tells the format.
+
+*Why this format.* Training takes every fourth frame. In the stored stream every fourth frame is predicted from the fourth before, and
+the three between them from these two neighbours and from nothing else: they are *disposable*. So a window of 16 frames at stride 4
+decodes the chain of fourth frames, and of the others only those that it shows: about 32 frames in place of 61 and what precedes them.
+The stream is an ordinary one, which any player plays; other strides and counts only decode more of it.
+"""
+
+import io
+import json
+import os
+import tarfile
+import wave
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from avfmae.data.media import SAMPLE_RATE, MediaError, VideoInfo, is_disposable
+
+STRIDE = 4  # frames from one that others depend on to the next
+KEY_INTERVAL = 32  # frames from one at which decoding can begin to the next
+TICKS = 90_000  # of a frame's time stamp, a second
+REFERENCE, KEY, DISPOSABLE = 0, 1, 2
+OPEN_SHARDS = 64  # indices and files that a process keeps
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path names a clip of a prepared set."""
+    return ".tar/" in path
+
+
+@lru_cache(maxsize=4096)
+def open_clip(path: str) -> "StoredClip":
+    """The clip at ``FOLDER/SHARD.tar/KEY``.
+
+    Raises:
+        MediaError: the shard, its index or the clip is not there, or the index is damaged.
+    """
+    shard, _, key = path.rpartition("/")
+    return _open_shard(shard).clip(path, key)
+
+
+@lru_cache(maxsize=OPEN_SHARDS)
+def _open_shard(path: str) -> "Shard":
+    return Shard(path)
+
+
+class Shard:
+    """A tar file and its index.
+
+    Args:
+        path: of the tar file; the index lies beside it, with the suffix ``.index``.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        try:
+            if "://" in path:
+                import fsspec
+
+                filesystem, where = fsspec.core.url_to_fs(path)
+                self.read = lambda start, end: filesystem.cat_file(where, start, end)
+                index = filesystem.cat_file(f"{where.removesuffix('.tar')}.index")
+            else:
+                file = os.open(path, os.O_RDONLY)
+                self._close = _Descriptor(file)
+                self.read = lambda start, end: os.pread(file, end - start, start)
+                index = Path(path).with_suffix(".index").read_bytes()
+            self.index = load(index)
+            header = json.loads(index[8 : 8 + int.from_bytes(index[:8], "little")])
+            self.rows = json.loads(header["__metadata__"]["clips"])
+        except FileNotFoundError as error:
+            raise MediaError(path, f"is no shard of a prepared set ({error.filename or error} is missing)") from error
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise MediaError(path, f"its index does not open ({type(error).__name__}: {error})") from error
+        self.places = {row["key"]: i for i, row in enumerate(self.rows)}
+
+    def clip(self, path: str, key: str) -> "StoredClip":
+        if key not in self.places:
+            raise MediaError(path, f"{self.path} holds no such clip")
+        return StoredClip(path, self, self.places[key])
+
+
+class _Descriptor:
+    """Closes a file when its shard is forgotten."""
+
+    def __init__(self, file: int):
+        self.file = file
+
+    def __del__(self):
+        os.close(self.file)
+
+
+class StoredClip:
+    """One clip of a shard; nothing of it is read before it is asked for.
+
+    Attributes:
+        row: of the manifest. info: frame times, from zero at the first frame.
+    """
+
+    def __init__(self, path: str, shard: Shard, place: int):
+        self.path, self.shard, self.row = path, shard, shard.rows[place]
+        index = shard.index
+        mine = slice(*index["packets"][place : place + 2])
+        self.offset, self.size, self.number, self.kind = (index[n][mine] for n in ("offset", "size", "number", "kind"))
+        self.setup = index["setups"][slice(*index["setup"][place])].tobytes()
+        self.sound_at, self.samples = index["sound"][place].tolist()
+        times = index["time"][mine]
+        fps = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else float(self.row["fps"])
+        self.info = VideoInfo(times, 0.0, fps, self.samples > 0, True, np.sort(self.number[self.kind == KEY]), "h264")
+
+    def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(len(indices), H, W, 3) uint8 RGB, the same that decoding all of the clip in order gives.
+
+        Raises:
+            MediaError: they do not decode.
+        """
+        wanted = set(np.asarray(indices).tolist())
+        places, shown = np.arange(len(self.number)), np.isin(self.number, list(wanted))
+        group = np.cumsum(self.kind == KEY)  # a key frame and what follows it, in the order of decoding
+        last = np.full(group[-1] + 1, -1)
+        np.maximum.at(last, group[shown], places[shown])  # of each group's packets; nothing of the other groups is needed
+        needed = places[(places <= last[group]) & (shown | (self.kind != DISPOSABLE))]
+        begin, end = int(self.offset[needed[0]]), int(self.offset[needed[-1]] + self.size[needed[-1]])
+        data = memoryview(self.shard.read(begin, end))
+        found: dict[int, np.ndarray] = {}
+        decoder = _decoder(self.setup)
+        try:
+            for place in needed:
+                at = int(self.offset[place]) - begin
+                packet = av.Packet(data[at : at + int(self.size[place])])
+                packet.pts = int(self.number[place])
+                _keep(decoder.decode(packet), wanted, found)
+            _keep(decoder.decode(None), wanted, found)
+            decoder.flush_buffers()
+        except (av.FFmpegError, ValueError, cv2.error) as error:
+            _decoder.cache_clear()
+            raise MediaError(self.path, f"does not decode ({type(error).__name__}: {error})") from error
+        if missing := sorted(wanted - set(found)):
+            raise MediaError(self.path, f"frame {missing[0]} of {len(self.number)} does not decode")
+        return np.stack([found[i] for i in np.asarray(indices).tolist()])
+
+    def sound(self, start: float, end: float) -> np.ndarray:
+        """(samples,) float32 in -1..1, 16 kHz, between two times of the clip; shorter where the sound ends before.
+
+        Raises:
+            MediaError: there is no sound, or none of it lies there.
+        """
+        if not self.samples:
+            raise MediaError(self.path, "has no audio track")
+        low, high = (min(max(0, round(t * SAMPLE_RATE)), self.samples) for t in (start, end))
+        if high <= low:
+            raise MediaError(self.path, f"has no sound between {start:.2f} and {end:.2f} s")
+        pcm = np.frombuffer(self.shard.read(self.sound_at + 2 * low, self.sound_at + 2 * high), "<i2")
+        return pcm.astype(np.float32) / 32768
+
+
+def _keep(frames: list, wanted: set[int], found: dict[int, np.ndarray]) -> None:
+    for frame in frames:
+        if frame.pts in wanted:
+            found[frame.pts] = cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420)
+
+
+@lru_cache(maxsize=4)
+def _decoder(setup: bytes) -> av.CodecContext:
+    """A decoder for streams of this set-up; all clips of a set share one, and its frame memory with it."""
+    decoder = av.CodecContext.create("h264", "r")
+    decoder.extradata, decoder.thread_count = setup, 1
+    return decoder
+
+
+@dataclass
+class Sample:
+    """A clip as it is stored.
+
+    Attributes:
+        row: of the manifest, with its ``key``. video: an mp4 file. sound: a wav file, or None.
+    """
+
+    row: dict
+    video: bytes
+    sound: bytes | None
+
+
+def encode_video(frames: Iterable[np.ndarray], times: np.ndarray, size: tuple[int, int], quality: int = 20) -> bytes:
+    """The stored stream of (H, W, 3) uint8 frames of ``size`` at ``times`` (seconds, from 0): an mp4 file, the same bytes every time.
+
+    Args:
+        quality: x264's constant rate factor; lower is better and larger.
+    """
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        rate = Fraction((len(times) - 1) / (times[-1] - times[0])).limit_denominator(1001) if len(times) > 1 else Fraction(25)
+        stream = container.add_stream("libx264", rate=rate)
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.codec_context.time_base = Fraction(1, TICKS)
+        structure = f"keyint={KEY_INTERVAL}:min-keyint={KEY_INTERVAL}:scenecut=0:open-gop=0:bframes={STRIDE - 1}:b-adapt=0:b-pyramid=none"
+        # Without cpu-independent, x264's AVX-512 code gives other bytes from run to run.
+        stream.options = {"preset": "slow", "tune": "fastdecode", "crf": str(quality), "x264-params": f"{structure}:cpu-independent=1"}
+        for frame, time in zip(frames, times, strict=True):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts, picture.time_base = round(time * TICKS), Fraction(1, TICKS)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def encode_sound(waveform: np.ndarray) -> bytes:
+    """A wav file of 16 bits from (samples,) float in -1..1 at 16 kHz."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        out.writeframes((waveform * 32768).round().clip(-32768, 32767).astype("<i2").tobytes())
+    return file.getvalue()
+
+
+def write_shard(path: Path, samples: Sequence[Sample]) -> None:
+    """Writes the tar file and then its index, each in one step; the index's being there says that both are whole."""
+    path, temporary = Path(path), Path(f"{path}.part")
+    starts = []
+    with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            row = json.dumps(sample.row, ensure_ascii=False, indent=1).encode()
+            members = {"json": row, "mp4": sample.video} | ({} if sample.sound is None else {"wav": sample.sound})
+            starts.append({})
+            for suffix, data in members.items():
+                member = tarfile.TarInfo(f"{sample.row['key']}.{suffix}")
+                member.size, member.mode = len(data), 0o644
+                starts[-1][suffix] = tar.offset + tarfile.BLOCKSIZE
+                tar.addfile(member, io.BytesIO(data))
+    os.replace(temporary, path)
+    index = Path(f"{path.with_suffix('.index')}.part")
+    index.write_bytes(_index(samples, starts))
+    os.replace(index, path.with_suffix(".index"))
+
+
+def _index(samples: Sequence[Sample], starts: Sequence[dict[str, int]]) -> bytes:
+    """The index of a shard whose members begin at ``starts``; see docs/data.md for its arrays."""
+    packets, columns, sound, setup, setups = [0], [], [], [], {}
+    for sample, start in zip(samples, starts, strict=True):
+        with av.open(io.BytesIO(sample.video)) as container:
+            stream = container.streams.video[0]
+            found = [p for p in container.demux(stream) if p.size]
+            stamps = np.array([p.pts for p in found])
+            kinds = [KEY if p.is_keyframe else DISPOSABLE if is_disposable(p) else REFERENCE for p in found]
+            number = np.empty(len(found), np.int32)
+            number[np.argsort(stamps)] = np.arange(len(found))
+            seconds = np.sort(stamps) * float(stream.time_base)
+            places = np.array([p.pos for p in found]) + start["mp4"]
+            columns.append((places, [p.size for p in found], number, kinds, seconds - seconds[0]))
+            extradata = bytes(stream.codec_context.extradata)
+        packets.append(packets[-1] + len(found))
+        end = len(b"".join(setups))
+        begin = setups.setdefault(extradata, end)
+        setup.append((begin, begin + len(extradata)))
+        samples_of_sound = 0 if sample.sound is None else (len(sample.sound) - WAV_HEADER) // 2
+        sound.append((start.get("wav", 0) + WAV_HEADER, samples_of_sound))
+    types = {"offset": np.int64, "size": np.int32, "number": np.int32, "kind": np.uint8, "time": np.float64}
+    arrays = {
+        name: np.concatenate([np.asarray(c[k], dtype) for c in columns]) if columns else np.zeros(0, dtype)
+        for k, (name, dtype) in enumerate(types.items())
+    }
+    arrays |= {"packets": np.array(packets, np.int64), "sound": np.array(sound, np.int64).reshape(-1, 2)}
+    arrays |= {"setup": np.array(setup, np.int64).reshape(-1, 2), "setups": np.frombuffer(b"".join(setups), np.uint8).copy()}
+    return save(arrays, {"clips": json.dumps([s.row for s in samples], ensure_ascii=False)})
+
+
+WAV_HEADER = len(encode_sound(np.zeros(0, np.float32)))
