@@ -8,10 +8,12 @@ documentation work with no compiled module at all.
 import torch
 
 SCHEMAS = {
-    "gather_patches": "(Tensor video, Tensor index, int[] patch, float[] mean, float[] std, ScalarType dtype) -> Tensor",
-    "masked_patch_loss": "(Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch) -> Tensor",
+    "gather_patches": "(Tensor video, Tensor index, int[] patch, float[] mean, float[] std, ScalarType dtype, Tensor? boxes=None, int[] size=[]) -> Tensor",
+    "masked_patch_loss": (
+        "(Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] size=[]) -> Tensor"
+    ),
     "masked_patch_loss_backward": (
-        "(Tensor grad, Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch) -> Tensor"
+        "(Tensor grad, Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] size=[]) -> Tensor"
     ),
     "region_attention": "(Tensor qkv, int heads) -> Tensor",
     "region_attention_backward": "(Tensor grad, Tensor qkv, int heads, bool again) -> (Tensor, Tensor)",
@@ -44,16 +46,16 @@ SCHEMAS = {
 WITHOUT_TRITON = {"gradient_norm", "adamw"}  # on a GPU torch's own multi-tensor kernels do it
 
 
-def gather_patches(video, index, patch, mean, std, dtype):
+def gather_patches(video, index, patch, mean, std, dtype, boxes=None, size=()):
     pt, ph, pw = patch
     return video.new_empty((*index.shape, 3 * pt * ph * pw), dtype=dtype)
 
 
-def masked_patch_loss(pred, source, index, scored, patch):
+def masked_patch_loss(pred, source, index, scored, patch, boxes=None, size=()):
     return pred.new_empty(index.shape, dtype=torch.float32)
 
 
-def masked_patch_loss_backward(grad, pred, source, index, scored, patch):
+def masked_patch_loss_backward(grad, pred, source, index, scored, patch, boxes=None, size=()):
     return torch.empty_like(pred)
 
 

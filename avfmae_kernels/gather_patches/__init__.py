@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from avfmae_kernels.crop import check_boxes
 from avfmae_kernels.dispatch import TRITON_USABLE, call
 from avfmae_kernels.gather_patches.reference import gather_patches as reference
 
@@ -22,6 +23,8 @@ def gather_patches(
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     dtype: torch.dtype = torch.float32,
+    boxes: Tensor | None = None,
+    size: Sequence[int] | None = None,
 ) -> Tensor:
     r"""Embedding rows of the named tubelets; the others are never read, and no float clip exists.
 
@@ -31,6 +34,9 @@ def gather_patches(
 
     so that ``out @ weight.flatten(1).T`` is the strided Conv3d with that weight (AVF-MAE++, data embedding of §3.1) at
     the gathered places only. No gradient flows to ``video``.
+
+    With ``boxes`` the clip that is cut into tubelets is each stored clip's box at ``size``, as :func:`avfmae_kernels.crop.crop_clips`
+    gives it (bilinear): its pixels are resampled where they are gathered, and the cropped clip never exists.
 
     Floor: bytes. It reads B·N·3·pt·ph·pw bytes once and writes as many numbers of ``dtype``.
     Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``make bench``): the C++ kernel is 8 times as fast as the reference, at
@@ -42,6 +48,8 @@ def gather_patches(
         patch: tubelet size in frames, rows, columns.
         mean, std: per channel, of pixels scaled to 0..1.
         dtype: float32, bfloat16 or float16.
+        boxes: (B, 4) float32: left, top, right, bottom of each clip's box in pixels of ``video``; None: all of it, as it is.
+        size: (H, W) of the clip that the boxes show; multiples of ``patch``.
 
     Returns:
         (B, N, 3·pt·ph·pw) of ``dtype``.
@@ -60,17 +68,19 @@ def gather_patches(
         raise ValueError(f"index: got {index.dtype} {tuple(index.shape)}, expected torch.int64 ({video.shape[0]}, N)")
     if index.device != video.device:
         raise ValueError(f"index: is on {index.device}, expected {video.device} like video")
-    if len(patch) != 3 or any(p < 1 or size % p for p, size in zip(patch, video.shape[1:4], strict=True)):
-        raise ValueError(f"patch: got {patch}, expected three sizes that divide the clip's {tuple(video.shape[1:4])}")
+    seen = (video.shape[1], *check_boxes(video, boxes, size))
+    if len(patch) != 3 or any(p < 1 or s % p for p, s in zip(patch, seen, strict=True)):
+        raise ValueError(f"patch: got {patch}, expected three sizes that divide the clip's {tuple(seen)}")
     if len(mean) != 3 or len(std) != 3 or any(s <= 0 for s in std):
         raise ValueError(f"mean, std: got {mean}, {std}, expected three values each, std above 0")
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype: got {dtype}, expected torch.float32, torch.bfloat16 or torch.float16")
     if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
-        tokens = (video.shape[1] // patch[0]) * (video.shape[2] // patch[1]) * (video.shape[3] // patch[2])
+        tokens = (seen[0] // patch[0]) * (seen[1] // patch[1]) * (seen[2] // patch[2])
         low, high = index.aminmax()
         if low < 0 or high >= tokens:
             raise IndexError(f"index: holds {int(low)} to {int(high)}, expected 0 to {tokens - 1}")
     return call(
-        "gather_patches", reference, video.device, video.contiguous(), index.contiguous(), patch, mean, std, dtype
-    )
+        "gather_patches", reference, video.device, video.contiguous(), index.contiguous(), patch, mean, std, dtype,
+        None if boxes is None else boxes.contiguous(), list(seen[1:]),
+    )  # fmt: skip

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from avfmae_kernels.crop import check_boxes
 from avfmae_kernels.dispatch import TRITON_USABLE, call, register_gradient
 from avfmae_kernels.masked_patch_loss import reference
 
@@ -12,7 +13,15 @@ if TRITON_USABLE:
     from avfmae_kernels.masked_patch_loss import triton  # noqa: F401  (registers the op)
 
 
-def masked_patch_loss(pred: Tensor, source: Tensor, index: Tensor, weight: Tensor, patch: Sequence[int]) -> Tensor:
+def masked_patch_loss(
+    pred: Tensor,
+    source: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    patch: Sequence[int],
+    boxes: Tensor | None = None,
+    size: Sequence[int] | None = None,
+) -> Tensor:
     r"""Weighted sum of the tokens' mean square errors against their standardised patches (AVF-MAE++ eq. 3).
 
     Token :math:`n`'s patch :math:`x` is standardised per channel over its :math:`S` pixels, with the unbiased variance,
@@ -23,6 +32,7 @@ def masked_patch_loss(pred: Tensor, source: Tensor, index: Tensor, weight: Tenso
 
     .. math:: loss = \sum_n w_n \frac{1}{P} \sum_p (pred_{n,p} - \hat x_{n,p})^2.
 
+    With ``boxes`` the clip is each stored clip's box at ``size``, as :func:`avfmae_kernels.crop.crop_clips` gives it (bilinear).
     Tokens of weight 0 are neither read nor compared. Gradient flows to ``pred`` and to ``weight``.
 
     Floor: bytes. Forward reads the predictions and the source's patches once; backward the same, and writes the gradient.
@@ -35,6 +45,8 @@ def masked_patch_loss(pred: Tensor, source: Tensor, index: Tensor, weight: Tenso
         index: (B, N) int64, the tokens that are predicted, in raster order of the source's grid.
         weight: (B, N) float; usually 1/count where a token is scored and 0 elsewhere.
         patch: (pt, ph, pw) of the video, or (frames, mels) of the spectrogram.
+        boxes: (B, 4) float32: left, top, right, bottom of each video's box in pixels of ``source``; None: all of it, as it is.
+        size: (H, W) of the clip that the boxes show.
 
     Returns:
         A float32 scalar.
@@ -53,9 +65,11 @@ def masked_patch_loss(pred: Tensor, source: Tensor, index: Tensor, weight: Tenso
         )
     if not len(source):
         raise ValueError(f"source: got {tuple(source.shape)}, expected a batch of at least 1")
-    size = source.shape[1:4] if video else source.shape[2:]
-    if len(patch) != len(size) or any(p < 1 or s % p for p, s in zip(patch, size, strict=True)):
-        raise ValueError(f"patch: got {patch}, expected {len(size)} sizes that divide the source's {tuple(size)}")
+    if boxes is not None and not video:
+        raise ValueError("boxes: are for videos; a spectrogram has none")
+    seen = (source.shape[1], *check_boxes(source, boxes, size)) if video else tuple(source.shape[2:])
+    if len(patch) != len(seen) or any(p < 1 or s % p for p, s in zip(patch, seen, strict=True)):
+        raise ValueError(f"patch: got {patch}, expected {len(seen)} sizes that divide the source's {seen}")
     numbers = torch.Size(patch).numel() * (3 if video else 1)
     if numbers // (3 if video else 1) < 2:
         raise ValueError(f"patch: got {patch}, expected at least two pixels, or there is no variance")
@@ -74,7 +88,7 @@ def masked_patch_loss(pred: Tensor, source: Tensor, index: Tensor, weight: Tenso
             raise ValueError(f"{name}: is on {tensor.device}, expected {source.device} like source")
     scored = weight != 0
     if source.device.type == "cpu" and not torch.compiler.is_compiling() and scored.any():
-        tokens = torch.Size(s // p for s, p in zip(size, patch, strict=True)).numel()
+        tokens = torch.Size(s // p for s, p in zip(seen, patch, strict=True)).numel()
         low, high = index[scored].aminmax()
         if low < 0 or high >= tokens:
             raise IndexError(f"index: holds {int(low)} to {int(high)}, expected 0 to {tokens - 1}")
@@ -83,22 +97,23 @@ def masked_patch_loss(pred: Tensor, source: Tensor, index: Tensor, weight: Tenso
     errors = call(
         "masked_patch_loss", reference.masked_patch_loss, source.device,
         pred.contiguous(), source.contiguous(), index.contiguous(), scored.contiguous(), patch,
+        None if boxes is None else boxes.contiguous(), list(seen[-2:]),
     )  # fmt: skip
     return (errors * weight).sum()
 
 
 def _save(ctx, inputs, output):
-    *tensors, ctx.patch = inputs
-    ctx.save_for_backward(*tensors)
+    *tensors, ctx.patch, boxes, ctx.size = inputs
+    ctx.save_for_backward(*tensors, boxes)
 
 
 def _gradient(ctx, grad):
-    pred, source, index, scored = ctx.saved_tensors
+    pred, source, index, scored, boxes = ctx.saved_tensors
     slope = call(
         "masked_patch_loss_backward", reference.masked_patch_loss_backward, pred.device,
-        grad.contiguous(), pred, source, index, scored, ctx.patch,
+        grad.contiguous(), pred, source, index, scored, ctx.patch, boxes, ctx.size,
     )  # fmt: skip
-    return slope, None, None, None, None
+    return slope, None, None, None, None, None, None
 
 
 register_gradient("masked_patch_loss", _save, _gradient)

@@ -5,9 +5,10 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <optional>
 #include <vector>
 
-#include "common/patches.h"
+#include "common/boxes.h"
 
 namespace avfmae {
 
@@ -17,12 +18,14 @@ using torch::stable::Tensor;
 struct GatherPatches {
   PatchGrid grid;
   Normalise normalise;
+  Boxes boxes;
   int64_t rows_per_clip, rows;
   Tensor out;
 
   // The public Python function has checked everything with better words; these guard callers of the bare op.
   GatherPatches(const Tensor& video, const Tensor& index, const std::vector<int64_t>& patch,
-                const std::vector<double>& mean, const std::vector<double>& std, ScalarType dtype) {
+                const std::vector<double>& mean, const std::vector<double>& std, ScalarType dtype,
+                const std::optional<Tensor>& crop, const std::vector<int64_t>& size) : boxes(video, crop, size) {
     STD_TORCH_CHECK(video.dim() == 5 && video.size(4) == kChannels && video.scalar_type() == ScalarType::Byte &&
                         video.is_contiguous(),
                     "gather_patches: video must be contiguous uint8 (B, T, H, W, 3)");
@@ -31,7 +34,7 @@ struct GatherPatches {
                     "gather_patches: index must be contiguous int64 (B, N)");
     STD_TORCH_CHECK(patch.size() == 3 && mean.size() == kChannels && std.size() == kChannels,
                     "gather_patches: patch, mean and std need three values each");
-    grid = {video.size(1), video.size(2), video.size(3),
+    grid = {video.size(1), boxes.height, boxes.width,
             static_cast<int>(patch[0]), static_cast<int>(patch[1]), static_cast<int>(patch[2])};
     normalise = make_normalise(mean.data(), std.data());
     rows_per_clip = index.size(1);

@@ -5,9 +5,10 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <optional>
 #include <vector>
 
-#include "common/patches.h"
+#include "common/boxes.h"
 
 namespace avfmae {
 
@@ -20,17 +21,26 @@ struct MaskedPatchLoss {
   PatchGrid grid;
   int64_t rows_per_clip, rows;
   bool bytes;  // uint8 pixels, or float32 numbers
+  Boxes boxes;
+
+  // Beside the standard deviation: bytes are standardised as they are, 255 times as large.
+  float eps() const { return bytes ? 255 * kEps : kEps; }
+
+  // Shared memory for a cropped tubelet.
+  size_t tile_bytes() const { return boxes.data ? grid.row() * sizeof(float) : 0; }
 
   // The public Python function has checked everything with better words; these guard callers of the bare op.
   MaskedPatchLoss(const Tensor& pred, const Tensor& source, const Tensor& index, const Tensor& scored,
-                  const std::vector<int64_t>& patch) {
+                  const std::vector<int64_t>& patch, const std::optional<Tensor>& crop, const std::vector<int64_t>& size)
+      : boxes(source, crop, size) {
     const bool clip = source.dim() == 5;
     STD_TORCH_CHECK(source.is_contiguous() && (clip ? patch.size() == 3 : source.dim() == 4 && patch.size() == 2),
                     "masked_patch_loss: source must be contiguous (B, T, H, W, C) or (B, 1, frames, mels)");
     bytes = source.scalar_type() == ScalarType::Byte;
     STD_TORCH_CHECK(bytes || source.scalar_type() == ScalarType::Float, "masked_patch_loss: source must be uint8 or float32");
     const auto side = [&](int i) { return static_cast<int>(patch[i]); };
-    grid = clip ? PatchGrid{source.size(1), source.size(2), source.size(3), side(0), side(1), side(2),
+    STD_TORCH_CHECK(bytes || !boxes.data, "masked_patch_loss: boxes are for uint8 clips");
+    grid = clip ? PatchGrid{source.size(1), boxes.height, boxes.width, side(0), side(1), side(2),
                             static_cast<int>(source.size(4))}
                 : PatchGrid{1, source.size(2), source.size(3), 1, side(0), side(1), 1};
     STD_TORCH_CHECK(grid.channels == 1 || grid.channels == kChannels, "masked_patch_loss: 1 or 3 channels");

@@ -32,6 +32,9 @@ struct PatchGrid {
     return ((t * pt * H + y * ph) * W + x * pw) * channels;
   }
 
+  // A tubelet by itself, as a clip of one.
+  AVFMAE_HD PatchGrid tile() const { return {pt, ph, pw, pt, ph, pw, channels}; }
+
   // Offset of a tubelet's line (time dt, row dy) from its first number.
   AVFMAE_HD int64_t line(int dt, int dy) const { return (dt * H + dy) * W * channels; }
 };
@@ -40,9 +43,7 @@ struct PatchGrid {
 struct Normalise {
   float scale[kChannels], shift[kChannels];
 
-  AVFMAE_HD float operator()(uint8_t value, int channel) const {
-    return static_cast<float>(value) * scale[channel] + shift[channel];
-  }
+  AVFMAE_HD float operator()(float value, int channel) const { return value * scale[channel] + shift[channel]; }
 };
 
 inline Normalise make_normalise(const double* mean, const double* std) {

@@ -1,6 +1,6 @@
 // masked_patch_loss on the CPU: a token's target lives in one cache-resident row and is gone with it.
 #include "common/masked_patch_loss.h"
-#include "cpu/simd.h"
+#include "cpu/crop.h"
 
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/util/BFloat16.h>
@@ -34,7 +34,7 @@ void fold(std::vector<float>& line, int channels, double scale) {
 
 // row.target becomes the standardised frame-difference target of a tubelet.
 template <typename In>
-AVFMAE_CLONES void standardise(const In* tubelet, const PatchGrid& grid, Row& row) {
+AVFMAE_CLONES void standardise(const In* tubelet, const PatchGrid& grid, float eps, Row& row) {
   const int line = grid.pw * grid.channels, lines = grid.pt * grid.ph, n = grid.pixels();
   float *x = row.target.data(), *mean = row.mean.data(), *inverse = row.inverse.data();
   std::fill_n(mean, line, 0.0f);
@@ -47,7 +47,6 @@ AVFMAE_CLONES void standardise(const In* tubelet, const PatchGrid& grid, Row& ro
   for (int l = 0; l < lines; ++l)
     for (int i = 0; i < line; ++i) inverse[i] += (x[l * line + i] - mean[i]) * (x[l * line + i] - mean[i]);
   fold(row.inverse, grid.channels, 1.0 / (n - 1));
-  const float eps = sizeof(In) == 1 ? 255 * kEps : kEps;  // bytes are standardised as they are, 255 times as large
   for (int i = 0; i < line; ++i) inverse[i] = 1 / (std::sqrt(inverse[i]) + eps);
   for (int l = lines - 1; l >= 0; --l) {  // later frames first: each is replaced by its difference to the one before
     const float* before = l < grid.ph ? mean : x + (l - grid.ph) * line;
@@ -85,14 +84,22 @@ void for_rows(const MaskedPatchLoss& op, const Tensor& source, const Tensor& ind
   }
   torch::stable::parallel_for(0, op.rows, /*grain_size=*/8, [&](int64_t begin, int64_t end) {
     Row row(op.grid);
+    CroppedTubelet cropped(op.grid);
     for (int64_t r = begin; r < end; ++r) {
       if (!wanted[r]) {
         skip(r);
         continue;
       }
-      const int64_t first = r / op.rows_per_clip * op.grid.clip_size() + op.grid.origin(tokens[r]);
-      if (op.bytes) standardise(static_cast<const uint8_t*>(data) + first, op.grid, row);
-      else standardise(static_cast<const float*>(data) + first, op.grid, row);
+      const int64_t b = r / op.rows_per_clip, first = b * op.grid.clip_size() + op.grid.origin(tokens[r]);
+      if (op.boxes.data) {
+        const Crop crop(op.boxes.data + 4 * b, op.boxes.stored_height, op.boxes.stored_width, op.grid);
+        const uint8_t* stored = static_cast<const uint8_t*>(data) + b * op.boxes.stored_clip(op.grid.T);
+        standardise(cropped(stored, crop, tokens[r]), op.grid.tile(), op.eps(), row);
+      } else if (op.bytes) {
+        standardise(static_cast<const uint8_t*>(data) + first, op.grid, op.eps(), row);
+      } else {
+        standardise(static_cast<const float*>(data) + first, op.grid, op.eps(), row);
+      }
       body(r, row.target.data());
     }
   });
@@ -109,8 +116,8 @@ void by_dtype(const Tensor& pred, Call call) {
 }
 
 Tensor masked_patch_loss(const Tensor& pred, const Tensor& source, const Tensor& index, const Tensor& scored,
-                         std::vector<int64_t> patch) {
-  const MaskedPatchLoss op(pred, source, index, scored, patch);
+                         std::vector<int64_t> patch, std::optional<Tensor> boxes, std::vector<int64_t> size) {
+  const MaskedPatchLoss op(pred, source, index, scored, patch, boxes, size);
   Tensor out = torch::stable::new_empty(pred, {pred.size(0), op.rows_per_clip}, ScalarType::Float);
   auto* errors = static_cast<float*>(out.mutable_data_ptr());
   const int row = op.grid.row();
@@ -123,8 +130,9 @@ Tensor masked_patch_loss(const Tensor& pred, const Tensor& source, const Tensor&
 }
 
 Tensor masked_patch_loss_backward(const Tensor& grad, const Tensor& pred, const Tensor& source, const Tensor& index,
-                                  const Tensor& scored, std::vector<int64_t> patch) {
-  const MaskedPatchLoss op(pred, source, index, scored, patch);
+                                  const Tensor& scored, std::vector<int64_t> patch, std::optional<Tensor> boxes,
+                                  std::vector<int64_t> size) {
+  const MaskedPatchLoss op(pred, source, index, scored, patch, boxes, size);
   STD_TORCH_CHECK(grad.scalar_type() == ScalarType::Float && grad.is_contiguous() && grad.numel() == op.rows,
                   "masked_patch_loss_backward: grad must be contiguous float32 (B, N)");
   Tensor out = torch::stable::new_empty(pred, {pred.size(0), op.rows_per_clip, op.grid.row()});

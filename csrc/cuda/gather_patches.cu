@@ -4,7 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "cuda/device.cuh"
+#include "cuda/crop.cuh"
 
 namespace avfmae {
 namespace {
@@ -14,7 +14,7 @@ constexpr int kThreads = 256;
 template <typename Out>
 __global__ void gather_patches_kernel(const uint8_t* __restrict__ video, const int64_t* __restrict__ index,
                                       Out* __restrict__ out, PatchGrid grid, Normalise normalise,
-                                      int64_t rows_per_clip) {
+                                      int64_t rows_per_clip, Boxes boxes) {
   const int64_t r = blockIdx.x;
   const int64_t token = index[r];
   const int pixels = grid.pixels();
@@ -23,12 +23,24 @@ __global__ void gather_patches_kernel(const uint8_t* __restrict__ video, const i
     for (int i = threadIdx.x; i < grid.row(); i += kThreads) row[i] = from_float<Out>(__int_as_float(0x7fffffff));
     return;
   }
-  const uint8_t* tubelet = video + r / rows_per_clip * grid.clip_size() + grid.origin(token);
+  const int64_t clip = r / rows_per_clip;
+  if (boxes.data) {
+    const Crop crop(boxes.data + 4 * clip, boxes.stored_height, boxes.stored_width, grid);
+    const uint8_t* stored = video + clip * boxes.stored_clip(grid.T);
+    for (int p = threadIdx.x; p < pixels; p += kThreads) {
+      float pixel[kChannels];
+      cropped_pixel(stored, crop, grid, token, p, pixel);
+#pragma unroll
+      for (int c = 0; c < kChannels; ++c) row[c * pixels + p] = from_float<Out>(normalise(pixel[c], c));
+    }
+    return;
+  }
+  const uint8_t* tubelet = video + clip * grid.clip_size() + grid.origin(token);
   for (int p = threadIdx.x; p < pixels; p += kThreads) {
     const int dx = p % grid.pw, dy = p / grid.pw % grid.ph, dt = p / (grid.pw * grid.ph);
     const uint8_t* pixel = tubelet + grid.line(dt, dy) + dx * kChannels;
 #pragma unroll
-    for (int c = 0; c < kChannels; ++c) row[c * pixels + p] = from_float<Out>(normalise(pixel[c], c));
+    for (int c = 0; c < kChannels; ++c) row[c * pixels + p] = from_float<Out>(normalise(static_cast<float>(pixel[c]), c));
   }
 }
 
@@ -36,14 +48,14 @@ template <typename Out>
 void launch(const GatherPatches& op, const Tensor& video, const Tensor& index, cudaStream_t stream) {
   gather_patches_kernel<Out><<<static_cast<unsigned>(op.rows), kThreads, 0, stream>>>(
       static_cast<const uint8_t*>(video.const_data_ptr()), static_cast<const int64_t*>(index.const_data_ptr()),
-      static_cast<Out*>(op.out.mutable_data_ptr()), op.grid, op.normalise, op.rows_per_clip);
+      static_cast<Out*>(op.out.mutable_data_ptr()), op.grid, op.normalise, op.rows_per_clip, op.boxes);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 Tensor gather_patches(const Tensor& video, const Tensor& index, std::vector<int64_t> patch, std::vector<double> mean,
-                      std::vector<double> std, ScalarType dtype) {
+                      std::vector<double> std, ScalarType dtype, std::optional<Tensor> boxes, std::vector<int64_t> size) {
   const torch::stable::accelerator::DeviceGuard guard(video.get_device_index());
-  const GatherPatches op(video, index, patch, mean, std, dtype);
+  const GatherPatches op(video, index, patch, mean, std, dtype, boxes, size);
   if (op.rows == 0) return op.out;
   const auto cuda_stream = stream_of(video);
   switch (dtype) {
