@@ -12,8 +12,10 @@ from safetensors import safe_open
 
 from avfmae import metrics
 from avfmae.checkpoints import load_released, read_about
-from avfmae.data.dataset import Bad, ClipDataset, DataConfig, loader
+from avfmae.data.dataset import Bad, ClipDataset, DataConfig
+from avfmae.data.loader import loader
 from avfmae.data.manifest import Clip, label_vector, read_manifest
+from avfmae.data.preprocess import preprocess
 from avfmae.models.finetuning import AVFMAEForFinetuning
 
 MANIFESTS = (".csv", ".parquet", ".txt")
@@ -47,7 +49,7 @@ def predict(
     for batch in loader(dataset, batches, min(dataset.data.workers, len(batches))):
         bad += batch.bad
         if batch.clips:
-            batch = batch.to(device)
+            batch = preprocess(batch.to(device), model.cfg)
             logits = model(batch.video, batch.audio).logits.float()
             means = logits.unflatten(0, (-1, batch.views)).mean(1).cpu().numpy()
             outputs |= dict(zip(batch.clips, means, strict=True))

@@ -19,19 +19,27 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def reconstruction_loss(pred: Tensor, source: Tensor, mask: ModalityMask, patch: tuple[int, ...]) -> Tensor:
+def reconstruction_loss(
+    pred: Tensor,
+    source: Tensor,
+    mask: ModalityMask,
+    patch: tuple[int, ...],
+    boxes: Tensor | None = None,
+    size: tuple[int, ...] | None = None,
+) -> Tensor:
     """Mean square error against the standardised patches, averaged over the scored tokens of the whole batch (eq. 3).
 
     Args:
         pred: (B, Nd, P) of the decoded tokens.
         source: the uint8 clip, or the spectrogram.
         mask: which tokens these are, and which of them are scored.
+        boxes, size: what is seen of each clip, at which (H, W); None: all of it, as it is.
     """
     count = mask.scored.sum().float()
     if world_size() > 1:
         dist.all_reduce(count)
         count = count / world_size()
-    return K.masked_patch_loss(pred, source, mask.decoded, mask.scored / count, patch)
+    return K.masked_patch_loss(pred, source, mask.decoded, mask.scored / count, patch, boxes, size)
 
 
 class Gathered:

@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from avfmae.data.dataset import PretrainDataset
+from avfmae.data.preprocess import preprocess
 from avfmae.masking import DualMask
 from avfmae.models.embed import audio_patches
 from avfmae.models.pretraining import MaskedAutoencoder
@@ -65,8 +66,9 @@ def reconstruction(model: MaskedAutoencoder, dataset: PretrainDataset, device: t
     The model predicts standardised patches; the true patch's mean and scale put them back into view.
     """
     model.eval()
-    batch = dataset.collate([dataset[(0, i)] for i in np.linspace(0, len(dataset) - 1, clips).astype(int)]).to(device)
-    cfg, masks = model.cfg, batch.masks
+    batch = dataset.batch([(0, i) for i in np.linspace(0, len(dataset) - 1, clips).astype(int)])
+    cfg, batch = model.cfg, preprocess(batch.to(device), model.cfg)
+    masks = batch.masks
     hidden_video, hidden_audio = (
         _hidden(m.visible, n) for m, n in ((masks.video, cfg.video.tokens), (masks.audio, cfg.audio.tokens))
     )

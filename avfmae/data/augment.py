@@ -1,10 +1,17 @@
-"""Where a clip is cut in space and how its colours are moved. Frames stay uint8; every frame of a clip is treated alike.
+"""Where a clip is cut in space and how its colours are moved: drawn by the workers, done where the clips are, a CPU or a GPU.
 
-A *box* is (left, top, right, bottom) in pixels of the decoded frame. Shapes: T frames, H rows, W columns.
+A *box* is (left, top, right, bottom) in pixels of the decoded frame. Shapes: T frames, H rows, W columns. Every frame of a clip is
+treated alike. The operations are Pillow's, on uint8 tensors, to within a level of rounding.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
 
 Box = tuple[float, float, float, float]
 
@@ -21,8 +28,10 @@ def face_box(face: Box | None, size: tuple[int, int], margin: float = 0.3) -> Bo
     return left, top, left + side, top + side
 
 
-def crop(frames: np.ndarray, box: Box, size: tuple[int, int], resample: Image.Resampling) -> np.ndarray:
-    """Cuts ``box`` out of (T, H, W, 3) frames and resizes it to ``size`` (rows, columns)."""
+def crop(frames: np.ndarray, box: Box, size: tuple[int, int], filter: str) -> np.ndarray:
+    """Cuts ``box`` out of (T, H, W, 3) frames and resizes it to ``size`` (rows, columns), with Pillow: where clips of a batch differ in
+    size, and cannot be cropped together on the device."""
+    resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[filter]
     return np.stack([np.asarray(Image.fromarray(f).resize(size[::-1], resample, box=box)) for f in frames])
 
 
@@ -69,66 +78,209 @@ def view_box(within: Box, view: int, views: int) -> Box:
     return x, y, x + side, y + side
 
 
-def _affine(*coefficients: float):
-    return lambda image: image.transform(
-        image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC, fillcolor=(124, 116, 104)
-    )
+@dataclass(frozen=True)
+class Draw:
+    """What training with labels does to one clip after the crop.
 
-
-# RandAugment's operations at strength m of 0..10, in the "increasing" set: every one does more as m grows.
-# Each takes (m, sign, image size) and gives a function of a PIL image.
-RAND_AUGMENT = (
-    lambda m, s, n: ImageOps.autocontrast,
-    lambda m, s, n: ImageOps.equalize,
-    lambda m, s, n: ImageOps.invert,
-    lambda m, s, n: lambda image: image.rotate(s * 30 * m / 10, Image.Resampling.BICUBIC, fillcolor=(124, 116, 104)),
-    lambda m, s, n: lambda image: ImageOps.posterize(image, max(1, 4 - int(m / 10 * 4))),
-    lambda m, s, n: lambda image: ImageOps.solarize(image, max(0, 256 - int(m / 10 * 256))),
-    lambda m, s, n: (
-        lambda image: image.point([min(255, v + int(m / 10 * 110)) if v < 128 else v for v in range(256)] * 3)
-    ),
-    lambda m, s, n: lambda image: ImageEnhance.Color(image).enhance(1 + s * 0.9 * m / 10),
-    lambda m, s, n: lambda image: ImageEnhance.Contrast(image).enhance(1 + s * 0.9 * m / 10),
-    lambda m, s, n: lambda image: ImageEnhance.Brightness(image).enhance(1 + s * 0.9 * m / 10),
-    lambda m, s, n: lambda image: ImageEnhance.Sharpness(image).enhance(1 + s * 0.9 * m / 10),
-    lambda m, s, n: _affine(1, s * 0.3 * m / 10, 0, 0, 1, 0),
-    lambda m, s, n: _affine(1, 0, 0, s * 0.3 * m / 10, 1, 0),
-    lambda m, s, n: _affine(1, 0, s * 0.45 * m / 10 * n[0], 0, 1, 0),
-    lambda m, s, n: _affine(1, 0, 0, 0, 1, s * 0.45 * m / 10 * n[1]),
-)
-
-
-def rand_augment(
-    frames: np.ndarray, rng: np.random.Generator, magnitude: float = 7, operations: int = 4, spread: float = 0.5
-) -> np.ndarray:
-    """RandAugment (Cubuk et al., 2020): operations drawn with replacement, each applied with probability ½.
-
-    The strength of each is normal(magnitude, spread), within 0..10. All frames get the same operations.
+    Attributes:
+        operations: RandAugment's, each with its strength 0..10 and its sign.
+        flip: whether the clip is mirrored.
+        erase: top, left and noise (T, h, w, 3) uint8 of the erased rectangle, or None.
     """
-    images = [Image.fromarray(f) for f in frames]
-    for _ in range(operations):
-        make = RAND_AUGMENT[rng.integers(len(RAND_AUGMENT))]
-        m, sign, applied = float(np.clip(rng.normal(magnitude, spread), 0, 10)), rng.choice((-1, 1)), rng.random() < 0.5
+
+    operations: tuple[tuple[int, float, int], ...]
+    flip: bool
+    erase: tuple[int, int, np.ndarray] | None
+
+
+def draw(
+    rng: np.random.Generator, frames: int, size: tuple[int, int], rand_augment: tuple[float, int], flip: float, erase: float
+) -> Draw:
+    """Draws RandAugment (Cubuk et al., 2020), mirroring and random erasing (Zhong et al., 2020) for a clip of (T, H, W).
+
+    Of RandAugment's operations, drawn with replacement, each is applied with probability ½; the strength is normal(magnitude, ½)
+    within 0..10. The erased rectangle is 2 to 33 % of the frame.
+    """
+    magnitude, count = rand_augment
+    chosen = []
+    for _ in range(count):
+        operation = int(rng.integers(len(OPERATIONS)))
+        strength, sign, applied = float(np.clip(rng.normal(magnitude, 0.5), 0, 10)), int(rng.choice((-1, 1))), rng.random() < 0.5
         if applied:
-            operation = make(m, sign, images[0].size)
-            images = [operation(image) for image in images]
-    return np.stack([np.asarray(image) for image in images])
+            chosen.append((operation, strength, sign))
+    return Draw(tuple(chosen), bool(rng.random() < flip), _rectangle(rng, frames, size, erase))
 
 
-def random_erase(frames: np.ndarray, rng: np.random.Generator, probability: float = 0.25) -> np.ndarray:
-    """Random erasing (Zhong et al., 2020): one rectangle of 2–33 % of the frame becomes noise, the same place in all frames."""
+def _rectangle(rng: np.random.Generator, frames: int, size: tuple[int, int], probability: float) -> tuple[int, int, np.ndarray] | None:
     if rng.random() >= probability:
-        return frames
-    _, height, width, _ = frames.shape
+        return None
+    height, width = size
     for _ in range(10):
         area = height * width * rng.uniform(0.02, 1 / 3)
         aspect = np.exp(rng.uniform(np.log(0.3), -np.log(0.3)))
         h, w = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
         if 0 < h < height and 0 < w < width:
-            y, x = rng.integers(height - h), rng.integers(width - w)
-            frames = frames.copy()
+            top, left = int(rng.integers(height - h)), int(rng.integers(width - w))
             # what standard normal noise is before normalisation by the ImageNet constants
-            noise = rng.normal((123.7, 116.3, 103.5), (58.4, 57.1, 57.4), (len(frames), h, w, 3))
-            frames[:, y : y + h, x : x + w] = noise.clip(0, 255).astype(np.uint8)
-            return frames
-    return frames
+            noise = rng.standard_normal((frames, h, w, 3), np.float32) * (58.4, 57.1, 57.4) + (123.7, 116.3, 103.5)
+            return top, left, noise.clip(0, 255).astype(np.uint8)
+    return None
+
+
+def apply(video: Tensor, draws: list[Draw]) -> Tensor:
+    """(B, T, H, W, 3) uint8 clips with what was drawn for each done to it."""
+    out = []
+    for clip, drawn in zip(video, draws, strict=True):
+        for operation, strength, sign in drawn.operations:
+            clip = OPERATIONS[operation](clip, strength / 10, sign)
+        if drawn.flip:
+            clip = clip.flip(2)
+        if drawn.erase is not None:
+            top, left, noise = drawn.erase
+            clip = clip.clone()
+            clip[:, top : top + noise.shape[1], left : left + noise.shape[2]] = torch.from_numpy(noise).to(clip.device)
+        out.append(clip)
+    return torch.stack(out)
+
+
+# RandAugment's operations on a clip (T, H, W, 3) uint8, at strength m in 0..1, in the "increasing" set: each does more as m grows.
+
+FILL = (124.0, 116.0, 104.0)  # what comes into view from outside the frame
+
+
+def _look_up(clip: Tensor, table: Tensor) -> Tensor:
+    """Replaces every level by its entry in ``table``: (256,), or (T, 3, 256) for each frame's channels."""
+    if table.ndim == 1:
+        return table[clip.int()]
+    levels = clip.permute(0, 3, 1, 2).flatten(2).long()
+    return table.gather(2, levels).unflatten(2, clip.shape[1:3]).permute(0, 2, 3, 1)
+
+
+def _levels(clip: Tensor) -> Tensor:
+    return torch.arange(256, device=clip.device, dtype=torch.float64)
+
+
+def _histogram(clip: Tensor) -> Tensor:
+    """(T, 3, 256) counts of each frame's channels."""
+    levels = clip.permute(0, 3, 1, 2).flatten(2).long()
+    return torch.zeros(*levels.shape[:2], 256, device=clip.device, dtype=torch.int64).scatter_add_(2, levels, torch.ones_like(levels))
+
+
+def _auto_contrast(clip: Tensor, m: float, sign: int) -> Tensor:
+    low, high = (f(clip.flatten(1, 2).double(), 1) for f in (torch.amin, torch.amax))
+    scale = torch.where(high > low, 255 / (high - low).clamp(min=1), 1)[..., None]
+    shift = torch.where(high > low, -low, 0)[..., None] * scale
+    return _look_up(clip, (_levels(clip) * scale + shift).trunc().clamp(0, 255).byte())
+
+
+def _equalize(clip: Tensor, m: float, sign: int) -> Tensor:
+    count = _histogram(clip)
+    last = torch.where(count > 0, torch.arange(256, device=clip.device), -1).amax(-1, keepdim=True)
+    step = (count.sum(-1, keepdim=True) - count.gather(2, last)) // 255
+    before = count.cumsum(-1) - count
+    table = ((step // 2 + before) // step.clamp(min=1)).clamp(max=255)
+    return _look_up(clip, torch.where(step > 0, table, torch.arange(256, device=clip.device)).byte())
+
+
+def _invert(clip: Tensor, m: float, sign: int) -> Tensor:
+    return 255 - clip
+
+
+def _posterize(clip: Tensor, m: float, sign: int) -> Tensor:
+    return clip & (256 - 2 ** (8 - max(1, 4 - int(m * 4))))
+
+
+def _solarize(clip: Tensor, m: float, sign: int) -> Tensor:
+    return torch.where(clip.int() < max(0, 256 - int(m * 256)), clip, 255 - clip)
+
+
+def _solarize_add(clip: Tensor, m: float, sign: int) -> Tensor:
+    return torch.where(clip < 128, (clip.int() + int(m * 110)).clamp(max=255).byte(), clip)
+
+
+def _grey(clip: Tensor) -> Tensor:
+    """(T, H, W, 1) ITU-R 601 luma, as Pillow rounds it."""
+    weights = torch.tensor([19595, 38470, 7471], device=clip.device, dtype=torch.int32)
+    return ((clip.int() * weights).sum(-1, keepdim=True) + 0x8000) >> 16
+
+
+def _blend(plain: Tensor, clip: Tensor, factor: float) -> Tensor:
+    plain = plain.float()
+    return (plain + factor * (clip.float() - plain)).clamp(0, 255).byte()
+
+
+def _colour(clip: Tensor, m: float, sign: int) -> Tensor:
+    return _blend(_grey(clip), clip, 1 + sign * 0.9 * m)
+
+
+def _contrast(clip: Tensor, m: float, sign: int) -> Tensor:
+    return _blend((_grey(clip).double().mean((1, 2, 3), keepdim=True) + 0.5).trunc(), clip, 1 + sign * 0.9 * m)
+
+
+def _brightness(clip: Tensor, m: float, sign: int) -> Tensor:
+    return _blend(torch.zeros_like(clip), clip, 1 + sign * 0.9 * m)
+
+
+def _sharpness(clip: Tensor, m: float, sign: int) -> Tensor:
+    planes = clip.permute(0, 3, 1, 2).flatten(0, 1)[:, None].float()
+    kernel = torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]], device=clip.device)[None, None] / 13
+    smooth = planes.clone()  # at the edges, as it is
+    smooth[:, :, 1:-1, 1:-1] = (F.conv2d(planes, kernel) + 0.5).trunc()
+    return _blend(smooth[:, 0].unflatten(0, (-1, 3)).permute(0, 2, 3, 1), clip, 1 + sign * 0.9 * m)
+
+
+def _affine(clip: Tensor, a: float, b: float, c: float, d: float, e: float, f: float) -> Tensor:
+    """Output place (x, y) shows (a·x + b·y + c, d·x + e·y + f), places being pixels' centres; bicubic (a = -1, as Pillow transforms)."""
+    height, width = clip.shape[1:3]
+    y, x = torch.meshgrid(
+        *(torch.arange(n, device=clip.device, dtype=torch.float64) + 0.5 for n in (height, width)), indexing="ij"
+    )
+    from_x, from_y = a * x + b * y + c, d * x + e * y + f
+    inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
+    columns, weights_x = _cubic_taps(from_x - 0.5, width)
+    rows, weights_y = _cubic_taps(from_y - 0.5, height)
+    pixels = clip.permute(0, 3, 1, 2).flatten(2).float()  # (T, 3, H·W)
+    out = torch.zeros_like(pixels)
+    for i in range(4):
+        line = sum(weights_x[k] * pixels[..., (rows[i] * width + columns[k]).flatten()].unflatten(2, (height, width)) for k in range(4))
+        out = out + (weights_y[i] * line).flatten(2)
+    out = out.unflatten(2, (height, width)).permute(0, 2, 3, 1)
+    fill = torch.tensor(FILL, device=clip.device)
+    return torch.where(inside[..., None], out.clamp(0, 255), fill).byte()
+
+
+def _cubic_taps(place: Tensor, size: int) -> tuple[list[Tensor], list[Tensor]]:
+    """The four pixels around a place, those outside replaced by the edge's, and their weights."""
+    first = place.floor()
+    t = (place - first).float()
+    weights = [((2 - t) * t - 1) * t, (t - 2) * t * t + 1, ((1 - t) * t + 1) * t, (t - 1) * t * t]
+    return [(first.long() + k).clamp(0, size - 1) for k in (-1, 0, 1, 2)], weights
+
+
+def _rotate(clip: Tensor, m: float, sign: int) -> Tensor:
+    angle = np.radians(-sign * 30 * m)
+    cos, sin = float(np.cos(angle)), float(np.sin(angle))
+    y, x = clip.shape[1] / 2, clip.shape[2] / 2
+    return _affine(clip, cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y)
+
+
+def _shear_x(clip: Tensor, m: float, sign: int) -> Tensor:
+    return _affine(clip, 1, sign * 0.3 * m, 0, 0, 1, 0)
+
+
+def _shear_y(clip: Tensor, m: float, sign: int) -> Tensor:
+    return _affine(clip, 1, 0, 0, sign * 0.3 * m, 1, 0)
+
+
+def _translate_x(clip: Tensor, m: float, sign: int) -> Tensor:
+    return _affine(clip, 1, 0, sign * 0.45 * m * clip.shape[2], 0, 1, 0)
+
+
+def _translate_y(clip: Tensor, m: float, sign: int) -> Tensor:
+    return _affine(clip, 1, 0, 0, 0, 1, sign * 0.45 * m * clip.shape[1])
+
+
+OPERATIONS: tuple[Callable[[Tensor, float, int], Tensor], ...] = (
+    _auto_contrast, _equalize, _invert, _rotate, _posterize, _solarize, _solarize_add, _colour, _contrast, _brightness, _sharpness,
+    _shear_x, _shear_y, _translate_x, _translate_y,
+)  # fmt: skip

@@ -4,28 +4,27 @@ Nothing here depends on the number of workers or processes: a clip's random numb
 the order of clips by (seed, epoch), and each process takes its rows of each total batch.
 """
 
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from avfmae.config import ModelConfig
-from avfmae.data import augment
-from avfmae.data.audio import SHORTEST, model_input, roll_mag
+from avfmae.data import augment, shards
+from avfmae.data.audio import SHORTEST
 from avfmae.data.decode import probe, read_audio, read_frames
 from avfmae.data.manifest import Clip
 from avfmae.data.media import SAMPLE_RATE, MediaError, VideoInfo
+from avfmae.data.preprocess import Raw
 from avfmae.masking import DualMask
 from avfmae_kernels import random_bits
 
 REPLACEMENT, ORDER = 16, 17  # streams of random numbers; 0 to 3 are the masks'
 ATTEMPTS = 16  # replacements that are tried for one bad clip
+LARGEST_UNCUT = 256 * 256  # pixels; of larger frames only the crop leaves the worker
 
 
 @dataclass
@@ -47,7 +46,10 @@ class DataConfig:
         max_bad_share: the run stops when more than this share of its clips is bad.
         segments: evaluation views in time.
         crops: evaluation views in space.
-        workers: decoding processes; 0 decodes in the training process.
+        workers: decoding processes; 0 decodes in the training process, unwatched.
+        clip_seconds: time limit for reading one clip; one that takes longer is a bad clip.
+        recycle: clips after which a decoding process is replaced.
+        mixed_shards: of a prepared set, shards whose clips are shuffled together, one lot after the other.
     """
 
     stride: int = 4
@@ -64,6 +66,9 @@ class DataConfig:
     segments: int = 2
     crops: int = 2
     workers: int = 2
+    clip_seconds: float = 30.0
+    recycle: int = 20_000
+    mixed_shards: int = 64
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,8 @@ class Batch:
         clips: ids of the clips that are in it.
         views: evaluation views a clip, consecutive in ``video`` and ``audio``.
         bad: clips that were to be in it and are not.
+        boxes: (B, 4) float32, what the model sees of ``video`` (left, top, right, bottom); None: all of it.
+        raw: what ``video`` and ``audio`` will be made of (:func:`avfmae.data.preprocess.preprocess`), or None when they are.
     """
 
     video: Tensor | None
@@ -159,12 +166,15 @@ class Batch:
     clips: list[int]
     views: int = 1
     bad: list[Bad] = field(default_factory=list)
+    boxes: Tensor | None = None
+    raw: Raw | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """The same batch with ``function`` of every tensor."""
-        fields = {name: getattr(self, name) for name in ("video", "audio", "labels")}
-        masks = None if self.masks is None else self.masks.map(function)
-        return replace(self, masks=masks, **{n: None if t is None else function(t) for n, t in fields.items()})
+        tensors = {n: getattr(self, n) for n in ("video", "audio", "labels", "boxes")}
+        parts = {n: getattr(self, n) for n in ("masks", "raw")}
+        return replace(self, **{n: function(t) for n, t in tensors.items() if t is not None},
+                       **{n: p.map(function) for n, p in parts.items() if p is not None})  # fmt: skip
 
     def tensors(self) -> list[Tensor]:
         found: list[Tensor] = []
@@ -174,12 +184,29 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         return self.map(lambda t: t.to(device, non_blocking=True))
 
-    def pin_memory(self) -> "Batch":
-        return self.map(Tensor.pin_memory)
+
+@dataclass
+class Sample:
+    """One clip as it was read, before it is put into a batch.
+
+    Attributes:
+        windows: of frames, each (T, H, W, 3) uint8, V of them (1 in training); None where the model does not look.
+        boxes: of each window's crops, in order.
+        sounds: (samples,) float32 of each window, or None.
+        draw: what training with labels does to it. shift, gain: what pre-training does to its sound.
+    """
+
+    clip: Clip
+    windows: list[np.ndarray] | None
+    boxes: list[augment.Box]
+    sounds: list[np.ndarray] | None
+    draw: augment.Draw | None = None
+    shift: int = 0
+    gain: float = 1.0
 
 
-class ClipDataset(Dataset):
-    """Decodes and augments clips; indexed by (epoch, position in the list).
+class ClipDataset:
+    """Reads clips and draws what will be done to them; indexed by (epoch, position in the list).
 
     Args:
         clips: the list. cfg: the model's sizes. data: how to read.
@@ -209,10 +236,17 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, item: tuple[int, int]):
-        """(clip, video, audio, bad): the clip that was read, in place of those in ``bad``.
+    def note(self, clip: int) -> None:
+        """Is told of each clip before it is touched; a worker that is watched puts its own in this place."""
 
-        The first three are None where no replacement was readable either, and in evaluation, which replaces nothing.
+    def batch(self, items: Sequence[tuple[int, int]]) -> Batch:
+        """The batch of (epoch, position)s."""
+        return self.collate([self[item] for item in items])
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Sample | None, list[Bad]]:
+        """The clip that was read, in place of those that are bad.
+
+        None where no replacement was readable either, and in evaluation, which replaces nothing.
         """
         epoch, position = item
         wanted, bad = self.clips[position], []
@@ -224,16 +258,21 @@ class ClipDataset(Dataset):
             try:
                 if clip.id in self.known_bad:
                     raise MediaError(clip.path, self.known_bad[clip.id])
-                return clip, *self.read(clip, epoch), bad
+                self.note(clip.id)
+                return self.read(clip, epoch), bad
             except MediaError as error:
                 self.known_bad[clip.id] = error.reason
                 bad.append(Bad(clip.id, error.path, error.reason))
                 if self.purpose == "evaluate":
                     break
-        return None, None, None, bad
+        return None, bad
 
-    def read(self, clip: Clip, epoch: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """The clip's views: video (V, T, H, W, 3) uint8 and audio (V, 1, frames, mels) float32; V is 1 in training."""
+    def read(self, clip: Clip, epoch: int) -> Sample:
+        """The clip's windows and sounds, and what was drawn for it.
+
+        Raises:
+            MediaError: it cannot be read.
+        """
         info, frames = probe(clip.path, "video" in self.modalities), self.cfg.video.size[0]
         if self.purpose == "evaluate":
             rng, segments, crops = None, self.data.segments, self.data.crops
@@ -241,68 +280,73 @@ class ClipDataset(Dataset):
         else:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 0, clip.id]))
             positions, crops = [rng.random()], 1
-        videos, audios = [], []
+        sample = Sample(clip, [] if "video" in self.modalities else None, [], [] if "audio" in self.modalities else None)
         for position in positions:
             window = sample_window(info, clip, position, frames, self.data, spread=self.purpose != "pretrain")
-            if "audio" in self.modalities:
-                audios += [self.hear(clip, info, window, rng)] * crops
-            if "video" in self.modalities:
+            if sample.sounds is not None:
+                sample.sounds.append(read_window_audio(clip, info, window, self.data.missing_audio))
+            if sample.windows is not None:
                 decoded = read_frames(clip.path, window.frames)
-                videos += [self.cut(decoded, clip, crop, rng) for crop in range(crops)]
-        return np.stack(videos) if videos else None, np.stack(audios) if audios else None
+                sample.windows.append(decoded)
+                sample.boxes += [self.box(decoded, clip, crop, rng) for crop in range(crops)]
+        if self.purpose == "pretrain" and sample.sounds is not None:
+            length = len(sample.sounds[0])
+            sample.shift, sample.gain = int(rng.integers(length)) if self.data.roll else 0, float(rng.beta(10, 10) + 0.5)
+        if self.purpose == "train" and sample.windows is not None:
+            data = self.data
+            sample.draw = augment.draw(rng, frames, self.cfg.video.size[1:], data.rand_augment, data.flip, data.erase)
+        return sample
 
-    def hear(self, clip: Clip, info: VideoInfo, window: Window, rng: np.random.Generator | None) -> np.ndarray:
-        """The window's spectrogram (1, frames, mels)."""
-        waveform = read_window_audio(clip, info, window, self.data.missing_audio)
-        if self.purpose == "pretrain":
-            waveform = roll_mag(waveform, rng, self.data.roll)
-        return model_input(waveform, self.cfg.audio.size[0])
-
-    def cut(self, frames: np.ndarray, clip: Clip, crop: int, rng: np.random.Generator | None) -> np.ndarray:
-        """The frames in the model's size: this purpose's crop and augmentation, or evaluation's ``crop``-th view."""
-        size, bilinear, bicubic = self.cfg.video.size[1:], Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
-        within = augment.face_box(clip.face, frames.shape[1:3], self.data.face_margin)
+    def box(self, frames: np.ndarray, clip: Clip, crop: int, rng: np.random.Generator | None) -> augment.Box:
+        """What is seen of the frames: this purpose's crop, or evaluation's ``crop``-th view. Prepared sets are cut to the face already."""
+        face = None if shards.is_inside(clip.path) else clip.face
+        within = augment.face_box(face, frames.shape[1:3], self.data.face_margin)
         if self.purpose == "evaluate":
-            return augment.crop(frames, augment.view_box(within, crop, self.data.crops), size, bilinear)
+            return augment.view_box(within, crop, self.data.crops)
         if self.purpose == "pretrain":
-            return augment.crop(frames, augment.multi_scale_box(within, rng, self.data.multi_scales), size, bilinear)
+            return augment.multi_scale_box(within, rng, self.data.multi_scales)
         # The crop comes before RandAugment, on a tenth of the pixels, and not after it as in the released loader.
-        video = augment.crop(frames, augment.random_resized_box(within, rng, self.data.crop_scale), size, bicubic)
-        magnitude, operations = self.data.rand_augment
-        video = augment.rand_augment(video, rng, magnitude, operations)
-        if rng.random() < self.data.flip:
-            video = video[:, :, ::-1]
-        return augment.random_erase(video, rng, self.data.erase)
+        return augment.random_resized_box(within, rng, self.data.crop_scale)
 
-    def collate(self, samples: list) -> Batch:
-        """One batch, without the clips that could not be read."""
-        bad = [b for *_, found in samples for b in found]
-        samples = [s for s in samples if s[0] is not None]
-        clips = [clip for clip, *_ in samples]
-        if not clips:
+    def collate(self, samples: Sequence[tuple[Sample | None, list[Bad]]]) -> Batch:
+        """One batch, without the clips that could not be read. Frames of one size are left whole, to be cropped on the device."""
+        bad = [b for _, found in samples for b in found]
+        read = [sample for sample, _ in samples if sample is not None]
+        if not read:
             return Batch(None, None, None, None, [], bad=bad)
-
-        def stack(k: int) -> Tensor | None:
-            return None if samples[0][k] is None else torch.from_numpy(np.concatenate([s[k] for s in samples]))
-
-        video, audio = stack(1), stack(2)
-        labels = None if self.target is None else torch.as_tensor(np.array([self.target(c) for c in clips]))
+        raw = Raw(filter="bicubic" if self.purpose == "train" else "bilinear", crops=self.data.crops if self.purpose == "evaluate" else 1)
+        segments = self.data.segments if self.purpose == "evaluate" else 1
+        if read[0].windows is not None:
+            windows = [w for sample in read for w in sample.windows]
+            boxes = [box for sample in read for box in sample.boxes]
+            if len({w.shape for w in windows}) == 1 and windows[0][0, ..., 0].size <= LARGEST_UNCUT:
+                raw.frames, raw.boxes = torch.from_numpy(np.stack(windows)), torch.tensor(boxes, dtype=torch.float32)
+            else:
+                size = self.cfg.video.size[1:]
+                views = [augment.crop(windows[i // raw.crops], box, size, raw.filter) for i, box in enumerate(boxes)]
+                raw.frames = torch.from_numpy(np.stack(views))
+            raw.draws = None if read[0].draw is None else [sample.draw for sample in read]
+        if read[0].sounds is not None:
+            sounds = [sound for sample in read for sound in sample.sounds]
+            raw.lengths = torch.tensor([len(sound) for sound in sounds])
+            raw.sound = torch.zeros(len(sounds), int(raw.lengths.max()))
+            for row, sound in zip(raw.sound, sounds, strict=True):
+                row[: len(sound)] = torch.from_numpy(sound)
+            if self.purpose == "pretrain":
+                raw.shift, raw.gain = torch.tensor([sample.shift for sample in read]), torch.tensor([sample.gain for sample in read])
+        labels = None if self.target is None else torch.as_tensor(np.array([self.target(sample.clip) for sample in read]))
         if labels is not None and labels.is_floating_point():
             labels = labels.float()
-        views = len(video if video is not None else audio) // len(clips)
-        return Batch(video, audio, labels, None, [c.id for c in clips], views, bad)
+        return Batch(None, None, labels, None, [sample.clip.id for sample in read], segments * raw.crops, bad, raw=raw)
 
 
 class PretrainDataset(ClipDataset):
     """Adds the masks, which belong to the epoch as well as to the clip."""
 
-    def __getitem__(self, item: tuple[int, int]):
-        return item[0], super().__getitem__(item)
-
-    def collate(self, samples: list) -> Batch:
-        batch = super().collate([sample for _, sample in samples])
+    def batch(self, items: Sequence[tuple[int, int]]) -> Batch:
+        batch = super().batch(items)
         if batch.clips:
-            batch.masks = DualMask.for_clips(self.cfg, batch.clips, self.seed, epoch=samples[0][0])
+            batch.masks = DualMask.for_clips(self.cfg, batch.clips, self.seed, epoch=items[0][0])
         return batch
 
 
@@ -313,6 +357,8 @@ class Plan:
     Attributes:
         clips: in the list. total_batch: clips a step, over all processes. micro_batch: clips a forward pass a process.
         rank, world: this process and their number.
+        shards: (clips,) number of each clip's shard, or None: clips are shuffled all together.
+        mixed_shards: how many shards' clips are shuffled together, one lot after the other.
         weights: (clips,) sampling weights for class-balanced training; None: every clip once an epoch.
     """
 
@@ -323,6 +369,8 @@ class Plan:
     world: int = 1
     seed: int = 0
     weights: tuple[float, ...] | None = None
+    shards: tuple[int, ...] | None = None
+    mixed_shards: int = 64
 
     @classmethod
     def fit(cls, clips: int, total_batch: int, largest_micro: int | None, **rest) -> "Plan":
@@ -348,31 +396,41 @@ class Plan:
         if self.weights is not None:
             p = np.asarray(self.weights) / np.sum(self.weights)
             return rng.choice(self.clips, size=max(self.clips, self.total_batch), p=p)
+        if self.shards is not None and self.clips >= self.total_batch:
+            return self._by_shards(rng)
         return np.resize(rng.permutation(self.clips), max(self.clips, self.total_batch))
+
+    @property
+    def lanes(self) -> int:
+        """Parts of the total batch that read shards of their own. A process has some lanes; their number does not depend on it."""
+        most = min(64, len(set(self.shards or ())))
+        return next(n for n in range(max(1, most), 0, -1) if self.total_batch % n == 0)
+
+    def _by_shards(self, rng: np.random.Generator) -> np.ndarray:
+        """Shards are dealt to lanes; each lane goes through its shards by lots, the clips of a lot shuffled together."""
+        shards = np.asarray(self.shards)
+        names, sizes = np.unique(shards, return_counts=True)
+        dealt: list[list[int]] = [[] for _ in range(self.lanes)]
+        held = np.zeros(self.lanes, int)
+        for k in rng.permutation(len(names)):
+            lane = int(held.argmin())
+            dealt[lane].append(names[k])
+            held[lane] += sizes[k]
+        members = dict(zip(names, np.split(np.argsort(shards, kind="stable"), sizes.cumsum()[:-1]), strict=True))
+        lot = max(1, self.mixed_shards // self.lanes)
+        lanes = []
+        for mine in dealt:
+            lots = [np.concatenate([members[n] for n in mine[k : k + lot]]) for k in range(0, len(mine), lot)]
+            lanes.append(np.concatenate([rng.permutation(clips) for clips in lots]))
+        share = self.total_batch // self.lanes
+        whole = min(map(len, lanes)) // share * share
+        head = np.stack([lane[:whole].reshape(-1, share) for lane in lanes], 1)  # (steps, lanes, share)
+        return np.concatenate([head.ravel(), rng.permutation(np.concatenate([lane[whole:] for lane in lanes]))])
 
     def micro_batches(self, first_step: int, last_step: int) -> Iterator[list[tuple[int, int]]]:
         """This process's (epoch, position) lists from one step up to another, ``accumulation`` of them a step."""
         for step in range(first_step, last_step):
             epoch, within = divmod(step, self.steps_per_epoch)
             rows = self.order(epoch)[within * self.total_batch :][: self.total_batch]
-            for part in rows.reshape(self.accumulation, self.world, self.micro_batch)[:, self.rank]:
+            for part in rows.reshape(self.world, self.accumulation, self.micro_batch)[self.rank]:
                 yield [(epoch, int(i)) for i in part]
-
-
-def loader(dataset: ClipDataset, batches, workers: int, pin: bool = False) -> DataLoader:
-    """Decodes ``batches`` (an iterable of index lists) in ``workers`` processes, in order."""
-    return DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=dataset.collate,
-        pin_memory=pin,
-        prefetch_factor=2 if workers else None,
-        worker_init_fn=_start_worker,
-    )
-
-
-def _start_worker(_: int) -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which still needs its batches
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -41,6 +41,14 @@ def is_inside(path: str) -> bool:
     return ".tar/" in path
 
 
+def shard_numbers(paths: Sequence[str]) -> tuple[int, ...] | None:
+    """A number for each clip's shard; None where not all of them are in prepared sets."""
+    if not all(map(is_inside, paths)):
+        return None
+    numbers: dict[str, int] = {}
+    return tuple(numbers.setdefault(path.rpartition("/")[0], len(numbers)) for path in paths)
+
+
 @lru_cache(maxsize=4096)
 def open_clip(path: str) -> "StoredClip":
     """The clip at ``FOLDER/SHARD.tar/KEY``.
@@ -71,12 +79,11 @@ class Shard:
                 import fsspec
 
                 filesystem, where = fsspec.core.url_to_fs(path)
-                self.read = lambda start, end: filesystem.cat_file(where, start, end)
+                self._read = lambda start, end: filesystem.cat_file(where, start, end)
                 index = filesystem.cat_file(f"{where.removesuffix('.tar')}.index")
             else:
-                file = os.open(path, os.O_RDONLY)
-                self._close = _Descriptor(file)
-                self.read = lambda start, end: os.pread(file, end - start, start)
+                file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed when the shard is forgotten)
+                self._read = lambda start, end: os.pread(file.fileno(), end - start, start)
                 index = Path(path).with_suffix(".index").read_bytes()
             self.index = load(index)
             header = json.loads(index[8 : 8 + int.from_bytes(index[:8], "little")])
@@ -87,20 +94,24 @@ class Shard:
             raise MediaError(path, f"its index does not open ({type(error).__name__}: {error})") from error
         self.places = {row["key"]: i for i, row in enumerate(self.rows)}
 
+    def read(self, start: int, end: int) -> bytes:
+        """Bytes ``start`` to ``end`` of the tar file.
+
+        Raises:
+            MediaError: they cannot be read, or are not there.
+        """
+        try:
+            data = self._read(start, end)
+        except (OSError, ValueError) as error:
+            raise MediaError(self.path, f"cannot be read ({type(error).__name__}: {error})") from error
+        if len(data) != end - start:
+            raise MediaError(self.path, f"is truncated: bytes {start} to {end} are not all there")
+        return data
+
     def clip(self, path: str, key: str) -> "StoredClip":
         if key not in self.places:
             raise MediaError(path, f"{self.path} holds no such clip")
         return StoredClip(path, self, self.places[key])
-
-
-class _Descriptor:
-    """Closes a file when its shard is forgotten."""
-
-    def __init__(self, file: int):
-        self.file = file
-
-    def __del__(self):
-        os.close(self.file)
 
 
 class StoredClip:

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
@@ -149,10 +150,8 @@ class _Process:
     def give(self, number: int, task: Any) -> None:
         taken = {slot for _, _, slot in self.queue}
         self.queue.append((number, task, next(s for s in range(SLOTS) if s not in taken)))
-        try:
+        with suppress(OSError):  # it has died; receive() will see
             self.connection.send(self.queue[-1])
-        except OSError:
-            pass  # it has died; receive() will see
 
     def receive(self) -> dict[int, tuple[Any, Any]]:
         """What came, by number; a process that died or is late is replaced."""

@@ -39,11 +39,14 @@ class PatchEmbed(nn.Module):
         self.proj = Linear(torch.Size(self.kernel).numel(), width)
         self.register_buffer("positions", sinusoid_positions(m.tokens, width), persistent=False)
 
-    def rows(self, clip: Tensor, index: Tensor) -> Tensor:
+    def rows(self, clip: Tensor, index: Tensor, boxes: Tensor | None = None) -> Tensor:
         """Normalised patch rows (B, M, P) of the tokens at index (B, M)."""
         expected = ("uint8", (*self.m.size, 3)) if self.is_video else ("floating point", (1, *self.m.size))
         fits = clip.dtype == torch.uint8 if self.is_video else clip.is_floating_point()
-        if not fits or tuple(clip.shape[1:]) != expected[1]:
+        shape = tuple(clip.shape[1:])
+        if boxes is not None and clip.ndim == 5:  # frames of any size
+            shape = (shape[0], *self.m.size[1:], shape[3])
+        if not fits or shape != expected[1]:
             name = "video" if self.is_video else "audio"
             raise ValueError(
                 f"{name}: got {clip.dtype} {tuple(clip.shape)}, expected {expected[0]} (B, {', '.join(map(str, expected[1]))})"
@@ -53,8 +56,8 @@ class PatchEmbed(nn.Module):
             return patches.gather(1, index[..., None].expand(-1, -1, patches.shape[-1]))
         autocast = torch.is_autocast_enabled(clip.device.type)
         dtype = torch.get_autocast_dtype(clip.device.type) if autocast else self.proj.weight.dtype
-        return K.gather_patches(clip, index, patch=self.m.patch, dtype=dtype)
+        return K.gather_patches(clip, index, patch=self.m.patch, dtype=dtype, boxes=boxes, size=self.m.size[1:])
 
-    def forward(self, clip: Tensor, index: Tensor) -> Tensor:
-        """Tokens (B, M, C) of ``clip`` at ``index`` (B, M), positions added."""
-        return K.assemble_tokens(self.proj(self.rows(clip, index)), None, self.positions, index, None)
+    def forward(self, clip: Tensor, index: Tensor, boxes: Tensor | None = None) -> Tensor:
+        """Tokens (B, M, C) of ``clip``, seen through ``boxes`` (B, 4), at ``index`` (B, M); positions added."""
+        return K.assemble_tokens(self.proj(self.rows(clip, index, boxes)), None, self.positions, index, None)

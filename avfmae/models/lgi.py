@@ -116,20 +116,22 @@ class LGIEncoder(nn.Module):
                 f"{region.shape[1] // self.regions} in each. Masks of the released kind go with region_mode='released'."
             )
 
-    def tokens(self, clip: Tensor, index: Tensor) -> Tensor:
+    def tokens(self, clip: Tensor, index: Tensor, boxes: Tensor | None = None) -> Tensor:
         """Embedded tokens with their region tokens in front: index (B, N) region-major -> (B, R, S, C)."""
-        t = rearrange(self.embed(clip, index), "b (r s) c -> b r s c", r=self.regions)
+        t = rearrange(self.embed(clip, index, boxes), "b (r s) c -> b r s c", r=self.regions)
         return torch.cat([self.region_tokens.to(t.dtype).expand(len(t), -1, -1)[:, :, None], t], dim=2)
 
-    def encode_visible(self, clip: Tensor, visible: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Pre-training: the visible tokens only.
+    def encode_visible(
+        self, clip: Tensor, visible: Tensor, boxes: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Pre-training: the visible tokens only, of clips seen through boxes (B, 4) where there are any.
 
         Returns:
             LN(local tokens) of the last block (B, N, C); the same of the skip blocks, shallowest first; and the token
             index (B, N) that belongs to them: region-major, as the tokens are.
         """
         index = self.region_major(visible)
-        x, branch, skips = self.tokens(clip, index), None, []
+        x, branch, skips = self.tokens(clip, index, boxes), None, []
         for i, block in enumerate(self.blocks[:-1]):
             x, branch = run(block, x, branch, recompute=self.recompute)
             if i in self.skip_blocks:

@@ -56,11 +56,11 @@ class MaskedAutoencoder(nn.Module):
         """(B, Nv, C), (B, Na, C) -> the same, fused."""
         raise NotImplementedError
 
-    def encode(self, video: Tensor, audio: Tensor, masks: DualMask) -> tuple[Encoded, Encoded]:
+    def encode(self, video: Tensor, audio: Tensor, masks: DualMask, boxes: Tensor | None = None) -> tuple[Encoded, Encoded]:
         """What the encoders make of the visible tokens of each modality."""
         if not len(video) == len(audio) == len(masks):
             raise ValueError(f"video, audio, masks: got batches of {len(video)}, {len(audio)} and {len(masks)}")
-        v = Encoded(*self.video_encoder.encode_visible(video, masks.video.visible))
+        v = Encoded(*self.video_encoder.encode_visible(video, masks.video.visible, boxes))
         a = Encoded(*self.audio_encoder.encode_visible(audio, masks.audio.visible))
         if self.cfg.token_order == "released":
             v.index = masks.video.visible  # tokens are region-major, positions raster: the released defect
@@ -74,21 +74,23 @@ class MaskedAutoencoder(nn.Module):
             self.audio_decoder(audio, a.skips, a.index, masks.audio.decoded),
         )
 
-    def forward(self, video: Tensor, audio: Tensor, masks: DualMask) -> PretrainingOutput:
+    def forward(self, video: Tensor, audio: Tensor, masks: DualMask, boxes: Tensor | None = None) -> PretrainingOutput:
         """Reconstructs the decoded patches from the visible ones.
 
         Args:
             video: (B, T, H, W, 3) uint8, RGB.
             audio: (B, 1, frames, mels) float, normalised log-mel filterbank.
             masks: of the same B clips, on the same device.
+            boxes: (B, 4) float32, what is seen of each clip: left, top, right, bottom in pixels of its frames, which may then have any
+                size. The crop is resampled where its patches are read, and never written. None: the clips are cropped already.
         """
         cfg = self.cfg
-        v, a = self.encode(video, audio, masks)
+        v, a = self.encode(video, audio, masks, boxes)
         features = [F.normalize(skip.mean(1).float(), dim=-1) for skip in (*v.skips, *a.skips)]
         shared = cfg.gather_negatives and world_size() > 1
         everyone = Gathered(features) if shared else None  # travels while the decoders work
         pred_video, pred_audio = self.decode(v, a, masks)
-        loss_video = reconstruction_loss(pred_video, video, masks.video, cfg.video.patch)
+        loss_video = reconstruction_loss(pred_video, video, masks.video, cfg.video.patch, boxes, cfg.video.size[1:])
         loss_audio = reconstruction_loss(pred_audio, audio, masks.audio, cfg.audio.patch)
         levels = len(v.skips)
         contrasts = [

@@ -18,6 +18,7 @@ from avfmae import evaluation, metrics
 from avfmae.checkpoints import atomic_write, load_released, save_weights
 from avfmae.data.dataset import Batch, ClipDataset
 from avfmae.data.manifest import ClassLabel, Clip, class_names, label_vector, read_manifest
+from avfmae.data.preprocess import preprocess
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.models.iavcl import BatchNorm
 from avfmae.training.config import FinetuneConfig, SupervisedConfig
@@ -82,8 +83,8 @@ class SupervisedStage:
         )
 
     def prepare(self, batch: Batch, number: int) -> Batch:
-        """Mixes the clips; ``labels`` become what the loss is told: soft targets (B, classes), or values."""
-        run = self.run
+        """Crops, colours and mixes the clips; ``labels`` become what the loss is told: soft targets (B, classes), or values."""
+        run, batch = self.run, preprocess(batch, self.model.cfg)
         if self.classes:
             smooth = run.label_smoothing
             targets = F.one_hot(batch.labels, self.outputs) * (1 - smooth) + smooth / self.outputs

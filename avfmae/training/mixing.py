@@ -1,5 +1,7 @@
 """Mixup and cutmix on both modalities alike: the same share λ and the same partners for picture, sound and label."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -36,8 +38,7 @@ def mix(
             else torch.lerp(batch.video.flip(0).float(), batch.video.float(), share).round().to(torch.uint8)
         )
         audio = None if batch.audio is None else torch.lerp(batch.audio.flip(0), batch.audio, share)
-    mixed = Batch(video, audio, batch.labels, batch.masks, batch.clips, batch.views, batch.bad)
-    return mixed, torch.lerp(targets.flip(0), targets, share)
+    return replace(batch, video=video, audio=audio), torch.lerp(targets.flip(0), targets, share)
 
 
 def _cut(video: Tensor | None, audio: Tensor | None, share: float, rng: np.random.Generator):

@@ -9,6 +9,7 @@ from torch import Tensor
 from avfmae.checkpoints import load_released
 from avfmae.data.dataset import Batch, PretrainDataset
 from avfmae.data.manifest import read_manifest
+from avfmae.data.preprocess import preprocess
 from avfmae.models.hicmae import HiCMAEForPretraining
 from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.training.config import PretrainConfig
@@ -18,7 +19,7 @@ from avfmae.training.trainer import Trainer
 
 
 def pretraining_loss(model: Callable, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    out = model(batch.video, batch.audio, batch.masks)
+    out = model(batch.video, batch.audio, batch.masks, batch.boxes)
     return out.loss, {
         "loss_video": out.loss_video,
         "loss_audio": out.loss_audio,
@@ -39,7 +40,8 @@ def pretrain(run: PretrainConfig) -> Path:
             console.print(str(load_released(model, run.init)), highlight=False)
         model.to(at.device)
         dataset = PretrainDataset(clips, cfg, run.data, "pretrain", run.seed)
-        trainer = Trainer(run, at, f"pre-training {run.preset}", model, dataset, pretraining_loss)
+        trainer = Trainer(run, at, f"pre-training {run.preset}", model, dataset, pretraining_loss,
+                          prepare=lambda batch, number: preprocess(batch, cfg, fused=True))  # fmt: skip
         trainer.fit()
         if at.is_main:
             from avfmae.report import stage_report

@@ -6,6 +6,7 @@ kernels are launched as one. ``avfmae_kernels.use("reference")`` gives the plain
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import zip_longest
 
 import torch
 import torch.distributed as dist
@@ -190,9 +191,12 @@ class Graph:
             # data workers' pinning threads may call CUDA meanwhile: only this thread's calls must be fit for capture
             with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.outputs = self.function(self.inputs)
-        for own, given in zip(self.inputs, batches, strict=True):
-            for to, value in zip(own.tensors(), given.tensors(), strict=True):
-                to.copy_(value, non_blocking=True)
+        pairs = [p for own, given in zip(self.inputs, batches, strict=True) for p in zip_longest(own.tensors(), given.tensors())]
+        if any(to is None or value is None or to.shape != value.shape for to, value in pairs):
+            with self.on_stream():  # clips of other sizes than the graph was captured with
+                return self.function(batches)
+        for to, value in pairs:
+            to.copy_(value, non_blocking=True)
         self.graph.replay()
         return self.outputs
 

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from avfmae.checkpoints import save_weights
-from avfmae.data.dataset import ATTEMPTS, Bad, Batch, ClipDataset, Plan, loader
+from avfmae.data.dataset import ATTEMPTS, Bad, Batch, ClipDataset, Plan
+from avfmae.data.loader import loader
+from avfmae.data.shards import shard_numbers
 from avfmae.training.config import RunConfig
 from avfmae.training.distributed import Processes
 from avfmae.training.logging import Quarantine, RunLog, memory_gb
@@ -50,7 +52,8 @@ class Trainer:
         self.run, self.at, self.title, self.model, self.prepare, self.evaluate = run, at, title, model, prepare, evaluate
         self.dataset, self.out = dataset, Path(run.out)
         self.plan = Plan.fit(len(dataset), optim.total_batch, optim.micro_batch, rank=at.rank, world=at.world, seed=run.seed,
-                             weights=None if weights is None else tuple(weights))  # fmt: skip
+                             weights=None if weights is None else tuple(weights), shards=shard_numbers([clip.path for clip in dataset.clips]),
+                             mixed_shards=run.data.mixed_shards)  # fmt: skip
         self.steps = optim.epochs * self.plan.steps_per_epoch
         self.step = TrainingStep(
             model, loss, optim, self.steps, self.plan.steps_per_epoch, self.plan.accumulation, run.precision, run.cuda_graph, run.compile

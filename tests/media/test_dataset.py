@@ -8,9 +8,11 @@ import torch
 
 from avfmae.config import ModelConfig
 from avfmae.data import augment
-from avfmae.data.dataset import ClipDataset, DataConfig, Plan, PretrainDataset, loader, sample_window
-from avfmae.data.decode import VideoInfo
+from avfmae.data.dataset import ClipDataset, DataConfig, Plan, PretrainDataset, sample_window
+from avfmae.data.loader import loader
 from avfmae.data.manifest import ClassLabel, Clip, read_manifest, read_released_list, write_manifest
+from avfmae.data.media import VideoInfo
+from avfmae.data.preprocess import preprocess
 
 TINY = ModelConfig.preset("tiny")
 
@@ -75,22 +77,19 @@ def test_face_boxes_get_their_margin_and_stay_square():
 
 
 def test_augmentation_treats_all_frames_alike():
-    frames = np.tile(np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8), (5, 1, 1, 1))
-    changed = 0
-    for seed in range(40):
-        out = augment.rand_augment(frames, np.random.default_rng(seed))
-        assert out.shape == frames.shape and out.dtype == np.uint8 and (out == out[:1]).all()
-        changed += not np.array_equal(out, frames)
-    assert changed > 20
-    for make in augment.RAND_AUGMENT:  # every operation, at the ends of its range
-        for strength, sign in ((0, 1), (10, 1), (10, -1)):
-            from PIL import Image
+    frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8)).repeat(5, 1, 1, 1)
+    draws = [augment.draw(np.random.default_rng(seed), 5, (32, 32), (7.0, 4), 0.5, 0.0) for seed in range(40)]
+    out = augment.apply(frames.expand(40, -1, -1, -1, -1), draws)
+    assert out.shape == (40, *frames.shape) and out.dtype == torch.uint8 and (out == out[:, :1]).all()
+    assert sum(not torch.equal(clip, frames) for clip in out) > 20
 
-            image = Image.fromarray(frames[0])
-            assert make(strength, sign, image.size)(image).size == image.size
-    erased = augment.random_erase(frames, np.random.default_rng(1), probability=1.0)
-    place = (erased != frames).any(-1)
-    assert place.any() and (place.any(0) == place.all(0)).mean() > 0.99 and 0.01 < place[0].mean() < 0.4
+
+def test_erasing_puts_noise_into_one_place():
+    frames = torch.zeros(1, 5, 64, 64, 3, dtype=torch.uint8)
+    draw = augment.draw(np.random.default_rng(1), 5, (64, 64), (7.0, 0), 0.0, 1.0)
+    place = (augment.apply(frames, [draw])[0] != 0).any(-1)
+    assert (place.any(0) == place.all(0)).float().mean() > 0.99 and 0.01 < place[0].float().mean() < 0.4
+    assert torch.equal(frames, torch.zeros_like(frames))  # the given clip is untouched
 
 
 @pytest.fixture
@@ -111,7 +110,7 @@ def clips(media):
 @pytest.mark.parametrize("purpose", ["pretrain", "train", "evaluate"])
 def test_shapes(purpose, clips):
     dataset = ClipDataset(clips, TINY, DataConfig(), purpose, target=ClassLabel(("a", "b")))
-    batch = dataset.collate([dataset[(0, i)] for i in range(3)])
+    batch = preprocess(dataset.batch([(0, i) for i in range(3)]), TINY)
     views = 4 if purpose == "evaluate" else 1
     assert batch.video.shape == (3 * views, 16, 64, 64, 3) and batch.video.dtype == torch.uint8
     assert batch.audio.shape == (3 * views, 1, 256, 128) and batch.labels.tolist() == [0, 1, 0] and batch.views == views
@@ -121,7 +120,8 @@ def test_shapes(purpose, clips):
 def test_batches_do_not_depend_on_the_workers(workers, clips):
     def run(count):
         dataset = PretrainDataset(clips, TINY, DataConfig(), "pretrain", seed=5)
-        return list(loader(dataset, Plan(len(clips), 4, 2, seed=5).micro_batches(0, 3), count))
+        batches = loader(dataset, Plan(len(clips), 4, 2, seed=5).micro_batches(0, 3), count)
+        return [preprocess(batch, TINY) for batch in batches]
 
     for a, b in zip(run(workers), run(0), strict=True):
         assert a.clips == b.clips and torch.equal(a.video, b.video) and torch.equal(a.audio, b.audio)
@@ -161,36 +161,37 @@ def test_a_bad_clip_is_replaced_whole_and_always_by_the_same(clips, media):
         found = []
         for _ in range(2):
             dataset = ClipDataset(bad, TINY, DataConfig(), "pretrain", seed=2)
-            clip, video, audio, set_aside = dataset[(4, position)]
-            found.append((clip.id, [b.id for b in set_aside]))
-            again = ClipDataset(bad, TINY, DataConfig(), "pretrain", seed=2).read(clip, 4)
-            assert np.array_equal(video, again[0]) and np.array_equal(audio, again[1])  # picture and sound of one clip
+            sample, set_aside = dataset[(4, position)]
+            found.append((sample.clip.id, [b.id for b in set_aside]))
+            again = ClipDataset(bad, TINY, DataConfig(), "pretrain", seed=2).read(sample.clip, 4)
+            assert np.array_equal(sample.windows, again.windows) and sample.boxes == again.boxes
+            assert np.array_equal(sample.sounds, again.sounds)  # picture and sound of one clip
         assert found[0] == found[1] and found[0][0] not in (8, 9) and found[0][1][0] == position
     assert "no audio track" in set_aside[0].reason
 
 
 def test_silence_is_an_option(media):
     dataset = ClipDataset([Clip(0, media["silent_mp4"])], TINY, DataConfig(missing_audio="silence"), "evaluate")
-    assert dataset[(0, 0)][2] is not None
+    assert not np.any(dataset[(0, 0)][0].sounds)
 
 
 def test_sound_alone_serves_a_model_that_listens_only(media):
     clips = [Clip(0, media["sound_wav"])]
-    clip, video, audio, bad = ClipDataset(clips, TINY, DataConfig(), "evaluate", modalities=("audio",))[(0, 0)]
-    assert clip.id == 0 and video is None and audio.shape == (4, 1, 256, 128) and bad == []
-    assert "has no video track" in ClipDataset(clips, TINY, DataConfig(), "evaluate")[(0, 0)][3][0].reason
+    batch = preprocess(ClipDataset(clips, TINY, DataConfig(), "evaluate", modalities=("audio",)).batch([(0, 0)]), TINY)
+    assert batch.clips == [0] and batch.video is None and batch.audio.shape == (4, 1, 256, 128) and batch.bad == []
+    assert "has no video track" in ClipDataset(clips, TINY, DataConfig(), "evaluate")[(0, 0)][1][0].reason
 
 
 def test_evaluation_leaves_bad_clips_out(clips, media):
     dataset = ClipDataset([clips[0], Clip(1, media["empty_mp4"])], TINY, DataConfig(), "evaluate")
-    batch = dataset.collate([dataset[(0, 0)], dataset[(0, 1)]])
+    batch = dataset.batch([(0, 0), (0, 1)])
     assert batch.clips == [0] and [b.id for b in batch.bad] == [1]
-    assert dataset.collate([dataset[(0, 1)]]).clips == []
+    assert dataset.batch([(0, 1)]).clips == []
 
 
 def test_nothing_readable_gives_nothing(media):
     dataset = PretrainDataset([Clip(0, media["empty_mp4"])], TINY, DataConfig(), "pretrain")
-    batch = dataset.collate([dataset[(0, 0)]])
+    batch = dataset.batch([(0, 0)])
     assert batch.clips == [] and "is empty" in batch.bad[0].reason
 
 
@@ -233,7 +234,7 @@ def test_bad_manifests_are_named(text, words, tmp_path):
 def test_face_boxes_are_used(media):
     clip = Clip(0, media["odd_size_mp4"])
     whole, face = (
-        ClipDataset([c], TINY, DataConfig(), "evaluate").read(c, 0)[0]
+        preprocess(ClipDataset([c], TINY, DataConfig(), "evaluate").batch([(0, 0)]), TINY).video
         for c in (clip, replace(clip, face=(100.0, 10.0, 20.0, 20.0)))
     )
-    assert not np.array_equal(whole, face)
+    assert not torch.equal(whole, face)

@@ -13,6 +13,7 @@ import avfmae_kernels as K
 from avfmae.data.dataset import Batch, DataConfig, Plan, PretrainDataset
 from avfmae.data.demo import EMOTIONS, DemoSet, make_demo_set
 from avfmae.data.manifest import read_manifest
+from avfmae.data.preprocess import preprocess
 from avfmae.training.config import OptimConfig
 from avfmae.training.optim import learning_rate
 from avfmae.training.pretrain import pretraining_loss
@@ -27,11 +28,13 @@ def batches(tmp_path_factory):
     """300 batches of the demo's clips: 24 clips read twice, with other crops, sounds and masks, in another order every epoch."""
     manifest = make_demo_set(tmp_path_factory.mktemp("drawn"), DemoSet("faces", first=0, people=4, labels={e: e for e in EMOTIONS}))
     dataset = PretrainDataset(read_manifest(manifest), TINY, DataConfig(workers=0), "pretrain")
-    read = {(epoch, i): dataset[(epoch, i)][1] for epoch in range(2) for i in range(len(dataset))}
+    read = {(epoch, i): dataset[(epoch, i)] for epoch in range(2) for i in range(len(dataset))}
     found = []
     for items in Plan.fit(len(dataset), 6, None).micro_batches(0, 300):
         epoch = items[0][0]
-        found.append(dataset.collate([(epoch, read[(epoch % 2, i)]) for _, i in items]))
+        batch = dataset.collate([read[(epoch % 2, i)] for _, i in items])
+        batch.masks = avfmae.DualMask.for_clips(TINY, batch.clips, 0, epoch=epoch)
+        found.append(preprocess(batch, TINY, fused=True))
     return found
 
 

@@ -1,0 +1,64 @@
+"""Batches from clips: read by processes that are watched, in an order that does not depend on how many there are."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from avfmae.data.dataset import Batch, ClipDataset
+from avfmae.data.workers import Lost, Workers
+
+Items = Sequence[tuple[int, int]]  # (epoch, position) of a batch's clips
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A batch to read, and what is known to be bad."""
+
+    items: Items
+    bad: dict[int, str]
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Makes a process's reader (an object and not a closure, so that processes can be sent it)."""
+
+    dataset: ClipDataset
+
+    def __call__(self):
+        import cv2
+
+        cv2.setNumThreads(1)
+        return self.read
+
+    def read(self, task: _Task, note) -> Batch:
+        self.dataset.note = note
+        self.dataset.known_bad |= task.bad
+        return self.dataset.batch(task.items)
+
+
+def loader(dataset: ClipDataset, batches: Iterable[Items], workers: int, pin: bool = False) -> Iterator[Batch]:
+    """Reads batches in order, a few ahead. A clip at which a process hangs or dies is set aside like any other bad clip.
+
+    Args:
+        dataset: what reads them. batches: (epoch, position)s of each.
+        workers: processes; 0: read here, unwatched.
+        pin: batches are in page-locked memory, from which a GPU fetches them by itself.
+    """
+    if not workers:
+        for items in batches:
+            batch = dataset.batch(items)
+            yield batch.map(lambda t: t.pin_memory()) if pin else batch
+        return
+    bad: dict[int, str] = {}
+
+    def without(task: _Task, lost: Lost) -> _Task:
+        bad[lost.item] = lost.reason
+        return _Task(task.items, dict(bad))
+
+    batches = iter(batches)
+    if (first := next(batches, None)) is None:
+        return
+    recycle = max(1, dataset.data.recycle // len(first))
+    with Workers(_Reader(dataset), workers, dataset.data.clip_seconds, recycle, without, pin) as processes:
+        for _, batch in processes.results(_Task(items, dict(bad)) for items in chain([first], batches)):
+            yield batch

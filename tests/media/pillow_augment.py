@@ -1,0 +1,31 @@
+"""RandAugment's operations as Pillow does them, one frame at a time: the measure for avfmae.data.augment."""
+
+from PIL import Image, ImageEnhance, ImageOps
+
+
+def _affine(*coefficients: float):
+    return lambda image: image.transform(
+        image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC, fillcolor=(124, 116, 104)
+    )
+
+
+# Each takes (m of 0..10, sign, image size) and gives a function of a PIL image.
+RAND_AUGMENT = (
+    lambda m, s, n: ImageOps.autocontrast,
+    lambda m, s, n: ImageOps.equalize,
+    lambda m, s, n: ImageOps.invert,
+    lambda m, s, n: lambda image: image.rotate(s * 30 * m / 10, Image.Resampling.BICUBIC, fillcolor=(124, 116, 104)),
+    lambda m, s, n: lambda image: ImageOps.posterize(image, max(1, 4 - int(m / 10 * 4))),
+    lambda m, s, n: lambda image: ImageOps.solarize(image, max(0, 256 - int(m / 10 * 256))),
+    lambda m, s, n: (
+        lambda image: image.point([min(255, v + int(m / 10 * 110)) if v < 128 else v for v in range(256)] * 3)
+    ),
+    lambda m, s, n: lambda image: ImageEnhance.Color(image).enhance(1 + s * 0.9 * m / 10),
+    lambda m, s, n: lambda image: ImageEnhance.Contrast(image).enhance(1 + s * 0.9 * m / 10),
+    lambda m, s, n: lambda image: ImageEnhance.Brightness(image).enhance(1 + s * 0.9 * m / 10),
+    lambda m, s, n: lambda image: ImageEnhance.Sharpness(image).enhance(1 + s * 0.9 * m / 10),
+    lambda m, s, n: _affine(1, s * 0.3 * m / 10, 0, 0, 1, 0),
+    lambda m, s, n: _affine(1, 0, 0, s * 0.3 * m / 10, 1, 0),
+    lambda m, s, n: _affine(1, 0, s * 0.45 * m / 10 * n[0], 0, 1, 0),
+    lambda m, s, n: _affine(1, 0, 0, 0, 1, s * 0.45 * m / 10 * n[1]),
+)

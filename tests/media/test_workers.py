@@ -1,0 +1,115 @@
+"""Processes that hang, die, fail or are replaced, and tensors that come back whole."""
+
+import os
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from avfmae.data.workers import SLOTS, Lost, Workers
+
+
+@dataclass
+class Tensors:
+    """Something with tensors in it."""
+
+    a: torch.Tensor
+    b: torch.Tensor
+    name: str
+
+    def map(self, function):
+        return Tensors(function(self.a), function(self.b), self.name)
+
+
+def misbehave(task, note):
+    """Does what the task says."""
+    what, number = task
+    note(number)
+    if what == "hang":
+        time.sleep(600)
+    if what == "die":
+        os.kill(os.getpid(), 11)
+    if what == "fail":
+        raise KeyError("no such thing")
+    if what == "tensors":
+        return Tensors(torch.full((number, 3), number % 256, dtype=torch.uint8), torch.arange(number).float()[None], what)
+    return what, number, os.getpid()
+
+
+def make_misbehave():
+    return misbehave
+
+
+def run(tasks, count=2, **options):
+    with Workers(make_misbehave, count, options.pop("limit", 5.0), **options) as workers:
+        return list(workers.results(tasks))
+
+
+def test_results_come_in_order():
+    tasks = [("fine", k) for k in range(40)]
+    results = run(iter(tasks))
+    assert [task for task, _ in results] == tasks and [r[1] for _, r in results] == list(range(40))
+    assert len({r[2] for _, r in results}) == 2  # both processes worked
+
+
+def test_what_hangs_or_dies_is_named_and_the_rest_is_done():
+    tasks = [("fine", 0), ("hang", 1), ("fine", 2), ("die", 3), ("fine", 4), ("die", 5), ("fine", 6)]
+    results = dict(run(tasks, limit=1.0))
+    assert results["hang", 1] == Lost(1, "takes longer than 1 s")
+    assert results["die", 3] == Lost(3, "its decoder crashes (SIGSEGV)")
+    assert all(results["fine", k][1] == k for k in (0, 2, 4, 6))
+
+
+def test_a_lost_task_can_be_replaced():
+    lost = []
+
+    def retry(task, what):
+        lost.append(what.item)
+        return "fine", task[1] + 100
+
+    results = run([("die", k) if k % 3 == 0 else ("fine", k) for k in range(9)], retry=retry)
+    assert sorted(lost) == [0, 3, 6] and [r[1] for _, r in results] == [100, 1, 2, 103, 4, 5, 106, 7, 8]
+
+
+def test_an_error_of_our_own_is_told_with_its_traceback():
+    with pytest.raises(RuntimeError, match="KeyError: 'no such thing'"):
+        run([("fine", 0), ("fail", 1)])
+
+
+def test_processes_are_recycled():
+    results = run([("fine", k) for k in range(20)], count=1, recycle=5)
+    pids = [r[2] for _, r in results]
+    assert [r[1] for _, r in results] == list(range(20)) and len(set(pids)) == 4
+
+
+def test_tensors_come_back_whole_whatever_their_size():
+    tasks = [("tensors", k) for k in (3, 50_000, 1, 7, 200_000, 2)]
+    for (_, number), result in run(iter(tasks), count=2):
+        assert result.a.shape == (number, 3) and (result.a == number % 256).all() and result.a.dtype == torch.uint8
+        assert torch.equal(result.b, torch.arange(number).float()[None])
+
+
+def test_no_process_and_no_file_is_left():
+    def open_files():
+        return len(os.listdir("/proc/self/fd"))
+
+    run([("fine", 0)])  # the server that forks them stays
+    before = open_files()
+    with Workers(make_misbehave, 3, 5.0) as workers:
+        next(workers.results(("tensors", k) for k in range(1, 99)))
+        pids = [p.process.pid for p in workers.processes]
+    del workers
+    assert open_files() <= before + SLOTS  # slots that results still hold
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def never_starts():
+    os._exit(3)
+
+
+def test_processes_that_cannot_start_are_no_fault_of_the_files():
+    with Workers(never_starts, 1, 5.0) as workers, pytest.raises(RuntimeError, match="die before they read anything: .*exit code 3"):
+        next(workers.results([("fine", 0)]))
