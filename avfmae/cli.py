@@ -1,4 +1,4 @@
-"""The command line: ``avfmae demo | pretrain | psi | finetune | evaluate | import-list | bench | doctor``."""
+"""The command line: ``avfmae demo | prepare | inspect | pretrain | psi | finetune | evaluate | import-list | bench | doctor``."""
 
 import dataclasses
 import json
@@ -22,6 +22,8 @@ usage: avfmae COMMAND [options]        (avfmae COMMAND --help for the options)
   psi          stage 2: progressive semantics injection on several labelled sets
   finetune     stage 3: fine-tune on one labelled set; folds, metrics, result table
   evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
+  prepare      raw videos to a prepared set: faces cropped, sound resampled, packed in shards that train fast
+  inspect      what the model will see of a set or of single videos: frames, boxes, spectrograms, masks, flags
   import-list  turn a released space-separated list into a manifest
   bench        speed against HiCMAE as published and AVF-MAE++ as released: step, kernels, loader, scaling, plot
   doctor       what was built, which torch, GPU and decoders, and which kernels run here and why
@@ -124,6 +126,18 @@ def run_import_list(arguments: Sequence[str]) -> None:
     print(f"{run.manifest}: {len(clips)} clips")
 
 
+def run_prepare(arguments: Sequence[str]) -> None:
+    from avfmae.data.prepare import PrepareConfig, prepare
+
+    prepare(parse(PrepareConfig, "prepare", arguments))
+
+
+def run_inspect(arguments: Sequence[str]) -> None:
+    from avfmae.inspect import InspectConfig, inspect
+
+    inspect(parse(InspectConfig, "inspect", arguments))
+
+
 def run_bench(arguments: Sequence[str]) -> None:
     from avfmae_benchmarks.command import bench
 
@@ -143,7 +157,7 @@ def run_doctor(arguments: Sequence[str]) -> None:
 
 COMMANDS = {
     "demo": run_demo, "pretrain": run_pretrain, "psi": run_psi, "finetune": run_finetune, "evaluate": run_evaluate,
-    "import-list": run_import_list, "bench": run_bench, "doctor": run_doctor,
+    "prepare": run_prepare, "inspect": run_inspect, "import-list": run_import_list, "bench": run_bench, "doctor": run_doctor,
 }  # fmt: skip
 
 
