@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
@@ -12,12 +13,16 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from avfmae.config import ModelConfig
 from avfmae.data.dataset import PretrainDataset
 from avfmae.data.preprocess import preprocess
-from avfmae.masking import DualMask
+from avfmae.masking import DualMask, ModalityMask
 from avfmae.models.embed import audio_patches
 from avfmae.models.pretraining import MaskedAutoencoder
 from avfmae.training.logging import read_log
+
+if TYPE_CHECKING:
+    from avfmae.inspect import Look
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
@@ -144,3 +149,57 @@ def comparison(runs: dict[str, list[float]], chance: float, label: str) -> Figur
     axis.text(len(runs) - 0.45, 100 * chance, "chance", color=ORANGE, va="center")
     axis.set(xticks=range(len(runs)), xticklabels=list(runs), ylabel=label, ylim=(0, 100))
     return figure
+
+
+def clip_picture(look: "Look", cfg: ModelConfig, masks: DualMask) -> Figure:
+    """One clip as the model sees it: every frame over its moment of the spectrogram; below both what masks leave of them.
+
+    Hidden tokens are grey; of those, the ones that no decoder is asked for are darker.
+    """
+    (T, H, W), (pt, ph, pw), (gt, gh, gw) = cfg.video.size, cfg.video.patch, cfg.video.grid
+    (frames, mels), (pf, pm), (gf, gm) = cfg.audio.size, cfg.audio.patch, cfg.audio.grid
+    shade = np.repeat(np.repeat(np.repeat(_shades(masks.video, cfg.video.tokens).reshape(gt, gh, gw), pt, 0), ph, 1), pw, 2)
+    masked = np.where(shade[..., None] > 0, np.choose(shade, (0, 150, 95))[..., None], look.frames).astype(np.uint8)
+    heard = np.repeat(np.repeat(_shades(masks.audio, cfg.audio.tokens).reshape(gf, gm), pf, 0), pm, 1)
+    figure = plt.figure(figsize=(15, 3.9), layout="constrained")  # frames of 25 a second are square
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 4.6))
+    axis = left.subplots()
+    axis.imshow(look.source)
+    axis.set(xticks=[], yticks=[], title="no face is found" if look.face is None else "source, face")
+    axis.spines[:].set_visible(False)
+    if look.face is not None:
+        x, y, w, h = look.face
+        axis.add_patch(plt.Rectangle((x, y), w, h, fill=False, color=ORANGE, linewidth=2))
+    begin, end = look.span
+    rows = right.subplots(4, 1, sharex=True, height_ratios=(1, 1, 1.1, 1.1))
+    # A frame is drawn over the time until the next one, so that what is under it is what is heard meanwhile.
+    for row, pictures in zip(rows, (look.frames, masked), strict=False):
+        row.imshow(np.concatenate(list(pictures), axis=1), aspect="auto", extent=(begin, end, 0, 1), interpolation="antialiased")
+        row.set(yticks=[])
+    valid = np.isfinite(look.spectrogram)
+    low, high = np.percentile(look.spectrogram[valid], (2, 99.5)) if valid.any() else (0, 1)
+    last = begin + frames / 100  # ten milliseconds a column
+    for row, hidden in zip(rows[2:], (None, heard), strict=True):
+        row.imshow(look.spectrogram.T, origin="lower", aspect="auto", extent=(begin, last, 0, mels), vmin=low, vmax=high,
+                   cmap=matplotlib.colormaps["magma"].with_extremes(bad="#e2e8f0"))  # fmt: skip
+        if hidden is not None:
+            cover = np.zeros((*hidden.T.shape, 4))
+            cover[hidden.T > 0] = (0.59, 0.59, 0.59, 1)
+            cover[hidden.T > 1] = (0.37, 0.37, 0.37, 1)
+            row.imshow(cover, origin="lower", aspect="auto", extent=(begin, last, 0, mels))
+        row.set(yticks=[])
+    for row, name in zip(rows, ("seen", "left by\nthe masks", "heard", "left by\nthe masks"), strict=True):
+        row.set_ylabel(name, rotation=0, ha="right", va="center")
+        row.spines[:].set_visible(False)
+    rows[-1].set(xlim=(begin, max(end, last)), xlabel="seconds")
+    if not valid.any():
+        rows[2].text((begin + last) / 2, mels / 2, "no sound", ha="center", va="center")
+    return figure
+
+
+def _shades(mask: ModalityMask, tokens: int) -> np.ndarray:
+    """(tokens,) of the first clip: 0 visible, 1 hidden and decoded, 2 hidden and not asked for."""
+    shade = np.full(tokens, 2)
+    shade[mask.decoded[0].cpu().numpy()] = 1
+    shade[mask.visible[0].cpu().numpy()] = 0
+    return shade

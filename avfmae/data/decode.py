@@ -30,7 +30,7 @@ IMAGES = {".png", ".jpg", ".jpeg", ".bmp"}
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).strip().splitlines()
+    text = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
 
 

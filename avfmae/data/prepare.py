@@ -249,7 +249,7 @@ def _prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
         flags.append("face-often-lost")
     if seen > 1:
         flags.append("several-faces")
-    sound, drift, heard = _sound(clip, info, float(times[0]), seconds)
+    sound, drift, heard = cut_sound(clip, info, float(times[0]), seconds)
     flags += heard
     for flag, reason in (("no-face", "no face is found in it"), ("no-audio", "has no sound"), ("short", f"has {count} frames, fewer than {run.min_frames}")):
         if flag in flags and flag not in run.keep:
@@ -296,7 +296,7 @@ def _find(clip: Clip, run: PrepareConfig, low: int, high: int, size: tuple[int, 
     return track.box(), len(track.faces) / looked, sum(len(t.faces) > 0.3 * looked for t in tracks), warps
 
 
-def _sound(clip: Clip, info, start: float, seconds: float) -> tuple[np.ndarray | None, float | None, list[str]]:
+def cut_sound(clip: Clip, info, start: float, seconds: float) -> tuple[np.ndarray | None, float | None, list[str]]:
     """The sound from the first frame on; by how many seconds it ends before (-) the picture; and flags."""
     if clip.audio_path is None and not info.has_audio:
         return None, None, ["no-audio"]
