@@ -156,7 +156,7 @@ def clip_picture(look: "Look", cfg: ModelConfig, masks: DualMask) -> Figure:
 
     Hidden tokens are grey; of those, the ones that no decoder is asked for are darker.
     """
-    (T, H, W), (pt, ph, pw), (gt, gh, gw) = cfg.video.size, cfg.video.patch, cfg.video.grid
+    (pt, ph, pw), (gt, gh, gw) = cfg.video.patch, cfg.video.grid
     (frames, mels), (pf, pm), (gf, gm) = cfg.audio.size, cfg.audio.patch, cfg.audio.grid
     shade = np.repeat(np.repeat(np.repeat(_shades(masks.video, cfg.video.tokens).reshape(gt, gh, gw), pt, 0), ph, 1), pw, 2)
     masked = np.where(shade[..., None] > 0, np.choose(shade, (0, 150, 95))[..., None], look.frames).astype(np.uint8)

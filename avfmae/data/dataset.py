@@ -17,7 +17,7 @@ from avfmae.data import augment, shards
 from avfmae.data.audio import SHORTEST
 from avfmae.data.decode import probe, read_audio, read_frames
 from avfmae.data.manifest import Clip
-from avfmae.data.media import SAMPLE_RATE, MediaError, VideoInfo
+from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo
 from avfmae.data.preprocess import Raw
 from avfmae.masking import DualMask
 from avfmae_kernels import random_bits
@@ -232,6 +232,7 @@ class ClipDataset:
         self.clips, self.cfg, self.data, self.purpose, self.seed = list(clips), cfg, data, purpose, seed
         self.target, self.modalities = target, tuple(modalities)
         self.known_bad: dict[int, str] = {}  # of this worker
+        self.arena: Arena | None = None  # of the batch that is being read
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -241,6 +242,8 @@ class ClipDataset:
 
     def batch(self, items: Sequence[tuple[int, int]]) -> Batch:
         """The batch of (epoch, position)s."""
+        segments = self.data.segments if self.purpose == "evaluate" else 1
+        self.arena = Arena(len(items) * segments)
         return self.collate([self[item] for item in items])
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Sample | None, list[Bad]]:
@@ -286,7 +289,7 @@ class ClipDataset:
             if sample.sounds is not None:
                 sample.sounds.append(read_window_audio(clip, info, window, self.data.missing_audio))
             if sample.windows is not None:
-                decoded = read_frames(clip.path, window.frames)
+                decoded = read_frames(clip.path, window.frames, arena=self.arena)
                 sample.windows.append(decoded)
                 sample.boxes += [self.box(decoded, clip, crop, rng) for crop in range(crops)]
         if self.purpose == "pretrain" and sample.sounds is not None:
@@ -320,7 +323,8 @@ class ClipDataset:
             windows = [w for sample in read for w in sample.windows]
             boxes = [box for sample in read for box in sample.boxes]
             if len({w.shape for w in windows}) == 1 and windows[0][0, ..., 0].size <= LARGEST_UNCUT:
-                raw.frames, raw.boxes = torch.from_numpy(np.stack(windows)), torch.tensor(boxes, dtype=torch.float32)
+                whole = self.arena.memory if self.arena is not None and self.arena.holds(windows) else np.stack(windows)
+                raw.frames, raw.boxes = torch.from_numpy(whole), torch.tensor(boxes, dtype=torch.float32)
             else:
                 size = self.cfg.video.size[1:]
                 views = [augment.crop(windows[i // raw.crops], box, size, raw.filter) for i, box in enumerate(boxes)]

@@ -9,6 +9,7 @@ A path with a tar file in it (``set/000003.tar/clip``) is a clip of a prepared s
 """
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -19,11 +20,12 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from avfmae.data import shards
-from avfmae.data.media import SAMPLE_RATE, MediaError, VideoInfo, is_disposable
+from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, is_disposable
 
 av.logging.set_level(av.logging.PANIC)  # what is wrong with a file is told by our own errors
 
 LARGEST_FRAME = 40_000_000  # pixels; what claims more is broken
+SEEK_BACK = 0.5  # seconds before a window from which its sound is decoded: codecs need the packets before
 NOMINAL_FPS = 25.0  # of frame images and of sound alone, which carry no frame times
 EXACT_SEEK = {"mov", "mp4", "matroska", "webm", "flv"}  # containers in which decord's frame numbers are right
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp"}
@@ -110,7 +112,9 @@ def probe(path: str, need_video: bool = True) -> VideoInfo:
         )  # fmt: skip
 
 
-def read_frames(path: str, indices: Sequence[int] | np.ndarray, backend: str = "auto") -> np.ndarray:
+def read_frames(
+    path: str, indices: Sequence[int] | np.ndarray, backend: str = "auto", arena: Arena | None = None
+) -> np.ndarray:
     """Frames by number, in presentation order.
 
     Args:
@@ -118,6 +122,7 @@ def read_frames(path: str, indices: Sequence[int] | np.ndarray, backend: str = "
         indices: ascending frame numbers; repeats are allowed.
         backend: ``"decord"``, ``"pyav"``, or ``"auto"``: PyAV for H.264; decord for what else its numbers are exact of, and
             PyAV where they are not, or decord is not installed or fails. Ignored inside a prepared set.
+        arena: where the frames are to lie.
 
     Returns:
         (len(indices), H, W, 3) uint8, RGB.
@@ -129,7 +134,7 @@ def read_frames(path: str, indices: Sequence[int] | np.ndarray, backend: str = "
     if len(indices) == 0 or indices.min() < 0 or indices.max() >= len(info.times):
         raise ValueError(f"indices: got {indices.tolist()}, expected frame numbers from 0 to {len(info.times) - 1}")
     if shards.is_inside(path):
-        return shards.open_clip(path).frames(indices)
+        return shards.open_clip(path).frames(indices, arena)
     if Path(path).is_dir():
         return _read_images(path, indices)
     if backend == "decord" or (backend == "auto" and info.exact_seek and info.codec != "h264"):
@@ -138,7 +143,7 @@ def read_frames(path: str, indices: Sequence[int] | np.ndarray, backend: str = "
         except Exception as error:
             if backend == "decord":
                 raise MediaError(path, f"decord cannot read it ({_reason(error)})") from error
-    return _read_pyav(path, indices, info)
+    return _read_pyav(path, indices, info, arena)
 
 
 def _read_images(path: str, indices: np.ndarray) -> np.ndarray:
@@ -158,7 +163,7 @@ def _read_decord(path: str, indices: np.ndarray, count: int) -> np.ndarray:
     return reader.get_batch(indices.tolist()).asnumpy()
 
 
-def _read_pyav(path: str, indices: np.ndarray, info: VideoInfo) -> np.ndarray:
+def _read_pyav(path: str, indices: np.ndarray, info: VideoInfo, arena: Arena | None) -> np.ndarray:
     wanted = set(indices.tolist())
     first = int(info.keys[max(0, np.searchsorted(info.keys, indices[0], "right") - 1)]) if info.exact_seek else 0
     frames = _decode(path, wanted, info, first)
@@ -168,7 +173,8 @@ def _read_pyav(path: str, indices: np.ndarray, info: VideoInfo) -> np.ndarray:
         raise MediaError(path, f"frame {missing[0]} of {len(info.times)} does not decode")
     if len({frame.shape for frame in frames.values()}) > 1:
         raise MediaError(path, "changes its picture size on the way")
-    return np.stack([frames[i] for i in indices.tolist()])
+    shown = [frames[i] for i in indices.tolist()]
+    return np.stack(shown, out=None if arena is None else arena.place((len(shown), *shown[0].shape)))
 
 
 def frames_between(path: str, low: int, high: int) -> Iterator[np.ndarray]:
@@ -262,12 +268,13 @@ def read_audio(path: str, start: float, end: float) -> np.ndarray:
         if not container.streams.audio:
             raise MediaError(path, "has no audio track")
         stream = container.streams.audio[0]
-        if start > 30:  # before that, decoding from the beginning is as quick and always exact
-            container.seek(int((start - 5) * av.time_base))
+        exact = set(container.format.name.split(",")) & EXACT_SEEK and stream.time_base == Fraction(1, stream.rate)
+        if start > 1.0 + SEEK_BACK and exact:  # in the sound's own track: the picture's key frames are far apart
+            container.seek(int((start - SEEK_BACK) / stream.time_base), stream=stream)
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
         place = None  # where the next sample goes, in samples from the window's start
         try:
-            for frame in chain(_decoded(container, stream, end), [None]):  # None flushes
+            for frame in chain(_on_grid(_decoded(container, stream, end), stream), [None]):  # None flushes
                 for out in resampler.resample(frame):
                     samples = out.to_ndarray()[0]
                     stamped = (
@@ -292,3 +299,21 @@ def _decoded(container, stream, end: float):
         if frame.pts is not None and frame.time >= end:
             return
         yield frame
+
+
+def _on_grid(frames: Iterator[av.AudioFrame], stream) -> Iterator[av.AudioFrame]:
+    """The frames without the first few samples, so that the resampler's 16 kHz fall on the same moments wherever decoding began."""
+    period = Fraction(stream.rate, SAMPLE_RATE).numerator  # samples from one shared moment to the next
+    first = next(frames, None)
+    if first is None:
+        return
+    surplus = -((first.pts or 0) - (stream.start_time or 0)) % period
+    if first.pts is not None and 0 < surplus < first.samples:
+        channels = 1 if first.format.is_planar else first.layout.nb_channels
+        cut = av.AudioFrame.from_ndarray(
+            np.ascontiguousarray(first.to_ndarray()[:, surplus * channels :]), first.format.name, first.layout.name
+        )
+        cut.sample_rate, cut.time_base, cut.pts = first.sample_rate, first.time_base, first.pts + surplus
+        first = cut
+    yield first
+    yield from frames

@@ -1,4 +1,4 @@
-"""What every reader of media says: an error with the file's name, a video's clock, and which pictures nothing depends on."""
+"""What readers of media share: an error with the file's name, a video's clock, memory for frames, and which pictures nothing depends on."""
 
 from dataclasses import dataclass, field
 
@@ -39,6 +39,32 @@ class VideoInfo:
     exact_seek: bool
     keys: np.ndarray = field(default_factory=lambda: np.zeros(1, int))
     codec: str = ""
+
+
+class Arena:
+    """Memory for the frames of a batch, so that windows of one size are decoded where the batch is, and not copied there.
+
+    Args:
+        count: of windows.
+    """
+
+    def __init__(self, count: int):
+        self.count, self.used, self.memory = count, 0, None
+
+    def place(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of uint8 for the next window; elsewhere, where that has another shape than the first had."""
+        if self.memory is None:
+            self.memory = np.empty((self.count, *shape), np.uint8)
+        if self.memory.shape[1:] != shape or self.used == self.count:
+            return np.empty(shape, np.uint8)
+        self.used += 1
+        return self.memory[self.used - 1]
+
+    def holds(self, windows: list[np.ndarray]) -> bool:
+        """Whether these windows are all of the memory, in order."""
+        return self.memory is not None and len(windows) == self.count and all(
+            w.base is self.memory and w.ctypes.data == m.ctypes.data for w, m in zip(windows, self.memory, strict=True)
+        )  # fmt: skip
 
 
 SLICE, KEY_SLICE = 1, 5

@@ -73,7 +73,7 @@ class PrepareConfig:
     follow: bool = False
     margin: float = 0.3
     size: int = 176
-    quality: int = 20
+    quality: int = 21
     min_frames: int = 16
     keep: tuple[Literal["no-face", "no-audio", "short"], ...] = ("no-audio",)
     shard_clips: int = 256

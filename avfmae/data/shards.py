@@ -27,7 +27,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from avfmae.data.media import SAMPLE_RATE, MediaError, VideoInfo, is_disposable
+from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, is_disposable
 
 STRIDE = 4  # frames from one that others depend on to the next
 KEY_INTERVAL = 32  # frames from one at which decoding can begin to the next
@@ -132,36 +132,38 @@ class StoredClip:
         fps = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else float(self.row["fps"])
         self.info = VideoInfo(times, 0.0, fps, self.samples > 0, True, np.sort(self.number[self.kind == KEY]), "h264")
 
-    def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(len(indices), H, W, 3) uint8 RGB, the same that decoding all of the clip in order gives.
+    def frames(self, indices: Sequence[int] | np.ndarray, arena: Arena | None = None) -> np.ndarray:
+        """(len(indices), H, W, 3) uint8 RGB, the same that decoding all of the clip in order gives; in the arena, if there is one.
 
         Raises:
             MediaError: they do not decode.
         """
-        wanted = set(np.asarray(indices).tolist())
-        places, shown = np.arange(len(self.number)), np.isin(self.number, list(wanted))
+        rows: dict[int, list[int]] = {}  # of each frame number
+        for row, number in enumerate(np.asarray(indices).tolist()):
+            rows.setdefault(number, []).append(row)
+        places, shown = np.arange(len(self.number)), np.isin(self.number, list(rows))
         group = np.cumsum(self.kind == KEY)  # a key frame and what follows it, in the order of decoding
         last = np.full(group[-1] + 1, -1)
         np.maximum.at(last, group[shown], places[shown])  # of each group's packets; nothing of the other groups is needed
         needed = places[(places <= last[group]) & (shown | (self.kind != DISPOSABLE))]
         begin, end = int(self.offset[needed[0]]), int(self.offset[needed[-1]] + self.size[needed[-1]])
         data = memoryview(self.shard.read(begin, end))
-        found: dict[int, np.ndarray] = {}
         decoder = _decoder(self.setup)
+        pictures = _Pictures(rows, arena)
         try:
             for place in needed:
                 at = int(self.offset[place]) - begin
                 packet = av.Packet(data[at : at + int(self.size[place])])
                 packet.pts = int(self.number[place])
-                _keep(decoder.decode(packet), wanted, found)
-            _keep(decoder.decode(None), wanted, found)
+                pictures.take(decoder.decode(packet))
+            pictures.take(decoder.decode(None))
             decoder.flush_buffers()
         except (av.FFmpegError, ValueError, cv2.error) as error:
             _decoder.cache_clear()
             raise MediaError(self.path, f"does not decode ({type(error).__name__}: {error})") from error
-        if missing := sorted(wanted - set(found)):
-            raise MediaError(self.path, f"frame {missing[0]} of {len(self.number)} does not decode")
-        return np.stack([found[i] for i in np.asarray(indices).tolist()])
+        if pictures.missing:
+            raise MediaError(self.path, f"frame {min(pictures.missing)} of {len(self.number)} does not decode")
+        return pictures.out
 
     def sound(self, start: float, end: float) -> np.ndarray:
         """(samples,) float32 in -1..1, 16 kHz, between two times of the clip; shorter where the sound ends before.
@@ -178,10 +180,35 @@ class StoredClip:
         return pcm.astype(np.float32) / 32768
 
 
-def _keep(frames: list, wanted: set[int], found: dict[int, np.ndarray]) -> None:
-    for frame in frames:
-        if frame.pts in wanted:
-            found[frame.pts] = cv2.cvtColor(frame.to_ndarray(), cv2.COLOR_YUV2RGB_I420)
+class _Pictures:
+    """Collects the wanted frames as RGB, straight into the array that is given on.
+
+    Args:
+        rows: frame number -> rows of ``out`` that show it. arena: where ``out`` is to lie.
+    """
+
+    def __init__(self, rows: dict[int, list[int]], arena: Arena | None):
+        self.rows, self.missing, self.arena = rows, set(rows), arena or Arena(1)
+        self.out = self.planes = None
+
+    def take(self, frames: list[av.VideoFrame]) -> None:
+        for frame in frames:
+            if frame.pts not in self.rows:
+                continue
+            height, width = frame.height, frame.width
+            if self.out is None:
+                self.out = self.arena.place((sum(map(len, self.rows.values())), height, width, 3))
+                self.planes = np.empty(height * width * 3 // 2, np.uint8)  # as OpenCV wants them: without gaps
+            at = 0
+            for plane in frame.planes:
+                pixels = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+                self.planes[at : at + pixels.size].reshape(pixels.shape)[:] = pixels
+                at += pixels.size
+            i420 = self.planes.reshape(height * 3 // 2, width)
+            first, *others = self.rows[frame.pts]
+            cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420, dst=self.out[first])
+            self.out[others] = self.out[first]
+            self.missing.discard(frame.pts)
 
 
 @lru_cache(maxsize=4)
@@ -205,7 +232,7 @@ class Sample:
     sound: bytes | None
 
 
-def encode_video(frames: Iterable[np.ndarray], times: np.ndarray, size: tuple[int, int], quality: int = 20) -> bytes:
+def encode_video(frames: Iterable[np.ndarray], times: np.ndarray, size: tuple[int, int], quality: int = 21) -> bytes:
     """The stored stream of (H, W, 3) uint8 frames of ``size`` at ``times`` (seconds, from 0): an mp4 file, the same bytes every time.
 
     Args:

@@ -64,7 +64,7 @@ def test_kernels_scaling_and_loader_save_rows(tmp_path):
     assert {r["implementation"] for r in rows} >= {"reference"} and all(r["gb_per_s"] > 0 and r["gflops"] > 0 for r in rows)
     rows = scaling(ScalingConfig(sizes=("tiny",), batches=(2, 4), precision="float32", rounds=1, device="cpu", out=tmp_path))
     assert [r["batch"] for r in rows] == [2, 4] and rows[1]["peak_gb"] > rows[0]["peak_gb"]
-    rows = bench_loader(LoaderConfig(preset="tiny", workers=(0,), seconds=0.2, batch=2, out=tmp_path))
+    rows = bench_loader(LoaderConfig(clips=3, rounds=1, workers=(1,), seconds=0.2, opens=8, out=tmp_path))
     assert rows[0]["clips_per_s"] > 0
     assert {p.name for p in tmp_path.iterdir()} == {"kernels.csv", "scaling.csv", "loader.csv"}
 

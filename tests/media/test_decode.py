@@ -1,16 +1,20 @@
 """Frames and sound on one clock, the same from every decoder, and every kind of broken file named."""
 
+import struct
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 from media_files import RATE, counted_frames
 
+from avfmae.data import decode
 from avfmae.data.dataset import DataConfig, read_window_audio, sample_window
-from avfmae.data.decode import SAMPLE_RATE, MediaError, probe, read_audio, read_frames
+from avfmae.data.decode import probe, read_audio, read_frames
 from avfmae.data.demo import encode
 from avfmae.data.manifest import Clip
+from avfmae.data.media import SAMPLE_RATE, MediaError
 
 CONTAINERS = [
     "good_mp4",
@@ -167,3 +171,36 @@ def test_folders_of_frames(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(MediaError, match="no frame images"):
         probe(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("rate", [44_100, 48_000, 16_000, 22_050])
+def test_sound_is_the_same_wherever_decoding_begins(rate, tmp_path, monkeypatch):
+    """A window far into a file is reached by a seek: its samples lie where they lie when all of the file is decoded."""
+    path, t = str(tmp_path / "sweep.mp4"), np.arange(5 * rate) / rate
+    encode(Path(path), counted_frames(125), 0.5 * np.sin(2 * np.pi * (200 * t + 120 * t**2)), rate=rate)
+    near = [read_audio(path, start, start + 0.7) for start in (1.9, 2.333, 4.01)]
+    monkeypatch.setattr(decode, "SEEK_BACK", 1e9)
+    for start, got in zip((1.9, 2.333, 4.01), near, strict=True):
+        whole = read_audio(path, start, start + 0.7)
+        assert len(got) == len(whole) == 11_200 and np.abs(got - whole).max() < 2e-3
+
+
+@pytest.mark.parametrize("name", ["good_mp4", "good_mkv", "ntsc_mp4", "fast_mp4"])
+def test_frames_that_are_left_out_change_nothing(name, media):
+    """H.264 pictures on which nothing depends are skipped, and decoding begins at a key frame: the frames are those of decoding all."""
+    every = np.stack(list(decode.frames_between(media[name], 0, len(probe(media[name]).times))))
+    for first in range(0, len(every) - 30, 7):
+        wanted = first + np.array([0, 4, 5, 11, 29])
+        assert np.array_equal(read_frames(media[name], wanted, "pyav"), every[wanted])
+
+
+def test_turned_telephones_are_turned_back(media, tmp_path):
+    """A display matrix is obeyed, whoever decodes."""
+    path = str(tmp_path / "turned.mp4")
+    data = bytearray(Path(media["good_mp4"]).read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40  # version and flags, times, track, duration, layer, volume: then nine numbers of 16.16
+    data[matrix : matrix + 36] = struct.pack(">9i", 0, 1 << 16, 0, -1 << 16, 0, 0, 64 << 16, 0, 1 << 30)
+    Path(path).write_bytes(data)
+    upright, turned = (read_frames(p, [3, 40], "pyav") for p in (media["good_mp4"], path))
+    assert turned.shape == (2, 112, 64, 3) and np.array_equal(turned, np.rot90(upright, -1, (1, 2)))
+    assert np.array_equal(read_frames(path, [3, 40], "decord"), turned)

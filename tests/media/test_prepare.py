@@ -140,7 +140,7 @@ def test_a_killed_run_ends_with_the_bytes_of_an_unbroken_one(source, prepared, t
 
 
 def test_a_folder_of_another_set_is_refused(source, prepared):
-    with pytest.raises(ValueError, match="holds a set prepared otherwise .size 64, now 96"):
+    with pytest.raises(ValueError, match=r"holds a set prepared otherwise \(size 64, now 96"):
         prepare.prepare(settings(source, prepared.parent, size=96))
 
 
