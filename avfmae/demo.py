@@ -11,6 +11,7 @@ import torch
 from avfmae.data.dataset import DataConfig
 from avfmae.data.demo import EMOTIONS, DemoSet, make_demo_set
 from avfmae.data.manifest import read_manifest, write_manifest
+from avfmae.data.prepare import PrepareConfig, prepare
 from avfmae.training.config import FinetuneConfig, HeldOut, OptimConfig, PretrainConfig, PSIConfig
 from avfmae.training.finetune import finetune
 from avfmae.training.logging import console
@@ -54,7 +55,8 @@ def demo(run: DemoConfig) -> Path:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) - run.workers))
     media = out / "media"
     manifests = {
-        name: make_demo_set(media, s, test_people=TEST_PEOPLE if name == "target" else 0) for name, s in SETS.items()
+        name: prepared(make_demo_set(media, s, test_people=TEST_PEOPLE if name == "target" else 0), media / f"{name}-prepared")
+        for name, s in SETS.items()
     }
     target = manifests["target"]
     unlabelled = media / "unlabelled.csv"
@@ -64,7 +66,7 @@ def demo(run: DemoConfig) -> Path:
     label_map.write_text(label_map_toml({"studio": STUDIO, "stage": STAGE}))
 
     data = DataConfig(workers=run.workers, segments=1, crops=1, rand_augment=(0.0, 0), crop_scale=(0.75, 1.0),
-                      multi_scales=(1.0, 0.875), erase=0.0, face_margin=0.05)  # fmt: skip
+                      multi_scales=(1.0, 0.875), erase=0.0)  # fmt: skip
     common = {"preset": "tiny", "data": data, "save_steps": 200, "log_steps": 1}
     pretrained = pretrain(PretrainConfig(out=out / "1-pretraining", manifest=unlabelled, optim=PRETRAINING, **common))
     common |= {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0}
@@ -90,6 +92,11 @@ def demo(run: DemoConfig) -> Path:
     path = demo_report(out, results, seconds=time.monotonic() - begun)
     console.print(f"{time.monotonic() - begun:.0f} s; open [bold]{path}[/bold]", highlight=False)
     return path
+
+
+def prepared(manifest: Path, out: Path) -> Path:
+    """The prepared set of a drawn one, whose manifest knows where the faces are. Returns its manifest."""
+    return prepare(PrepareConfig(manifest, out, detector="manifest", margin=0.05, size=80))
 
 
 def label_map_toml(sources: dict[str, dict[str, str]]) -> str:

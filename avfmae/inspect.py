@@ -22,7 +22,7 @@ from avfmae.data.decode import probe, read_frames
 from avfmae.data.manifest import Clip, read_manifest
 from avfmae.data.media import MediaError
 from avfmae.data.prepare import MANIFESTS, cut_sound, find_clips
-from avfmae.data.workers import Lost, Workers
+from avfmae.data.workers import Desk, Lost, Workers
 from avfmae.masking import DualMask
 from avfmae.report import Page
 
@@ -147,9 +147,9 @@ class _Looker:
     def __call__(self):
         return self.handle
 
-    def handle(self, clip: Clip, note) -> Look | str:
+    def handle(self, clip: Clip, desk: Desk) -> Look | str:
         """What is seen, or why nothing is."""
-        note(clip.id)
+        desk.note(clip.id)
         try:
             return look_at(clip, self.cfg, self.margin)
         except MediaError as error:

@@ -105,13 +105,17 @@ def record_launches() -> list:
             )
             assemble_tokens.assemble_tokens(empty(BATCH, 80, C), None, table, index, None, wide)
         clip, index = empty(BATCH, 16, 160, 160, 3, dtype=torch.uint8), empty(BATCH, 400, dtype=whole)
-        gather_patches.gather_patches(clip, index, [2, 16, 16], [0.5] * 3, [0.2] * 3, torch.bfloat16)
+        stored = empty(BATCH, 16, 176, 176, 3, dtype=torch.uint8)  # of a prepared set, seen through boxes
+        whole_clip, cropped = (None, None), (empty(BATCH, 4, dtype=wide), [160, 160])
+        for frames, boxes in ((clip, whole_clip), (stored, cropped)):
+            gather_patches.gather_patches(frames, index, [2, 16, 16], [0.5] * 3, [0.2] * 3, torch.bfloat16, *boxes)
         sound, few = empty(BATCH, 1, 256, 128, dtype=wide), empty(BATCH, 64, dtype=whole)
-        for source, tokens, patch, numbers in ((clip, index, [2, 16, 16], 1536), (sound, few, [16, 16], 256)):
+        video, audio = (index, [2, 16, 16], 1536), (few, [16, 16], 256)
+        for source, (tokens, patch, numbers), boxes in ((clip, video, whole_clip), (stored, video, cropped), (sound, audio, whole_clip)):
             pred, scored = empty(*tokens.shape, numbers), empty(*tokens.shape, dtype=torch.bool)
-            masked_patch_loss.masked_patch_loss(pred, source, tokens, scored, patch)
+            masked_patch_loss.masked_patch_loss(pred, source, tokens, scored, patch, *boxes)
             masked_patch_loss.masked_patch_loss_backward(
-                empty(*tokens.shape, dtype=wide), pred, source, tokens, scored, patch
+                empty(*tokens.shape, dtype=wide), pred, source, tokens, scored, patch, *boxes
             )
     return launches
 

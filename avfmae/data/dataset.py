@@ -238,12 +238,16 @@ class ClipDataset:
         return len(self.clips)
 
     def note(self, clip: int) -> None:
-        """Is told of each clip before it is touched; a worker that is watched puts its own in this place."""
+        """Is told of each clip before it is touched; a process that is watched puts its own in this place."""
+
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """Memory for a batch's frames; a process that shares memory puts its own in this place."""
+        return np.empty(shape, np.uint8)
 
     def batch(self, items: Sequence[tuple[int, int]]) -> Batch:
         """The batch of (epoch, position)s."""
         segments = self.data.segments if self.purpose == "evaluate" else 1
-        self.arena = Arena(len(items) * segments)
+        self.arena = Arena(len(items) * segments, self.empty)
         return self.collate([self[item] for item in items])
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Sample | None, list[Bad]]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from avfmae.data.dataset import Batch, ClipDataset
-from avfmae.data.workers import Lost, Workers
+from avfmae.data.workers import Desk, Lost, Workers
 
 Items = Sequence[tuple[int, int]]  # (epoch, position) of a batch's clips
 
@@ -30,8 +30,8 @@ class _Reader:
         cv2.setNumThreads(1)
         return self.read
 
-    def read(self, task: _Task, note) -> Batch:
-        self.dataset.note = note
+    def read(self, task: _Task, desk: Desk) -> Batch:
+        self.dataset.note, self.dataset.empty = desk.note, desk.empty
         self.dataset.known_bad |= task.bad
         return self.dataset.batch(task.items)
 

@@ -1,5 +1,6 @@
 """What readers of media share: an error with the file's name, a video's clock, memory for frames, and which pictures nothing depends on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,15 +47,16 @@ class Arena:
 
     Args:
         count: of windows.
+        empty: makes an array of uint8 of a shape.
     """
 
-    def __init__(self, count: int):
-        self.count, self.used, self.memory = count, 0, None
+    def __init__(self, count: int, empty: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.empty(shape, np.uint8)):
+        self.count, self.empty, self.used, self.memory = count, empty, 0, None
 
     def place(self, shape: tuple[int, ...]) -> np.ndarray:
         """An array of uint8 for the next window; elsewhere, where that has another shape than the first had."""
         if self.memory is None:
-            self.memory = np.empty((self.count, *shape), np.uint8)
+            self.memory = self.empty((self.count, *shape))
         if self.memory.shape[1:] != shape or self.used == self.count:
             return np.empty(shape, np.uint8)
         self.used += 1
@@ -63,7 +65,7 @@ class Arena:
     def holds(self, windows: list[np.ndarray]) -> bool:
         """Whether these windows are all of the memory, in order."""
         return self.memory is not None and len(windows) == self.count and all(
-            w.base is self.memory and w.ctypes.data == m.ctypes.data for w, m in zip(windows, self.memory, strict=True)
+            w.ctypes.data == m.ctypes.data for w, m in zip(windows, self.memory, strict=True)
         )  # fmt: skip
 
 

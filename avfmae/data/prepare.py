@@ -28,7 +28,7 @@ from avfmae.data.decode import IMAGES, frames_between, probe, read_audio
 from avfmae.data.manifest import COLUMNS, FACE, Clip, read_manifest
 from avfmae.data.media import SAMPLE_RATE, MediaError
 from avfmae.data.shards import Sample, encode_sound, encode_video, write_shard
-from avfmae.data.workers import Lost, Workers
+from avfmae.data.workers import Desk, Lost, Workers
 
 MEDIA = {".mp4", ".mkv", ".webm", ".flv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v", ".wmv", ".3gp", ".ts", ".ogv"}
 MANIFESTS = {".csv", ".parquet", ".txt"}
@@ -179,8 +179,8 @@ class _Prepare:
         cv2.setNumThreads(1)
         return self.handle
 
-    def handle(self, clip: Clip, note) -> Sample | Failure:
-        note(clip.id)
+    def handle(self, clip: Clip, desk: Desk) -> Sample | Failure:
+        desk.note(clip.id)
         return prepare_clip(clip, self.run)
 
 

@@ -5,7 +5,8 @@ long with it, or dies of it, is replaced, and what it touched is named. Processe
 readers and nothing that must not be forked (no CUDA, no threads); where there is none they are spawned. Scripts therefore
 need the usual ``if __name__ == "__main__":``.
 
-Tensors come back through memory that both sides map: two slots a process, so that one is filled while the other is emptied.
+Tensors come back through memory that both sides map, in slots: one is filled while another is read. What is made in place there is not
+copied at all, if it is dropped in time; what is kept longer, or wanted in page-locked memory, is copied once.
 """
 
 import mmap
@@ -16,6 +17,7 @@ import signal
 import tempfile
 import time
 import traceback
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -24,13 +26,15 @@ from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
 from typing import Any
 
+import numpy as np
 import torch
 
-SLOTS = 2
+AHEAD = 2  # tasks that a process has
+LEASES = 2  # slots of a process that results may hold besides
 ALIGNMENT = 64  # bytes, of every tensor in a slot
 STARTS = 3  # a process that dies so often before it touched anything is not the files' fault
 
-Handler = Callable[[Any, Callable[[int], None]], Any]  # (task, note): calls note(item) before it touches an item
+Handler = Callable[[Any, "Desk"], Any]  # (task, where it is done)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Workers:
         tasks, done = iter(tasks), {}
         begun, given, exhausted = 0, 0, False  # tasks that processes were given, results that were given on
         while True:
-            while not exhausted and begun - given < SLOTS * len(self.processes):
+            while not exhausted and begun - given < AHEAD * len(self.processes):
                 free = [p for p in self.processes if p.takes_more()]
                 if not free:
                     break
@@ -122,7 +126,8 @@ class _Process:
 
     def __init__(self, workers: Workers):
         self.workers, self.queue, self.deaths = workers, deque(), 0
-        self.slots = [_memory() for _ in range(SLOTS)]
+        self.slots = [_Slot(_memory()) for _ in range(AHEAD + LEASES)]
+        self.leased: set[int] = set()  # slots that results still hold
         self.start()
 
     def start(self) -> None:
@@ -130,7 +135,7 @@ class _Process:
         self.noted = context.RawArray("d", 2)  # the item being touched, and since when; 0: none
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
-            target=_work, args=(self.workers.make, theirs, self.noted, [DupFd(s) for s in self.slots]), daemon=True
+            target=_work, args=(self.workers.make, theirs, self.noted, self.slots), daemon=True
         )
         self.process.start()
         theirs.close()
@@ -145,11 +150,11 @@ class _Process:
             self.process.join()
             self.start()
             spent = False
-        return len(self.queue) < SLOTS and not spent
+        return len(self.queue) < AHEAD and not spent
 
     def give(self, number: int, task: Any) -> None:
-        taken = {slot for _, _, slot in self.queue}
-        self.queue.append((number, task, next(s for s in range(SLOTS) if s not in taken)))
+        taken = {slot for _, _, slot in self.queue} | self.leased
+        self.queue.append((number, task, next(s for s in range(len(self.slots)) if s not in taken)))
         with suppress(OSError):  # it has died; receive() will see
             self.connection.send(self.queue[-1])
 
@@ -160,7 +165,7 @@ class _Process:
             if not late or self.connection.poll():
                 number, header, size, failed = self.connection.recv()
                 task, slot = self.queue[0][1:]
-                result = _unpack(header, self.slots[slot], size, self.workers.pin)
+                result = self._unpack(header, slot, size)
                 if failed:
                     raise RuntimeError(f"a data worker failed:\n{result}")
                 self.queue.popleft()
@@ -188,10 +193,86 @@ class _Process:
         self.start()
         return result
 
+    def _unpack(self, header: bytes, slot: int, size: int) -> Any:
+        """The result, its tensors in the slot, which is leased until they are gone, or copied out of it."""
+        result = pickle.loads(header)
+        if not size:
+            return result
+        if self.workers.pin or len(self.leased) == LEASES:
+            whole = torch.empty(size, dtype=torch.uint8, pin_memory=self.workers.pin)
+            whole.numpy()[:] = self.slots[slot].view(size)
+        else:
+            lease = self.slots[slot].view(size).view(_Lease)
+            self.leased.add(slot)
+            weakref.finalize(lease, self.leased.discard, slot)
+            whole = torch.from_numpy(lease)
+
+        def tensor(p: _Place) -> torch.Tensor:
+            bytes_ = torch.Size(p.shape).numel() * p.dtype.itemsize
+            return whole[p.start : p.start + bytes_].view(p.dtype).view(p.shape)
+
+        return result.map(tensor)
+
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
         self.connection.close()
+
+
+class _Lease(np.ndarray):
+    """Bytes of a slot; can be watched, unlike plain arrays."""
+
+
+class _Slot:
+    """Memory that two processes map, as one of them sees it: it grows, and keeps its mapping."""
+
+    def __init__(self, file: int):
+        self.file, self.memory = file, None
+        self.clear()
+
+    def __getstate__(self) -> DupFd:
+        return DupFd(self.file)  # pickled while a process is started, which gets the descriptor
+
+    def __setstate__(self, file: DupFd) -> None:
+        self.__init__(_owned(file.detach()))
+
+    def clear(self) -> None:
+        self.used, self.starts = 0, {}  # bytes given out, and the first of each array by its address
+
+    def view(self, size: int) -> np.ndarray:
+        """The first ``size`` bytes."""
+        if self.memory is None or len(self.memory) < size:
+            if os.fstat(self.file).st_size < size:
+                os.ftruncate(self.file, size)
+            self.memory = mmap.mmap(self.file, size)  # what uses the former one keeps it; both show the same bytes
+        return np.frombuffer(self.memory, np.uint8, size)
+
+    def empty(self, shape: tuple[int, ...]) -> np.ndarray:
+        """An array of uint8 in the slot."""
+        start, size = self.used, int(np.prod(shape))
+        self.used += -(-size // ALIGNMENT) * ALIGNMENT
+        array = self.view(self.used)[start : start + size].reshape(shape)
+        self.starts[array.ctypes.data] = start
+        return array
+
+    def place(self, tensor: torch.Tensor) -> "_Place":
+        """Where a tensor lies in the slot; it is put there if it does not lie there yet."""
+        if (start := self.starts.get(tensor.data_ptr())) is None or not tensor.is_contiguous():
+            array = self.empty((tensor.nbytes,))
+            torch.from_numpy(array)[:] = tensor.contiguous().flatten().view(torch.uint8)
+            start = self.starts[array.ctypes.data]
+        return _Place(start, tuple(tensor.shape), tensor.dtype)
+
+
+class Desk:
+    """What a handler has beside its task: it tells what it is about to touch, and has memory in which results need not be copied."""
+
+    def __init__(self, noted, slot: _Slot):
+        self._noted, self.empty = noted, slot.empty
+
+    def note(self, item: int) -> None:
+        """Call it before an item is touched: from then on its time runs."""
+        self._noted[0], self._noted[1] = item, time.monotonic()
 
 
 def _memory() -> int:
@@ -209,17 +290,12 @@ class _owned(int):
         os.close(self)
 
 
-def _work(make: Callable[[], Handler], connection, noted, slots: list[DupFd]) -> None:
+def _work(make: Callable[[], Handler], connection, noted, slots: list["_Slot"]) -> None:
     """The life of a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which still needs its results
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
-    files = [slot.detach() for slot in slots]
     handle = make()
-
-    def note(item: int) -> None:
-        noted[0], noted[1] = item, time.monotonic()
-
     while True:
         try:
             message = connection.recv()
@@ -227,13 +303,16 @@ def _work(make: Callable[[], Handler], connection, noted, slots: list[DupFd]) ->
             return  # the main process is gone
         if message is None:
             return
-        number, task, slot = message
+        number, task, which = message
+        slot = slots[which]
+        slot.clear()
         try:
-            result, failed = handle(task, note), False
+            result, failed = handle(task, Desk(noted, slot)), False
         except Exception:
             result, failed = traceback.format_exc(), True
         noted[1] = 0.0
-        connection.send((number, *_pack(result, files[slot]), failed))
+        header = pickle.dumps(result.map(slot.place) if hasattr(result, "map") else result)
+        connection.send((number, header, slot.used, failed))
 
 
 @dataclass(frozen=True)
@@ -243,46 +322,3 @@ class _Place:
     start: int
     shape: tuple[int, ...]
     dtype: torch.dtype
-
-
-def _pack(result: Any, file: int) -> tuple[bytes, int]:
-    """Puts the tensors of a result that can ``map`` over them into shared memory. Returns the rest, pickled, and their size."""
-    if not hasattr(result, "map"):
-        return pickle.dumps(result), 0
-    tensors: list[torch.Tensor] = []
-    size = 0
-
-    def place(tensor: torch.Tensor) -> _Place:
-        nonlocal size
-        tensors.append(tensor)
-        start, size = size, size + -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-        return _Place(start, tuple(tensor.shape), tensor.dtype)
-
-    header = pickle.dumps(result.map(place))
-    if size:
-        if os.fstat(file).st_size < size:
-            os.ftruncate(file, size)
-        with mmap.mmap(file, size) as memory:
-            whole, at = torch.frombuffer(memory, dtype=torch.uint8), 0
-            for tensor in tensors:
-                whole[at : at + tensor.nbytes] = tensor.contiguous().flatten().view(torch.uint8)
-                at += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-            del whole
-    return header, size
-
-
-def _unpack(header: bytes, file: int, size: int, pin: bool) -> Any:
-    result = pickle.loads(header)
-    if not size:
-        return result
-    whole = torch.empty(size, dtype=torch.uint8, pin_memory=pin)
-    with mmap.mmap(file, size) as memory:
-        shared = torch.frombuffer(memory, dtype=torch.uint8)
-        whole.copy_(shared)  # the slot is free at once, and the copy is where a GPU can fetch it
-        del shared
-
-    def tensor(p: _Place) -> torch.Tensor:
-        bytes_ = torch.Size(p.shape).numel() * p.dtype.itemsize
-        return whole[p.start : p.start + bytes_].view(p.dtype).view(p.shape)
-
-    return result.map(tensor)

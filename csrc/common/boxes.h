@@ -28,7 +28,7 @@ struct Boxes {
   }
 
   // Numbers from one stored clip of T frames to the next.
-  int64_t stored_clip(int64_t T) const { return T * stored_height * stored_width * kChannels; }
+  AVFMAE_HD int64_t stored_clip(int64_t T) const { return T * stored_height * stored_width * kChannels; }
 };
 
 }  // namespace avfmae

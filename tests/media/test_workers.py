@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from avfmae.data.workers import SLOTS, Lost, Workers
+from avfmae.data.workers import LEASES, Lost, Workers
 
 
 @dataclass
@@ -22,16 +22,20 @@ class Tensors:
         return Tensors(function(self.a), function(self.b), self.name)
 
 
-def misbehave(task, note):
+def misbehave(task, desk):
     """Does what the task says."""
     what, number = task
-    note(number)
+    desk.note(number)
     if what == "hang":
         time.sleep(600)
     if what == "die":
         os.kill(os.getpid(), 11)
     if what == "fail":
         raise KeyError("no such thing")
+    if what == "in place":
+        there = torch.from_numpy(desk.empty((number, 5)))
+        there[:] = number % 251
+        return Tensors(there, torch.full((3,), number), what)
     if what == "tensors":
         return Tensors(torch.full((number, 3), number % 256, dtype=torch.uint8), torch.arange(number).float()[None], what)
     return what, number, os.getpid()
@@ -90,6 +94,23 @@ def test_tensors_come_back_whole_whatever_their_size():
         assert torch.equal(result.b, torch.arange(number).float()[None])
 
 
+def test_results_in_place_are_not_written_over_while_they_are_held():
+    """All are kept, more than there are slots: those that cannot be leased are copied."""
+    tasks = [("in place", k) for k in range(1, 30)]
+    held = run(iter(tasks), count=2)
+    for (_, number), result in held:
+        assert result.a.shape == (number, 5) and (result.a == number % 251).all() and (result.b == number).all()
+
+
+def test_slots_come_back_when_results_are_dropped():
+    with Workers(make_misbehave, 1, 5.0) as workers:
+        (process,) = workers.processes
+        for (_, number), result in workers.results(("in place", k) for k in range(1, 20)):
+            assert (result.a == number).all() and len(process.leased) <= LEASES
+            del result
+            assert not process.leased
+
+
 def test_no_process_and_no_file_is_left():
     def open_files():
         return len(os.listdir("/proc/self/fd"))
@@ -100,7 +121,7 @@ def test_no_process_and_no_file_is_left():
         next(workers.results(("tensors", k) for k in range(1, 99)))
         pids = [p.process.pid for p in workers.processes]
     del workers
-    assert open_files() <= before + SLOTS  # slots that results still hold
+    assert open_files() <= before
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
