@@ -39,7 +39,7 @@ def plans(clips, world, total_batch=8, **rest):
 
 def read(clips, plan, first, last, workers):
     data = PretrainDataset(clips, TINY, DataConfig(), "pretrain", seed=3)
-    return [batch for batch in loader(data, plan.micro_batches(first, last), workers)]
+    return list(loader(data, plan.micro_batches(first, last), workers))
 
 
 def test_a_run_resumed_mid_epoch_sees_what_was_not_seen(stored):

@@ -122,21 +122,22 @@ def contents(folder):
 
 
 def test_a_killed_run_ends_with_the_bytes_of_an_unbroken_one(source, prepared, tmp_path):
-    """SIGKILL at moments spread over the run, each time the same command again."""
+    """SIGKILL as soon as there are no, one, two, four shards; each time the same command again."""
     command = [sys.executable, "-m", "avfmae", "prepare", str(source), "--out", str(tmp_path / "out"), "--detector", "precropped",
                "--size", "64", "--workers", "2", "--shard-clips", "3"]  # fmt: skip
-    seen = set()
-    for seconds in (2.5, 3.0, 3.5, 4.0):
+    left = []
+    for shards in (0, 1, 2, 4):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(seconds)
+        while process.poll() is None and not ((tmp_path / "out").exists() and len(list((tmp_path / "out").glob("*.index"))) >= shards):
+            time.sleep(0.002)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        seen.add(len(list((tmp_path / "out").glob("*.index"))) if (tmp_path / "out").exists() else 0)
+        left.append(len(list((tmp_path / "out").glob("*.index"))))
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
     want = contents(prepared.parent)
     got = contents(tmp_path / "out")
     assert {n: len(b) for n, b in got.items()} == {n: len(b) for n, b in want.items()} and got == want
-    assert any(0 <= n < 6 for n in seen)  # it really was broken off
+    assert left[0] < 6 and left[1] < 6  # it really was broken off
 
 
 def test_a_folder_of_another_set_is_refused(source, prepared):
