@@ -20,20 +20,16 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from avfmae.data import shards
-from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, is_disposable
+from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, blaming, is_disposable
 
 av.logging.set_level(av.logging.PANIC)  # what is wrong with a file is told by our own errors
 
+LONGEST = 86_400.0  # seconds; a file whose stamps claim more is broken
 LARGEST_FRAME = 40_000_000  # pixels; what claims more is broken
 SEEK_BACK = 0.5  # seconds before a window from which its sound is decoded: codecs need the packets before
 NOMINAL_FPS = 25.0  # of frame images and of sound alone, which carry no frame times
 EXACT_SEEK = {"mov", "mp4", "matroska", "webm", "flv"}  # containers in which decord's frame numbers are right
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp"}
-
-
-def _reason(error: Exception) -> str:
-    text = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:160]}" if text else type(error).__name__
 
 
 def _open(path: str) -> av.container.InputContainer:
@@ -42,10 +38,8 @@ def _open(path: str) -> av.container.InputContainer:
         raise MediaError(path, "no such file")
     if file.stat().st_size == 0:
         raise MediaError(path, "the file is empty")
-    try:
+    with blaming(path, "is no readable media file"):
         return av.open(path)
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(path, f"is no readable media file ({_reason(error)})") from error
 
 
 def frame_files(folder: str) -> list[Path]:
@@ -69,47 +63,47 @@ def probe(path: str, need_video: bool = True) -> VideoInfo:
         if not (count := len(frame_files(path))):
             raise MediaError(path, "the folder holds no frame images")
         return VideoInfo(np.arange(count) / NOMINAL_FPS, 0.0, NOMINAL_FPS, False, False)
-    with _open(path) as container:
-        if not container.streams.video and (need_video or not container.streams.audio):
-            raise MediaError(path, "has no video track")
-        stream = (container.streams.video or container.streams.audio)[0]
-        if stream.type == "video" and stream.codec_context.width * stream.codec_context.height > LARGEST_FRAME:
-            raise MediaError(path, f"claims frames of {stream.codec_context.width} x {stream.codec_context.height} pixels")
-        ticks, keys, end = [], [], 0.0
-        try:
-            for packet in container.demux():
-                stamp = packet.dts if packet.pts is None else packet.pts
-                if stamp is None:
-                    continue
-                end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-                if packet.stream is stream and packet.size and not packet.is_discard:
-                    ticks.append(stamp)
-                    if packet.is_keyframe:
-                        keys.append(stamp)
-        except (av.FFmpegError, ValueError) as error:
-            raise MediaError(path, f"breaks off after {len(ticks)} frames ({_reason(error)})") from error
-        if not ticks:
-            raise MediaError(path, "has no frames")
-        if stream.frames > len(ticks) + 1:
-            raise MediaError(path, f"is truncated: {len(ticks)} of {stream.frames} frames are there")
-        start = (container.start_time or 0) / av.time_base
-        expected = start + (container.duration or 0) / av.time_base
-        if expected - end > max(0.5, 0.1 * expected) and "mpeg" not in container.format.name:
-            raise MediaError(path, f"is truncated: {end:.2f} of {expected:.2f} s are there")
-        if stream.type == "audio":
-            times = start + np.arange(max(1, int((end - start) * NOMINAL_FPS))) / NOMINAL_FPS
-            return VideoInfo(times, start, NOMINAL_FPS, True, False)
-        times = np.sort(np.array(ticks)) * float(stream.time_base)
-        fps = (
-            (len(times) - 1) / (times[-1] - times[0])
-            if len(times) > 1 and times[-1] > times[0]
-            else float(stream.average_rate or 25)
-        )
-        formats = set(container.format.name.split(","))
-        return VideoInfo(
-            times, start, fps, bool(container.streams.audio), bool(formats & EXACT_SEEK),
-            np.searchsorted(np.sort(ticks), np.sort(keys or ticks[:1])), stream.codec_context.name,
-        )  # fmt: skip
+    ticks: list[int] = []
+    with blaming(path, lambda: f"breaks off after {len(ticks)} frames"), _open(path) as container:
+        return _probe(path, container, need_video, ticks)
+
+
+def _probe(path: str, container: av.container.InputContainer, need_video: bool, ticks: list[int]) -> VideoInfo:
+    if not container.streams.video and (need_video or not container.streams.audio):
+        raise MediaError(path, "has no video track")
+    stream = (container.streams.video or container.streams.audio)[0]
+    if stream.type == "video" and stream.codec_context.width * stream.codec_context.height > LARGEST_FRAME:
+        raise MediaError(path, f"claims frames of {stream.codec_context.width} x {stream.codec_context.height} pixels")
+    keys, end = [], 0.0
+    for packet in container.demux():
+        stamp = packet.dts if packet.pts is None else packet.pts
+        if stamp is None:
+            continue
+        end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
+        if packet.stream is stream and packet.size and not packet.is_discard:
+            ticks.append(stamp)
+            if packet.is_keyframe:
+                keys.append(stamp)
+    if not ticks:
+        raise MediaError(path, "has no frames")
+    if stream.frames > len(ticks) + 1:
+        raise MediaError(path, f"is truncated: {len(ticks)} of {stream.frames} frames are there")
+    start = (container.start_time or 0) / av.time_base
+    expected = start + (container.duration or 0) / av.time_base
+    if expected - end > max(0.5, 0.1 * expected) and "mpeg" not in container.format.name:
+        raise MediaError(path, f"is truncated: {end:.2f} of {expected:.2f} s are there")
+    if stream.type == "audio":
+        times = start + np.arange(max(1, int((end - start) * NOMINAL_FPS))) / NOMINAL_FPS
+        return VideoInfo(times, start, NOMINAL_FPS, True, False)
+    times = np.sort(np.array(ticks)) * float(stream.time_base)
+    if times[-1] - times[0] > LONGEST:
+        raise MediaError(path, f"claims to last {times[-1] - times[0]:.3g} s")
+    fps = (len(times) - 1) / (times[-1] - times[0]) if times[-1] > times[0] else float(stream.average_rate or NOMINAL_FPS)
+    formats = set(container.format.name.split(","))
+    return VideoInfo(
+        times, start, fps, bool(container.streams.audio), bool(formats & EXACT_SEEK),
+        np.searchsorted(np.sort(ticks), np.sort(keys or ticks[:1])), stream.codec_context.name,
+    )  # fmt: skip
 
 
 def read_frames(
@@ -139,19 +133,18 @@ def read_frames(
         return _read_images(path, indices)
     if backend == "decord" or (backend == "auto" and info.exact_seek and info.codec != "h264"):
         try:
-            return _read_decord(path, indices, len(info.times))
-        except Exception as error:
+            with blaming(path, "decord cannot read it"):
+                return _read_decord(path, indices, len(info.times))
+        except MediaError:
             if backend == "decord":
-                raise MediaError(path, f"decord cannot read it ({_reason(error)})") from error
+                raise
     return _read_pyav(path, indices, info, arena)
 
 
 def _read_images(path: str, indices: np.ndarray) -> np.ndarray:
     files = frame_files(path)
-    try:
+    with blaming(path, "a frame image does not decode"):
         return np.stack([np.asarray(Image.open(files[i]).convert("RGB")) for i in indices])
-    except (OSError, ValueError) as error:
-        raise MediaError(path, f"a frame image does not decode ({_reason(error)})") from error
 
 
 def _read_decord(path: str, indices: np.ndarray, count: int) -> np.ndarray:
@@ -215,25 +208,22 @@ def _decode(path: str, wanted: set[int], info: VideoInfo, first: int) -> dict[in
 def _decoded_frames(path: str, info: VideoInfo, first: int, wanted: set[int] | None) -> Iterator[tuple[int, np.ndarray]]:
     """(number, picture) of the wanted frames, or of all, from frame ``first``."""
     order = first
-    with _open(path) as container:
+    with blaming(path, "does not decode"), _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         if first:
             container.seek(round(info.times[first] / stream.time_base), stream=stream)
         avcc = stream.codec_context.name == "h264" and (stream.codec_context.extradata or b"")[:1] == b"\x01"
-        try:
-            for packet in container.demux(stream):
-                if avcc and wanted is not None and packet.pts is not None and packet.size:
-                    number = _nearest(info.times, float(packet.pts * packet.time_base))
-                    if number not in wanted and is_disposable(packet):
-                        continue
-                for frame in packet.decode():
-                    number = order if frame.pts is None else _nearest(info.times, frame.time)
-                    order += 1
-                    if wanted is None or number in wanted:
-                        yield number, np.rot90(_to_rgb(frame), round(frame.rotation / 90))
-        except (av.FFmpegError, ValueError) as error:
-            raise MediaError(path, f"does not decode ({_reason(error)})") from error
+        for packet in container.demux(stream):
+            if avcc and wanted is not None and packet.pts is not None and packet.size:
+                number = _nearest(info.times, float(packet.pts * packet.time_base))
+                if number not in wanted and is_disposable(packet):
+                    continue
+            for frame in packet.decode():
+                number = order if frame.pts is None else _nearest(info.times, frame.time)
+                order += 1
+                if wanted is None or number in wanted:
+                    yield number, np.rot90(_to_rgb(frame), round(frame.rotation / 90))
 
 
 _reformatter = VideoReformatter()  # making one anew for every frame takes longer than its work
@@ -264,7 +254,7 @@ def read_audio(path: str, start: float, end: float) -> np.ndarray:
         return shards.open_clip(path).sound(start, end)
     length = round((end - start) * SAMPLE_RATE)
     window, filled = np.zeros(length, np.float32), 0
-    with _open(path) as container:
+    with blaming(path, "its sound does not decode"), _open(path) as container:
         if not container.streams.audio:
             raise MediaError(path, "has no audio track")
         stream = container.streams.audio[0]
@@ -273,22 +263,17 @@ def read_audio(path: str, start: float, end: float) -> np.ndarray:
             container.seek(int((start - SEEK_BACK) / stream.time_base), stream=stream)
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
         place = None  # where the next sample goes, in samples from the window's start
-        try:
-            for frame in chain(_on_grid(_decoded(container, stream, end), stream), [None]):  # None flushes
-                for out in resampler.resample(frame):
-                    samples = out.to_ndarray()[0]
-                    stamped = (
-                        place if out.pts is None else round((float(out.pts * out.time_base) - start) * SAMPLE_RATE)
-                    )
-                    if place is None or abs((stamped or 0) - place) > 0.02 * SAMPLE_RATE:  # a gap, not a rounding
-                        place = stamped or 0
-                    low, high = max(place, 0), min(place + len(samples), length)
-                    if high > low:
-                        window[low:high] = samples[low - place : high - place]
-                        filled = max(filled, high)
-                    place += len(samples)
-        except (av.FFmpegError, ValueError) as error:
-            raise MediaError(path, f"its sound does not decode ({_reason(error)})") from error
+        for frame in chain(_on_grid(_decoded(container, stream, end), stream), [None]):  # None flushes
+            for out in resampler.resample(frame):
+                samples = out.to_ndarray()[0]
+                stamped = place if out.pts is None else round((float(out.pts * out.time_base) - start) * SAMPLE_RATE)
+                if place is None or abs((stamped or 0) - place) > 0.02 * SAMPLE_RATE:  # a gap, not a rounding
+                    place = stamped or 0
+                low, high = max(place, 0), min(place + len(samples), length)
+                if high > low:
+                    window[low:high] = samples[low - place : high - place]
+                    filled = max(filled, high)
+                place += len(samples)
     if not filled:
         raise MediaError(path, f"has no sound between {start:.2f} and {end:.2f} s")
     return window[:filled]

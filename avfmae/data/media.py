@@ -1,6 +1,7 @@
 """What readers of media share: an error with the file's name, a video's clock, memory for frames, and which pictures nothing depends on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,19 @@ class MediaError(Exception):
 
     def __reduce__(self):  # crosses process borders whole
         return MediaError, (self.path, self.reason)
+
+
+@contextmanager
+def blaming(path: str, fault: str | Callable[[], str]) -> Iterator[None]:
+    """Whatever a library raises inside is the file's fault: broken files make them raise anything, IndexError and TypeError not excepted."""
+    try:
+        yield
+    except MediaError:
+        raise
+    except Exception as error:
+        said = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
+        reason = f"{type(error).__name__}: {said[0][:160]}" if said else type(error).__name__
+        raise MediaError(path, f"{fault if isinstance(fault, str) else fault()} ({reason})") from error
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,9 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, is_disposable
+from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, blaming, is_disposable
 
 STRIDE = 4  # frames from one that others depend on to the next
 KEY_INTERVAL = 32  # frames from one at which decoding can begin to the next
@@ -74,7 +73,7 @@ class Shard:
 
     def __init__(self, path: str):
         self.path = path
-        try:
+        with blaming(path, "is no shard of a prepared set"):
             if "://" in path:
                 import fsspec
 
@@ -85,13 +84,10 @@ class Shard:
                 file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed when the shard is forgotten)
                 self._read = lambda start, end: os.pread(file.fileno(), end - start, start)
                 index = Path(path).with_suffix(".index").read_bytes()
+        with blaming(path, "its index does not open"):
             self.index = load(index)
             header = json.loads(index[8 : 8 + int.from_bytes(index[:8], "little")])
             self.rows = json.loads(header["__metadata__"]["clips"])
-        except FileNotFoundError as error:
-            raise MediaError(path, f"is no shard of a prepared set ({error.filename or error} is missing)") from error
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
-            raise MediaError(path, f"its index does not open ({type(error).__name__}: {error})") from error
         self.places = {row["key"]: i for i, row in enumerate(self.rows)}
 
     def read(self, start: int, end: int) -> bytes:
@@ -100,10 +96,8 @@ class Shard:
         Raises:
             MediaError: they cannot be read, or are not there.
         """
-        try:
+        with blaming(self.path, "cannot be read"):
             data = self._read(start, end)
-        except (OSError, ValueError) as error:
-            raise MediaError(self.path, f"cannot be read ({type(error).__name__}: {error})") from error
         if len(data) != end - start:
             raise MediaError(self.path, f"is truncated: bytes {start} to {end} are not all there")
         return data
@@ -149,18 +143,15 @@ class StoredClip:
         begin, end = int(self.offset[needed[0]]), int(self.offset[needed[-1]] + self.size[needed[-1]])
         data = memoryview(self.shard.read(begin, end))
         decoder = _decoder(self.setup)
+        decoder.flush_buffers()  # of what a broken stream may have left
         pictures = _Pictures(rows, arena)
-        try:
+        with blaming(self.path, "does not decode"):
             for place in needed:
                 at = int(self.offset[place]) - begin
                 packet = av.Packet(data[at : at + int(self.size[place])])
                 packet.pts = int(self.number[place])
                 pictures.take(decoder.decode(packet))
             pictures.take(decoder.decode(None))
-            decoder.flush_buffers()
-        except (av.FFmpegError, ValueError, cv2.error) as error:
-            _decoder.cache_clear()
-            raise MediaError(self.path, f"does not decode ({type(error).__name__}: {error})") from error
         if pictures.missing:
             raise MediaError(self.path, f"frame {min(pictures.missing)} of {len(self.number)} does not decode")
         return pictures.out
