@@ -185,12 +185,9 @@ def stages(published: PublishedLoader, sets: dict[str, PretrainDataset], clips: 
             info = timed(side, "open", probe, clip.path)
             timed(side, "decode", read_frames, clip.path, first)
             timed(side, "sound", read_audio, clip.path, info.times[first[0]], info.times[first[0]] + 2.56)
-            batch = timed(side, "collate", dataset.collate, [dataset[(0, number)]])
+            sample = dataset[(0, number)]
+            batch = timed(side, "copy", dataset.collate, [sample])
             timed(side, "(device's part: filterbank)", preprocess, batch, dataset.cfg, True)
-    for name in ("mp4", "prepared"):  # collate was timed with the reading before it
-        s = spent[f"ours, {name}"]
-        reading = [sum(parts) for parts in zip(s["open"], s["decode"], s["sound"], strict=True)]
-        s["collate"] = [max(0.0, whole - read) for whole, read in zip(s["collate"], reading, strict=True)]
     return {side: {part: 1e3 * Timing.of(s).median for part, s in parts.items()} for side, parts in spent.items()}
 
 

@@ -43,7 +43,7 @@ class PlotConfig:
 
 def plot(run: PlotConfig) -> list[Path]:
     """Writes all pictures for which there are rows. Returns their paths."""
-    figures = {"bench_step": bars(run.results), "bench_kernels": roofline(run.results)}
+    figures = {"bench_step": bars(run.results), "bench_kernels": roofline(run.results), "bench_loader": reading(run.results)}
     written = []
     for name, figure in figures.items():
         if figure is not None:
@@ -65,6 +65,8 @@ def shown(name: str, folder: Path) -> dict[str, list[dict[str, str]]]:
     """The rows that a picture shows, by device: those of the newest run."""
     if name == "bench_kernels":
         return results.latest(results.read("kernels", folder))
+    if name == "bench_loader":
+        return results.latest(results.read("loader", folder), purpose="one core")
     return results.latest(results.read("step", folder), stage="pretrain")
 
 
@@ -119,6 +121,23 @@ def bars(folder: Path) -> Figure | None:
             axis.text(top, y, f" {s:.2f}{against}", va="center")
         axis.set(xlabel="clips/s" + ("; × the fastest HiCMAE as published" if published else ""), xlim=(0, speeds.max() * 1.3))
         axis.set_title(f"pre-training step, batch {rows[0]['batch']}, {device}", loc="left")
+    return figure
+
+
+def reading(folder: Path) -> Figure | None:
+    """Clips a second on one core, published and ours; a panel a device."""
+    devices = shown("bench_loader", folder)
+    if not devices:
+        return None
+    figure, axes = plt.subplots(len(devices), 1, figsize=(8, 0.9 + 0.42 * sum(map(len, devices.values()))), squeeze=False, layout="constrained")
+    for axis, (device, rows) in zip(axes[:, 0], devices.items(), strict=True):
+        speeds = np.array([float(r["clips_per_s"]) for r in rows])[::-1]
+        names = [r["side"] for r in rows][::-1]
+        axis.barh(names, speeds, color=[ORANGE if n == "published" else GREY if "GPU" in n else BLUE for n in names], height=0.7)
+        for y, speed in enumerate(speeds):
+            axis.text(speed, y, f" {speed:.0f}   {speed / speeds[names.index('published')]:.2f} ×", va="center")
+        axis.set(xlabel="clips/s on one core; × the published loader", xlim=(0, speeds.max() * 1.2))
+        axis.set_title(f"loading for pre-training, {device}", loc="left")
     return figure
 
 

@@ -3,16 +3,16 @@
 Columns: ``path`` (required), ``audio_path`` (sound from another file), ``start`` and ``end`` (seconds into the file),
 ``label`` (a class name, or numbers separated by spaces or commas for regression), ``split``, ``subject``, ``dataset``,
 ``face_x, face_y, face_w, face_h`` (pixels). Other columns are kept in the file and ignored here. Relative paths are
-relative to the manifest.
+relative to the manifest. The manifest, and clips of prepared sets, may lie at any URL that fsspec opens.
 """
 
 import csv
+import io
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-
-import pyarrow.parquet
 
 FACE = ("face_x", "face_y", "face_w", "face_h")
 
@@ -43,21 +43,20 @@ def read_manifest(path: str | os.PathLike) -> list[Clip]:
         FileNotFoundError: there is no such file.
         ValueError: a column is missing, a value is no number, or there are no rows; names file and row.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such manifest")
-    if path.suffix == ".parquet":
+    data, path = _read(path)
+    if str(path).endswith(".parquet"):
+        import pyarrow.parquet
+
         try:
-            rows = pyarrow.parquet.read_table(path).to_pylist()
+            rows = pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
         except Exception as error:
             raise ValueError(f"{path}: is no readable Parquet file ({error})") from error
     else:
         try:
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                if _is_released_list(file.readline()):
-                    return read_released_list(path)
-                file.seek(0)
-                rows = list(csv.DictReader(file))
+            text = data.decode("utf-8-sig")
+            if _is_released_list(text.partition("\n")[0]):
+                return read_released_list(path)
+            rows = list(csv.DictReader(io.StringIO(text, newline="")))
         except (UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{path}: is no readable CSV file ({error})") from error
     if not rows:
@@ -67,7 +66,24 @@ def read_manifest(path: str | os.PathLike) -> list[Clip]:
     return [_clip(i, row, path) for i, row in enumerate(rows)]
 
 
-def _clip(i: int, row: dict, manifest: Path) -> Clip:
+def _read(path: str | os.PathLike) -> tuple[bytes, Path | str]:
+    """A manifest's bytes, and its path or URL. A URL that has been a Path has lost a slash, which is put back."""
+    url = re.match(r"([a-z][a-z0-9+.-]+(?:::[a-z0-9+.-]+)*):/+(.+)", str(path))
+    if url is None:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such manifest")
+        return Path(path).read_bytes(), Path(path)
+    import fsspec
+
+    where = f"{url[1]}://{url[2]}"
+    try:
+        with fsspec.open(where) as file:
+            return file.read(), where
+    except (OSError, ImportError, ValueError) as error:
+        raise FileNotFoundError(f"{where}: cannot be opened ({type(error).__name__}: {error})") from error
+
+
+def _clip(i: int, row: dict, manifest: Path | str) -> Clip:
     row = {k: None if v is None or str(v).strip() == "" else str(v).strip() for k, v in row.items() if k is not None}
 
     def number(column: str) -> float | None:
@@ -79,7 +95,9 @@ def _clip(i: int, row: dict, manifest: Path) -> Clip:
 
     def resolve(column: str) -> str | None:
         value = row.get(column)
-        return None if value is None else str(manifest.parent / value)
+        if value is None or "://" in value:
+            return value
+        return f"{manifest.rpartition('/')[0]}/{value}" if isinstance(manifest, str) else str(manifest.parent / value)
 
     if row["path"] is None:
         raise ValueError(f"{manifest}, row {i + 1}: path is empty")
@@ -101,6 +119,8 @@ def write_manifest(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
         rows.append(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
+        import pyarrow.parquet
+
         table = pyarrow.table({c: [row[c] for row in rows] for c in COLUMNS})
         pyarrow.parquet.write_table(table, path)
         return

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from avfmae.data import shards
 from avfmae.data.manifest import Clip, read_manifest
 from avfmae.training.config import HeldOut, PSIConfig
 from avfmae.training.distributed import processes
@@ -96,8 +97,15 @@ def held_out_clips(held: HeldOut) -> list[Clip]:
 
 @cache
 def _digest(path: str) -> str:
+    """SHA-256 of a clip's file; of a prepared clip, of the file that it was made of."""
+    if shards.is_inside(path):
+        return shards.open_clip(path).row["source_sha256"]
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _place(clip: Clip) -> str:
+    return clip.path if "://" in clip.path else os.path.realpath(clip.path)
 
 
 def leaks(clips: Sequence[Clip], held: Sequence[Clip]) -> dict[int, str]:
@@ -105,22 +113,28 @@ def leaks(clips: Sequence[Clip], held: Sequence[Clip]) -> dict[int, str]:
 
     A subject is the same where its name is, unless both clips name their data sets and these differ.
     """
-    paths = {os.path.realpath(c.path): c for c in held}
+    paths = {_place(c) for c in held}
     sizes: dict[int, list[str]] = {}
     for path in paths:
         if os.path.isfile(path):
             sizes.setdefault(os.path.getsize(path), []).append(path)
+    # Of prepared clips the file's size is not known: where there are any, files are compared by their digests alone.
+    prepared = any(map(shards.is_inside, [*paths, *(c.path for c in clips)]))
+    digests = {_digest(path) for path in paths if shards.is_inside(path) or os.path.isfile(path)} if prepared else set()
     datasets: dict[str, set[str | None]] = {}  # of every held-out subject
     for c in held:
         if c.subject is not None:
             datasets.setdefault(c.subject, set()).add(c.dataset)
     found = {}
     for c in clips:
-        path = os.path.realpath(c.path)
+        path = _place(c)
         if path in paths:
             found[c.id] = f"{c.path} is a held-out clip"
         elif (sets := datasets.get(c.subject)) and (c.dataset is None or sets & {None, c.dataset}):
             found[c.id] = f"{c.path}: subject {c.subject} is held out"
+        elif prepared and (shards.is_inside(path) or os.path.isfile(path)):
+            if _digest(path) in digests:
+                found[c.id] = f"{c.path} is made of a held-out clip's file"
         elif os.path.isfile(path) and any(_digest(path) == _digest(p) for p in sizes.get(os.path.getsize(path), ())):
             found[c.id] = f"{c.path} is a copy of a held-out clip"
     return found

@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from pathlib import Path
 
 import av
 import cv2
@@ -13,7 +14,7 @@ from avfmae.config import ModelConfig
 from avfmae.data import shards
 from avfmae.data.dataset import ClipDataset, DataConfig
 from avfmae.data.decode import probe, read_audio, read_frames
-from avfmae.data.manifest import Clip
+from avfmae.data.manifest import Clip, read_manifest
 from avfmae.data.media import MediaError
 from avfmae.data.preprocess import preprocess
 
@@ -111,6 +112,13 @@ def test_a_url_serves_as_well_as_a_folder(stored):
         wanted = np.minimum(3 * np.arange(9), len(probe(here).times) - 1)
         assert np.array_equal(read_frames(here, wanted), read_frames(there, wanted))
     assert np.array_equal(read_audio(f"{stored[0]}/000000.tar/long", 1, 2), read_audio("memory://set/000000.tar/long", 1, 2))
+    memory.pipe("/set/manifest.csv", b"path,label\n000000.tar/long,joy\nmemory://set/000000.tar/short,\n")
+    for place in ("memory://set/manifest.csv", Path("memory://set/manifest.csv")):  # a Path has lost a slash
+        clips = read_manifest(place)
+        assert [c.path for c in clips] == [f"memory://set/000000.tar/{key}" for key in ("long", "short")]
+        assert all(len(probe(c.path).times) for c in clips)
+    with pytest.raises(FileNotFoundError, match=r"memory://nowhere/m\.csv: cannot be opened"):
+        read_manifest("memory://nowhere/m.csv")
 
 
 def test_size_and_quality_are_those_of_an_ordinary_encode():

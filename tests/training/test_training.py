@@ -1,7 +1,9 @@
 """The trainer: exact resumption, processes that equal one, steps that are not finite, groups and schedules."""
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +20,14 @@ import avfmae
 from avfmae.data.dataset import Batch, DataConfig
 from avfmae.data.demo import DemoSet, make_demo_set
 from avfmae.data.manifest import Clip, read_manifest, write_manifest
+from avfmae.data.prepare import PrepareConfig, prepare
 from avfmae.training.config import FinetuneConfig, HeldOut, OptimConfig, PretrainConfig, PSIConfig
 from avfmae.training.finetune import finetune
 from avfmae.training.logging import read_log
 from avfmae.training.mixing import mix
 from avfmae.training.optim import learning_rate, parameter_groups
 from avfmae.training.pretrain import pretrain
-from avfmae.training.psi import LabelMap, psi
+from avfmae.training.psi import LabelMap, leaks, psi
 from avfmae.training.splits import fold_of, make_splits
 
 TINY = avfmae.ModelConfig.preset("tiny")
@@ -392,6 +395,20 @@ def test_psi_refuses_what_the_target_holds_out(drawn, tmp_path):
     write_manifest(tmp_path / "copies.csv", [replace(clips[0], path=str(tmp_path / "copy.mp4"), subject=None)])
     with pytest.raises(ValueError, match="is a copy of a held-out clip"):
         psi(semantics(tmp_path / "copies.csv", tmp_path, HeldOut(drawn)))
+
+
+def test_prepared_clips_are_known_by_the_files_they_were_made_of(drawn, tmp_path):
+    """Under another name, prepared or not, on either side."""
+    clips = read_manifest(drawn)[:3]
+    copies = []
+    for clip in clips:
+        copies.append(tmp_path / "copies" / f"other-{clip.id}.mp4")
+        copies[-1].parent.mkdir(exist_ok=True)
+        shutil.copyfile(clip.path, copies[-1])
+    prepared = read_manifest(prepare(PrepareConfig(tmp_path / "copies", tmp_path / "set", detector="precropped")))
+    plain = [dataclasses.replace(clip, subject=None) for clip in read_manifest(drawn)[1:6]]
+    assert set(leaks(plain, prepared)) == {1, 2} and set(leaks(prepared, plain)) == {1, 2}
+    assert set(leaks(prepared, prepared[:1])) == {0}
 
 
 def test_psi_trains_on_what_is_left_and_fine_tuning_takes_it_up(drawn, tmp_path):
