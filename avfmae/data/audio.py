@@ -108,20 +108,21 @@ def filterbank(sound: Tensor, lengths: Tensor) -> Tensor:
     before = torch.cat([windows[..., :1], windows[..., :-1]], -1)
     windows = (windows - 0.97 * before) * torch.hann_window(SHORTEST, periodic=False, dtype=windows.dtype, device=sound.device)
     spectrum = torch.fft.rfft(windows, n=FFT)[..., :-1]  # the triangles end where the last bin lies
-    logs = ((spectrum.real.square() + spectrum.imag.square()).float() @ mel_triangles().to(sound.device)).clamp(min=torch.finfo(torch.float32).eps).log()
+    logs = ((spectrum.real.square() + spectrum.imag.square()).float() @ mel_triangles(sound.device)).clamp(min=torch.finfo(torch.float32).eps).log()
     valid = torch.arange(logs.shape[1], device=sound.device) < 1 + (lengths[:, None] - SHORTEST) // HOP
     return torch.where(valid[..., None], logs, 0)
 
 
-@lru_cache(maxsize=1)
-def mel_triangles(low: float = 20.0, high: float = SAMPLE_RATE / 2) -> Tensor:
-    """(256, 128): the weight of each bin of the spectrum in each band, the bands' corners even on the mel scale 1127·ln(1 + f/700)."""
+@lru_cache(maxsize=8)
+def mel_triangles(device: torch.device) -> Tensor:
+    """(256, 128): the weight of each bin of the spectrum in each band, whose corners are even on the mel scale 1127·ln(1 + f/700) from 20 Hz
+    to 8 kHz."""
 
     def mel(hertz: Tensor | float) -> Tensor:
         return 1127 * (1 + torch.as_tensor(hertz, dtype=torch.float64) / 700).log()
 
-    corners = torch.linspace(float(mel(low)), float(mel(high)), MELS + 2, dtype=torch.float64)
+    corners = torch.linspace(float(mel(20.0)), float(mel(SAMPLE_RATE / 2)), MELS + 2, dtype=torch.float64)
     bins = mel(torch.arange(FFT // 2) * (SAMPLE_RATE / FFT))[:, None]
     up = (bins - corners[:-2]) / (corners[1:-1] - corners[:-2])
     down = (corners[2:] - bins) / (corners[2:] - corners[1:-1])
-    return torch.minimum(up, down).clamp(min=0).float()
+    return torch.minimum(up, down).clamp(min=0).float().to(device)
