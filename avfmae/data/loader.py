@@ -25,9 +25,6 @@ class _Reader:
     dataset: ClipDataset
 
     def __call__(self):
-        import cv2
-
-        cv2.setNumThreads(1)
         return self.read
 
     def read(self, task: _Task, desk: Desk) -> Batch:

@@ -22,7 +22,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 from safetensors.numpy import load, save
 
@@ -183,6 +182,8 @@ class _Pictures:
         self.out = self.planes = None
 
     def take(self, frames: list[av.VideoFrame]) -> None:
+        import cv2  # here, so that training on a GPU does without it where no set is prepared
+
         for frame in frames:
             if frame.pts not in self.rows:
                 continue
@@ -190,6 +191,8 @@ class _Pictures:
             if self.out is None:
                 self.out = self.arena.place((sum(map(len, self.rows.values())), height, width, 3))
                 self.planes = np.empty(height * width * 3 // 2, np.uint8)  # as OpenCV wants them: without gaps
+            if self.out.shape[1:3] != (height, width):
+                raise ValueError(f"a frame has {width} x {height} pixels, others {self.out.shape[2]} x {self.out.shape[1]}")
             at = 0
             for plane in frame.planes:
                 pixels = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
