@@ -166,9 +166,10 @@ def look_at(clip: Clip, cfg: ModelConfig, margin: float) -> Look:
     window = sample_window(info, clip, 0.5, count, DataConfig(), spread=False)
     frames = read_frames(clip.path, window.frames)
     if shards.is_inside(clip.path):
-        row, source, face = shards.open_clip(clip.path).row, frames[count // 2], None
+        stored = shards.open_clip(clip.path)
+        row, source, face = stored.row, frames[count // 2], None
         within = augment.face_box(None, frames.shape[1:3])
-        flags, drift = row["flags"], row["drift"]
+        flags, drift = " ".join([*row["flags"].split(), *(f"damaged-{part}" for part in stored.damaged())]), row["drift"]
         if Path(row["source"]).exists():
             origin = probe(row["source"])
             place = int(np.abs(origin.times - row["source_start"] - info.times[window.frames[count // 2]]).argmin())

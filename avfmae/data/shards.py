@@ -10,6 +10,7 @@ decodes the chain of fourth frames, and of the others only those that it shows: 
 The stream is an ordinary one, which any player plays; other strides and counts only decode more of it.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -120,7 +121,8 @@ class StoredClip:
         mine = slice(*index["packets"][place : place + 2])
         self.offset, self.size, self.number, self.kind = (index[n][mine] for n in ("offset", "size", "number", "kind"))
         self.setup = index["setups"][slice(*index["setup"][place])].tobytes()
-        self.sound_at, self.samples = index["sound"][place].tolist()
+        self.members = index["members"][place].tolist()
+        self.sound_at, self.samples = self.members[2] + WAV_HEADER, max(0, self.members[3] - WAV_HEADER) // 2
         times = index["time"][mine]
         fps = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else float(self.row["fps"])
         self.info = VideoInfo(times, 0.0, fps, self.samples > 0, True, np.sort(self.number[self.kind == KEY]), "h264")
@@ -154,6 +156,15 @@ class StoredClip:
         if pictures.missing:
             raise MediaError(self.path, f"frame {min(pictures.missing)} of {len(self.number)} does not decode")
         return pictures.out
+
+    def damaged(self) -> list[str]:
+        """Which of ``"video"`` and ``"sound"`` are not the bytes that were stored."""
+        digests = {"video": self.row.get("video_sha256"), "sound": self.row.get("sound_sha256")}
+        begun, sizes = self.members[::2], self.members[1::2]
+        return [
+            name for (name, digest), start, size in zip(digests.items(), begun, sizes, strict=True)
+            if digest and hashlib.sha256(self.shard.read(start, start + size)).hexdigest() != digest
+        ]  # fmt: skip
 
     def sound(self, start: float, end: float) -> np.ndarray:
         """(samples,) float32 in -1..1, 16 kHz, between two times of the clip; shorter where the sound ends before.
@@ -281,7 +292,7 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
 
 def _index(samples: Sequence[Sample], starts: Sequence[dict[str, int]]) -> bytes:
     """The index of a shard whose members begin at ``starts``; see docs/data.md for its arrays."""
-    packets, columns, sound, setup, setups = [0], [], [], [], {}
+    packets, columns, members, setup, setups = [0], [], [], [], {}
     for sample, start in zip(samples, starts, strict=True):
         with av.open(io.BytesIO(sample.video)) as container:
             stream = container.streams.video[0]
@@ -298,14 +309,13 @@ def _index(samples: Sequence[Sample], starts: Sequence[dict[str, int]]) -> bytes
         end = len(b"".join(setups))
         begin = setups.setdefault(extradata, end)
         setup.append((begin, begin + len(extradata)))
-        samples_of_sound = 0 if sample.sound is None else (len(sample.sound) - WAV_HEADER) // 2
-        sound.append((start.get("wav", 0) + WAV_HEADER, samples_of_sound))
+        members.append((start["mp4"], len(sample.video), start.get("wav", 0), len(sample.sound or b"")))
     types = {"offset": np.int64, "size": np.int32, "number": np.int32, "kind": np.uint8, "time": np.float64}
     arrays = {
         name: np.concatenate([np.asarray(c[k], dtype) for c in columns]) if columns else np.zeros(0, dtype)
         for k, (name, dtype) in enumerate(types.items())
     }
-    arrays |= {"packets": np.array(packets, np.int64), "sound": np.array(sound, np.int64).reshape(-1, 2)}
+    arrays |= {"packets": np.array(packets, np.int64), "members": np.array(members, np.int64).reshape(-1, 4)}
     arrays |= {"setup": np.array(setup, np.int64).reshape(-1, 2), "setups": np.frombuffer(b"".join(setups), np.uint8).copy()}
     return save(arrays, {"clips": json.dumps([s.row for s in samples], ensure_ascii=False)})
 

@@ -1,5 +1,6 @@
 """The stored format: every frame is what decoding in order gives, few packets are needed, and any tool reads it."""
 
+import hashlib
 import io
 import tarfile
 from pathlib import Path
@@ -175,3 +176,18 @@ def test_what_is_missing_or_damaged_is_named(stored, tmp_path):
         read_frames(f"{tmp_path}/short.tar/long", [0, 190])
     with pytest.raises(MediaError, match="is truncated"):
         read_audio(f"{tmp_path}/short.tar/long", 1.0, 2.0)
+
+
+def test_damage_that_still_decodes_is_found_by_its_sum(stored, tmp_path):
+    for file in stored[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    key, sample = "long", stored[1]["long"]
+    digests = {"video_sha256": sample.video, "sound_sha256": sample.sound}
+    row = sample.row | {name: hashlib.sha256(data).hexdigest() for name, data in digests.items()}
+    shards.write_shard(tmp_path / "000000.tar", [shards.Sample(row, sample.video, sample.sound)])
+    clip = shards.open_clip(f"{tmp_path}/000000.tar/{key}")
+    assert clip.damaged() == []
+    with open(tmp_path / "000000.tar", "r+b") as file:
+        file.seek(clip.sound_at + 1000)
+        file.write(b"\x55\xaa")
+    assert clip.damaged() == ["sound"]
