@@ -40,4 +40,4 @@ def cropped_pixel(
             place = (frame * stored_h + row) * stored_w + column
             value += weight * tl.load(video + place * 3 + CHANNEL, mask=inside, other=0).to(tl.float32)
             total += weight
-    return value / tl.where(total > 0.0, total, 1.0)
+    return tl.floor(value / tl.where(total > 0.0, total, 1.0) + 0.501)  # crop.ROUNDING

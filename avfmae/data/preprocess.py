@@ -60,7 +60,7 @@ def preprocess(batch: "Batch", cfg: ModelConfig, fused: bool = False) -> "Batch"
         return batch
     video, boxes = raw.frames, raw.boxes
     if boxes is not None and not fused:
-        video, boxes = crop_clips(video, boxes, cfg.video.size[1:], raw.filter).round().byte(), None
+        video, boxes = crop_clips(video, boxes, cfg.video.size[1:], raw.filter), None
     if raw.draws is not None and video is not None:
         video = augment.apply(video, raw.draws)
     audio = None

@@ -36,7 +36,7 @@ def gather_patches(
     the gathered places only. No gradient flows to ``video``.
 
     With ``boxes`` the clip that is cut into tubelets is each stored clip's box at ``size``, as :func:`avfmae_kernels.crop.crop_clips`
-    gives it (bilinear): its pixels are resampled where they are gathered, and the cropped clip never exists.
+    gives it (bilinear, rounded to levels): its pixels are resampled where they are gathered, and the cropped clip never exists.
 
     Floor: bytes. It reads B·N·3·pt·ph·pw bytes once and writes as many numbers of ``dtype``.
     Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``make bench``): the C++ kernel is 8 times as fast as the reference, at

@@ -20,7 +20,6 @@ def patch_targets(
     Returns:
         (B, N, P): numbers of a patch in the order (time, row, column, channel). Rows of tokens outside the source are NaN.
     """
-    scale = 255 if source.dtype == torch.uint8 else 1
     if boxes is not None:
         source = crop_clips(source, boxes, size)
     if source.ndim == 4:
@@ -30,8 +29,8 @@ def patch_targets(
         x = rearrange(source, "b (t pt) (h ph) (w pw) c -> b (t h w) c pt (ph pw)", pt=pt, ph=ph, pw=pw)
     outside = (index < 0) | (index >= x.shape[1])
     x = x[torch.arange(len(x), device=x.device)[:, None], index.masked_fill(outside, 0)]  # (B, N, c, pt, S)
-    if scale != 1:
-        x = x.float() / scale
+    if source.dtype == torch.uint8:
+        x = x.float() / 255
     pixels = x.flatten(3)
     x = (x - pixels.mean(-1)[..., None, None]) / (pixels.std(-1)[..., None, None] + 1e-6)
     x = torch.cat([x[:, :, :, :1], x.diff(dim=3)], dim=3)  # every frame but the first: what changed

@@ -2,7 +2,8 @@
 // resize, as wide as a step of the output where that shrinks, so that nothing aliases (Pillow's resize with a box).
 //
 // Output place i of an axis lies at c = begin + (i + 1/2)·step of the stored frame, whose pixel k is at k + 1/2. With
-// w = max(1, step) the pixels within w of c have the weights 1 - |k + 1/2 - c| / w, divided by their sum.
+// w = max(1, step) the pixels within w of c have the weights 1 - |k + 1/2 - c| / w, divided by their sum. The mean is
+// rounded to a level, as a clip that was cropped and stored would be.
 #pragma once
 
 #include <algorithm>
@@ -11,6 +12,10 @@
 #include "common/patches.h"
 
 namespace avfmae {
+
+// A little more than a half: means that lie half-way, which boxes of simple proportions give often, go up whatever the
+// order in which they were added up.
+AVFMAE_HD float to_level(float mean) { return floorf(mean + 0.501f); }
 
 struct CropAxis {
   float begin, step, width;

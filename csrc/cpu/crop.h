@@ -66,6 +66,7 @@ class CroppedTubelet {
     for (int i = 0; i < width; ++i) out[i] = weight[0] * lines[i];
     for (int k = 1; k < taps_y_; ++k)
       for (int i = 0; i < width; ++i) out[i] += weight[k] * lines[k * width + i];
+    for (int i = 0; i < width; ++i) out[i] = to_level(out[i]);
   }
 
   PatchGrid grid_;

@@ -26,7 +26,7 @@ __device__ __forceinline__ void cropped_pixel(const uint8_t* __restrict__ clip, 
       for (int c = 0; c < kChannels; ++c) out[c] += w * static_cast<float>(line[k * kChannels + c]);
     }
   }
-  for (int c = 0; c < kChannels; ++c) out[c] /= total;
+  for (int c = 0; c < kChannels; ++c) out[c] = to_level(out[c] / total);
 }
 
 }  // namespace avfmae

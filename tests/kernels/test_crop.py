@@ -17,6 +17,7 @@ CASES = {  # stored frames, boxes, size of the crop
     "larger": ((40, 30), [(3.0, 4.0, 20.0, 35.0), (10.0, 1.5, 30.0, 8.0)], (48, 32)),
     "as it is": ((32, 48), [(0.0, 0.0, 48.0, 32.0), (0.0, 0.0, 48.0, 32.0)], (32, 48)),
 }
+ROUNDED = 1e-3  # relative; of ten thousand means a few lie so near the border of two levels that float32 rounds them the other way
 each_case = pytest.mark.parametrize(("stored", "boxes", "size"), CASES.values(), ids=CASES)
 
 
@@ -38,7 +39,7 @@ def by_hand(video, boxes, size):
                 lines.append(np.tensordot(frame, weights / weights.sum(), (axis, 0)))
             frame = np.stack(lines, axis)
         out[b] = frame
-    return torch.from_numpy(out)
+    return torch.from_numpy(np.floor(out + 0.501))
 
 
 @each_case
@@ -47,20 +48,21 @@ def test_is_pillows_resize(stored, boxes, size, filter):
     """Pillow rounds to whole levels after its first pass and after its second: one level apart at most, bicubic two, where the
     first rounding is weighted by taps whose sizes add up to more than 1."""
     video = clip(stored)
-    got = crop_clips(video, torch.tensor(boxes), size, filter).round().clamp(0, 255)
+    got = crop_clips(video, torch.tensor(boxes), size, filter).int()
     resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[filter]
     want = torch.stack([
         torch.stack([torch.from_numpy(np.array(Image.fromarray(f.numpy()).resize(size[::-1], resample, box=box))) for f in clip_])
         for clip_, box in zip(video, boxes, strict=True)
     ])  # fmt: skip
-    difference = (got - want.float()).abs()
-    assert difference.max() <= (1 if filter == "bilinear" else 2) and difference.mean() < 0.3
+    difference = (got - want.int()).abs()
+    assert difference.max() <= (1 if filter == "bilinear" else 2) and difference.float().mean() < 0.3
 
 
 def test_a_box_from_right_to_left_mirrors():
     video, box = clip((30, 40)), torch.tensor([[3.0, 2.0, 35.5, 28.0]] * 2)
     mirrored = crop_clips(video, box[:, [2, 1, 0, 3]], (16, 24))
-    assert torch.allclose(mirrored, crop_clips(video, box, (16, 24)).flip(3), atol=1e-3)
+    difference = (mirrored.int() - crop_clips(video, box, (16, 24)).flip(3).int()).abs()
+    assert difference.max() <= 1 and difference.float().mean() < 1e-3
 
 
 def test_several_boxes_of_one_clip():
@@ -89,7 +91,7 @@ def check_gather(implementation, stored, boxes, size, device="cpu"):
     with K.use(implementation):
         got = K.gather_patches(video.to(device), index.to(device), patch, boxes=torch.tensor(boxes, device=device), size=size)
     want = gather.expected(by_hand(video, boxes, size), index, patch)
-    assert want.norm() > 1 and (got.cpu().double() - want).norm() <= 1e-5 * want.norm()
+    assert want.norm() > 1 and (got.cpu().double() - want).norm() <= ROUNDED * want.norm()
 
 
 def check_loss(implementation, stored, boxes, size, device="cpu"):
@@ -101,8 +103,8 @@ def check_loss(implementation, stored, boxes, size, device="cpu"):
         got = K.masked_patch_loss(pred, video.to(device), index.to(device), weight.to(device), patch, torch.tensor(boxes, device=device), size)
         got.backward()
     want, gradient = loss.expected(pred, by_hand(video, boxes, size), index, weight, patch)
-    assert abs(float(got.detach()) - float(want)) <= 1e-5 * float(want)
-    assert (pred.grad.cpu().double() - gradient).norm() <= 1e-5 * gradient.norm()
+    assert abs(float(got.detach()) - float(want)) <= ROUNDED * float(want)
+    assert (pred.grad.cpu().double() - gradient).norm() <= ROUNDED * gradient.norm()
 
 
 TRITON_CASES = """

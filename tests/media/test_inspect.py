@@ -1,0 +1,57 @@
+"""The page of what the model sees: a picture a clip that can be read, a reason for each that cannot, and the facts beside."""
+
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from avfmae.config import ModelConfig
+from avfmae.data.manifest import read_manifest
+from avfmae.data.prepare import PrepareConfig, prepare
+from avfmae.inspect import InspectConfig, inspect, look_at
+
+
+@pytest.fixture(scope="module")
+def prepared(media, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inspected")
+    lines = ["path", *(media[n] for n in ("good_mp4", "silent_mp4", "click_mp4", "empty_mp4"))]
+    (folder / "clips.csv").write_text("\n".join(lines))
+    return prepare(PrepareConfig(folder / "clips.csv", folder / "set", detector="precropped", size=64)).parent
+
+
+def test_single_videos_good_and_bad(media, tmp_path):
+    names = ("good_mp4", "good_mpg", "silent_mp4", "short_mp4", "truncated_mp4", "empty_mp4", "text_mp4", "missing")
+    path = inspect(InspectConfig(tuple(media[n] for n in names), tmp_path, preset="tiny"))
+    text = path.read_text()
+    assert len(list((tmp_path / "pictures").iterdir())) == text.count("<img") == 4
+    for name in names:
+        assert media[name] in text
+    for words in ("the file is empty", "no such file", "no readable media file", "no-audio"):
+        assert words in text
+    picture = np.asarray(Image.open(tmp_path / "pictures" / "clip-000000.png").convert("RGB"))
+    assert picture.std() > 20  # something is drawn
+
+
+def test_a_set_is_sampled_and_summed_up(prepared, tmp_path):
+    text = inspect(InspectConfig((prepared,), tmp_path, preset="tiny", clips=2)).read_text()
+    assert text.count("<img") == 2 and "3 clips, 0.00 hours" in text
+    assert re.search(r"no-audio</td><td>1<", text) and "set aside: the file is empty" in text
+
+
+def test_what_is_shown_is_what_the_model_gets(prepared):
+    cfg = ModelConfig.preset("tiny")
+    clips = read_manifest(prepared / "manifest.csv")
+    look = look_at(clips[2], cfg, 0.3)
+    assert look.frames.shape == (16, 64, 64, 3) and look.spectrogram.shape == (256, 128)
+    assert np.allclose(np.diff(look.times), 0.16, atol=0.011) and look.span[0] == pytest.approx(look.times[0])
+    heard = np.flatnonzero(np.nan_to_num(look.spectrogram, nan=-99).max(1) > -8)
+    assert abs(look.span[0] + heard[0] / 100 - 1.5) < 0.03  # the click is drawn where it is heard
+    assert np.isnan(look_at(clips[1], cfg, 0.3).spectrogram).all()
+
+
+def test_wrong_sources_are_named(tmp_path):
+    with pytest.raises(ValueError, match="give videos, a prepared set"):
+        inspect(InspectConfig((), tmp_path))
+    with pytest.raises(ValueError, match="holds no videos"):
+        inspect(InspectConfig((tmp_path,), tmp_path / "out"))
