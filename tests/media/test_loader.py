@@ -1,10 +1,10 @@
 """What a run reads: every clip once, whoever reads it, wherever the run is broken off; and clips at which a decoder hangs or dies."""
 
 import os
-import time
 
 import numpy as np
 import pytest
+from misbehaviour import Troubled
 from test_shards import talking
 
 from avfmae.config import ModelConfig
@@ -71,17 +71,6 @@ def test_lots_of_shards_are_shuffled_inside_and_outside(stored):
     first, second = (plans(stored, 1)[0].order(epoch) for epoch in (0, 1))
     assert not np.array_equal(first, second) and np.array_equal(first, plans(stored, 1)[0].order(0))
     assert np.abs(np.diff(first)).mean() > 3
-
-
-class Troubled(ClipDataset):
-    """Reads clips, but hangs at some and dies of others."""
-
-    def read(self, clip, epoch):
-        if clip.id == 5:
-            time.sleep(600)
-        if clip.id == 9:
-            os.kill(os.getpid(), 11)
-        return super().read(clip, epoch)
 
 
 def test_a_clip_at_which_a_decoder_hangs_or_dies_is_quarantined_and_replaced(stored):

@@ -1,48 +1,12 @@
 """Processes that hang, die, fail or are replaced, and tensors that come back whole."""
 
 import os
-import time
-from dataclasses import dataclass
 
 import pytest
 import torch
+from misbehaviour import make_misbehave, never_starts
 
 from avfmae.data.workers import LEASES, Lost, Workers
-
-
-@dataclass
-class Tensors:
-    """Something with tensors in it."""
-
-    a: torch.Tensor
-    b: torch.Tensor
-    name: str
-
-    def map(self, function):
-        return Tensors(function(self.a), function(self.b), self.name)
-
-
-def misbehave(task, desk):
-    """Does what the task says."""
-    what, number = task
-    desk.note(number)
-    if what == "hang":
-        time.sleep(600)
-    if what == "die":
-        os.kill(os.getpid(), 11)
-    if what == "fail":
-        raise KeyError("no such thing")
-    if what == "in place":
-        there = torch.from_numpy(desk.empty((number, 5)))
-        there[:] = number % 251
-        return Tensors(there, torch.full((3,), number), what)
-    if what == "tensors":
-        return Tensors(torch.full((number, 3), number % 256, dtype=torch.uint8), torch.arange(number).float()[None], what)
-    return what, number, os.getpid()
-
-
-def make_misbehave():
-    return misbehave
 
 
 def run(tasks, count=2, **options):
@@ -125,10 +89,6 @@ def test_no_process_and_no_file_is_left():
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-
-
-def never_starts():
-    os._exit(3)
 
 
 def test_processes_that_cannot_start_are_no_fault_of_the_files():
