@@ -8,6 +8,7 @@ from avfmae_kernels.adamw import adamw, gradient_norm
 from avfmae_kernels.add_layer_norm import add_layer_norm, join_add_layer_norm, split_add_layer_norm
 from avfmae_kernels.arguments import fits_a_tile
 from avfmae_kernels.assemble_tokens import assemble_tokens
+from avfmae_kernels.crop_clips import crop_clips
 from avfmae_kernels.cross_attention import cross_attention
 from avfmae_kernels.dispatch import explain, plain, use
 from avfmae_kernels.gated_sum import gated_sum
@@ -22,6 +23,7 @@ __all__ = [
     "add_layer_norm",
     "assemble_tokens",
     "choose_tokens",
+    "crop_clips",
     "cross_attention",
     "cross_attention_linear",
     "explain",

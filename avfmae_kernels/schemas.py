@@ -9,6 +9,7 @@ import torch
 
 SCHEMAS = {
     "gather_patches": "(Tensor video, Tensor index, int[] patch, float[] mean, float[] std, ScalarType dtype, Tensor? boxes=None, int[] size=[]) -> Tensor",
+    "crop_clips": "(Tensor video, Tensor boxes, int[] size, bool bicubic) -> Tensor",
     "masked_patch_loss": (
         "(Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] size=[]) -> Tensor"
     ),
@@ -43,12 +44,16 @@ SCHEMAS = {
     ),
 }
 
-WITHOUT_TRITON = {"gradient_norm", "adamw"}  # on a GPU torch's own multi-tensor kernels do it
+WITHOUT_TRITON = {"gradient_norm", "adamw", "crop_clips"}  # on a GPU torch's own kernels do it
 
 
 def gather_patches(video, index, patch, mean, std, dtype, boxes=None, size=()):
     pt, ph, pw = patch
     return video.new_empty((*index.shape, 3 * pt * ph * pw), dtype=dtype)
+
+
+def crop_clips(video, boxes, size, bicubic):
+    return video.new_empty((len(boxes), video.shape[1], *size, 3))
 
 
 def masked_patch_loss(pred, source, index, scored, patch, boxes=None, size=()):

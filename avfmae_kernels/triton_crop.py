@@ -1,4 +1,4 @@
-"""A pixel of a cropped clip in Triton, straight from the stored frames (the maths: :func:`avfmae_kernels.crop.resample_weights`)."""
+"""A pixel of a cropped clip in Triton, straight from the stored frames (the maths: :func:`avfmae_kernels.crop_clips.reference.resample_weights`)."""
 
 import math
 
@@ -17,7 +17,7 @@ def _axis(begin, end, place, size, stored):
     """Centre and half width of a place's filter, and its first pixel."""
     step = (end - begin) / size
     centre = begin + (place.to(tl.float32) + 0.5) * step
-    width = tl.maximum(step, 1.0)
+    width = tl.maximum(tl.abs(step), 1.0)
     return centre, width, tl.maximum((centre - width + 0.5).to(tl.int32), 0)
 
 
@@ -40,4 +40,4 @@ def cropped_pixel(
             place = (frame * stored_h + row) * stored_w + column
             value += weight * tl.load(video + place * 3 + CHANNEL, mask=inside, other=0).to(tl.float32)
             total += weight
-    return tl.floor(value / tl.where(total > 0.0, total, 1.0) + 0.501)  # crop.ROUNDING
+    return tl.floor(value / tl.where(total > 0.0, total, 1.0) + 0.501)  # crop_clips.reference.ROUNDING

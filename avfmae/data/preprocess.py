@@ -13,7 +13,7 @@ from torch import Tensor
 from avfmae.config import ModelConfig
 from avfmae.data import augment
 from avfmae.data.audio import model_inputs, roll_mag
-from avfmae_kernels.crop import crop_clips
+from avfmae_kernels import crop_clips
 
 if TYPE_CHECKING:
     from avfmae.data.dataset import Batch

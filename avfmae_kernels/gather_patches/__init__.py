@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avfmae_kernels.crop import check_boxes
+from avfmae_kernels.crop_clips import check_boxes
 from avfmae_kernels.dispatch import TRITON_USABLE, call
 from avfmae_kernels.gather_patches.reference import gather_patches as reference
 
@@ -35,7 +35,7 @@ def gather_patches(
     so that ``out @ weight.flatten(1).T`` is the strided Conv3d with that weight (AVF-MAE++, data embedding of §3.1) at
     the gathered places only. No gradient flows to ``video``.
 
-    With ``boxes`` the clip that is cut into tubelets is each stored clip's box at ``size``, as :func:`avfmae_kernels.crop.crop_clips`
+    With ``boxes`` the clip that is cut into tubelets is each stored clip's box at ``size``, as :func:`avfmae_kernels.crop_clips`
     gives it (bilinear, rounded to levels): its pixels are resampled where they are gathered, and the cropped clip never exists.
 
     Floor: bytes. It reads B·N·3·pt·ph·pw bytes once and writes as many numbers of ``dtype``.

@@ -4,7 +4,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from avfmae_kernels.crop import crop_clips
+from avfmae_kernels.crop_clips.reference import crop_clips
 
 
 def gather_patches(

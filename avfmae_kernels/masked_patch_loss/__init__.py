@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from avfmae_kernels.crop import check_boxes
+from avfmae_kernels.crop_clips import check_boxes
 from avfmae_kernels.dispatch import TRITON_USABLE, call, register_gradient
 from avfmae_kernels.masked_patch_loss import reference
 
@@ -32,7 +32,7 @@ def masked_patch_loss(
 
     .. math:: loss = \sum_n w_n \frac{1}{P} \sum_p (pred_{n,p} - \hat x_{n,p})^2.
 
-    With ``boxes`` the clip is each stored clip's box at ``size``, as :func:`avfmae_kernels.crop.crop_clips` gives it (bilinear).
+    With ``boxes`` the clip is each stored clip's box at ``size``, as :func:`avfmae_kernels.crop_clips` gives it (bilinear).
     Tokens of weight 0 are neither read nor compared. Gradient flows to ``pred`` and to ``weight``.
 
     Floor: bytes. Forward reads the predictions and the source's patches once; backward the same, and writes the gradient.

@@ -1,8 +1,8 @@
-// A clip of stored frames seen through a box, at the size that the model looks at: the triangle filter of a bilinear
+// A clip of stored frames seen through a box, at the size that the model looks at: the filter of a bilinear or bicubic
 // resize, as wide as a step of the output where that shrinks, so that nothing aliases (Pillow's resize with a box).
 //
 // Output place i of an axis lies at c = begin + (i + 1/2)·step of the stored frame, whose pixel k is at k + 1/2. With
-// w = max(1, step) the pixels within w of c have the weights 1 - |k + 1/2 - c| / w, divided by their sum. The mean is
+// s = max(1, |step|) the pixels have the filter's weights at |k + 1/2 - c| / s, divided by their sum. The mean is
 // rounded to a level, as a clip that was cropped and stored would be.
 #pragma once
 
@@ -18,8 +18,9 @@ namespace avfmae {
 AVFMAE_HD float to_level(float mean) { return floorf(mean + 0.501f); }
 
 struct CropAxis {
-  float begin, step, width;
-  int size;  // pixels of the stored frame
+  float begin, step, scale, width;  // the filter reaches `width` to both sides
+  int size;                         // pixels of the stored frame
+  bool cubic;
 
   AVFMAE_HD float centre(int64_t place) const { return begin + (static_cast<float>(place) + 0.5f) * step; }
   AVFMAE_HD int first(float c) const {
@@ -31,8 +32,10 @@ struct CropAxis {
     return k > size ? size : k;
   }
   AVFMAE_HD float weight(float c, int k) const {
-    const float distance = fabsf(static_cast<float>(k) + 0.5f - c) / width;
-    return distance < 1 ? 1 - distance : 0;
+    const float x = fabsf(static_cast<float>(k) + 0.5f - c) / scale;
+    if (!cubic) return x < 1 ? 1 - x : 0;
+    if (x < 1) return (1.5f * x - 2.5f) * x * x + 1;  // Keys, a = -1/2
+    return x < 2 ? ((2.5f - 0.5f * x) * x - 4) * x + 2 : 0;
   }
 };
 
@@ -40,12 +43,12 @@ struct CropAxis {
 struct Crop {
   CropAxis y, x;
 
-  AVFMAE_HD Crop(const float* box, int64_t stored_h, int64_t stored_w, const PatchGrid& grid)
-      : y(axis(box[1], box[3], stored_h, grid.H)), x(axis(box[0], box[2], stored_w, grid.W)) {}
+  AVFMAE_HD Crop(const float* box, int64_t stored_h, int64_t stored_w, const PatchGrid& grid, bool cubic = false)
+      : y(axis(box[1], box[3], stored_h, grid.H, cubic)), x(axis(box[0], box[2], stored_w, grid.W, cubic)) {}
 
-  AVFMAE_HD static CropAxis axis(float begin, float end, int64_t stored, int64_t places) {
-    const float step = (end - begin) / static_cast<float>(places);
-    return {begin, step, step > 1 ? step : 1, static_cast<int>(stored)};
+  AVFMAE_HD static CropAxis axis(float begin, float end, int64_t stored, int64_t places, bool cubic) {
+    const float step = (end - begin) / static_cast<float>(places), scale = fabsf(step) > 1 ? fabsf(step) : 1;
+    return {begin, step, scale, cubic ? 2 * scale : scale, static_cast<int>(stored), cubic};
   }
 };
 

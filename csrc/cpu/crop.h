@@ -1,6 +1,7 @@
 // A tubelet of a cropped clip on the CPU: rows first, then columns, in memory that stays in the cache.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "common/crop.h"
@@ -8,6 +9,8 @@
 
 namespace avfmae {
 namespace {  // the clones of a function belong to one file
+
+inline float level_range(float x) { return std::min(std::max(x, 0.0f), 255.0f); }
 
 class CroppedTubelet {
  public:
@@ -43,7 +46,9 @@ class CroppedTubelet {
   }
 
   void resample(const uint8_t* frame, int64_t line, float* out) {
-    const int width = grid_.pw * kChannels, top = first_y_[0], bottom = first_y_[grid_.ph - 1] + taps_y_;
+    const int width = grid_.pw * kChannels;
+    const auto [lowest, highest] = std::minmax_element(first_y_.begin(), first_y_.end());
+    const int top = *lowest, bottom = *highest + taps_y_;
     squeezed_.resize((bottom - top) * width);
     for (int k = top; k < bottom; ++k) squeeze(frame + k * line, squeezed_.data() + (k - top) * width);
     for (int i = 0; i < grid_.ph; ++i) stack(squeezed_.data() + (first_y_[i] - top) * width, &weights_y_[i * taps_y_], out + i * width);
@@ -57,7 +62,7 @@ class CroppedTubelet {
       float sum[kChannels] = {};
       for (int k = 0; k < taps_x_; ++k)
         for (int c = 0; c < kChannels; ++c) sum[c] += weight[k] * static_cast<float>(pixel[k * kChannels + c]);
-      for (int c = 0; c < kChannels; ++c) out[i * kChannels + c] = sum[c];
+      for (int c = 0; c < kChannels; ++c) out[i * kChannels + c] = level_range(sum[c]);  // a cubic overshoots
     }
   }
 
@@ -66,7 +71,7 @@ class CroppedTubelet {
     for (int i = 0; i < width; ++i) out[i] = weight[0] * lines[i];
     for (int k = 1; k < taps_y_; ++k)
       for (int i = 0; i < width; ++i) out[i] += weight[k] * lines[k * width + i];
-    for (int i = 0; i < width; ++i) out[i] = to_level(out[i]);
+    for (int i = 0; i < width; ++i) out[i] = to_level(level_range(out[i]));
   }
 
   PatchGrid grid_;

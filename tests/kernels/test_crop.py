@@ -9,7 +9,7 @@ from backends import each_backend, interpret, require
 from PIL import Image
 
 import avfmae_kernels as K
-from avfmae_kernels.crop import crop_clips
+from avfmae_kernels import crop_clips
 
 CASES = {  # stored frames, boxes, size of the crop
     "smaller": ((176, 176), [(10.0, 20.0, 126.5, 136.25), (0.0, 0.0, 176.0, 176.0)], (160, 160)),
@@ -43,12 +43,15 @@ def by_hand(video, boxes, size):
 
 
 @each_case
+@each_backend
 @pytest.mark.parametrize("filter", ["bilinear", "bicubic"])
-def test_is_pillows_resize(stored, boxes, size, filter):
+def test_is_pillows_resize(filter, implementation, device, stored, boxes, size):
     """Pillow rounds to whole levels after its first pass and after its second: one level apart at most, bicubic two, where the
     first rounding is weighted by taps whose sizes add up to more than 1."""
     video = clip(stored)
-    got = crop_clips(video, torch.tensor(boxes), size, filter).int()
+    require("crop_clips", implementation, device)
+    with K.use(implementation):
+        got = crop_clips(video.to(device), torch.tensor(boxes, device=device), size, filter).cpu().int()
     resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[filter]
     want = torch.stack([
         torch.stack([torch.from_numpy(np.array(Image.fromarray(f.numpy()).resize(size[::-1], resample, box=box))) for f in clip_])
@@ -58,10 +61,13 @@ def test_is_pillows_resize(stored, boxes, size, filter):
     assert difference.max() <= (1 if filter == "bilinear" else 2) and difference.float().mean() < 0.3
 
 
-def test_a_box_from_right_to_left_mirrors():
+@pytest.mark.parametrize("implementation", ["reference", "cpp"])
+def test_a_box_from_right_to_left_mirrors(implementation):
+    require("crop_clips", implementation, "cpu")
     video, box = clip((30, 40)), torch.tensor([[3.0, 2.0, 35.5, 28.0]] * 2)
-    mirrored = crop_clips(video, box[:, [2, 1, 0, 3]], (16, 24))
-    difference = (mirrored.int() - crop_clips(video, box, (16, 24)).flip(3).int()).abs()
+    with K.use(implementation):
+        mirrored, upright = crop_clips(video, box[:, [2, 1, 0, 3]], (16, 24)), crop_clips(video, box, (16, 24))
+    difference = (mirrored.int() - upright.flip(3).int()).abs()
     assert difference.max() <= 1 and difference.float().mean() < 1e-3
 
 
@@ -140,3 +146,26 @@ def test_wrong_boxes_are_named(change, words):
     with pytest.raises(ValueError) as caught:
         K.gather_patches(clip((32, 48)), torch.zeros(2, 1, dtype=torch.int64), **arguments)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"video": torch.zeros(2, 4, 8, 8, 3)}, "video: got torch.float32 (2, 4, 8, 8, 3)"),
+        ({"video": torch.zeros(0, 4, 8, 8, 3, dtype=torch.uint8)}, "not empty"),
+        ({"boxes": torch.zeros(3, 4)}, "boxes: got torch.float32 (3, 4), expected torch.float32 (a multiple of 2, 4)"),
+        ({"size": (0, 8)}, "size: got (0, 8), expected (H, W)"),
+        ({"filter": "nearest"}, "filter: got 'nearest', expected one of bilinear, bicubic"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else None,
+)
+def test_wrong_arguments_of_crops_are_named(change, words):
+    arguments = {"video": clip((8, 8)), "boxes": torch.tensor([[0.0, 0, 8, 8]] * 2), "size": (8, 8)} | change
+    with pytest.raises(ValueError) as caught:
+        crop_clips(**arguments)
+    assert words in str(caught.value)
+
+
+def test_opcheck():
+    require("crop_clips", "cpp", "cpu")
+    torch.library.opcheck(torch.ops.avfmae.crop_clips.default, (clip((30, 40)), torch.tensor([[1.0, 2, 33, 27]] * 4), [16, 8], True))
