@@ -17,14 +17,13 @@ from avfmae.data import augment, shards
 from avfmae.data.audio import SHORTEST
 from avfmae.data.decode import probe, read_audio, read_frames
 from avfmae.data.manifest import Clip
-from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo
+from avfmae.data.media import LARGEST_WHOLE, SAMPLE_RATE, Arena, MediaError, VideoInfo
 from avfmae.data.preprocess import Raw
 from avfmae.masking import DualMask
 from avfmae_kernels import random_bits
 
 REPLACEMENT, ORDER = 16, 17  # streams of random numbers; 0 to 3 are the masks'
 ATTEMPTS = 16  # replacements that are tried for one bad clip
-LARGEST_UNCUT = 256 * 256  # pixels; of larger frames only the crop leaves the worker
 
 
 @dataclass
@@ -190,15 +189,16 @@ class Sample:
     """One clip as it was read, before it is put into a batch.
 
     Attributes:
-        windows: of frames, each (T, H, W, 3) uint8, V of them (1 in training); None where the model does not look.
-        boxes: of each window's crops, in order.
+        windows: of frames, each (T, H, W, 3) uint8, V of them (1 in training); None where the model does not look. Large ones are
+            kept as their crops, in the model's size.
+        boxes: of each window's crops, in order; None: they are crops.
         sounds: (samples,) float32 of each window, or None.
         draw: what training with labels does to it. shift, gain: what pre-training does to its sound.
     """
 
     clip: Clip
     windows: list[np.ndarray] | None
-    boxes: list[augment.Box]
+    boxes: list[augment.Box] | None
     sounds: list[np.ndarray] | None
     draw: augment.Draw | None = None
     shift: int = 0
@@ -294,8 +294,13 @@ class ClipDataset:
                 sample.sounds.append(read_window_audio(clip, info, window, self.data.missing_audio))
             if sample.windows is not None:
                 decoded = read_frames(clip.path, window.frames, arena=self.arena)
-                sample.windows.append(decoded)
-                sample.boxes += [self.box(decoded, clip, crop, rng) for crop in range(crops)]
+                boxes = [self.box(decoded, clip, crop, rng) for crop in range(crops)]
+                if decoded[0, ..., 0].size > LARGEST_WHOLE:
+                    sample.windows += self.crops([decoded], boxes)
+                    sample.boxes = None
+                else:
+                    sample.windows.append(decoded)
+                    sample.boxes += boxes
         if self.purpose == "pretrain" and sample.sounds is not None:
             length = len(sample.sounds[0])
             sample.shift, sample.gain = int(rng.integers(length)) if self.data.roll else 0, float(rng.beta(10, 10) + 0.5)
@@ -315,24 +320,33 @@ class ClipDataset:
         # The crop comes before RandAugment, on a tenth of the pixels, and not after it as in the released loader.
         return augment.random_resized_box(within, rng, self.data.crop_scale)
 
+    def crops(self, windows: list[np.ndarray], boxes: list[augment.Box]) -> list[np.ndarray]:
+        """Each window's boxes in the model's size, cropped here."""
+        views, size = len(boxes) // len(windows), self.cfg.video.size[1:]
+        return [augment.crop(windows[k // views], box, size, self.filter) for k, box in enumerate(boxes)]
+
+    @property
+    def filter(self) -> str:
+        """Of this purpose's crops, as published."""
+        return "bicubic" if self.purpose == "train" else "bilinear"
+
     def collate(self, samples: Sequence[tuple[Sample | None, list[Bad]]]) -> Batch:
         """One batch, without the clips that could not be read. Frames of one size are left whole, to be cropped on the device."""
         bad = [b for _, found in samples for b in found]
         read = [sample for sample, _ in samples if sample is not None]
         if not read:
             return Batch(None, None, None, None, [], bad=bad)
-        raw = Raw(filter="bicubic" if self.purpose == "train" else "bilinear", crops=self.data.crops if self.purpose == "evaluate" else 1)
+        raw = Raw(filter=self.filter, crops=self.data.crops if self.purpose == "evaluate" else 1)
         segments = self.data.segments if self.purpose == "evaluate" else 1
         if read[0].windows is not None:
             windows = [w for sample in read for w in sample.windows]
-            boxes = [box for sample in read for box in sample.boxes]
-            if len({w.shape for w in windows}) == 1 and windows[0][0, ..., 0].size <= LARGEST_UNCUT:
+            if all(sample.boxes is not None for sample in read) and len({w.shape for w in windows}) == 1:
                 whole = self.arena.memory if self.arena is not None and self.arena.holds(windows) else np.stack(windows)
-                raw.frames, raw.boxes = torch.from_numpy(whole), torch.tensor(boxes, dtype=torch.float32)
+                raw.frames = torch.from_numpy(whole)
+                raw.boxes = torch.tensor([box for sample in read for box in sample.boxes], dtype=torch.float32)
             else:
-                size = self.cfg.video.size[1:]
-                views = [augment.crop(windows[i // raw.crops], box, size, raw.filter) for i, box in enumerate(boxes)]
-                raw.frames = torch.from_numpy(np.stack(views))
+                views = [s.windows if s.boxes is None else self.crops(s.windows, s.boxes) for s in read]
+                raw.frames = torch.from_numpy(np.stack([view for several in views for view in several]))
             raw.draws = None if read[0].draw is None else [sample.draw for sample in read]
         if read[0].sounds is not None:
             sounds = [sound for sample in read for sound in sample.sounds]

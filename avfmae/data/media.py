@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 SAMPLE_RATE = 16_000
+LARGEST_WHOLE = 256 * 256  # pixels; of larger frames only the crop leaves the worker
 
 
 class MediaError(Exception):
@@ -68,10 +69,11 @@ class Arena:
         self.count, self.empty, self.used, self.memory = count, empty, 0, None
 
     def place(self, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of uint8 for the next window; elsewhere, where that has another shape than the first had."""
-        if self.memory is None:
+        """An array of uint8 for the next window; elsewhere, where that has another shape than the first had, or is large."""
+        small = shape[1] * shape[2] <= LARGEST_WHOLE
+        if self.memory is None and small:
             self.memory = self.empty((self.count, *shape))
-        if self.memory.shape[1:] != shape or self.used == self.count:
+        if not small or self.memory.shape[1:] != shape or self.used == self.count:
             return np.empty(shape, np.uint8)
         self.used += 1
         return self.memory[self.used - 1]

@@ -61,6 +61,8 @@ class Trainer:
         self.found: list[Bad] = []  # bad clips since the last line of log
         clips = hashlib.sha256("\n".join(Path(clip.path).name for clip in dataset.clips).encode()).hexdigest()[:16]
         fingerprint = {"clips": clips, "total_batch": optim.total_batch, "seed": run.seed, "epochs": optim.epochs}
+        if self.plan.shards is not None:
+            fingerprint["mixed_shards"] = run.data.mixed_shards  # of which the order is a function too
         self.state = TrainingState(fingerprint=fingerprint)
         self.resume(fingerprint)
         resumed = self.state.step > 0

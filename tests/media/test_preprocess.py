@@ -9,6 +9,7 @@ from pillow_augment import RAND_AUGMENT
 
 import avfmae
 from avfmae.data import augment
+from avfmae.data import dataset as datasets
 from avfmae.data.audio import AUDIOSET_MEAN, AUDIOSET_STD, fbank
 from avfmae.data.dataset import ClipDataset, DataConfig, PretrainDataset
 from avfmae.data.manifest import Clip
@@ -77,6 +78,17 @@ def test_clips_of_different_sizes_go_another_way_to_the_same_end(clips, media):
     for i in (0, 2):
         alone = preprocess(dataset.batch([(0, i)]), TINY).video[0]
         assert (together[i].int() - alone.int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("purpose", ["pretrain", "evaluate"])
+def test_of_large_frames_only_the_crops_leave_the_worker(purpose, clips, monkeypatch):
+    dataset = ClipDataset(clips, TINY, DataConfig(), purpose, seed=4)
+    items = [(0, i) for i in range(4)]
+    whole = preprocess(dataset.batch(items), TINY)
+    monkeypatch.setattr(datasets, "LARGEST_WHOLE", 64 * 111)
+    raw = dataset.batch(items).raw
+    assert raw.boxes is None and raw.frames.shape == whole.video.shape
+    assert (preprocess(dataset.batch(items), TINY).video.int() - whole.video.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("device", DEVICES)
