@@ -86,7 +86,7 @@ def inspect(run: InspectConfig) -> Path:
     if whole and len(clips) > run.clips:
         chosen = [clips[i] for i in sorted(np.random.default_rng(run.seed).choice(len(clips), run.clips, replace=False))]
     page = Page(run.out, "What the model sees", ", ".join(map(str, run.sources)))
-    rows, pictures = [], []
+    rows = []
     with Workers(_Looker(cfg, run.face_margin), min(run.workers, len(chosen)), run.time_limit) as workers:
         for clip, look in track(workers.results(chosen), "looking", len(chosen), console=console):
             if isinstance(look, Lost | str):
@@ -94,14 +94,14 @@ def inspect(run: InspectConfig) -> Path:
                 continue
             rows.append({"clip": clip.path} | look.facts)
             masks = DualMask.for_clips(cfg, [clip.id], run.seed, epoch=0)
-            pictures.append((clip, clip_picture(look, cfg, masks)))
+            page.add(clip.path, **{f"clip-{clip.id:06d}": clip_picture(look, cfg, masks)})
     columns = list(dict.fromkeys(c for row in rows for c in row))
     rows = [{c: row.get(c, "") for c in columns} for row in rows]
+    pictures, page.sections = page.sections, []
     if whole:
         page.add("The set", *set_facts(clips, run.sources[0]))
     page.add("The clips that were looked at", "Drift is by how many seconds the sound ends before (-) or after the picture.", rows)
-    for clip, picture in pictures:
-        page.add(clip.path, **{f"clip-{clip.id:06d}": picture})
+    page.sections += pictures
     path = page.write()
     table = Table(*columns)
     for row in rows:
