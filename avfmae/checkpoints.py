@@ -7,7 +7,6 @@ own (safetensors with the same names); :func:`released_state_dict` gives any of 
 import json
 import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from avfmae.config import ModalityConfig, ModelConfig
+from avfmae.files import atomic_write
 
 # From our names to the released ones: every rule that matches is applied, in this order.
 RENAMES = [(re.compile(pattern), replacement) for pattern, replacement in [
@@ -265,25 +265,3 @@ def read_about(path: str | os.PathLike) -> dict:
         )
     about["config"] = ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
     return about
-
-
-class atomic_write:
-    """Gives a temporary path beside ``path``; on a clean exit it is synced to disk and takes the place of ``path``."""
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        os.close(handle)
-        self.temporary = Path(name)
-        return self.temporary
-
-    def __exit__(self, kind, value, traceback):
-        if kind is not None:
-            self.temporary.unlink(missing_ok=True)
-            return
-        with open(self.temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self.temporary, self.path)

@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from avfmae.checkpoints import atomic_write
+from avfmae.files import atomic_write
 
 HERE = Path(__file__).parent
 CHECKOUT = HERE.parent if (HERE.parent / "pyproject.toml").exists() else None  # None: installed without its sources
@@ -19,7 +19,6 @@ def append(subject: str, rows: list[dict], folder: Path) -> Path:
         writer = csv.DictWriter(file, columns, restval="")
         writer.writeheader()
         writer.writerows([*kept, *({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)])
-    path.chmod(0o644)
     return path
 
 

@@ -29,6 +29,7 @@ from avfmae.data.manifest import COLUMNS, FACE, Clip, read_manifest
 from avfmae.data.media import SAMPLE_RATE, MediaError
 from avfmae.data.shards import Sample, encode_sound, encode_video, write_shard
 from avfmae.data.workers import Desk, Lost, Workers
+from avfmae.files import atomic_write
 
 MEDIA = {".mp4", ".mkv", ".webm", ".flv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v", ".wmv", ".3gp", ".ts", ".ogv"}
 MANIFESTS = {".csv", ".parquet", ".txt"}
@@ -148,7 +149,8 @@ def _claim(out: Path, run: PrepareConfig, clips: Sequence[Clip]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     file = out / "prepare.json"
     if not file.exists():
-        file.write_text(claim)
+        with atomic_write(file) as temporary:
+            temporary.write_text(claim)
     elif (there := json.loads(file.read_text())) != (wanted := json.loads(claim)):
         changed = [f"{k} {there.get(k)}, now {wanted[k]}" for k in wanted if there.get(k) != wanted[k]]
         raise ValueError(f"{out}: holds a set prepared otherwise ({'; '.join(changed)}); choose another out")
@@ -358,12 +360,10 @@ def _conclude(out: Path, groups: Iterable[int], console: Console) -> Path:
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
-    temporary = Path(f"{path}.part")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)
 
 
 class _progress:

@@ -27,6 +27,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, blaming, is_disposable
+from avfmae.files import atomic_write
 
 STRIDE = 4  # frames from one that others depend on to the next
 KEY_INTERVAL = 32  # frames from one at which decoding can begin to the next
@@ -272,9 +273,8 @@ def encode_sound(waveform: np.ndarray) -> bytes:
 
 def write_shard(path: Path, samples: Sequence[Sample]) -> None:
     """Writes the tar file and then its index, each in one step; the index's being there says that both are whole."""
-    path, temporary = Path(path), Path(f"{path}.part")
-    starts = []
-    with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+    path, starts = Path(path), []
+    with atomic_write(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             row = json.dumps(sample.row, ensure_ascii=False, indent=1).encode()
             members = {"json": row, "mp4": sample.video} | ({} if sample.sound is None else {"wav": sample.sound})
@@ -284,10 +284,8 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
                 member.size, member.mode = len(data), 0o644
                 starts[-1][suffix] = tar.offset + tarfile.BLOCKSIZE
                 tar.addfile(member, io.BytesIO(data))
-    os.replace(temporary, path)
-    index = Path(f"{path.with_suffix('.index')}.part")
-    index.write_bytes(_index(samples, starts))
-    os.replace(index, path.with_suffix(".index"))
+    with atomic_write(path.with_suffix(".index")) as temporary:
+        temporary.write_bytes(_index(samples, starts))
 
 
 def _index(samples: Sequence[Sample], starts: Sequence[dict[str, int]]) -> bytes:

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avfmae import evaluation, metrics
-from avfmae.checkpoints import atomic_write, load_released, save_weights
+from avfmae.checkpoints import load_released, save_weights
 from avfmae.data.dataset import Batch, ClipDataset
 from avfmae.data.manifest import ClassLabel, Clip, class_names, label_vector, read_manifest
 from avfmae.data.preprocess import preprocess
+from avfmae.files import atomic_write
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.models.iavcl import BatchNorm
 from avfmae.training.config import FinetuneConfig, SupervisedConfig

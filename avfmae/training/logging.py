@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from avfmae.checkpoints import atomic_write
 from avfmae.data.dataset import Bad
+from avfmae.files import atomic_write
 
 IS_MAIN = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
 console = Console(stderr=True, quiet=not IS_MAIN)
