@@ -22,6 +22,7 @@ CUDA_TESTS = [
     "tests/kernels/test_region_attention.py",
     "tests/kernels/test_gather_patches.py",
     "tests/kernels/test_masked_patch_loss.py",
+    "tests/kernels/test_crop.py",
 ]
 
 
@@ -43,7 +44,7 @@ def main() -> int:
     }  # fmt: skip
     if sanitizer := shutil.which("compute-sanitizer"):
         for tool in ("memcheck", "racecheck"):
-            few = "cuda-gpu and bfloat16 and not fine"  # instrumented kernels take a hundred times longer
+            few = "cuda-gpu and (bfloat16 or crops) and not fine"  # instrumented kernels take a hundred times longer
             steps[tool] = [sanitizer, "--tool", tool, "--error-exitcode", "1", *pytest, "-m", "gpu", "-k", few, *CUDA_TESTS]
     else:
         print("compute-sanitizer is not installed: memory and race checks are left out")
