@@ -30,7 +30,7 @@ SETS = {
 TEST_PEOPLE = 14
 # Short schedules for a small model: high rates, no regularisation that takes an epoch's length to pay.
 PRETRAINING = OptimConfig(lr=2.4e-2, epochs=8, warmup_epochs=1, total_batch=32, clip_grad=1.0)
-INJECTION = OptimConfig(lr=1.1e-2, epochs=14, warmup_epochs=2, total_batch=24, clip_grad=1.0)
+INJECTION = OptimConfig(lr=1.1e-2, epochs=32, warmup_epochs=2, total_batch=24, clip_grad=1.0)
 FINETUNING = OptimConfig(lr=5e-3, epochs=10, warmup_epochs=2, total_batch=12, clip_grad=1.0, layer_decay=0.9)
 
 
@@ -96,7 +96,7 @@ def demo(run: DemoConfig) -> Path:
 
 def prepared(manifest: Path, out: Path) -> Path:
     """The prepared set of a drawn one, whose manifest knows where the faces are. Returns its manifest."""
-    return prepare(PrepareConfig(manifest, out, detector="manifest", margin=0.05, size=80))
+    return prepare(PrepareConfig(manifest, out, detector="manifest", margin=0.05, size=96, quality=16))
 
 
 def label_map_toml(sources: dict[str, dict[str, str]]) -> str:
