@@ -14,11 +14,9 @@ from avfmae import metrics
 from avfmae.checkpoints import load_released, read_about
 from avfmae.data.dataset import Bad, ClipDataset, DataConfig
 from avfmae.data.loader import loader
-from avfmae.data.manifest import Clip, label_vector, read_manifest
+from avfmae.data.manifest import MANIFESTS, Clip, label_vector, read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.models.finetuning import AVFMAEForFinetuning
-
-MANIFESTS = (".csv", ".parquet", ".txt")
 
 
 def load_finetuned(weights: Path) -> tuple[AVFMAEForFinetuning, tuple[str, ...] | None, DataConfig]:

@@ -19,9 +19,9 @@ from avfmae.data import augment, faces, shards
 from avfmae.data.audio import SHORTEST, filterbank
 from avfmae.data.dataset import DataConfig, read_window_audio, sample_window
 from avfmae.data.decode import probe, read_frames
-from avfmae.data.manifest import Clip, read_manifest
+from avfmae.data.manifest import MANIFESTS, Clip, read_manifest
 from avfmae.data.media import MediaError
-from avfmae.data.prepare import MANIFESTS, cut_sound, find_clips
+from avfmae.data.prepare import cut_sound, find_clips
 from avfmae.data.workers import Desk, Lost, Workers
 from avfmae.masking import DualMask
 from avfmae.report import Page

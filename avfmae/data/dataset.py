@@ -79,6 +79,19 @@ class Window:
     end: float
 
 
+def frame_range(info: VideoInfo, clip: Clip) -> tuple[int, int]:
+    """The first frame of a clip in its file, and the one after its last.
+
+    Raises:
+        MediaError: no frame lies between the clip's start and end.
+    """
+    low = 0 if clip.start is None else int(np.searchsorted(info.times, info.start + clip.start - 1e-3))
+    high = len(info.times) if clip.end is None else int(np.searchsorted(info.times, info.start + clip.end - 1e-3))
+    if high <= low:
+        raise MediaError(clip.path, f"has no frames between {clip.start or 0:.2f} and {clip.end or np.inf:.2f} s")
+    return low, high
+
+
 def sample_window(info: VideoInfo, clip: Clip, position: float, frames: int, data: DataConfig, spread: bool) -> Window:
     """Chooses frames of a clip.
 
@@ -94,10 +107,7 @@ def sample_window(info: VideoInfo, clip: Clip, position: float, frames: int, dat
     Raises:
         MediaError: no frame lies between the clip's start and end.
     """
-    low = 0 if clip.start is None else int(np.searchsorted(info.times, info.start + clip.start - 1e-3))
-    high = len(info.times) if clip.end is None else int(np.searchsorted(info.times, info.start + clip.end - 1e-3))
-    if high <= low:
-        raise MediaError(clip.path, f"has no frames between {clip.start or 0:.2f} and {clip.end or np.inf:.2f} s")
+    low, high = frame_range(info, clip)
     if data.sampling == "uniform":
         numbers = np.linspace(low, high - 1, frames).round().astype(int)
         return Window(numbers, float(info.times[low]), float(info.times[high - 1] + 1 / info.fps))
@@ -115,16 +125,20 @@ def sample_window(info: VideoInfo, clip: Clip, position: float, frames: int, dat
     return Window(np.minimum(numbers, high - 1), start, end)
 
 
+def read_sound(clip: Clip, info: VideoInfo, start: float, end: float) -> np.ndarray:
+    """:func:`read_audio` of a clip's file, or of its separate sound file, between two times of the video's clock."""
+    if clip.audio_path is None:
+        return read_audio(clip.path, start, end)
+    return read_audio(clip.audio_path, start - info.start, end - info.start)  # it starts with the video's file
+
+
 def read_window_audio(clip: Clip, info: VideoInfo, window: Window, missing: str) -> np.ndarray:
     """The 16 kHz mono sound of a window, from the clip's file or its separate sound file."""
     if clip.audio_path is None and not info.has_audio:
         if missing == "silence":
             return np.zeros(max(SHORTEST, round((window.end - window.start) * SAMPLE_RATE)), np.float32)
         raise MediaError(clip.path, "has no audio track (missing_audio = 'silence' would train on silence)")
-    if clip.audio_path is None:
-        waveform = read_audio(clip.path, window.start, window.end)
-    else:  # a separate file starts with the video's file
-        waveform = read_audio(clip.audio_path, window.start - info.start, window.end - info.start)
+    waveform = read_sound(clip, info, window.start, window.end)
     if len(waveform) < SHORTEST:
         raise MediaError(
             clip.audio_path or clip.path,

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+MANIFESTS = (".csv", ".parquet", ".txt")  # suffixes
 FACE = ("face_x", "face_y", "face_w", "face_h")
 
 

@@ -24,15 +24,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from avfmae.data import faces
-from avfmae.data.decode import IMAGES, frames_between, probe, read_audio
-from avfmae.data.manifest import COLUMNS, FACE, Clip, read_manifest
+from avfmae.data.dataset import frame_range, read_sound
+from avfmae.data.decode import IMAGES, frames_between, probe
+from avfmae.data.manifest import COLUMNS, FACE, MANIFESTS, Clip, read_manifest
 from avfmae.data.media import SAMPLE_RATE, MediaError
-from avfmae.data.shards import Sample, encode_sound, encode_video, write_shard
+from avfmae.data.shards import Sample, Shard, encode_sound, encode_video, write_shard
 from avfmae.data.workers import Desk, Lost, Workers
 from avfmae.files import atomic_write
 
 MEDIA = {".mp4", ".mkv", ".webm", ".flv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v", ".wmv", ".3gp", ".ts", ".ogv"}
-MANIFESTS = {".csv", ".parquet", ".txt"}
 DRIFT = 0.04  # seconds by which sound and picture may begin or end apart before it is flagged
 
 # What a row of the prepared set's manifest has beside the columns of every manifest.
@@ -232,13 +232,8 @@ def prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
 
 def _prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
     info = probe(clip.path)
-    low, high = (
-        default if t is None else int(np.searchsorted(info.times, info.start + t - 1e-3))
-        for t, default in ((clip.start, 0), (clip.end, len(info.times)))
-    )
+    low, high = frame_range(info, clip)
     flags, count = [], high - low
-    if count < 1:
-        return Failure(f"has no frames between {clip.start or 0:g} and {clip.end or np.inf:g} s")
     if count < run.min_frames:
         flags.append("short")
     height, width = next(frames_between(clip.path, low, high)).shape[:2]
@@ -303,10 +298,7 @@ def cut_sound(clip: Clip, info, start: float, seconds: float) -> tuple[np.ndarra
     if clip.audio_path is None and not info.has_audio:
         return None, None, ["no-audio"]
     try:
-        if clip.audio_path is None:
-            sound = read_audio(clip.path, start, start + seconds)
-        else:  # a separate file starts with the video's file
-            sound = read_audio(clip.audio_path, start - info.start, start - info.start + seconds)
+        sound = read_sound(clip, info, start, start + seconds)
     except MediaError:
         return None, None, ["no-audio"]
     drift = round(len(sound) / SAMPLE_RATE - seconds, 3)
@@ -334,8 +326,6 @@ def _aside(clip: Clip, failure: Failure) -> dict:
 
 def _conclude(out: Path, groups: Iterable[int], console: Console) -> Path:
     """Writes the manifest and the list of what was set aside, from what the shards say, and prints the summary."""
-    from avfmae.data.shards import Shard
-
     rows, aside, flags, size = [], [], Counter(), 0
     for number in groups:
         shard = out / f"{number:06d}.tar"
