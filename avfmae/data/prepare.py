@@ -25,12 +25,12 @@ from rich.table import Table
 
 from avfmae.data import faces
 from avfmae.data.dataset import frame_range, read_sound
-from avfmae.data.decode import IMAGES, frames_between, probe
+from avfmae.data.decode import frame_files, frames_between, probe
 from avfmae.data.manifest import COLUMNS, FACE, MANIFESTS, Clip, read_manifest
 from avfmae.data.media import SAMPLE_RATE, MediaError
 from avfmae.data.shards import Sample, Shard, encode_sound, encode_video, write_shard
 from avfmae.data.workers import Desk, Lost, Workers
-from avfmae.files import atomic_write
+from avfmae.files import atomic_write, digest
 
 MEDIA = {".mp4", ".mkv", ".webm", ".flv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v", ".wmv", ".3gp", ".ts", ".ogv"}
 DRIFT = 0.04  # seconds by which sound and picture may begin or end apart before it is flagged
@@ -260,7 +260,7 @@ def _prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
     row |= {
         "key": f"{clip.id:08d}-{stem}", "source": clip.path, "source_start": round(float(times[0]), 6), "seconds": round(seconds, 3),
         "fps": round(info.fps, 3), "frames": count, "source_width": width, "source_height": height, "has_audio": int(sound is not None),
-        "drift": drift, "face_share": round(share, 3), "faces": seen, "flags": " ".join(flags), "source_sha256": _digest(clip.path),
+        "drift": drift, "face_share": round(share, 3), "faces": seen, "flags": " ".join(flags), "source_sha256": digest(frame_files(clip.path) if Path(clip.path).is_dir() else [clip.path]),
         "video_sha256": hashlib.sha256(video).hexdigest(), "sound_sha256": wav and hashlib.sha256(wav).hexdigest(),
     }  # fmt: skip
     return Sample(row, video, wav)
@@ -309,15 +309,6 @@ def cut_sound(clip: Clip, info, start: float, seconds: float) -> tuple[np.ndarra
     elif loud[0] / SAMPLE_RATE > max(0.5, seconds / 4):
         flags.append("sound-begins-late")
     return sound, drift, flags
-
-
-def _digest(path: str) -> str:
-    digest = hashlib.sha256()
-    for file in sorted(p for p in Path(path).iterdir() if p.suffix.lower() in IMAGES) if Path(path).is_dir() else [Path(path)]:
-        with open(file, "rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _aside(clip: Clip, failure: Failure) -> dict:

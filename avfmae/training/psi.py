@@ -4,7 +4,6 @@ The sets are merged through a label map into one hybrid label space. The second 
 subjects that the target's evaluation holds out, so it is told what these are, and refuses to train on them.
 """
 
-import hashlib
 import json
 import os
 import tomllib
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from avfmae.data import shards
 from avfmae.data.manifest import Clip, read_manifest
+from avfmae.files import digest
 from avfmae.training.config import HeldOut, PSIConfig
 from avfmae.training.distributed import processes
 from avfmae.training.finetune import SupervisedStage, labelled
@@ -100,8 +100,7 @@ def _digest(path: str) -> str:
     """SHA-256 of a clip's file; of a prepared clip, of the file that it was made of."""
     if shards.is_inside(path):
         return shards.open_clip(path).row["source_sha256"]
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return digest([path])
 
 
 def _place(clip: Clip) -> str:
