@@ -4,7 +4,7 @@ Every op has one public function here and several implementations behind it; :fu
 :func:`explain` says what runs and why the others do not.
 """
 
-from avfmae_kernels.adamw import adamw, gradient_norm
+from avfmae_kernels.adamw import adamw, from_compact_moments, gradient_norm, matmul_adamw, to_compact_moments
 from avfmae_kernels.add_layer_norm import add_layer_norm, join_add_layer_norm, split_add_layer_norm
 from avfmae_kernels.arguments import fits_a_tile
 from avfmae_kernels.assemble_tokens import assemble_tokens
@@ -13,8 +13,16 @@ from avfmae_kernels.cross_attention import cross_attention
 from avfmae_kernels.dispatch import explain, plain, use
 from avfmae_kernels.gated_sum import gated_sum
 from avfmae_kernels.gather_patches import gather_patches
-from avfmae_kernels.linear import cross_attention_linear, gelu_linear, linear, norm_linear, region_attention_linear
+from avfmae_kernels.linear import (
+    cross_attention_linear,
+    gelu_linear,
+    gradients_taken,
+    linear,
+    norm_linear,
+    region_attention_linear,
+)
 from avfmae_kernels.masked_patch_loss import masked_patch_loss
+from avfmae_kernels.matmul_bf16 import matmul_bf16
 from avfmae_kernels.region_attention import region_attention
 from avfmae_kernels.sample_masks import choose_tokens, random_bits
 
@@ -28,18 +36,23 @@ __all__ = [
     "cross_attention_linear",
     "explain",
     "fits_a_tile",
+    "from_compact_moments",
     "gated_sum",
     "gather_patches",
     "gelu_linear",
     "gradient_norm",
+    "gradients_taken",
     "join_add_layer_norm",
     "linear",
     "masked_patch_loss",
+    "matmul_adamw",
+    "matmul_bf16",
     "norm_linear",
     "plain",
     "random_bits",
     "region_attention",
     "region_attention_linear",
     "split_add_layer_norm",
+    "to_compact_moments",
     "use",
 ]

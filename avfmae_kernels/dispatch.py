@@ -89,6 +89,8 @@ def why_not(op: str, implementation: str, device: str) -> str | None:
         return COMPILED_MISSING
     if all(device != served for _, served in COMPILED):
         return f"avfmae_kernels._C was built without {device.upper()} kernels"
+    if device == "cpu" and op in ("matmul_bf16", "matmul_adamw") and not torch.cpu._is_avx512_bf16_supported():
+        return "this processor does not multiply bfloat16 (AVX512-BF16)"
     if (op, device) not in COMPILED:
         return f"it has no {'C++' if device == 'cpu' else 'CUDA C++'} kernel"
     return None

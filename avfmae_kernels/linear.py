@@ -5,6 +5,9 @@ follows from what is kept anyway; each of these ops' backward gives it again in 
 halves the memory of a training step. ``use("reference")`` gives the plain composition, and keeps all.
 """
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -72,28 +75,53 @@ def cross_attention_linear(q: Tensor, kv: Tensor, num_heads: int, weight: Tensor
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear(x, weight, bias)`` of something that must be kept: (..., I) -> (..., O)."""
-    if dispatch.plain() or compute_dtype(weight) != x.dtype or not matmul.has_faster(x):
+    dtype = compute_dtype(weight)
+    if dispatch.plain() or not matmul.has_faster(x, dtype):
         return F.linear(x, weight, bias)
-    return _Linear.apply(x, weight, bias)
+    return _Linear.apply(dtype, x, weight, bias)
 
 
-def _slopes(grad: Tensor, a: Tensor, weight_dtype: torch.dtype, bias: bool) -> tuple[Tensor, Tensor | None]:
-    """Gradients of ``F.linear(a, weight, bias)`` to weight and bias."""
-    return matmul.to_weight(grad, a).to(weight_dtype), matmul.rows(grad).sum(0).to(weight_dtype) if bias else None
+Taker = Callable[[Tensor, Tensor], Tensor | None]
+_takers: Mapping[int, Taker] = {}
+
+
+@contextmanager
+def gradients_taken(takers: Mapping[int, Taker]) -> Iterator[None]:
+    """Lets somebody else have gradients of weights, in the backward passes inside, before they are computed.
+
+    Args:
+        takers: by a weight's ``id``; given the factors grad (rows, O) and a (rows, I) of its gradient gradᵀ·a, a taker takes them and returns
+            the sums of grad's columns (O), float32; then the weight gets no gradient. Or it returns None, and takes nothing.
+    """
+    global _takers
+    before, _takers = _takers, takers
+    try:
+        yield
+    finally:
+        _takers = before
+
+
+def _slopes(grad: Tensor, a: Tensor, weight: Tensor, dtype: torch.dtype, bias: bool) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of ``F.linear(a, weight, bias)`` to weight and bias, in ``dtype``."""
+    grad, a = matmul.rows(grad), matmul.rows(a)
+    if (taker := _takers.get(id(weight))) and (sums := taker(grad, a)) is not None:
+        return None, sums.to(dtype) if bias else None
+    return matmul.to_weight(grad, a, dtype), grad.sum(0).to(dtype) if bias else None
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.bias = bias is not None
+    def forward(ctx, dtype, x, weight, bias):
+        ctx.bias, ctx.x = bias is not None, x.dtype
+        x = x.to(dtype)
         ctx.save_for_backward(x, weight)
-        return matmul.linear(x, weight, bias)
+        return matmul.linear(x, matmul.operand(weight, dtype), bias)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        to_x = matmul.to_input(grad, weight) if ctx.needs_input_grad[0] else None
-        return to_x, *_slopes(grad, x, weight.dtype, ctx.bias)
+        to_x = matmul.to_input(grad, matmul.operand(weight, grad.dtype)).to(ctx.x) if ctx.needs_input_grad[1] else None
+        return None, to_x, *_slopes(grad, x, weight, weight.dtype, ctx.bias)
 
 
 class _NormLinear(torch.autograd.Function):
@@ -101,12 +129,12 @@ class _NormLinear(torch.autograd.Function):
     def forward(ctx, implementation, eps, x, residual, norm_weight, norm_bias, weight, bias):
         dtype = compute_dtype(weight)
         total, normalised, stats = core.forward(implementation, x, residual, norm_weight, norm_bias, eps, dtype)
-        cast = weight.to(dtype)
+        operand = matmul.operand(weight, dtype)
         ctx.implementation, ctx.residual = implementation, None if residual is None else residual.dtype
-        ctx.weight, ctx.bias = weight.dtype, bias is not None
-        ctx.save_for_backward(total, stats, norm_weight, norm_bias, cast)
+        ctx.dtype, ctx.weight, ctx.bias = dtype, weight.dtype, bias is not None
+        ctx.save_for_backward(total, stats, norm_weight, norm_bias, operand)
         undefined_stay_none(ctx)
-        y = matmul.linear(normalised, cast, None if bias is None else bias.to(dtype))
+        y = matmul.linear(normalised, operand, bias)
         return (y,) if residual is None else (total, y)
 
     @staticmethod
@@ -115,10 +143,10 @@ class _NormLinear(torch.autograd.Function):
         *saved, weight = ctx.saved_tensors
         total = saved[0]
         if grad is None:  # the linear layer's answer was not used
-            grad = total.new_zeros(*total.shape[:-1], len(weight), dtype=weight.dtype)
-        normalised = core.like(total, weight.dtype)
+            grad = total.new_zeros(*total.shape[:-1], len(weight), dtype=ctx.dtype)
+        normalised = core.like(total, ctx.dtype)
         slopes = core.backward(ctx.implementation, grad_total, matmul.to_input(grad, weight), *saved, ctx.residual, normalised)
-        return None, None, *slopes, *_slopes(grad, normalised, ctx.weight, ctx.bias)
+        return None, None, *slopes, *_slopes(grad, normalised, weight, ctx.weight, ctx.bias)
 
 
 class _LinearOf(torch.autograd.Function):
@@ -127,16 +155,16 @@ class _LinearOf(torch.autograd.Function):
     @staticmethod
     def forward(ctx, op, backward, constants, weight, bias, *inputs):
         dtype = compute_dtype(weight)
-        cast = weight.to(dtype)
+        operand = matmul.operand(weight, dtype)
         ctx.backward_of_op, ctx.constants, ctx.weight = backward, constants, weight.dtype
-        ctx.save_for_backward(cast, *inputs)
-        return matmul.linear(op(*inputs, *constants).to(dtype), cast, bias.to(dtype))
+        ctx.save_for_backward(operand, *inputs)
+        return matmul.linear(op(*inputs, *constants).to(dtype), operand, bias)
 
     @staticmethod
     def backward(ctx, grad):
         weight, *inputs = ctx.saved_tensors
         *slopes, out = ctx.backward_of_op(matmul.to_input(grad, weight).to(inputs[0].dtype), *inputs, *ctx.constants)
-        return None, None, None, *_slopes(grad, out.to(grad.dtype), ctx.weight, True), *slopes
+        return None, None, None, *_slopes(grad, out.to(grad.dtype), weight, ctx.weight, True), *slopes
 
 
 def _region_attention_again(grad: Tensor, qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:

@@ -1,24 +1,34 @@
-"""The three matrix products of a linear layer, by the fastest library at hand.
+"""The three matrix products of a linear layer, by the fastest implementation at hand.
 
-They stay with the libraries: cuBLAS on a GPU; on a CPU oneDNN, which PyTorch itself uses for bfloat16 but not for float32. There it calls
-MKL, which keeps to AVX2 on processors that are not Intel's: on an AMD EPYC with AVX-512 oneDNN's float32 products are 1.5 to 2.3 times as
-fast, and equal to them on an Intel one. Called inside autograd Functions only: oneDNN's op has no gradient of its own.
+On a GPU they stay with cuBLAS. On a CPU they are oneDNN's in float32, where PyTorch calls MKL, which keeps to AVX2 on processors that are
+not Intel's: on an AMD EPYC with AVX-512 oneDNN's float32 products are 1.5 to 2.3 times as fast, and equal to them on an Intel one. In
+bfloat16 they are ``matmul_bf16``, which reads float32 weights as they are: where it runs, nobody keeps bfloat16 copies. Called inside
+autograd Functions only: none of these has a gradient of its own.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avfmae_kernels.dispatch import why_not
+
 ONEDNN = (
     torch.backends.mkldnn.is_available()
     and "AVX512" in torch.backends.cpu.get_cpu_capability()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
+# with AMX oneDNN's bfloat16 products are several times as fast as AVX512's
+BF16 = why_not("matmul_bf16", "cpp", "cpu") is None and not torch.cpu._is_amx_tile_supported()
 
 
-def has_faster(x: Tensor) -> bool:
-    """Whether a product of ``x`` goes another way here than PyTorch's."""
-    return x.dtype == torch.float32 and _onednn(x)
+def rounds(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products in ``dtype`` round float32 weights themselves."""
+    return BF16 and dtype == torch.bfloat16 and device.type == "cpu"
+
+
+def has_faster(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether products of ``x`` in ``dtype`` go another way here than PyTorch's."""
+    return rounds(x.device, dtype) or (dtype == torch.float32 and _onednn(x))
 
 
 def _onednn(x: Tensor) -> bool:
@@ -31,20 +41,31 @@ def rows(x: Tensor) -> Tensor:
     return x.reshape(-1, x.shape[-1])
 
 
+def operand(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight as products in ``dtype`` read it."""
+    return weight if rounds(weight.device, dtype) else weight.to(dtype)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (..., I), weight (O, I) -> (..., O)."""
-    # PyTorch's bfloat16 product begins with a copy of the bias into every row.
-    if has_faster(x) or (bias is not None and x.dtype == torch.bfloat16 and _onednn(x)):
+    """x (..., I), weight (O, I) -> (..., O) in the dtype of x."""
+    if rounds(x.device, x.dtype):
+        return torch.ops.avfmae.matmul_bf16(rows(x), weight.mT, bias, x.dtype).view(*x.shape[:-1], -1)
+    bias = None if bias is None else bias.to(x.dtype)
+    # PyTorch's own bfloat16 product begins with a copy of the bias into every row
+    if has_faster(x, x.dtype) or (bias is not None and x.dtype == torch.bfloat16 and _onednn(x)):
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
 
 def to_input(grad: Tensor, weight: Tensor) -> Tensor:
-    """The gradient to a linear layer's input: grad (..., O), weight (O, I) -> (..., I)."""
-    return linear(grad, weight.mT, None) if has_faster(grad) else grad @ weight
+    """The gradient to a linear layer's input: grad (..., O), weight (O, I) -> (..., I) in the dtype of grad."""
+    if rounds(grad.device, grad.dtype):
+        return torch.ops.avfmae.matmul_bf16(rows(grad), weight, None, grad.dtype).view(*grad.shape[:-1], -1)
+    return linear(grad, weight.mT, None) if has_faster(grad, grad.dtype) else grad @ weight
 
 
-def to_weight(grad: Tensor, x: Tensor) -> Tensor:
-    """The gradient to a linear layer's weight: grad (..., O), x (..., I) -> (O, I)."""
-    grad, x = rows(grad), rows(x)
-    return linear(grad.mT, x.mT, None) if has_faster(grad) else grad.mT @ x
+def to_weight(grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The gradient to a linear layer's weight: grad (rows, O), x (rows, I) -> (O, I) in ``dtype``."""
+    if rounds(grad.device, grad.dtype):
+        return torch.ops.avfmae.matmul_bf16(grad.mT, x, None, dtype)
+    return (linear(grad.mT, x.mT, None) if has_faster(grad, grad.dtype) else grad.mT @ x).to(dtype)

@@ -28,10 +28,15 @@ SCHEMAS = {
         "(Tensor grad, Tensor gate_a, Tensor a, Tensor gate_b, Tensor b) -> (Tensor, Tensor, Tensor, Tensor)"
     ),
     "gelu_backward": "(Tensor grad, Tensor x) -> (Tensor, Tensor)",
+    "matmul_bf16": "(Tensor a, Tensor b, Tensor? bias, ScalarType dtype) -> Tensor",
+    "matmul_adamw": (
+        "(Tensor a, Tensor b, Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) step, Tensor lr, float beta1, float beta2, "
+        "float eps, float weight_decay, Tensor(e!) squares) -> Tensor"
+    ),
     "gradient_norm": "(Tensor[] gradients) -> Tensor",
     "adamw": (
         "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, Tensor(e!)[] copies, "
-        "Tensor lr, float beta1, float beta2, float eps, float weight_decay, Tensor divisor, Tensor skip) -> ()"
+        "Tensor lr, float beta1, float beta2, float eps, float weight_decay, Tensor divisor, Tensor skip, Tensor(f!)? squares=None) -> ()"
     ),
     # These write where they are told, so that the rows of one buffer can be read and written by slots.
     "add_layer_norm": (
@@ -44,7 +49,7 @@ SCHEMAS = {
     ),
 }
 
-WITHOUT_TRITON = {"gradient_norm", "adamw", "crop_clips"}  # on a GPU torch's own kernels do it
+WITHOUT_TRITON = {"matmul_bf16", "matmul_adamw", "gradient_norm", "adamw", "crop_clips"}  # on a GPU torch's own kernels do it
 
 
 def gather_patches(video, index, patch, mean, std, dtype, boxes=None, size=()):
@@ -107,11 +112,19 @@ def add_layer_norm_backward(
     pass
 
 
+def matmul_bf16(a, b, bias, dtype):
+    return a.new_empty((a.shape[0], b.shape[1]), dtype=dtype)
+
+
+def matmul_adamw(a, b, param, exp_avg, exp_avg_sq, step, lr, beta1, beta2, eps, weight_decay, squares):
+    return a.new_empty(len(a), dtype=torch.float32)
+
+
 def gradient_norm(gradients):
     return gradients[0].new_empty((), dtype=torch.float32)
 
 
-def adamw(params, grads, exp_avgs, exp_avg_sqs, steps, copies, lr, beta1, beta2, eps, weight_decay, divisor, skip):
+def adamw(params, grads, exp_avgs, exp_avg_sqs, steps, copies, lr, beta1, beta2, eps, weight_decay, divisor, skip, squares=None):
     pass
 
 

@@ -115,6 +115,13 @@ def gelu_backward(batch, dtype, device):
     return {"backward": Run(lambda: gelu_gradient(grad, x), 4 * size(x), 25 * x.numel())}
 
 
+def matmul_bf16(batch, dtype, device):
+    """The second product of an encoder block's feed-forward, of float32 weights."""
+    x, weight = torch.randn(batch * 88, 4 * C, dtype=dtype, device=device), torch.randn(C, 4 * C, device=device)
+    answer = x.numel() // 4 * torch.finfo(torch.bfloat16).bits // 8
+    return {"forward": Run(lambda: K.matmul_bf16(x, weight.mT), size(x, weight) + answer, 2 * len(x) * weight.numel())}
+
+
 def assemble_tokens(batch, dtype, device):
     width = 384
     visible, mask, table = (
@@ -178,6 +185,7 @@ CASES = {  # case: (op, what makes it)
     "gated_sum": ("gated_sum", gated_sum),
     "gelu_backward": ("gelu_backward", gelu_backward),
     "adamw": ("adamw", adamw),
+    "matmul_bf16": ("matmul_bf16", matmul_bf16),
     "assemble_tokens": ("assemble_tokens", assemble_tokens),
     "gather_patches": ("gather_patches", gather_patches),
     "masked_patch_loss": ("masked_patch_loss", patch_loss),

@@ -3,9 +3,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
 #include <vector>
 
-#include "cpu/simd.h"
+#include "cpu/adamw.h"
 
 namespace avfmae {
 namespace {
@@ -41,12 +42,7 @@ void for_pieces(const std::vector<Piece>& pieces, Body body) {
 
 std::vector<Numbers> numbers(const Tensors& tensors) { return {tensors.begin(), tensors.end()}; }
 
-float scalar(const Tensor& t) {
-  STD_TORCH_CHECK(t.numel() == 1 && t.scalar_type() == ScalarType::Float, "adamw: scalars must be float32 tensors of one number");
-  return *static_cast<const float*>(t.const_data_ptr());
-}
-
-AVFMAE_CLONES float squares(const Numbers& gradient, int64_t first, int n) {
+AVFMAE_CLONES float squares_of(const Numbers& gradient, int64_t first, int n) {
   float g[kChunk];
   gradient.load(first, g, n);
   return dot(g, g, n);
@@ -57,61 +53,81 @@ Tensor gradient_norm(Tensors gradients) {
   const std::vector<Piece> pieces = cut(gradients);
   const std::vector<Numbers> from = numbers(gradients);
   std::vector<float> sums(pieces.size());
-  for_pieces(pieces, [&](int64_t i, const Piece& p) { sums[i] = squares(from[p.tensor], p.first, p.count); });
-  double total = 0;  // in one order, whatever the threads did
-  for (float s : sums) total += s;
+  for_pieces(pieces, [&](int64_t i, const Piece& p) { sums[i] = squares_of(from[p.tensor], p.first, p.count); });
   Tensor norm = torch::stable::new_empty(gradients[0], {}, ScalarType::Float);
-  *static_cast<float*>(norm.mutable_data_ptr()) = static_cast<float>(std::sqrt(total));
+  scalar(norm) = static_cast<float>(std::sqrt(sum_in_order(sums)));
   return norm;
 }
 
-struct Rule {
-  float lr, beta1, beta2, eps, weight_decay, divisor;
-};
+template <typename Number>
+AVFMAE_INLINE void copy_lanes(const Number* from, Number* to, int n) {
+  for (int i = 0; i < n; ++i) to[i] = from[i];
+}
 
-AVFMAE_CLONES void update(const Rule& r, const Numbers& gradient, float* __restrict__ w, float* __restrict__ m, float* __restrict__ v,
-                          const Numbers& copy, int64_t first, int n, float correction1, float root_correction2) {
+// A piece, whose gradient's squares are added up first if asked for; then what is not finite leaves the piece as it is.
+template <typename Moments>
+AVFMAE_INLINE void update(const Rule r, const Numbers& gradient, float* weight, const Moments& moments, const Numbers& copy, int64_t first, int n,
+                          float* squares) {
   float g[kChunk];
   gradient.load(first, g, n);
-  const float rate = r.lr / correction1, keep = 1 - r.lr * r.weight_decay, share = 1 / r.divisor;
-  for (int i = 0; i < n; ++i) {
-    const float slope = g[i] * share;
-    m[i] += (1 - r.beta1) * (slope - m[i]);
-    v[i] = r.beta2 * v[i] + (1 - r.beta2) * slope * slope;
-    w[i] = keep * w[i] - rate * m[i] / (std::sqrt(v[i]) / root_correction2 + r.eps);
+  if (squares && !std::isfinite(*squares = dot(g, g, n))) return;
+  const Moments here = moments.at(first);
+  int i = 0;
+  for (; i + kBlock <= n; i += kBlock) step(r, g + i, weight + first + i, here.at(i), first + i);
+  if (const int left = n - i; left > 0) {
+    float w[kBlock] = {}, last[kBlock] = {};
+    std::remove_pointer_t<decltype(here.m)> m[kBlock] = {};
+    std::remove_pointer_t<decltype(here.v)> v[kBlock] = {};
+    copy_lanes(weight + first + i, w, left), copy_lanes(g + i, last, left), copy_lanes(here.m + i, m, left), copy_lanes(here.v + i, v, left);
+    step(r, last, w, Moments{m, v}, first + i);
+    copy_lanes(w, weight + first + i, left), copy_lanes(m, here.m + i, left), copy_lanes(v, here.v + i, left);
   }
-  if (copy) copy.store(first, w, n);
+  if (copy) copy.store(first, weight + first, n);
+}
+
+AVFMAE_CLONES void update_wide(const Rule& r, const Numbers& gradient, float* weight, float* m, float* v, const Numbers& copy, int64_t first,
+                               int n, float* squares) {
+  update(r, gradient, weight, Wide{m, v}, copy, first, n, squares);
+}
+
+AVFMAE_CLONES void update_compact(const Rule& r, const Numbers& gradient, float* weight, int8_t* m, uint16_t* v, const Numbers& copy,
+                                  int64_t first, int n, float* squares) {
+  update(r, gradient, weight, Compact{m, v}, copy, first, n, squares);
 }
 
 void adamw(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors steps, Tensors copies, const Tensor lr,
-           double beta1, double beta2, double eps, double weight_decay, const Tensor divisor, const Tensor skip) {
+           double beta1, double beta2, double eps, double weight_decay, const Tensor divisor, const Tensor skip,
+           std::optional<Tensor> squares) {
   const size_t n = params.size();
   STD_TORCH_CHECK(grads.size() == n && exp_avgs.size() == n && exp_avg_sqs.size() == n && steps.size() == n &&
                       (copies.empty() || copies.size() == n), "adamw: every parameter needs its gradient, moments and step");
-  if (scalar(skip) != 0) return;
-  const Rule rule{scalar(lr), static_cast<float>(beta1), static_cast<float>(beta2), static_cast<float>(eps),
-                  static_cast<float>(weight_decay), scalar(divisor)};
-  std::vector<float> correction1(n), root_correction2(n);
+  if (scalar(skip) != 0 || n == 0) return;
+  const bool compact = exp_avgs[0].scalar_type() == ScalarType::Char;
+  const ScalarType first = compact ? ScalarType::Char : ScalarType::Float, second = compact ? ScalarType::BFloat16 : ScalarType::Float;
+  const Recipe recipe{scalar(lr), beta1, beta2, eps, weight_decay, scalar(divisor)};
+  std::vector<Rule> rules(n);
   for (size_t t = 0; t < n; ++t) {
     const int64_t numel = params[t].numel();
-    STD_TORCH_CHECK(grads[t].numel() == numel && exp_avgs[t].numel() == numel && exp_avg_sqs[t].numel() == numel &&
-                        grads[t].is_contiguous() && exp_avgs[t].is_contiguous() && exp_avg_sqs[t].is_contiguous() &&
-                        (copies.empty() || (copies[t].numel() == numel && copies[t].is_contiguous())),
-                    "adamw: gradients, moments and copies must be contiguous and as large as their parameters");
-    for (const Tensor* state : {&params[t], &exp_avgs[t], &exp_avg_sqs[t]})
-      STD_TORCH_CHECK(state->scalar_type() == ScalarType::Float, "adamw: parameters and moments must be float32");
-    float* step = static_cast<float*>(steps[t].mutable_data_ptr());
-    *step += 1;
-    correction1[t] = static_cast<float>(1 - std::pow(beta1, *step));
-    root_correction2[t] = static_cast<float>(std::sqrt(1 - std::pow(beta2, *step)));
+    for (const Tensor* each : {&grads[t], &exp_avgs[t], &exp_avg_sqs[t], copies.empty() ? &params[t] : &copies[t]})
+      STD_TORCH_CHECK(each->numel() == numel && each->is_contiguous(),
+                      "adamw: gradients, moments and copies must be contiguous and as large as their parameters");
+    STD_TORCH_CHECK(params[t].scalar_type() == ScalarType::Float && exp_avgs[t].scalar_type() == first && exp_avg_sqs[t].scalar_type() == second,
+                    "adamw: parameters must be float32, and moments all float32 or all compact");
+    rules[t] = recipe.rule(scalar(steps[t]) += 1);
   }
   const std::vector<Numbers> gradient = numbers(grads), copy = numbers(copies);
-  const auto at = [](const Tensor& t, int64_t first) { return static_cast<float*>(t.mutable_data_ptr()) + first; };
-  for_pieces(cut(params), [&](int64_t, const Piece& p) {
+  const std::vector<Piece> pieces = cut(params);
+  std::vector<float> sums(squares ? pieces.size() : 0);
+  for_pieces(pieces, [&](int64_t i, const Piece& p) {
     const size_t t = p.tensor;
-    update(rule, gradient[t], at(params[t], p.first), at(exp_avgs[t], p.first), at(exp_avg_sqs[t], p.first),
-           copies.empty() ? Numbers() : copy[t], p.first, p.count, correction1[t], root_correction2[t]);
+    const Numbers to = copies.empty() ? Numbers() : copy[t];
+    float *w = data<float>(params[t]), *sum = squares ? &sums[i] : nullptr;
+    if (compact)
+      update_compact(rules[t], gradient[t], w, data<int8_t>(exp_avgs[t]), data<uint16_t>(exp_avg_sqs[t]), to, p.first, p.count, sum);
+    else
+      update_wide(rules[t], gradient[t], w, data<float>(exp_avgs[t]), data<float>(exp_avg_sqs[t]), to, p.first, p.count, sum);
   });
+  if (squares) scalar(*squares) += static_cast<float>(sum_in_order(sums));
 }
 
 }  // namespace

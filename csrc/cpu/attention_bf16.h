@@ -7,19 +7,12 @@
 #include <vector>
 
 #include "common/attention.h"
+#include "cpu/bf16.h"
 #include "cpu/matmul.h"
 #include "cpu/simd.h"
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define AVFMAE_HAS_BF16_PRODUCTS 1
-#include <immintrin.h>
-
-#define AVFMAE_BF16 __attribute__((target("arch=x86-64-v4,avx512bf16")))
-#define AVFMAE_BF16_INLINE AVFMAE_BF16 inline __attribute__((always_inline))
-
+#ifdef AVFMAE_HAS_BF16_PRODUCTS
 namespace avfmae::bf16 {
-
-using Pair = uint32_t;  // the first number in the low half
 
 AVFMAE_INLINE int padded_to_pairs(int n) { return (n + 2 * kBlock - 1) / (2 * kBlock) * (2 * kBlock); }
 

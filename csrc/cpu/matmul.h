@@ -86,13 +86,15 @@ AVFMAE_INLINE void swap_blocks(Vector (&x)[kBlock]) {
   }
 }
 
+AVFMAE_INLINE void transpose(Vector (&x)[kBlock]) { swap_blocks<8>(x), swap_blocks<4>(x), swap_blocks<2>(x), swap_blocks<1>(x); }
+
 // to (columns, rows) = from (rows, columns) transposed; both numbers are multiples of 16.
 AVFMAE_INLINE void transpose(const float* from, float* to, int rows, int columns) {
   for (int r = 0; r < rows; r += kBlock) {
     for (int c = 0; c < columns; c += kBlock) {
       Vector x[kBlock];
       for (int i = 0; i < kBlock; ++i) x[i] = vector_at(from + (r + i) * columns + c);
-      swap_blocks<8>(x), swap_blocks<4>(x), swap_blocks<2>(x), swap_blocks<1>(x);
+      transpose(x);
       for (int i = 0; i < kBlock; ++i) vector_at(to + (c + i) * rows + r) = x[i];
     }
   }

@@ -77,7 +77,8 @@ def test_autocast_gives_what_it_gives_the_plain_composition(ours, plain, shapes)
         assert out.dtype == torch.bfloat16
         results.append([out, *torch.autograd.grad(out.float().sin().sum(), leaves)])
     for a, b in zip(*results, strict=True):
-        assert a.dtype == b.dtype and (a.float() - b.float()).norm() <= 2e-2 * b.float().norm()
+        size = max(b.detach().float().norm(), 2 * b.numel() ** 0.5)  # sums over rows of numbers around 1 may cancel
+        assert a.dtype == b.dtype and (a.float() - b.float()).norm() <= 2e-2 * size
 
 
 @pytest.mark.parametrize(("ours", "plain", "shapes"), CHEAP.values(), ids=CHEAP)

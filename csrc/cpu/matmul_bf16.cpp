@@ -1,0 +1,351 @@
+// Products of matrices on the CPU, in bfloat16 with float32 sums, by AVX512-BF16.
+//
+// The factors are bfloat16, or float32 that is rounded on the way in: a layer needs no bfloat16 copy of its weights. Both are packed
+// first, so that the innermost loop reads its memory in order: the left one into blocks of up to 14 rows, the right one into panels of 32
+// columns, each in pairs of neighbours along the summed dimension, which one instruction multiplies and adds up. 28 of the 32 registers
+// hold a block's sums with a panel. A panel stays in the first cache while all blocks pass.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <memory>
+#include <new>
+#include <optional>
+#include <type_traits>
+
+#include "cpu/adamw.h"
+#include "cpu/bf16.h"
+#include "cpu/matmul.h"
+#include "cpu/simd.h"
+
+namespace avfmae {
+namespace {
+
+using torch::stable::Tensor;
+
+#ifdef AVFMAE_HAS_BF16_PRODUCTS
+
+using bf16::Pair;
+
+constexpr int kRows = 14, kColumns = 32, kLanes = 16;
+constexpr int64_t kWorthAThread = 1 << 19;  // multiplications
+constexpr int64_t kResident = (512 << 10) / sizeof(Pair);  // pairs of the left factor that leave room in a second cache of 1 MB
+
+// A matrix as lines of numbers to be summed over: rows of the left factor, columns of the right one.
+struct Lines {
+  const void* data;
+  bool wide;       // float32
+  bool along;      // a line's numbers are neighbours, and lines are `stride` apart; else the other way round
+  int64_t stride;
+};
+
+Lines lines(const Tensor& t, int line, const char* what) {
+  const int along = 1 - line;
+  const bool neighbours = t.stride(along) == 1 || t.size(along) == 1;
+  STD_TORCH_CHECK(neighbours || t.stride(line) == 1 || t.size(line) == 1, "matmul_bf16: ", what, " must be contiguous in one dimension");
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float || t.scalar_type() == ScalarType::BFloat16,
+                  "matmul_bf16: ", what, " must be float32 or bfloat16");
+  return {t.const_data_ptr(), t.scalar_type() == ScalarType::Float, neighbours, t.stride(neighbours ? line : along)};
+}
+
+// 16 numbers from x and 16 from y as bfloat16, only those of the masks read.
+template <typename Number>
+AVFMAE_BF16_INLINE __m512i load(const Number* x, const Number* y, __mmask16 of_x, __mmask16 of_y) {
+  if constexpr (sizeof(Number) == sizeof(float))
+    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(of_y, y), _mm512_maskz_loadu_ps(of_x, x));
+  else
+    return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_maskz_loadu_epi16(of_x, x)), _mm256_maskz_loadu_epi16(of_y, y), 1);
+}
+
+AVFMAE_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>(n >= kLanes ? 0xffff : n <= 0 ? 0 : (1 << n) - 1); }
+
+// Lines first to first + count as pairs, pair k of line i at to[k * width + i]; a missing last half is zero.
+template <typename Number>
+AVFMAE_BF16_INLINE void pack_along(const Number* from, int64_t stride, int count, int64_t depth, Pair* to, int width) {
+  for (int i = 0; i < count; i += kLanes, from += kLanes * stride) {
+    const int n = std::min(kLanes, count - i);
+    const __mmask16 lanes = first_lanes(n);
+    for (int64_t k = 0; k < depth; k += 2 * kLanes) {
+      const __mmask16 low = first_lanes(depth - k), high = first_lanes(depth - k - kLanes);
+      Vector x[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) {
+        const Number* line = from + std::min(r, n - 1) * stride + k;
+        x[r] = (Vector)load(line, line + kLanes, low, high);
+      }
+      transpose(x);
+      const int pairs = static_cast<int>(std::min<int64_t>(kLanes, (depth - k + 1) / 2));
+      for (int p = 0; p < pairs; ++p) _mm512_mask_storeu_epi32(to + (k / 2 + p) * width + i, lanes, (__m512i)x[p]);
+    }
+  }
+}
+
+template <typename Number>
+AVFMAE_BF16_INLINE void pack_across(const Number* from, int64_t stride, int count, int64_t depth, Pair* to, int width) {
+  for (int64_t k = 0; k < depth; k += 2, from += 2 * stride, to += width) {
+    for (int i = 0; i < count; i += kLanes) {
+      const __mmask16 lanes = first_lanes(count - i);
+      const __m512i rows = load(from + i, from + i + stride, lanes, k + 1 < depth ? lanes : __mmask16{0});
+      _mm512_mask_storeu_epi32(to + i, lanes, bf16::interleaved(rows));
+    }
+  }
+}
+
+template <typename Number>
+AVFMAE_BF16_INLINE void pack_lines(const Lines& m, int64_t first, int count, int64_t depth, Pair* to, int width) {
+  const auto* from = static_cast<const Number*>(m.data) + first * (m.along ? m.stride : 1);
+  if (m.along) pack_along(from, m.stride, count, depth, to, width);
+  else pack_across(from, m.stride, count, depth, to, width);
+}
+
+AVFMAE_BF16 void pack(const Lines& m, int64_t first, int count, int64_t depth, Pair* to, int width) {
+  if (m.wide) pack_lines<float>(m, first, count, depth, to, width);
+  else pack_lines<uint16_t>(m, first, count, depth, to, width);
+}
+
+// Where a block's sums with a panel go.
+struct Tile {
+  void* data;
+  bool wide;
+  int64_t stride;
+  int columns;
+  __m512 bias[2];
+};
+
+AVFMAE_BF16_INLINE void store(const Tile& t, int row, __m512 left, __m512 right) {
+  const __mmask32 mask = t.columns >= kColumns ? ~__mmask32{0} : (__mmask32{1} << t.columns) - 1;
+  left = _mm512_add_ps(left, t.bias[0]);
+  right = _mm512_add_ps(right, t.bias[1]);
+  if (t.wide) {
+    float* to = static_cast<float*>(t.data) + row * t.stride;
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), left);
+    _mm512_mask_storeu_ps(to + kLanes, static_cast<__mmask16>(mask >> 16), right);
+  } else {
+    _mm512_mask_storeu_epi16(static_cast<uint16_t*>(t.data) + row * t.stride, mask, (__m512i)_mm512_cvtne2ps_pbh(right, left));
+  }
+}
+
+// Memory that will be packed next, as two stretches a pair of up to two cache lines each; fetched while there is work to hide it behind.
+struct Ahead {
+  const char* data;
+  int64_t stride;
+  int first, last;  // which of a pair's lines: the stretch in the lowest bit
+};
+
+AVFMAE_INLINE void fetch(const Ahead& a, int64_t pair) {
+  for (int line = a.first; line < a.last; ++line) __builtin_prefetch(a.data + (2 * pair + (line & 1)) * a.stride + (line >> 1) * 64, 0, 2);
+}
+
+template <int R>
+AVFMAE_BF16 void multiply(const Pair* block, const Pair* panel, int64_t pairs, const Tile& tile, const Ahead& ahead) {
+  __m512 left[R], right[R];
+#pragma GCC unroll 14
+  for (int r = 0; r < R; ++r) left[r] = right[r] = _mm512_setzero_ps();
+  for (int64_t k = 0; k < pairs; ++k, block += R, panel += kColumns) {
+    fetch(ahead, k);
+    const __m512bh b0 = (__m512bh)_mm512_load_si512(panel), b1 = (__m512bh)_mm512_load_si512(panel + kLanes);
+#pragma GCC unroll 14
+    for (int r = 0; r < R; ++r) {
+      const __m512bh a = (__m512bh)_mm512_set1_epi32(static_cast<int>(block[r]));
+      left[r] = _mm512_dpbf16_ps(left[r], a, b0);
+      right[r] = _mm512_dpbf16_ps(right[r], a, b1);
+    }
+  }
+#pragma GCC unroll 14
+  for (int r = 0; r < R; ++r) store(tile, r, left[r], right[r]);
+}
+
+using Multiply = void (*)(const Pair*, const Pair*, int64_t, const Tile&, const Ahead&);
+constexpr Multiply kMultiply[kRows] = {multiply<1>, multiply<2>,  multiply<3>,  multiply<4>,  multiply<5>,  multiply<6>,  multiply<7>,
+                                       multiply<8>, multiply<9>, multiply<10>, multiply<11>, multiply<12>, multiply<13>, multiply<14>};
+
+// Memory for packed numbers, kept by its thread from call to call.
+class Workspace {
+ public:
+  Pair* of(int64_t pairs) {
+    if (pairs > size_) {
+      memory_.reset(static_cast<Pair*>(::operator new(pairs * sizeof(Pair), kAlign)));
+      size_ = pairs;
+    }
+    return memory_.get();
+  }
+
+ private:
+  static constexpr std::align_val_t kAlign{64};
+  struct Free {
+    void operator()(Pair* p) const { ::operator delete(p, kAlign); }
+  };
+  std::unique_ptr<Pair, Free> memory_;
+  int64_t size_ = 0;
+};
+
+AVFMAE_BF16 Tile tile_of(const Tensor& out, const Numbers& bias, int64_t column) {
+  Tile t{nullptr, out.scalar_type() == ScalarType::Float, out.size(1), static_cast<int>(std::min<int64_t>(kColumns, out.size(1) - column)), {}};
+  t.data = static_cast<char*>(const_cast<void*>(out.const_data_ptr())) + column * (t.wide ? sizeof(float) : sizeof(uint16_t));
+  float b[kColumns] = {};
+  if (bias) bias.load(column, b, t.columns);
+  for (int half = 0; half < 2; ++half) t.bias[half] = _mm512_loadu_ps(b + half * kLanes);
+  return t;
+}
+
+// Both factors packed, panel by panel, for whoever takes their product: take(panel's number, its memory, first row, rows, what to fetch ahead).
+struct Product {
+  Lines a, b;
+  int64_t M, N, K;
+  int64_t pairs = (K + 1) / 2, blocks = (M + kRows - 1) / kRows, panels = (N + kColumns - 1) / kColumns;
+
+  int64_t first_row(int64_t block) const { return M * block / blocks; }
+};
+
+Product product_of(const Tensor& a, const Tensor& b) {
+  static const bool has = __builtin_cpu_supports("avx512bf16");
+  STD_TORCH_CHECK(has, "matmul_bf16: this processor has no AVX512-BF16");
+  STD_TORCH_CHECK(a.size(1) == b.size(0), "matmul_bf16: got (", a.size(0), ", ", a.size(1), ") times (", b.size(0), ", ", b.size(1), ")");
+  return {lines(a, 0, "a"), lines(b, 1, "b"), a.size(0), b.size(1), a.size(1)};
+}
+
+// Packs one of the left factor's blocks, and sums up its lines if asked to.
+AVFMAE_BF16 void pack_block(const Product& p, int64_t block, Pair* blocks, float* sums) {
+  const int64_t first = p.first_row(block);
+  const int rows = static_cast<int>(p.first_row(block + 1) - first);
+  Pair* to = blocks + first * p.pairs;
+  pack(p.a, first, rows, p.K, to, rows);
+  if (!sums) return;
+  const __m512bh one = (__m512bh)_mm512_set1_epi32(0x3f803f80);
+  const __mmask16 lanes = first_lanes(rows);
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t k = 0; k < p.pairs; ++k) sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_maskz_loadu_epi32(lanes, to + k * rows), one);
+  _mm512_mask_storeu_ps(sums + first, lanes, sum);
+}
+
+// Panels begin to end. Blocks pass in chunks that stay in the second cache; if that takes several rounds, panels are kept.
+template <typename Take>
+AVFMAE_BF16_INLINE void pass(const Product& p, const Pair* blocks, int64_t begin, int64_t end, Take take) {
+  static thread_local Workspace workspace;
+  const int64_t chunks = std::max<int64_t>(1, std::min((p.M * p.pairs + kResident - 1) / kResident, p.blocks)), size = p.pairs * kColumns;
+  Pair* memory = workspace.of(size * (chunks > 1 ? end - begin : 1));
+  const int width = p.b.wide ? 4 : 2;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t from = p.blocks * chunk / chunks, to = p.blocks * (chunk + 1) / chunks;
+    for (int64_t number = begin; number < end; ++number) {
+      Pair* panel = memory + (chunks > 1 ? (number - begin) * size : 0);
+      const int64_t column = number * kColumns;
+      if (chunk == 0) {
+        const int columns = static_cast<int>(std::min<int64_t>(kColumns, p.N - column));
+        if (columns < kColumns) std::fill_n(panel, size, 0);
+        pack(p.b, column, columns, p.K, panel, kColumns);
+      }
+      const int lines = chunk == 0 && number + 1 < end ? width : 0, turns = static_cast<int>(std::min<int64_t>(lines, to - from));
+      const char* next = static_cast<const char*>(p.b.data) + (column + kColumns) * (p.b.along ? p.b.stride : 1) * width;
+      for (int64_t i = from; i < to; ++i) {
+        const int turn = static_cast<int>(std::min<int64_t>(i - from, turns));
+        const Ahead ahead = turn < turns ? Ahead{next, (p.b.along ? kColumns : p.b.stride) * width, lines * turn / turns, lines * (turn + 1) / turns}
+                                         : Ahead{};
+        const int64_t first = p.first_row(i);
+        take(number, i, first, static_cast<int>(p.first_row(i + 1) - first), blocks + first * p.pairs, panel, ahead);
+      }
+    }
+  }
+}
+
+// Packs all blocks, then has threads do `body(begin, end)` of the panels.
+template <typename Body>
+void for_panels(const Product& p, float* sums, Body body) {
+  static thread_local Workspace workspace;
+  Pair* blocks = workspace.of(p.pairs * p.M);
+  torch::stable::parallel_for(0, p.blocks, std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, kRows * p.K * 16)),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t i = begin; i < end; ++i) pack_block(p, i, blocks, sums);
+                              });
+  torch::stable::parallel_for(0, p.panels, std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, p.M * p.K * kColumns)),
+                              [&](int64_t begin, int64_t end) { body(blocks, begin, end); });
+}
+
+AVFMAE_BF16 void write_panels(const Product& p, const Pair* blocks, const Tensor& out, const Numbers& bias, int64_t begin, int64_t end) {
+  const int64_t size = out.scalar_type() == ScalarType::Float ? 4 : 2;
+  pass(p, blocks, begin, end, [&](int64_t number, int64_t, int64_t first, int rows, const Pair* block, const Pair* panel, const Ahead& ahead) AVFMAE_BF16 {
+    Tile tile = tile_of(out, bias, number * kColumns);
+    tile.data = static_cast<char*>(tile.data) + first * tile.stride * size;
+    kMultiply[rows - 1](block, panel, p.pairs, tile, ahead);
+  });
+}
+
+// Gradients of a block with a panel, for the weights that begin at `index`; their squares' sum is returned.
+template <typename Moments>
+AVFMAE_BF16 float update_weights(const Rule rule, const float* gradient, int rows, float* weight, Moments moments, int64_t index, int64_t stride) {
+  const float squares = dot(gradient, gradient, rows * kColumns);
+  if (!std::isfinite(squares)) return squares;
+  for (int r = 0; r < rows; ++r, index += stride, gradient += kColumns)
+    for (int half = 0; half < kColumns; half += kLanes) {
+      const int64_t i = index + half;
+      if constexpr (std::is_same_v<Moments, Compact>) step_avx512(rule, gradient + half, weight + i, moments.at(i), static_cast<uint32_t>(i));
+      else step(rule, gradient + half, weight + i, moments.at(i), i);
+    }
+  return squares;
+}
+
+template <typename Moments>
+AVFMAE_BF16 void update_panels(const Product& p, const Pair* blocks, const Rule& rule, float* weight, Moments moments, std::vector<float>& sums,
+                               int64_t begin, int64_t end) {
+  pass(p, blocks, begin, end, [&](int64_t number, int64_t i, int64_t first, int rows, const Pair* block, const Pair* panel, const Ahead& ahead) AVFMAE_BF16 {
+    alignas(64) float gradient[kRows * kColumns];
+    const int64_t index = first * p.N + number * kColumns;
+    for (int r = 0; r < rows; ++r) moments.at(index + r * p.N).prefetch(weight + index + r * p.N);
+    kMultiply[rows - 1](block, panel, p.pairs, Tile{gradient, true, kColumns, kColumns, {}}, ahead);
+    sums[number * p.blocks + i] = update_weights(rule, gradient, rows, weight, moments, index, p.N);
+  });
+}
+
+#endif
+
+// a (M, K)·b (K, N) + bias (N), both factors contiguous in either dimension.
+Tensor matmul_bf16(const Tensor& a, const Tensor& b, std::optional<Tensor> bias, ScalarType dtype) {
+#ifdef AVFMAE_HAS_BF16_PRODUCTS
+  const Product p = product_of(a, b);
+  STD_TORCH_CHECK(!bias || bias->numel() == p.N, "matmul_bf16: bias must have a number a column");
+  Tensor out = torch::stable::new_empty(a, {p.M, p.N}, dtype);
+  for_panels(p, nullptr, [&](const Pair* blocks, int64_t begin, int64_t end) {
+    write_panels(p, blocks, out, bias ? Numbers(*bias) : Numbers(), begin, end);
+  });
+  return out;
+#else
+  STD_TORCH_CHECK(false, "matmul_bf16: was built without AVX512-BF16 (x86-64, Linux, GCC)");
+#endif
+}
+
+// AdamW's step with the gradient a·b, which is never written. Returns sums of a's rows.
+Tensor matmul_adamw(const Tensor& a, const Tensor& b, const Tensor param, const Tensor exp_avg, const Tensor exp_avg_sq, const Tensor step_of,
+                  const Tensor lr, double beta1, double beta2, double eps, double weight_decay, const Tensor squares) {
+#ifdef AVFMAE_HAS_BF16_PRODUCTS
+  const Product p = product_of(a, b);
+  const bool compact = exp_avg.scalar_type() == ScalarType::Char;
+  STD_TORCH_CHECK(p.N % kColumns == 0, "matmul_adamw: columns must be a multiple of 32");
+  for (const Tensor* each : {&param, &exp_avg, &exp_avg_sq})
+    STD_TORCH_CHECK(each->is_contiguous() && each->numel() == p.M * p.N, "matmul_adamw: weights and moments must be contiguous, and as large as a·b");
+  STD_TORCH_CHECK(param.scalar_type() == ScalarType::Float && exp_avg.scalar_type() == (compact ? ScalarType::Char : ScalarType::Float) &&
+                      exp_avg_sq.scalar_type() == (compact ? ScalarType::BFloat16 : ScalarType::Float),
+                  "matmul_adamw: weights must be float32, and moments both float32 or both compact");
+  const Rule rule = Recipe{scalar(lr), beta1, beta2, eps, weight_decay, 1}.rule(scalar(step_of) += 1);
+  std::vector<float> sums(p.panels * p.blocks);
+  Tensor lines = torch::stable::new_empty(a, {p.M}, ScalarType::Float);
+  for_panels(p, data<float>(lines), [&](const Pair* blocks, int64_t begin, int64_t end) {
+    float* w = data<float>(param);
+    if (compact)
+      update_panels(p, blocks, rule, w, Compact{data<int8_t>(exp_avg), data<uint16_t>(exp_avg_sq)}, sums, begin, end);
+    else
+      update_panels(p, blocks, rule, w, Wide{data<float>(exp_avg), data<float>(exp_avg_sq)}, sums, begin, end);
+  });
+  scalar(squares) += static_cast<float>(sum_in_order(sums));
+  return lines;
+#else
+  STD_TORCH_CHECK(false, "matmul_adamw: was built without AVX512-BF16 (x86-64, Linux, GCC)");
+#endif
+}
+
+}  // namespace
+}  // namespace avfmae
+
+STABLE_TORCH_LIBRARY_IMPL(avfmae, CPU, m) {
+  m.impl("matmul_bf16", TORCH_BOX(&avfmae::matmul_bf16));
+  m.impl("matmul_adamw", TORCH_BOX(&avfmae::matmul_adamw));
+}
