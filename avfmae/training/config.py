@@ -28,6 +28,8 @@ class OptimConfig:
         total_batch: clips a step over all processes; kept by accumulating gradients.
         micro_batch: most clips in a forward pass of one process; None: its whole share of the total batch.
         clip_grad: largest norm of the gradient; None: not clipped.
+        moments: AdamW's: ``float32``; ``compact``, three bytes a weight instead of eight; ``auto``: compact where a CPU multiplies in
+            bfloat16, where their bytes are time.
         ema: decay of a running average of the weights, which is written beside them; None: none is kept.
         max_skipped: the run stops after this many non-finite steps in a row.
     """
@@ -43,6 +45,7 @@ class OptimConfig:
     total_batch: int = 256
     micro_batch: int | None = None
     clip_grad: float | None = None
+    moments: Literal["auto", "float32", "compact"] = "auto"
     ema: float | None = None
     max_skipped: int = 10
 

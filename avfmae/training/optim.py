@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +45,17 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
 class AdamW(torch.optim.AdamW):
     """torch's AdamW with the update in one pass, gradients and copies of any dtype, and nothing asked of the device.
 
-    Its state dict is torch's.
+    Its state dict is torch's; a state dict of either kind of moments can be loaded.
+
+    Args:
+        compact: keep the moments in three bytes a weight instead of eight (see :func:`avfmae_kernels.adamw`).
     """
 
     plan: tuple[list[bool], list[tuple]] | None = None  # which leaves have gradients, and what follows from it
+
+    def __init__(self, groups: list[dict], compact: bool = False, **options):
+        super().__init__(groups, **options)
+        self.compact = compact
 
     @torch.no_grad()
     def update(self, leaves: Mapping[str, Tensor], rate: Tensor, divisor: Tensor, skip: Tensor) -> None:
@@ -62,36 +69,64 @@ class AdamW(torch.optim.AdamW):
         live = [g is not None for g in grads]
         if self.plan is None or self.plan[0] != live:
             self.plan = live, list(self.gather(leaves))
-        for group, members, *tensors, copies in self.plan[1]:
-            K.adamw(
-                tensors[0], [leaf.grad for leaf in members], *tensors[1:], copies,
-                rate * group["lr_scale"], group["betas"], group["eps"], group["weight_decay"], divisor, skip,
-            )  # fmt: skip
+        for group, members, lists, copies in self.plan[1]:
+            self.apply(group, [leaf.grad for leaf in members], lists, copies, rate * group["lr_scale"], divisor, skip)
+
+    def apply(
+        self,
+        group: dict,
+        grads: list[Tensor],
+        lists: tuple[list[Tensor], ...],
+        copies: list[Tensor],
+        rate: Tensor,
+        divisor: Tensor,
+        skip: Tensor,
+        squares: Tensor | None = None,
+    ) -> None:
+        """Updates some of a group's parameters, given what :meth:`lists_of` gives of them; ``rate`` is the group's own."""
+        recipe = group["betas"], group["eps"], group["weight_decay"]
+        K.adamw(lists[0], grads, *lists[1:], copies, rate, *recipe, divisor, skip, squares)
+
+    def state_of(self, p: nn.Parameter) -> dict[str, Tensor]:
+        """A parameter's moments and step, made where there are none."""
+        state = self.state[p]
+        if not state:
+            first, second = (torch.int8, torch.bfloat16) if self.compact else (p.dtype, p.dtype)
+            state["step"] = torch.zeros((), device=p.device)
+            state["exp_avg"] = torch.zeros_like(p, dtype=first, requires_grad=False)
+            state["exp_avg_sq"] = torch.zeros_like(p, dtype=second, requires_grad=False)
+        return state
+
+    def lists_of(self, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], ...]:
+        """Parameters, first and second moments, steps."""
+        states = [self.state_of(p) for p in parameters]
+        return [p.detach() for p in parameters], *([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
 
     def gather(self, leaves: Mapping[str, Tensor]) -> Iterator[tuple]:
-        """What :func:`avfmae_kernels.adamw` is given of each group, those with copies and those without apart."""
+        """Groups, leaves, what :meth:`lists_of` gives, and copies: those with copies and those without apart."""
         for group in self.param_groups:
             named = zip(group["names"], group["params"], strict=True)
             members = [(parameter, leaves[name]) for name, parameter in named if leaves[name].grad is not None]
             for copied in (False, True):
                 pairs = [(p, leaf) for p, leaf in members if (leaf is not p) == copied]
-                for p, _ in pairs:
-                    if not self.state[p]:
-                        self.state[p]["step"] = torch.zeros((), device=p.device)
-                        self.state[p] |= {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
-                yield (
-                    group, [leaf for _, leaf in pairs], [p.detach() for p, _ in pairs],
-                    *([self.state[p][key] for p, _ in pairs] for key in ("exp_avg", "exp_avg_sq", "step")),
-                    [leaf.detach() for _, leaf in pairs] if copied else [],
-                )  # fmt: skip
+                copies = [leaf.detach() for _, leaf in pairs] if copied else []
+                yield group, [leaf for _, leaf in pairs], self.lists_of([p for p, _ in pairs]), copies
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self.plan = None  # moments are other tensors now
+        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+        owners = [(group, p) for group in self.param_groups for p in group["params"]]
+        for number, (group, p) in zip(numbers, owners, strict=True):
+            if saved := state_dict["state"].get(number):  # torch has made float32 of all of it
+                moments = saved["exp_avg"].to(p.device), saved["exp_avg_sq"].to(p.device)
+                if (moments[0].dtype == torch.int8) != self.compact:
+                    moments = (K.to_compact_moments if self.compact else K.from_compact_moments)(*moments, group["betas"])
+                self.state[p] |= {"exp_avg": moments[0].clone(), "exp_avg_sq": moments[1].clone()}
 
 
-def build_optimiser(model: nn.Module, optim: OptimConfig) -> AdamW:
-    return AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, fused=True)
+def build_optimiser(model: nn.Module, optim: OptimConfig, compact: bool = False) -> AdamW:
+    return AdamW(parameter_groups(model, optim), compact, lr=optim.lr, betas=optim.betas, fused=True)
 
 
 def learning_rate(step: int, steps_per_epoch: int, optim: OptimConfig) -> float:

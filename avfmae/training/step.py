@@ -18,7 +18,9 @@ from avfmae.losses import world_size
 from avfmae.models.attention import CrossAttention, SelfAttention
 from avfmae.training.config import OptimConfig
 from avfmae.training.distributed import GradientAverage
+from avfmae.training.early import EarlyUpdate
 from avfmae.training.optim import build_optimiser, learning_rate
+from avfmae_kernels import matmul
 
 # Gives a batch's loss and the parts of it worth logging; called with something that computes as the model does.
 LossFunction = Callable[[Callable, Batch], tuple[Tensor, dict[str, Tensor]]]
@@ -36,8 +38,8 @@ def resolve(precision: str, device: torch.device) -> torch.dtype:
 class TrainingStep:
     """The step of a model under a loss; call it with the step's micro-batches.
 
-    In bfloat16 the layers compute with copies of their weights, which the optimiser writes in the pass that updates the weights.
-    Autocast would cast every weight anew in every step, and every gradient back; it does so where gradients of several micro-batches
+    In bfloat16 the layers compute with copies of their weights, which the optimiser writes in the pass that updates the weights; but where
+    products round weights themselves (on CPUs with AVX512-BF16) there are none. Autocast would cast every weight anew in every step, and every gradient back; it does so where gradients of several micro-batches
     add up, which they do in float32.
 
     Args:
@@ -49,6 +51,7 @@ class TrainingStep:
         graph: capture a CUDA graph (on one GPU; with several processes and on a CPU the step runs eagerly, and where checkpointed blocks
             must draw their stochastic depth once more).
         compiled: let torch.compile have the forward and backward that the ops leave.
+        early: on a CPU, update weights in the backward pass where nothing waits for all gradients; afterwards there are none.
     """
 
     def __init__(
@@ -62,14 +65,17 @@ class TrainingStep:
         precision: str = "auto",
         graph: bool = True,
         compiled: bool = False,
+        early: bool = True,
     ):
         self.model, self.loss, self.optim = model.train(), loss, optim
         self.device = device = next(model.parameters()).device
         self.dtype, self.plain = resolve(precision, device), K.plain()
         self.world = world_size()
-        self.optimiser = build_optimiser(model, optim)
+        rounded = matmul.rounds(device, self.dtype) and not self.plain
+        compact = optim.moments == "compact" or (optim.moments == "auto" and rounded)
+        self.optimiser = build_optimiser(model, optim, compact)
         self.leaves = dict(model.named_parameters())  # what gradients are taken of: weights, or copies of them
-        if self.dtype != torch.float32 and micro_batches == 1 and not self.plain:
+        if self.dtype != torch.float32 and micro_batches == 1 and not self.plain and not rounded:
             for name in linear_parameters(model):
                 self.leaves[name] = nn.Parameter(self.leaves[name].detach().to(self.dtype))
         self.places = [
@@ -79,6 +85,8 @@ class TrainingStep:
             for path, _, name in [full.rpartition(".")]
         ]
         self.forward = torch.compile(model) if compiled else model
+        waits = self.world > 1 or micro_batches > 1 or optim.clip_grad or self.places or self.plain
+        self.early = EarlyUpdate(self.optimiser, rounded) if early and device.type == "cpu" and not waits else None
         self.average = GradientAverage(list(self.leaves.values())) if self.world > 1 else None
         self.batch_statistics = [b for m in model.modules() if isinstance(m, nn.BatchNorm1d) for b in m.buffers()]
         self.averaged = [p.detach().clone() for p in model.parameters()] if optim.ema else []
@@ -124,6 +132,7 @@ class TrainingStep:
         return self.graph(batches) if self.graph else self.run(batches)
 
     def run(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        early = self.early if len(batches) == 1 else None
         statistics = [b.clone() for b in self.batch_statistics]
         for leaf in self.leaves.values():
             leaf.grad = None
@@ -133,7 +142,9 @@ class TrainingStep:
             with self.with_leaves(), self.average.during(last) if self.average else nullcontext():
                 with self.autocast():
                     loss, parts = self.loss(self.forward, batch)
-                (loss / len(batches)).backward()
+                with early.during(self.rates.take(self.number)) if early else nullcontext():
+                    if not early or loss.isfinite():
+                        (loss / len(batches)).backward()
             for name, value in {"loss": loss, **parts}.items():
                 share = value.detach().float() / (len(batches) * self.world)
                 totals[name] = totals[name] + share if name in totals else share
@@ -142,15 +153,20 @@ class TrainingStep:
                 shared = torch.stack(list(totals.values()))
                 dist.all_reduce(shared)
                 totals = dict(zip(totals, shared.unbind(), strict=True))
-            return totals | self.update(totals["loss"], statistics)
+            return totals | self.update(totals["loss"], statistics, early)
 
-    def update(self, loss: Tensor, statistics: list[Tensor]) -> dict[str, Tensor]:
-        """Weights, moments, copies and averages, unless something is not finite: then everything stays as it was."""
-        norm = K.gradient_norm([leaf.grad for leaf in self.leaves.values() if leaf.grad is not None])
-        skip = 1 - (norm.isfinite() & loss.isfinite()).float()
-        divisor = (norm / self.optim.clip_grad).clamp(min=1) if self.optim.clip_grad else torch.ones_like(norm)
+    def update(self, loss: Tensor, statistics: list[Tensor], early: EarlyUpdate | None) -> dict[str, Tensor]:
+        """Weights, moments, copies and averages, unless something is not finite: then everything stays as it was, but for weights that were
+        updated early, before a gradient that is not finite was met."""
         rate = self.rates.take(self.number)
-        self.optimiser.update(self.leaves, rate, divisor, skip)
+        if early:
+            norm = early.squares.sqrt()
+        else:
+            norm = K.gradient_norm([leaf.grad for leaf in self.leaves.values() if leaf.grad is not None])
+        skip = 1 - (norm.isfinite() & loss.isfinite()).float()
+        if not early:
+            divisor = (norm / self.optim.clip_grad).clamp(min=1) if self.optim.clip_grad else torch.ones_like(norm)
+            self.optimiser.update(self.leaves, rate, divisor, skip)
         for buffer, before in zip(self.batch_statistics, statistics, strict=True):
             buffer.copy_(torch.where(skip > 0, before, buffer))
         if self.averaged:
@@ -191,7 +207,11 @@ class Graph:
             # data workers' pinning threads may call CUDA meanwhile: only this thread's calls must be fit for capture
             with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.outputs = self.function(self.inputs)
-        pairs = [p for own, given in zip(self.inputs, batches, strict=True) for p in zip_longest(own.tensors(), given.tensors())]
+        pairs = [
+            p
+            for own, given in zip(self.inputs, batches, strict=True)
+            for p in zip_longest(own.tensors(), given.tensors())
+        ]
         if any(to is None or value is None or to.shape != value.shape for to, value in pairs):
             with self.on_stream():  # clips of other sizes than the graph was captured with
                 return self.function(batches)

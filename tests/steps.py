@@ -1,0 +1,30 @@
+"""Training steps of the tiny model on random clips."""
+
+import torch
+
+import avfmae
+from avfmae.data.dataset import Batch
+from avfmae.training.config import OptimConfig
+from avfmae.training.pretrain import pretraining_loss
+from avfmae.training.step import TrainingStep
+
+TINY = avfmae.ModelConfig.preset("tiny")
+
+
+def small(precision="float32", micro_batches=1, early=True, **optim):
+    torch.manual_seed(0)
+    model = avfmae.AVFMAEForPretraining(TINY)
+    step = TrainingStep(model, pretraining_loss, OptimConfig(**optim), 100, 10, micro_batches, precision, early=early)
+    return model, step
+
+
+def random_batch(seed=0, size=4):
+    g = torch.Generator().manual_seed(seed)
+    video = torch.randint(0, 256, (size, *TINY.video.size, 3), dtype=torch.uint8, generator=g)
+    return Batch(
+        video,
+        torch.randn(size, 1, 256, 128, generator=g),
+        None,
+        avfmae.DualMask.sample(TINY, size, g),
+        list(range(size)),
+    )
