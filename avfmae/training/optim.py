@@ -56,6 +56,7 @@ class AdamW(torch.optim.AdamW):
     def __init__(self, groups: list[dict], compact: bool = False, **options):
         super().__init__(groups, **options)
         self.compact = compact
+        self.lists: dict[tuple[int, ...], tuple[list[Tensor], ...]] = {}  # what lists_of gave
 
     @torch.no_grad()
     def update(self, leaves: Mapping[str, Tensor], rate: Tensor, divisor: Tensor, skip: Tensor) -> None:
@@ -99,8 +100,12 @@ class AdamW(torch.optim.AdamW):
 
     def lists_of(self, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], ...]:
         """Parameters, first and second moments, steps."""
-        states = [self.state_of(p) for p in parameters]
-        return [p.detach() for p in parameters], *([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+        key = tuple(map(id, parameters))
+        if key not in self.lists:
+            states = [self.state_of(p) for p in parameters]
+            moments = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+            self.lists[key] = [p.detach() for p in parameters], *moments
+        return self.lists[key]
 
     def gather(self, leaves: Mapping[str, Tensor]) -> Iterator[tuple]:
         """Groups, leaves, what :meth:`lists_of` gives, and copies: those with copies and those without apart."""
@@ -115,6 +120,7 @@ class AdamW(torch.optim.AdamW):
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict(state_dict)
         self.plan = None  # moments are other tensors now
+        self.lists.clear()
         numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
         owners = [(group, p) for group in self.param_groups for p in group["params"]]
         for number, (group, p) in zip(numbers, owners, strict=True):

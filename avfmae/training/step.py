@@ -71,7 +71,7 @@ class TrainingStep:
         self.device = device = next(model.parameters()).device
         self.dtype, self.plain = resolve(precision, device), K.plain()
         self.world = world_size()
-        rounded = matmul.rounds(device, self.dtype) and not self.plain
+        rounded = matmul.rounds(device, self.dtype) and not self.plain and not compiled
         compact = optim.moments == "compact" or (optim.moments == "auto" and rounded)
         self.optimiser = build_optimiser(model, optim, compact)
         self.leaves = dict(model.named_parameters())  # what gradients are taken of: weights, or copies of them
