@@ -15,11 +15,12 @@ from avfmae_benchmarks.sides import Side
 
 # The first that is found in an op's name on a CPU, or in a kernel's on a GPU.
 KINDS = [
+    (re.compile(r"matmul_adamw"), "weight gradients, which AdamW takes"),
     (re.compile(r"adam|gradient_norm|_foreach|multi_tensor|linalg_vector_norm|lerp_|addcdiv|addcmul|^aten::sqrt", re.I), "optimiser and norm"),
     (re.compile(r"region_attention|cross_attention|few_keys|add_layer_norm|gated_sum|gelu_backward|assemble_tokens|gather_patches|"
                 r"masked_patch_loss", re.I), None),  # each of ours under its own name
     (re.compile(r"flash|scaled_dot|fmha|bmm|baddbmm", re.I), "attention products of torch"),
-    (re.compile(r"mm\b|addmm|linear|gemm|cutlass|nvjet|xmma|cublas|splitk|convolution|conv", re.I), "matrix products of linear layers"),
+    (re.compile(r"mm\b|addmm|matmul_bf16|linear|gemm|cutlass|nvjet|xmma|cublas|splitk|convolution|conv", re.I), "matrix products of linear layers"),
     (re.compile(r"softmax", re.I), "softmax"),
     (re.compile(r"layer_norm", re.I), "layer norm of torch"),
     (re.compile(r"gelu", re.I), "GELU of torch"),

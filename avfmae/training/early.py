@@ -35,7 +35,7 @@ class EarlyUpdate:
         self.pile: dict[int, list[nn.Parameter]] = defaultdict(list)  # by group
         self.piled = 0
         self.uses, self.taken = Counter(), set()
-        members = [(number, p) for number, group in enumerate(optimiser.param_groups) for p in group["params"]]
+        members = [(number, p) for number, group in enumerate(optimiser.param_groups) for p in group["params"] if p.requires_grad]
         self.takers = {id(p): partial(self.take, number, p) for number, p in members if products and p.ndim == 2 and p.shape[1] % 32 == 0}
         owner = weakref.ref(self)  # a model may outlive its optimiser
 
@@ -69,7 +69,7 @@ class EarlyUpdate:
 
     def take(self, number: int, parameter: nn.Parameter, grad: Tensor, a: Tensor) -> Tensor | None:
         """Updates a linear layer's weight, whose gradient is gradᵀ·a; in the first pass only counts it."""
-        if not self.counted:
+        if not self.counted or not parameter.requires_grad:
             self.uses[id(parameter)] += 1
             return None
         group, state = self.optimiser.param_groups[number], self.optimiser.state_of(parameter)

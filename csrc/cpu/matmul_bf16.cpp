@@ -80,6 +80,7 @@ AVFMAE_BF16_INLINE void pack_along(const Number* from, int64_t stride, int count
   }
 }
 
+// The same of lines that lie across: a pair's numbers are in neighbouring rows.
 template <typename Number>
 AVFMAE_BF16_INLINE void pack_across(const Number* from, int64_t stride, int count, int64_t depth, Pair* to, int width) {
   for (int64_t k = 0; k < depth; k += 2, from += 2 * stride, to += width) {
@@ -188,7 +189,7 @@ AVFMAE_BF16 Tile tile_of(const Tensor& out, const Numbers& bias, int64_t column)
   return t;
 }
 
-// Both factors packed, panel by panel, for whoever takes their product: take(panel's number, its memory, first row, rows, what to fetch ahead).
+// A product to be made: M rows in blocks, N columns in panels, K numbers in pairs.
 struct Product {
   Lines a, b;
   int64_t M, N, K;
@@ -218,7 +219,8 @@ AVFMAE_BF16 void pack_block(const Product& p, int64_t block, Pair* blocks, float
   _mm512_mask_storeu_ps(sums + first, lanes, sum);
 }
 
-// Panels begin to end. Blocks pass in chunks that stay in the second cache; if that takes several rounds, panels are kept.
+// Has every block meet panels begin to end: take(panel's number, block's number, its first row, its rows, block, panel, what to fetch ahead).
+// Blocks pass in chunks that stay in the second cache; if that takes several rounds, panels are kept.
 template <typename Take>
 AVFMAE_BF16_INLINE void pass(const Product& p, const Pair* blocks, int64_t begin, int64_t end, Take take) {
   static thread_local Workspace workspace;

@@ -108,6 +108,7 @@ def test_peak_memory_counts_what_lives_at_once():
 def test_a_profile_names_what_takes_time():
     assert kind("aten::addmm") == kind("sm90_xmma_gemm_bf16") == "matrix products of linear layers"
     assert kind("avfmae::region_attention_backward") == kind("_region_attention_kernel") == "region_attention"
+    assert kind("avfmae::matmul_bf16") == "matrix products of linear layers" != kind("avfmae::matmul_adamw")
     assert kind("aten::_fused_adamw_") == "optimiser and norm" and kind("Memcpy HtoD") == "copies"
     side = sides.build("ours", "pretrain", "tiny", "float32", 2, CPU)
     seconds, wall = breakdown(side.run, CPU, steps=2)

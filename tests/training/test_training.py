@@ -153,9 +153,13 @@ def run(*arguments, processes=1):
         ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     )
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launcher, *map(str, arguments)], env=environment, capture_output=True, text=True
-    )
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, *launcher, *map(str, arguments)], env=environment, capture_output=True, text=True
+        )
+        # once in thirty runs a gloo process aborts as it leaves, its work done
+        if "terminate called without an active exception" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr[-3000:]
 
 
