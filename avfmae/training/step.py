@@ -21,6 +21,7 @@ from avfmae.training.distributed import GradientAverage
 from avfmae.training.early import EarlyUpdate
 from avfmae.training.optim import build_optimiser, learning_rate
 from avfmae_kernels import matmul
+from avfmae_kernels.adamw import bound
 
 # Gives a batch's loss and the parts of it worth logging; called with something that computes as the model does.
 LossFunction = Callable[[Callable, Batch], tuple[Tensor, dict[str, Tensor]]]
@@ -72,7 +73,7 @@ class TrainingStep:
         self.dtype, self.plain = resolve(precision, device), K.plain()
         self.world = world_size()
         rounded = matmul.rounds(device, self.dtype) and not self.plain and not compiled
-        compact = optim.moments == "compact" or (optim.moments == "auto" and rounded)
+        compact = optim.moments == "compact" or (optim.moments == "auto" and rounded and fine_steps(optim.betas))
         self.optimiser = build_optimiser(model, optim, compact)
         self.leaves = dict(model.named_parameters())  # what gradients are taken of: weights, or copies of them
         if self.dtype != torch.float32 and micro_batches == 1 and not self.plain and not rounded:
@@ -175,6 +176,12 @@ class TrainingStep:
         self.skipped += skip
         self.in_a_row.copy_((self.in_a_row + 1) * skip)
         return {"grad_norm": norm, "lr": rate, "skipped": self.skipped, "in_a_row": self.in_a_row}
+
+
+def fine_steps(betas: tuple[float, float]) -> bool:
+    """Whether 8 bits of a first moment have fine steps: hundredths of the root of the second, as with β₂ = 0.95; with 0.999 they are six."""
+    beta1, beta2 = betas
+    return beta1**2 < beta2 and bound(betas) < 2
 
 
 def linear_parameters(model: nn.Module) -> list[str]:

@@ -175,6 +175,15 @@ def test_moments_of_either_kind_can_be_loaded():
             step([random_batch(3)])  # and go on
 
 
+@pytest.mark.skipif(not matmul.BF16, reason="no AVX512-BF16, or AMX")
+def test_auto_keeps_float32_moments_where_compact_ones_are_coarse():
+    kinds = {}
+    for betas in ((0.9, 0.95), (0.9, 0.999), (0.95, 0.9)):
+        _, step = small("bf16", betas=betas)
+        kinds[betas] = step.optimiser.compact
+    assert kinds == {(0.9, 0.95): True, (0.9, 0.999): False, (0.95, 0.9): False}
+
+
 def test_an_optimiser_that_is_gone_holds_nothing():
     model, step = small("bf16")
     step([random_batch()])
