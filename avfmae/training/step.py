@@ -40,8 +40,8 @@ class TrainingStep:
     """The step of a model under a loss; call it with the step's micro-batches.
 
     In bfloat16 the layers compute with copies of their weights, which the optimiser writes in the pass that updates the weights; but where
-    products round weights themselves (on CPUs with AVX512-BF16) there are none. Autocast would cast every weight anew in every step, and every gradient back; it does so where gradients of several micro-batches
-    add up, which they do in float32.
+    products round weights themselves (on CPUs with AVX512-BF16) there are none. Autocast would cast every weight anew in every step, and
+    every gradient back; it does so where gradients of several micro-batches add up, which they do in float32.
 
     Args:
         model: on its device.

@@ -94,13 +94,16 @@ def test_errors_name_the_list():
 BETAS = (0.9, 0.95)
 
 
+def one_step(params, grads, moments, counts, betas=BETAS, weight_decay=0.0, squares=None):
+    one = torch.ones(())
+    K.adamw(params, grads, *moments, counts, [], one * 1e-2, betas, 1e-8, weight_decay, one, 0 * one, squares)
+
+
 def run(params, moments, steps=4, seed=0, betas=BETAS, scale=1.0):
     """AdamW's steps from gradients of a seed, on what is given."""
     counts = [torch.zeros(()) for _ in params]
-    one = torch.ones(())
     for step in range(steps):
-        grads = tensors("cpu", seed=seed + step, scale=scale)
-        K.adamw(params, grads, *moments, counts, [], one * 1e-2, betas, 1e-8, 0.05, one, 0 * one)
+        one_step(params, tensors("cpu", seed=seed + step, scale=scale), moments, counts, betas, weight_decay=0.05)
 
 
 def compact_moments(params):
@@ -130,7 +133,7 @@ def test_compact_moments_are_the_references(betas):
 
 def test_compact_moments_lose_nothing_on_average():
     """Of many equal weights with equal gradients, moments and paths scatter about those in float32."""
-    n, one, g = 100_000, torch.ones(()), torch.Generator().manual_seed(0)
+    n, g = 100_000, torch.Generator().manual_seed(0)
     exact, compact = [torch.zeros(1)], [torch.zeros(n)]
     wide = [torch.zeros(1)], [torch.zeros(1)]
     narrow = compact_moments(compact)
@@ -138,19 +141,7 @@ def test_compact_moments_lose_nothing_on_average():
     for _ in range(60):
         slope = torch.randn((), generator=g)
         for params, moments, count in ((exact, wide, counts[0]), (compact, narrow, counts[1])):
-            K.adamw(
-                params,
-                [slope.expand_as(params[0]).contiguous()],
-                *moments,
-                count,
-                [],
-                one * 1e-2,
-                BETAS,
-                1e-8,
-                0.0,
-                one,
-                0 * one,
-            )
+            one_step(params, [slope.expand_as(params[0]).contiguous()], moments, count)
     m, v = K.from_compact_moments(narrow[0][0], narrow[1][0], BETAS)
     assert float(v.mean()) == pytest.approx(float(wide[1][0]), rel=2e-3) and float(v.std()) > 0
     assert float(m.mean()) == pytest.approx(float(wide[0][0]), rel=1e-2)
@@ -195,22 +186,9 @@ def test_what_is_not_finite_stays_as_it_is_where_squares_are_asked_for(compact):
         grads[2][-1] = torch.inf
         before = [p.clone() for p in params]
         moments = compact_moments(params) if compact else [[torch.zeros_like(p) for p in params] for _ in range(2)]
-        one, squares = torch.ones(()), torch.zeros(())
+        squares = torch.zeros(())
         with K.use(implementation):
-            K.adamw(
-                params,
-                grads,
-                *moments,
-                [torch.zeros(()) for _ in params],
-                [],
-                one * 1e-2,
-                BETAS,
-                1e-8,
-                0.0,
-                one,
-                0 * one,
-                squares,
-            )
+            one_step(params, grads, moments, [torch.zeros(()) for _ in params], squares=squares)
         assert all(p.isfinite().all() for p in params) and not squares.isfinite()
         assert params[2][-1] == before[2][-1] and all(not torch.equal(params[k], before[k]) for k in (0, 1, 3))
 
