@@ -12,6 +12,7 @@
 #include <new>
 #include <optional>
 #include <type_traits>
+#include <utility>
 
 #include "cpu/adamw.h"
 #include "cpu/bf16.h"
@@ -28,6 +29,7 @@ using torch::stable::Tensor;
 using bf16::Pair;
 
 constexpr int kRows = 14, kColumns = 32, kLanes = 16;
+constexpr int kStep = 2 * kLanes;  // numbers of a line that are packed at once
 constexpr int64_t kWorthAThread = 1 << 19;  // multiplications
 constexpr int64_t kResident = (512 << 10) / sizeof(Pair);  // pairs of the left factor that leave room in a second cache of 1 MB
 
@@ -37,6 +39,12 @@ struct Lines {
   bool wide;       // float32
   bool along;      // a line's numbers are neighbours, and lines are `stride` apart; else the other way round
   int64_t stride;
+
+  AVFMAE_INLINE int bytes() const { return wide ? 4 : 2; }
+  // From number k of line i on.
+  AVFMAE_INLINE const void* at(int64_t i, int64_t k) const {
+    return static_cast<const char*>(data) + ((along ? i : k) * stride + (along ? k : i)) * bytes();
+  }
 };
 
 Lines lines(const Tensor& t, int line, const char* what) {
@@ -65,7 +73,7 @@ AVFMAE_BF16_INLINE void pack_along(const Number* from, int64_t stride, int count
   for (int i = 0; i < count; i += kLanes, from += kLanes * stride) {
     const int n = std::min(kLanes, count - i);
     const __mmask16 lanes = first_lanes(n);
-    for (int64_t k = 0; k < depth; k += 2 * kLanes) {
+    for (int64_t k = 0; k < depth; k += kStep) {
       const __mmask16 low = first_lanes(depth - k), high = first_lanes(depth - k - kLanes);
       Vector x[kLanes];
 #pragma GCC unroll 16
@@ -93,15 +101,15 @@ AVFMAE_BF16_INLINE void pack_across(const Number* from, int64_t stride, int coun
 }
 
 template <typename Number>
-AVFMAE_BF16_INLINE void pack_lines(const Lines& m, int64_t first, int count, int64_t depth, Pair* to, int width) {
-  const auto* from = static_cast<const Number*>(m.data) + first * (m.along ? m.stride : 1);
-  if (m.along) pack_along(from, m.stride, count, depth, to, width);
-  else pack_across(from, m.stride, count, depth, to, width);
+AVFMAE_BF16_INLINE void pack_lines(const Lines& m, const void* from, int count, int64_t depth, Pair* to, int width) {
+  if (m.along) pack_along(static_cast<const Number*>(from), m.stride, count, depth, to, width);
+  else pack_across(static_cast<const Number*>(from), m.stride, count, depth, to, width);
 }
 
-AVFMAE_BF16 void pack(const Lines& m, int64_t first, int count, int64_t depth, Pair* to, int width) {
-  if (m.wide) pack_lines<float>(m, first, count, depth, to, width);
-  else pack_lines<uint16_t>(m, first, count, depth, to, width);
+// `depth` numbers of `count` lines, from number k of line `first` on.
+AVFMAE_BF16 void pack(const Lines& m, int64_t first, int count, int64_t k, int64_t depth, Pair* to, int width) {
+  if (m.wide) pack_lines<float>(m, m.at(first, k), count, depth, to, width);
+  else pack_lines<uint16_t>(m, m.at(first, k), count, depth, to, width);
 }
 
 // Where a block's sums with a panel go.
@@ -111,6 +119,14 @@ struct Tile {
   int64_t stride;
   int columns;
   __m512 bias[2];
+
+  AVFMAE_INLINE char* row(int64_t r) const { return static_cast<char*>(data) + r * stride * (wide ? 4 : 2); }
+  // Has the cache own the lines before they are written: stores that wait for memory would hold up all that come after them.
+  AVFMAE_INLINE void prefetch(int rows) const {
+    for (int r = 0; r < rows; ++r) __builtin_prefetch(row(r), 1, 3);
+    if (wide)
+      for (int r = 0; r < rows; ++r) __builtin_prefetch(row(r) + 64, 1, 3);
+  }
 };
 
 AVFMAE_BF16_INLINE void store(const Tile& t, int row, __m512 left, __m512 right) {
@@ -118,32 +134,38 @@ AVFMAE_BF16_INLINE void store(const Tile& t, int row, __m512 left, __m512 right)
   left = _mm512_add_ps(left, t.bias[0]);
   right = _mm512_add_ps(right, t.bias[1]);
   if (t.wide) {
-    float* to = static_cast<float*>(t.data) + row * t.stride;
+    auto* to = reinterpret_cast<float*>(t.row(row));
     _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), left);
     _mm512_mask_storeu_ps(to + kLanes, static_cast<__mmask16>(mask >> 16), right);
   } else {
-    _mm512_mask_storeu_epi16(static_cast<uint16_t*>(t.data) + row * t.stride, mask, (__m512i)_mm512_cvtne2ps_pbh(right, left));
+    _mm512_mask_storeu_epi16(t.row(row), mask, (__m512i)_mm512_cvtne2ps_pbh(right, left));
   }
 }
 
-// Memory that will be packed next, as two stretches a pair of up to two cache lines each; fetched while there is work to hide it behind.
+// Memory that is packed next, in stretches of some cache lines each: fetched while there is work to hide it behind.
 struct Ahead {
-  const char* data;
-  int64_t stride;
-  int first, last;  // which of a pair's lines: the stretch in the lowest bit
+  const char* line = nullptr;
+  int64_t left = 0, stride = 0;
+  int length = 1, rate = 0, passed = 0;  // lines of a stretch, lines to fetch a pair, lines of this stretch that are fetched
+
+  AVFMAE_INLINE void fetch() {
+    if (left-- <= 0) return;
+    __builtin_prefetch(line, 0, 3);
+    line += 64;
+    if (++passed < length) return;
+    passed = 0;
+    line += stride - 64 * length;
+  }
 };
 
-AVFMAE_INLINE void fetch(const Ahead& a, int64_t pair) {
-  for (int line = a.first; line < a.last; ++line) __builtin_prefetch(a.data + (2 * pair + (line & 1)) * a.stride + (line >> 1) * 64, 0, 2);
-}
-
 template <int R>
-AVFMAE_BF16 void multiply(const Pair* block, const Pair* panel, int64_t pairs, const Tile& tile, const Ahead& ahead) {
+AVFMAE_BF16 void multiply(const Pair* block, const Pair* panel, int64_t pairs, const Tile& tile, const Ahead& to_fetch) {
+  tile.prefetch(R);
+  Ahead ahead = to_fetch;
   __m512 left[R], right[R];
 #pragma GCC unroll 14
   for (int r = 0; r < R; ++r) left[r] = right[r] = _mm512_setzero_ps();
-  for (int64_t k = 0; k < pairs; ++k, block += R, panel += kColumns) {
-    fetch(ahead, k);
+  const auto add_pair = [&]() __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) {
     const __m512bh b0 = (__m512bh)_mm512_load_si512(panel), b1 = (__m512bh)_mm512_load_si512(panel + kLanes);
 #pragma GCC unroll 14
     for (int r = 0; r < R; ++r) {
@@ -151,7 +173,12 @@ AVFMAE_BF16 void multiply(const Pair* block, const Pair* panel, int64_t pairs, c
       left[r] = _mm512_dpbf16_ps(left[r], a, b0);
       right[r] = _mm512_dpbf16_ps(right[r], a, b1);
     }
-  }
+    block += R;
+    panel += kColumns;
+  };
+  for (; ahead.left > 0; --pairs, add_pair())
+    for (int f = 0; f < ahead.rate; ++f) ahead.fetch();
+  for (; pairs > 0; --pairs) add_pair();
 #pragma GCC unroll 14
   for (int r = 0; r < R; ++r) store(tile, r, left[r], right[r]);
 }
@@ -210,7 +237,7 @@ AVFMAE_BF16 void pack_block(const Product& p, int64_t block, Pair* blocks, float
   const int64_t first = p.first_row(block);
   const int rows = static_cast<int>(p.first_row(block + 1) - first);
   Pair* to = blocks + first * p.pairs;
-  pack(p.a, first, rows, p.K, to, rows);
+  pack(p.a, first, rows, 0, p.K, to, rows);
   if (!sums) return;
   const __m512bh one = (__m512bh)_mm512_set1_epi32(0x3f803f80);
   const __mmask16 lanes = first_lanes(rows);
@@ -219,38 +246,59 @@ AVFMAE_BF16 void pack_block(const Product& p, int64_t block, Pair* blocks, float
   _mm512_mask_storeu_ps(sums + first, lanes, sum);
 }
 
+// A panel's numbers from k to k + depth, of all its columns.
+struct Slice {
+  int64_t k = 0, depth = 0;
+};
+
+// One of `count` slices; they end where pack_along has whole vectors.
+Slice slice_of(const Product& p, int64_t number, int64_t count) {
+  const auto edge = [&](int64_t i) { return std::min((p.K + kStep - 1) / kStep * i / count * kStep, p.K); };
+  return {edge(number), edge(number + 1) - edge(number)};
+}
+
+Ahead ahead_of(const Product& p, int64_t number, const Slice& s) {
+  const int64_t columns = std::min<int64_t>(kColumns, p.N - number * kColumns), stretches = p.b.along ? columns : s.depth;
+  const int length = static_cast<int>(((p.b.along ? s.depth : columns) * p.b.bytes() + 63) / 64);
+  const int64_t lines = stretches * length;
+  return {static_cast<const char*>(p.b.at(number * kColumns, s.k)), lines, p.b.stride * p.b.bytes(), length,
+          static_cast<int>((lines + p.pairs - 1) / p.pairs)};
+}
+
+AVFMAE_BF16 void pack_slice(const Product& p, int64_t number, const Slice& s, Pair* panel) {
+  const int columns = static_cast<int>(std::min<int64_t>(kColumns, p.N - number * kColumns));
+  Pair* to = panel + s.k / 2 * kColumns;
+  if (columns < kColumns) std::fill_n(to, (s.depth + 1) / 2 * kColumns, 0);
+  pack(p.b, number * kColumns, columns, s.k, s.depth, to, kColumns);
+}
+
 // Has every block meet panels begin to end: take(panel's number, block's number, its first row, its rows, block, panel, what to fetch ahead).
-// Blocks pass in chunks that stay in the second cache; if that takes several rounds, panels are kept.
+// Between blocks the next panel is packed, slice by slice: what is fetched ahead must not wait long, since lines that are a power of two apart
+// push each other out of a cache. Blocks pass in chunks that stay in the second cache; if that takes several rounds, panels are kept.
 template <typename Take>
 AVFMAE_BF16_INLINE void pass(const Product& p, const Pair* blocks, int64_t begin, int64_t end, Take take) {
   static thread_local Workspace workspace;
   const int64_t chunks = std::max<int64_t>(1, std::min((p.M * p.pairs + kResident - 1) / kResident, p.blocks)), size = p.pairs * kColumns;
-  Pair* memory = workspace.of(size * (chunks > 1 ? end - begin : 1));
-  const int width = p.b.wide ? 4 : 2;
+  const int64_t kept = chunks > 1 ? end - begin : 2;
+  Pair* memory = workspace.of(size * kept);
+  const auto panel_of = [=](int64_t number) { return memory + (number - begin) % kept * size; };
+  pack_slice(p, begin, {0, p.K}, panel_of(begin));
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const int64_t from = p.blocks * chunk / chunks, to = p.blocks * (chunk + 1) / chunks;
     for (int64_t number = begin; number < end; ++number) {
-      Pair* panel = memory + (chunks > 1 ? (number - begin) * size : 0);
-      const int64_t column = number * kColumns;
-      if (chunk == 0) {
-        const int columns = static_cast<int>(std::min<int64_t>(kColumns, p.N - column));
-        if (columns < kColumns) std::fill_n(panel, size, 0);
-        pack(p.b, column, columns, p.K, panel, kColumns);
-      }
-      const int lines = chunk == 0 && number + 1 < end ? width : 0, turns = static_cast<int>(std::min<int64_t>(lines, to - from));
-      const char* next = static_cast<const char*>(p.b.data) + (column + kColumns) * (p.b.along ? p.b.stride : 1) * width;
+      const bool packs = chunk == 0 && number + 1 < end;
       for (int64_t i = from; i < to; ++i) {
-        const int turn = static_cast<int>(std::min<int64_t>(i - from, turns));
-        const Ahead ahead = turn < turns ? Ahead{next, (p.b.along ? kColumns : p.b.stride) * width, lines * turn / turns, lines * (turn + 1) / turns}
-                                         : Ahead{};
+        const Slice next = packs ? slice_of(p, i - from, to - from) : Slice{};
         const int64_t first = p.first_row(i);
-        take(number, i, first, static_cast<int>(p.first_row(i + 1) - first), blocks + first * p.pairs, panel, ahead);
+        take(number, i, first, static_cast<int>(p.first_row(i + 1) - first), blocks + first * p.pairs, panel_of(number),
+             packs ? ahead_of(p, number + 1, next) : Ahead{});
+        if (packs) pack_slice(p, number + 1, next, panel_of(number + 1));
       }
     }
   }
 }
 
-// Packs all blocks, then has threads do `body(begin, end)` of the panels.
+// Packs all blocks, then has threads do `body(blocks, begin, end)` of the panels.
 template <typename Body>
 void for_panels(const Product& p, float* sums, Body body) {
   static thread_local Workspace workspace;
@@ -264,10 +312,12 @@ void for_panels(const Product& p, float* sums, Body body) {
 }
 
 AVFMAE_BF16 void write_panels(const Product& p, const Pair* blocks, const Tensor& out, const Numbers& bias, int64_t begin, int64_t end) {
-  const int64_t size = out.scalar_type() == ScalarType::Float ? 4 : 2;
+  Tile top;
+  int64_t of = -1;
   pass(p, blocks, begin, end, [&](int64_t number, int64_t, int64_t first, int rows, const Pair* block, const Pair* panel, const Ahead& ahead) AVFMAE_BF16 {
-    Tile tile = tile_of(out, bias, number * kColumns);
-    tile.data = static_cast<char*>(tile.data) + first * tile.stride * size;
+    if (std::exchange(of, number) != number) top = tile_of(out, bias, number * kColumns);
+    Tile tile = top;
+    tile.data = top.row(first);
     kMultiply[rows - 1](block, panel, p.pairs, tile, ahead);
   });
 }
