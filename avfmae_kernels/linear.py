@@ -1,8 +1,8 @@
 """A linear layer of something cheap, which is computed again on the way back instead of kept.
 
-A linear layer keeps its input for its weight's gradient. Where that input is a LayerNorm, a GELU or a short attention, it
-follows from what is kept anyway; each of these ops' backward gives it again in the pass that it makes in any case. This is what
-halves the memory of a training step. ``use("reference")`` gives the plain composition, and keeps all.
+A linear layer keeps its input for its weight's gradient. Where that input is a LayerNorm, a GELU or a short attention, it follows from what
+is kept anyway; each of these ops' backward gives it again in the pass that it makes in any case. This is what halves the memory of a training
+step. Long attention costs more than it takes, and is kept. ``use("reference")`` gives the plain composition, and keeps all.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,6 +15,7 @@ from torch import Tensor
 from avfmae_kernels import dispatch, matmul
 from avfmae_kernels.add_layer_norm import add_layer_norm, check, core
 from avfmae_kernels.add_layer_norm.core import undefined_stay_none
+from avfmae_kernels.arguments import TILE
 from avfmae_kernels.cross_attention import cross_attention, cross_attention_backward
 from avfmae_kernels.gelu_backward import gelu_backward
 from avfmae_kernels.region_attention import region_attention, region_attention_backward
@@ -61,15 +62,15 @@ def gelu_linear(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def region_attention_linear(qkv: Tensor, num_heads: int, weight: Tensor, bias: Tensor) -> Tensor:
     """``F.linear(region_attention(qkv, num_heads), weight, bias)``: (N, S, 3C) -> (N, S, O)."""
-    if dispatch.plain():
-        return F.linear(region_attention(qkv, num_heads), weight, bias)
+    if dispatch.plain() or qkv.shape[1] > TILE:
+        return linear(region_attention(qkv, num_heads), weight, bias)
     return _LinearOf.apply(region_attention, _region_attention_again, (num_heads,), weight, bias, qkv)
 
 
 def cross_attention_linear(q: Tensor, kv: Tensor, num_heads: int, weight: Tensor, bias: Tensor) -> Tensor:
     """``F.linear(cross_attention(q, kv, num_heads), weight, bias)``: (B, Nq, C), (B, Nk, 2C) -> (B, Nq, O)."""
-    if dispatch.plain():
-        return F.linear(cross_attention(q, kv, num_heads), weight, bias)
+    if dispatch.plain() or min(q.shape[1], kv.shape[1]) > TILE:
+        return linear(cross_attention(q, kv, num_heads), weight, bias)
     return _LinearOf.apply(cross_attention, _cross_attention_again, (num_heads,), weight, bias, q, kv)
 
 

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "common/attention.h"
@@ -13,7 +14,7 @@
 
 namespace avfmae {
 
-constexpr int kQueries = 64;  // taken at a time, so that their logits stay in cache
+constexpr int kQueries = 60;  // taken at a time, so that their logits stay in cache
 
 // What an attention reads and writes: forward q, kv and out; backward all, where `out` may be nothing.
 struct AttentionData {
@@ -22,11 +23,14 @@ struct AttentionData {
 
 // One head's matrices, rows padded to whole vectors with zeros, reused from task to task.
 struct HeadScratch {
-  int D, N;  // head size and number of keys, padded
+  int size, keys, D, N;  // head size and number of keys; the same padded
+  bool backward;
   std::vector<float> q, grad, rows, p, dp, k, v, k_t, v_t, dk, dv;
 
+  bool fits(const Attention& a, bool with_backward) const { return size == a.size && keys == a.keys && backward >= with_backward; }
+
   HeadScratch(const Attention& a, bool backward)
-      : D(padded(a.size)), N(padded(a.keys)), q(kQueries * D), grad(backward ? kQueries * D : 0), rows(kQueries * D), p(kQueries * N),
+      : size(a.size), keys(a.keys), backward(backward), D(padded(a.size)), N(padded(a.keys)), q(kQueries * D), grad(backward ? kQueries * D : 0), rows(kQueries * D), p(kQueries * N),
         dp(backward ? kQueries * N : 0), k(N * D), v(N * D), k_t(N * D), v_t(backward ? N * D : 0), dk(v_t.size()), dv(v_t.size()) {}
 };
 
@@ -39,20 +43,21 @@ AVFMAE_INLINE void store_rows(const Numbers& to, const Rows& place, int64_t b, i
   for (int i = 0; i < count; ++i) to.store(place.at(b, first + i, h, size), from + i * D, size);
 }
 
-// p = softmax(p·scale) of one query's `keys` logits, zero in the padding up to N.
+// p = softmax(p·scale) of one query's `keys` logits, zero in the padding up to N: loops over whole vectors leave no rest.
 AVFMAE_INLINE void softmax(float* p, int keys, int N, float scale) {
-  float top = -std::numeric_limits<float>::infinity();
+  constexpr float kNone = -std::numeric_limits<float>::infinity();
+  for (int j = keys; j < N; ++j) p[j] = kNone;
+  float top = kNone;
 #pragma omp simd reduction(max : top)
-  for (int j = 0; j < keys; ++j) top = p[j] > top ? p[j] : top;
+  for (int j = 0; j < N; ++j) top = p[j] > top ? p[j] : top;
   float total = 0;
 #pragma omp simd reduction(+ : total)
-  for (int j = 0; j < keys; ++j) {
-    p[j] = fast_exp((p[j] - top) * scale);
+  for (int j = 0; j < N; ++j) {
+    p[j] = p[j] == kNone ? 0.0f : fast_exp((p[j] - top) * scale);
     total += p[j];
   }
   const float inverse = 1 / total;
-  for (int j = 0; j < keys; ++j) p[j] *= inverse;
-  for (int j = keys; j < N; ++j) p[j] = 0;
+  for (int j = 0; j < N; ++j) p[j] *= inverse;
 }
 
 // dp, the gradient of one query's probabilities p, becomes the gradient of its logits.
@@ -116,14 +121,15 @@ AVFMAE_CLONES inline void attend_backward(const Attention& a, const AttentionDat
 
 namespace avfmae {
 
-// Every head of every sequence; tiny ones share a task.
+// Every head of every sequence; tiny ones share a task. A thread keeps its scratch memory, whose padding stays zero, while calls are alike.
 template <typename Scratch, typename Body>
-void for_heads(const Attention& a, const Scratch& fresh, Body body) {
+void for_heads(const Attention& a, bool backward, Body body) {
   const int64_t work = int64_t{a.queries} * a.keys * a.size;
   const int64_t grain = std::max<int64_t>(1, 65536 / std::max<int64_t>(work, 1));
   torch::stable::parallel_for(0, a.tasks(), grain, [&](int64_t begin, int64_t end) {
-    Scratch scratch(fresh);
-    for (int64_t i = begin; i < end; ++i) body(i / a.heads, static_cast<int>(i % a.heads), scratch);
+    static thread_local std::optional<Scratch> scratch;
+    if (!scratch || !scratch->fits(a, backward)) scratch.emplace(a, backward);
+    for (int64_t i = begin; i < end; ++i) body(i / a.heads, static_cast<int>(i % a.heads), *scratch);
   });
 }
 
@@ -131,14 +137,14 @@ inline void attention(const Attention& a, const AttentionData& t) {
   const bool backward = static_cast<bool>(t.grad);
 #ifdef AVFMAE_HAS_BF16_PRODUCTS
   if (bf16::serves(a, t)) {
-    for_heads(a, bf16::Scratch(a, kQueries, backward), [&](int64_t b, int h, bf16::Scratch& s) {
-      if (backward) bf16::attend_backward(a, t, b, h, kQueries, s);
-      else bf16::attend(a, t, b, h, kQueries, s);
+    for_heads<bf16::Scratch>(a, backward, [&](int64_t b, int h, bf16::Scratch& s) {
+      if (backward) bf16::attend_backward(a, t, b, h, s);
+      else bf16::attend(a, t, b, h, s);
     });
     return;
   }
 #endif
-  for_heads(a, HeadScratch(a, backward), [&](int64_t b, int h, HeadScratch& s) {
+  for_heads<HeadScratch>(a, backward, [&](int64_t b, int h, HeadScratch& s) {
     if (backward) attend_backward(a, t, b, h, s);
     else attend(a, t, b, h, s);
   });

@@ -43,15 +43,16 @@ template <int R, int W, bool kAdd>
 AVFMAE_BF16_INLINE void product_columns(const PairFactor& a, const Pair* b, float* c, int M, int N, int pairs) {
   int m = 0;
   for (; m + R <= M; m += R) product_rows<R, W, kAdd>(a, m, b, c + int64_t{m} * N, pairs, N);
-  for (; m < M; ++m) product_rows<1, W, kAdd>(a, m, b, c + int64_t{m} * N, pairs, N);
+  if constexpr (R > 1)
+    if (m < M) product_columns<R / 2, W, kAdd>({a.data + m * a.row, a.row, a.column}, b, c + int64_t{m} * N, M - m, N, pairs);
 }
 
-// c (M, N) = a (M, pairs)·b (pairs, N), or c += a·b; N is a multiple of 16.
+// c (M, N) = a (M, pairs)·b (pairs, N), or c += a·b; N is a multiple of 32.
 template <bool kAdd = false>
 AVFMAE_BF16_INLINE void product(const PairFactor& a, const Pair* b, float* c, int M, int N, int pairs) {
   int n = 0;
   for (; n + 4 * kBlock <= N; n += 4 * kBlock) product_columns<6, 4, kAdd>(a, b + n, c + n, M, N, pairs);
-  for (; n < N; n += kBlock) product_columns<8, 1, kAdd>(a, b + n, c + n, M, N, pairs);
+  for (; n < N; n += 2 * kBlock) product_columns<12, 2, kAdd>(a, b + n, c + n, M, N, pairs);
 }
 
 // n numbers of neighbouring rows x and y as pairs (x[i], y[i]); n is a multiple of 16.
@@ -65,20 +66,25 @@ AVFMAE_BF16_INLINE void round(const float* from, uint16_t* to, int n) {
     _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + kBlock), _mm512_loadu_ps(from + i)));
 }
 
+constexpr int kQueries = 60;  // taken at a time
+
 // One head's matrices. Rows are padded with zeros: to whole vectors of pairs, and by a row where pairs are of rows.
 struct Scratch {
-  int D, N;  // head size and number of keys, padded
+  int size, keys, D, N;  // head size and number of keys; the same padded
+  bool backward;
   std::vector<uint16_t> q, grad, k, v, p16, ds16;                             // rows of numbers, or of pairs side by side
   std::vector<Pair> k_t, v_t, k_pairs, v_pairs, q_pairs, grad_pairs, p_pairs, ds_pairs;  // transposed pairs; interleaved rows
   std::vector<float> p, dp, rows, dk, dv;
 
-  Scratch(const Attention& a, int queries, bool backward)
-      : D(padded_to_pairs(a.size)), N(padded_to_pairs(a.keys)), q(queries * D), k(N * D), v(N * D), p16(queries * N), k_t(N * D / 2),
-        v_pairs(N * D / 2), p(queries * N), rows(queries * D) {
+  bool fits(const Attention& a, bool with_backward) const { return size == a.size && keys == a.keys && backward >= with_backward; }
+
+  Scratch(const Attention& a, bool backward)
+      : size(a.size), keys(a.keys), D(padded_to_pairs(size)), N(padded_to_pairs(keys)), backward(backward), q(kQueries * D), k(N * D), v(N * D),
+        p16(kQueries * N), k_t(N * D / 2), v_pairs(N * D / 2), p(kQueries * N), rows(kQueries * D) {
     if (!backward) return;
-    grad.resize(queries * D), ds16.resize(queries * N), v_t.resize(N * D / 2), k_pairs.resize(N * D / 2);
-    q_pairs.resize(queries * D / 2), grad_pairs.resize(queries * D / 2), p_pairs.resize(queries * N / 2), ds_pairs.resize(queries * N / 2);
-    dp.resize(queries * N), dk.resize(N * D), dv.resize(N * D);
+    grad.resize(kQueries * D), ds16.resize(kQueries * N), v_t.resize(N * D / 2), k_pairs.resize(N * D / 2);
+    q_pairs.resize(kQueries * D / 2), grad_pairs.resize(kQueries * D / 2), p_pairs.resize(kQueries * N / 2), ds_pairs.resize(kQueries * N / 2);
+    dp.resize(kQueries * N), dk.resize(N * D), dv.resize(N * D);
   }
 };
 
@@ -113,20 +119,20 @@ AVFMAE_BF16_INLINE void answer(const Attention& a, const Numbers& out, int64_t b
   store(out, a.out, b, first, count, h, a.size, s.rows.data(), s.D);
 }
 
-AVFMAE_BF16 inline void attend(const Attention& a, const AttentionData& t, int64_t b, int h, int queries, Scratch& s) {
+AVFMAE_BF16 inline void attend(const Attention& a, const AttentionData& t, int64_t b, int h, Scratch& s) {
   load(t.kv, a.k, b, 0, a.keys, h, a.size, s.k.data(), s.D);
   load(t.kv, a.v, b, 0, a.keys, h, a.size, s.v.data(), s.D);
   transpose_pairs(s.k.data(), s.k_t.data(), s.N, s.D);
   interleave_rows(s.v.data(), s.v_pairs.data(), s.N, s.D);
-  for (int first = 0; first < a.queries; first += queries) {
-    const int count = std::min(queries, a.queries - first);
+  for (int first = 0; first < a.queries; first += kQueries) {
+    const int count = std::min(kQueries, a.queries - first);
     load(t.q, a.q, b, first, count, h, a.size, s.q.data(), s.D);
     probabilities(a, s, count);
     answer(a, t.out, b, first, count, h, s);
   }
 }
 
-AVFMAE_BF16 inline void attend_backward(const Attention& a, const AttentionData& t, int64_t b, int h, int queries, Scratch& s) {
+AVFMAE_BF16 inline void attend_backward(const Attention& a, const AttentionData& t, int64_t b, int h, Scratch& s) {
   const int D = s.D, N = s.N;
   load(t.kv, a.k, b, 0, a.keys, h, a.size, s.k.data(), D);
   load(t.kv, a.v, b, 0, a.keys, h, a.size, s.v.data(), D);
@@ -136,8 +142,8 @@ AVFMAE_BF16 inline void attend_backward(const Attention& a, const AttentionData&
   if (t.out) interleave_rows(s.v.data(), s.v_pairs.data(), N, D);
   std::fill(s.dk.begin(), s.dk.end(), 0.0f);
   std::fill(s.dv.begin(), s.dv.end(), 0.0f);
-  for (int first = 0; first < a.queries; first += queries) {
-    const int count = std::min(queries, a.queries - first), even = count + (count & 1);
+  for (int first = 0; first < a.queries; first += kQueries) {
+    const int count = std::min(kQueries, a.queries - first), even = count + (count & 1);
     load(t.q, a.q, b, first, count, h, a.size, s.q.data(), D);
     load(t.grad, a.out, b, first, count, h, a.size, s.grad.data(), D);
     probabilities(a, s, count);
