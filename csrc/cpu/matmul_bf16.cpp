@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <limits>
 #include <memory>
 #include <new>
 #include <optional>
@@ -31,6 +32,7 @@ using bf16::Pair;
 constexpr int kRows = 14, kColumns = 32, kLanes = 16;
 constexpr int kStep = 2 * kLanes;  // numbers of a line that are packed at once
 constexpr int64_t kWorthAThread = 1 << 19;  // multiplications
+constexpr int64_t kPackBlock = 8, kPackPanel = 16;  // multiplications that take as long as packing a number
 constexpr int64_t kResident = (512 << 10) / sizeof(Pair);  // pairs of the left factor that leave room in a second cache of 1 MB
 
 // A matrix as lines of numbers to be summed over: rows of the left factor, columns of the right one.
@@ -165,7 +167,7 @@ AVFMAE_BF16 void multiply(const Pair* block, const Pair* panel, int64_t pairs, c
   __m512 left[R], right[R];
 #pragma GCC unroll 14
   for (int r = 0; r < R; ++r) left[r] = right[r] = _mm512_setzero_ps();
-  const auto add_pair = [&]() __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) {
+  const auto add_pair = [&]() __attribute__((target("arch=x86-64-v4,avx512bf16,prfchw"), always_inline)) {
     const __m512bh b0 = (__m512bh)_mm512_load_si512(panel), b1 = (__m512bh)_mm512_load_si512(panel + kLanes);
 #pragma GCC unroll 14
     for (int r = 0; r < R; ++r) {
@@ -225,6 +227,18 @@ struct Product {
   int64_t first_row(int64_t block) const { return M * block / blocks; }
 };
 
+// What one thread does of a product: some blocks with some panels.
+struct Range {
+  int64_t begin, end;
+
+  // One of `count` pieces.
+  Range piece(int64_t i, int64_t count) const { return {begin + (end - begin) * i / count, begin + (end - begin) * (i + 1) / count}; }
+};
+
+struct Part {
+  Range blocks, panels;
+};
+
 Product product_of(const Tensor& a, const Tensor& b) {
   static const bool has = __builtin_cpu_supports("avx512bf16");
   STD_TORCH_CHECK(has, "matmul_bf16: this processor has no AVX512-BF16");
@@ -233,10 +247,9 @@ Product product_of(const Tensor& a, const Tensor& b) {
 }
 
 // Packs one of the left factor's blocks, and sums up its lines if asked to.
-AVFMAE_BF16 void pack_block(const Product& p, int64_t block, Pair* blocks, float* sums) {
+AVFMAE_BF16 void pack_block(const Product& p, int64_t block, Pair* to, float* sums) {
   const int64_t first = p.first_row(block);
   const int rows = static_cast<int>(p.first_row(block + 1) - first);
-  Pair* to = blocks + first * p.pairs;
   pack(p.a, first, rows, 0, p.K, to, rows);
   if (!sums) return;
   const __m512bh one = (__m512bh)_mm512_set1_epi32(0x3f803f80);
@@ -272,25 +285,30 @@ AVFMAE_BF16 void pack_slice(const Product& p, int64_t number, const Slice& s, Pa
   pack(p.b, number * kColumns, columns, s.k, s.depth, to, kColumns);
 }
 
-// Has every block meet panels begin to end: take(panel's number, block's number, its first row, its rows, block, panel, what to fetch ahead).
+// Has a part's blocks meet its panels: take(panel's number, block's number, its first row, its rows, block, panel, what to fetch ahead).
 // Between blocks the next panel is packed, slice by slice: what is fetched ahead must not wait long, since lines that are a power of two apart
 // push each other out of a cache. Blocks pass in chunks that stay in the second cache; if that takes several rounds, panels are kept.
 template <typename Take>
-AVFMAE_BF16_INLINE void pass(const Product& p, const Pair* blocks, int64_t begin, int64_t end, Take take) {
-  static thread_local Workspace workspace;
-  const int64_t chunks = std::max<int64_t>(1, std::min((p.M * p.pairs + kResident - 1) / kResident, p.blocks)), size = p.pairs * kColumns;
-  const int64_t kept = chunks > 1 ? end - begin : 2;
-  Pair* memory = workspace.of(size * kept);
-  const auto panel_of = [=](int64_t number) { return memory + (number - begin) % kept * size; };
+AVFMAE_BF16_INLINE void pass(const Product& p, const Part& part, float* sums, Take take) {
+  static thread_local Workspace of_blocks, of_panels;
+  const auto [begin, end] = part.panels;
+  const int64_t top = p.first_row(part.blocks.begin), rows = p.first_row(part.blocks.end) - top;
+  Pair* memory = of_blocks.of(rows * p.pairs);
+  const auto block_of = [=, &p](int64_t i) { return memory + (p.first_row(i) - top) * p.pairs; };
+  for (int64_t i = part.blocks.begin; i < part.blocks.end; ++i) pack_block(p, i, block_of(i), begin == 0 ? sums : nullptr);
+
+  const int64_t chunks = std::clamp<int64_t>((rows * p.pairs + kResident - 1) / kResident, 1, part.blocks.end - part.blocks.begin);
+  const int64_t size = p.pairs * kColumns, kept = chunks > 1 ? end - begin : 2;
+  Pair* panels = of_panels.of(size * kept);
+  const auto panel_of = [=](int64_t number) { return panels + (number - begin) % kept * size; };
   pack_slice(p, begin, {0, p.K}, panel_of(begin));
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t from = p.blocks * chunk / chunks, to = p.blocks * (chunk + 1) / chunks;
+    const auto [from, to] = part.blocks.piece(chunk, chunks);
     for (int64_t number = begin; number < end; ++number) {
       const bool packs = chunk == 0 && number + 1 < end;
       for (int64_t i = from; i < to; ++i) {
         const Slice next = packs ? slice_of(p, i - from, to - from) : Slice{};
-        const int64_t first = p.first_row(i);
-        take(number, i, first, static_cast<int>(p.first_row(i + 1) - first), blocks + first * p.pairs, panel_of(number),
+        take(number, i, p.first_row(i), static_cast<int>(p.first_row(i + 1) - p.first_row(i)), block_of(i), panel_of(number),
              packs ? ahead_of(p, number + 1, next) : Ahead{});
         if (packs) pack_slice(p, number + 1, next, panel_of(number + 1));
       }
@@ -298,23 +316,33 @@ AVFMAE_BF16_INLINE void pass(const Product& p, const Pair* blocks, int64_t begin
   }
 }
 
-// Packs all blocks, then has threads do `body(blocks, begin, end)` of the panels.
+// Parts lie in a grid, `down` times `across`, and share nothing: each packs all that it needs, since what another core has just written comes
+// slower than it is packed. The grid is the one with the fewest multiplications a thread, numbers packed counted as some.
 template <typename Body>
-void for_panels(const Product& p, float* sums, Body body) {
-  static thread_local Workspace workspace;
-  Pair* blocks = workspace.of(p.pairs * p.M);
-  torch::stable::parallel_for(0, p.blocks, std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, kRows * p.K * 16)),
-                              [&](int64_t begin, int64_t end) {
-                                for (int64_t i = begin; i < end; ++i) pack_block(p, i, blocks, sums);
-                              });
-  torch::stable::parallel_for(0, p.panels, std::max<int64_t>(1, kWorthAThread / std::max<int64_t>(1, p.M * p.K * kColumns)),
-                              [&](int64_t begin, int64_t end) { body(blocks, begin, end); });
+void for_parts(const Product& p, bool whole_rows, Body body) {
+  if (!p.blocks || !p.panels) return;
+  const int64_t threads = std::clamp<int64_t>(p.M * p.N * p.K / kWorthAThread, 1, torch::stable::get_num_threads());
+  int64_t down = 1, least = std::numeric_limits<int64_t>::max();
+  for (int64_t d = threads; d >= 1; --d) {
+    if (threads % d) continue;
+    const int64_t rows = (p.blocks + d - 1) / d * kRows, columns = (p.panels + threads / d - 1) / (threads / d) * kColumns;
+    const int64_t cost = rows * columns + kPackBlock * rows + kPackPanel * columns;
+    if (cost < least) down = d, least = cost;
+    if (whole_rows && d <= p.blocks) break;
+  }
+  const int64_t across = threads / down;
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Part part{Range{0, p.blocks}.piece(i / across, down), Range{0, p.panels}.piece(i % across, across)};
+      if (part.blocks.begin < part.blocks.end && part.panels.begin < part.panels.end) body(part);
+    }
+  });
 }
 
-AVFMAE_BF16 void write_panels(const Product& p, const Pair* blocks, const Tensor& out, const Numbers& bias, int64_t begin, int64_t end) {
+AVFMAE_BF16 void write(const Product& p, const Part& part, const Tensor& out, const Numbers& bias) {
   Tile top;
   int64_t of = -1;
-  pass(p, blocks, begin, end, [&](int64_t number, int64_t, int64_t first, int rows, const Pair* block, const Pair* panel, const Ahead& ahead) AVFMAE_BF16 {
+  pass(p, part, nullptr, [&](int64_t number, int64_t, int64_t first, int rows, const Pair* block, const Pair* panel, const Ahead& ahead) AVFMAE_BF16 {
     if (std::exchange(of, number) != number) top = tile_of(out, bias, number * kColumns);
     Tile tile = top;
     tile.data = top.row(first);
@@ -337,9 +365,8 @@ AVFMAE_BF16 float update_weights(const Rule rule, const float* gradient, int row
 }
 
 template <typename Moments>
-AVFMAE_BF16 void update_panels(const Product& p, const Pair* blocks, const Rule& rule, float* weight, Moments moments, std::vector<float>& sums,
-                               int64_t begin, int64_t end) {
-  pass(p, blocks, begin, end, [&](int64_t number, int64_t i, int64_t first, int rows, const Pair* block, const Pair* panel, const Ahead& ahead) AVFMAE_BF16 {
+AVFMAE_BF16 void update(const Product& p, const Part& part, const Rule& rule, float* weight, Moments moments, float* lines, std::vector<float>& sums) {
+  pass(p, part, lines, [&](int64_t number, int64_t i, int64_t first, int rows, const Pair* block, const Pair* panel, const Ahead& ahead) AVFMAE_BF16 {
     alignas(64) float gradient[kRows * kColumns];
     const int64_t index = first * p.N + number * kColumns;
     for (int r = 0; r < rows; ++r) moments.at(index + r * p.N).prefetch(weight + index + r * p.N);
@@ -356,9 +383,7 @@ Tensor matmul_bf16(const Tensor& a, const Tensor& b, std::optional<Tensor> bias,
   const Product p = product_of(a, b);
   STD_TORCH_CHECK(!bias || bias->numel() == p.N, "matmul_bf16: bias must have a number a column");
   Tensor out = torch::stable::new_empty(a, {p.M, p.N}, dtype);
-  for_panels(p, nullptr, [&](const Pair* blocks, int64_t begin, int64_t end) {
-    write_panels(p, blocks, out, bias ? Numbers(*bias) : Numbers(), begin, end);
-  });
+  for_parts(p, false, [&](const Part& part) { write(p, part, out, bias ? Numbers(*bias) : Numbers()); });
   return out;
 #else
   STD_TORCH_CHECK(false, "matmul_bf16: was built without AVX512-BF16 (x86-64, Linux, GCC)");
@@ -380,12 +405,11 @@ Tensor matmul_adamw(const Tensor& a, const Tensor& b, const Tensor param, const 
   const Rule rule = Recipe{scalar(lr), beta1, beta2, eps, weight_decay, 1}.rule(scalar(step_of) += 1);
   std::vector<float> sums(p.panels * p.blocks);
   Tensor lines = torch::stable::new_empty(a, {p.M}, ScalarType::Float);
-  for_panels(p, data<float>(lines), [&](const Pair* blocks, int64_t begin, int64_t end) {
-    float* w = data<float>(param);
-    if (compact)
-      update_panels(p, blocks, rule, w, Compact{data<int8_t>(exp_avg), data<uint16_t>(exp_avg_sq)}, sums, begin, end);
-    else
-      update_panels(p, blocks, rule, w, Wide{data<float>(exp_avg), data<float>(exp_avg_sq)}, sums, begin, end);
+  // whole rows of weights to a thread: caches fetch neighbours, and would take lines from each other that both are about to write
+  for_parts(p, true, [&](const Part& part) {
+    float *w = data<float>(param), *of_rows = data<float>(lines);
+    if (compact) update(p, part, rule, w, Compact{data<int8_t>(exp_avg), data<uint16_t>(exp_avg_sq)}, of_rows, sums);
+    else update(p, part, rule, w, Wide{data<float>(exp_avg), data<float>(exp_avg_sq)}, of_rows, sums);
   });
   scalar(squares) += static_cast<float>(sum_in_order(sums));
   return lines;
