@@ -41,7 +41,7 @@ struct Wide {
 
   // What a row of 32 weights needs.
   AVFMAE_INLINE void prefetch(const float* w) const {
-    for (int i = 0; i < 2 * kBlock; i += kBlock) __builtin_prefetch(w + i, 1), __builtin_prefetch(m + i, 1), __builtin_prefetch(v + i, 1);
+    for (int i = 0; i < 2 * kBlock; i += kBlock) prefetch_to_write(w + i), prefetch_to_write(m + i), prefetch_to_write(v + i);
   }
 
   AVFMAE_INLINE void load(const Rule&, Vector& first, Vector& second) const { first = vector_at(m), second = vector_at(v); }
@@ -60,7 +60,7 @@ struct Compact {
   AVFMAE_INLINE Compact at(int64_t i) const { return {m + i, v + i}; }
 
   AVFMAE_INLINE void prefetch(const float* w) const {
-    __builtin_prefetch(w, 1), __builtin_prefetch(w + kBlock, 1), __builtin_prefetch(m, 1), __builtin_prefetch(v, 1);
+    prefetch_to_write(w), prefetch_to_write(w + kBlock), prefetch_to_write(m), prefetch_to_write(v);
   }
 
   AVFMAE_INLINE void load(const Rule& r, Vector& first, Vector& second) const {

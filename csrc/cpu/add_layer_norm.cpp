@@ -30,6 +30,7 @@ struct View {
   explicit operator bool() const { return static_cast<bool>(numbers); }
   AVFMAE_INLINE int64_t at(int64_t r) const { return r / inner * outer_stride + r % inner * inner_stride; }
   AVFMAE_INLINE void load(int64_t r, float* out, int C) const { numbers.load(at(r), out, C); }
+  AVFMAE_INLINE void prefetch_to_write(int64_t r, int C) const { numbers.prefetch_to_write(at(r), C); }
   AVFMAE_INLINE void store(int64_t r, const float* in, int C) const { numbers.store(at(r), in, C); }
 };
 
@@ -50,6 +51,8 @@ struct Norm {
 AVFMAE_CLONES void norm_row(const Norm& norm, const View& x, const View& residual, const View& sum_out, const View& out, float* stats,
                             int64_t r, float* row, float* other) {
   const int C = norm.C;
+  out.prefetch_to_write(r, C);
+  if (sum_out) sum_out.prefetch_to_write(r, C);
   x.load(r, row, C);
   if (residual) {
     residual.load(r, other, C);
@@ -85,6 +88,8 @@ AVFMAE_CLONES void slope_row(const Norm& norm, const View& grad_sum, const View&
                              const Slopes& slopes, const View& again, float* __restrict__ d_weight, float* __restrict__ d_bias, int64_t r, Scratch& s) {
   const int C = norm.C;
   float *__restrict__ x = s.x.data(), *__restrict__ g = s.g.data(), *__restrict__ d = s.d.data();
+  for (const View* to : {&slopes.x, &slopes.residual, &again})
+    if (*to) to->prefetch_to_write(r, C);
   if (grad_sum) grad_sum.load(r, d, C);
   else std::fill_n(d, C, 0.0f);
   if (grad) {

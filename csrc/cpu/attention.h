@@ -43,6 +43,11 @@ AVFMAE_INLINE void store_rows(const Numbers& to, const Rows& place, int64_t b, i
   for (int i = 0; i < count; ++i) to.store(place.at(b, first + i, h, size), from + i * D, size);
 }
 
+AVFMAE_INLINE void prefetch_to_write(const Numbers& to, const Rows& place, int64_t b, int first, int count, int h, int size) {
+  if (to)
+    for (int i = 0; i < count; ++i) to.prefetch_to_write(place.at(b, first + i, h, size), size);
+}
+
 // p = softmax(p·scale) of one query's `keys` logits, zero in the padding up to N: loops over whole vectors leave no rest.
 AVFMAE_INLINE void softmax(float* p, int keys, int N, float scale) {
   constexpr float kNone = -std::numeric_limits<float>::infinity();
@@ -79,6 +84,7 @@ AVFMAE_CLONES inline void attend(const Attention& a, const AttentionData& t, int
   transpose(s.k.data(), s.k_t.data(), s.N, D);
   for (int first = 0; first < a.queries; first += kQueries) {
     const int count = std::min(kQueries, a.queries - first);
+    prefetch_to_write(t.out, a.out, b, first, count, h, a.size);
     load_rows(t.q, a.q, b, first, count, h, a.size, s.q.data(), D);
     probabilities(a, s, count);
     matmul({s.p.data(), s.N, 1}, s.v.data(), s.rows.data(), count, D, a.keys);
@@ -93,10 +99,13 @@ AVFMAE_CLONES inline void attend_backward(const Attention& a, const AttentionDat
   load_rows(t.kv, a.v, b, 0, a.keys, h, a.size, s.v.data(), D);
   transpose(s.k.data(), s.k_t.data(), N, D);
   transpose(s.v.data(), s.v_t.data(), N, D);
+  for (const Rows* to : {&a.dk, &a.dv}) prefetch_to_write(t.dkv, *to, b, 0, a.keys, h, a.size);
   std::fill(s.dk.begin(), s.dk.end(), 0.0f);
   std::fill(s.dv.begin(), s.dv.end(), 0.0f);
   for (int first = 0; first < a.queries; first += kQueries) {
     const int count = std::min(kQueries, a.queries - first);
+    prefetch_to_write(t.out, a.out, b, first, count, h, a.size);
+    prefetch_to_write(t.dq, a.dq, b, first, count, h, a.size);
     load_rows(t.q, a.q, b, first, count, h, a.size, s.q.data(), D);
     load_rows(t.grad, a.out, b, first, count, h, a.size, s.grad.data(), D);
     probabilities(a, s, count);

@@ -126,6 +126,7 @@ AVFMAE_BF16 inline void attend(const Attention& a, const AttentionData& t, int64
   interleave_rows(s.v.data(), s.v_pairs.data(), s.N, s.D);
   for (int first = 0; first < a.queries; first += kQueries) {
     const int count = std::min(kQueries, a.queries - first);
+    prefetch_to_write(t.out, a.out, b, first, count, h, a.size);
     load(t.q, a.q, b, first, count, h, a.size, s.q.data(), s.D);
     probabilities(a, s, count);
     answer(a, t.out, b, first, count, h, s);
@@ -144,6 +145,8 @@ AVFMAE_BF16 inline void attend_backward(const Attention& a, const AttentionData&
   std::fill(s.dv.begin(), s.dv.end(), 0.0f);
   for (int first = 0; first < a.queries; first += kQueries) {
     const int count = std::min(kQueries, a.queries - first), even = count + (count & 1);
+    prefetch_to_write(t.out, a.out, b, first, count, h, a.size);
+    prefetch_to_write(t.dq, a.dq, b, first, count, h, a.size);
     load(t.q, a.q, b, first, count, h, a.size, s.q.data(), D);
     load(t.grad, a.out, b, first, count, h, a.size, s.grad.data(), D);
     probabilities(a, s, count);
@@ -168,6 +171,7 @@ AVFMAE_BF16 inline void attend_backward(const Attention& a, const AttentionData&
     product({pairs(s.ds16), N / 2, 1}, s.k_pairs.data(), s.rows.data(), count, D, N / 2);
     store(t.dq, a.dq, b, first, count, h, a.size, s.rows.data(), D);
   }
+  for (const Rows* to : {&a.dk, &a.dv}) prefetch_to_write(t.dkv, *to, b, 0, a.keys, h, a.size);
   store(t.dkv, a.dk, b, 0, a.keys, h, a.size, s.dk.data(), D);
   store(t.dkv, a.dv, b, 0, a.keys, h, a.size, s.dv.data(), D);
 }

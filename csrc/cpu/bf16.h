@@ -7,7 +7,7 @@
 #define AVFMAE_HAS_BF16_PRODUCTS 1
 #include <immintrin.h>
 
-#define AVFMAE_BF16 __attribute__((target("arch=x86-64-v4,avx512bf16,prfchw")))
+#define AVFMAE_BF16 __attribute__((target("arch=x86-64-v4,avx512bf16")))
 #define AVFMAE_BF16_INLINE AVFMAE_BF16 inline __attribute__((always_inline))
 
 namespace avfmae::bf16 {

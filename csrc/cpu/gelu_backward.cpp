@@ -25,6 +25,7 @@ AVFMAE_INLINE void normal(float x, float& below, float& density) {
 
 AVFMAE_CLONES void gelu_backward_chunk(const Numbers& grad, const Numbers& x, const Numbers& slope, const Numbers& out, int64_t first, int n) {
   float v[kChunk], g[kChunk];
+  slope.prefetch_to_write(first, n), out.prefetch_to_write(first, n);
   x.load(first, v, n);
   grad.load(first, g, n);
   for (int i = 0; i < n; ++i) {

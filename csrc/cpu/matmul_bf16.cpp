@@ -123,11 +123,10 @@ struct Tile {
   __m512 bias[2];
 
   AVFMAE_INLINE char* row(int64_t r) const { return static_cast<char*>(data) + r * stride * (wide ? 4 : 2); }
-  // Has the cache own the lines before they are written: stores that wait for memory would hold up all that come after them.
   AVFMAE_INLINE void prefetch(int rows) const {
-    for (int r = 0; r < rows; ++r) __builtin_prefetch(row(r), 1, 3);
+    for (int r = 0; r < rows; ++r) prefetch_to_write(row(r));
     if (wide)
-      for (int r = 0; r < rows; ++r) __builtin_prefetch(row(r) + 64, 1, 3);
+      for (int r = 0; r < rows; ++r) prefetch_to_write(row(r) + 64);
   }
 };
 
@@ -167,7 +166,7 @@ AVFMAE_BF16 void multiply(const Pair* block, const Pair* panel, int64_t pairs, c
   __m512 left[R], right[R];
 #pragma GCC unroll 14
   for (int r = 0; r < R; ++r) left[r] = right[r] = _mm512_setzero_ps();
-  const auto add_pair = [&]() __attribute__((target("arch=x86-64-v4,avx512bf16,prfchw"), always_inline)) {
+  const auto add_pair = [&]() __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) {
     const __m512bh b0 = (__m512bh)_mm512_load_si512(panel), b1 = (__m512bh)_mm512_load_si512(panel + kLanes);
 #pragma GCC unroll 14
     for (int r = 0; r < R; ++r) {

@@ -35,6 +35,15 @@ AVFMAE_INLINE uint16_t to_bfloat16(float x) {
   return static_cast<uint16_t>(x == x ? rounded : 0x7fc0);
 }
 
+// Has the cache own a line that will be written: stores that wait for memory hold up all that come after them.
+AVFMAE_INLINE void prefetch_to_write(const void* line) {
+#ifdef __x86_64__
+  asm volatile("prefetchw %0" : : "m"(*static_cast<const char*>(line)));  // the builtin reads, unless told of a newer processor
+#else
+  __builtin_prefetch(line, 1);
+#endif
+}
+
 // A tensor's memory without its shape: address and dtype. Offsets count numbers, not bytes.
 struct Numbers {
   void* data = nullptr;
@@ -58,6 +67,12 @@ struct Numbers {
       const auto* in = static_cast<const c10::Half*>(data) + offset;
       for (int i = 0; i < n; ++i) out[i] = static_cast<float>(in[i]);
     }
+  }
+
+  AVFMAE_INLINE void prefetch_to_write(int64_t offset, int n) const {
+    const int64_t size = type == ScalarType::Float ? 4 : 2;
+    const char* line = static_cast<const char*>(data) + offset * size;
+    for (const char* end = line + n * size; line < end; line += 64) avfmae::prefetch_to_write(line);
   }
 
   AVFMAE_INLINE void store(int64_t offset, const float* in, int n) const {
