@@ -82,8 +82,7 @@ def backward_into(
     Returns:
         Gradients to weight and bias (2, C), in float32.
     """
-    rows = len(stats)
-    parts = stats.new_empty(min(528, rows) if stats.is_cuda else max(1, min(64, rows // 16)), 2, len(weight))
+    parts = stats.new_empty(1 if implementation == "cpp" else min(528, len(stats)), 2, len(weight))
     _op("add_layer_norm_backward", implementation)(
         _rows(grad_total),
         _rows(grad),
@@ -96,4 +95,4 @@ def backward_into(
         _rows(again),
         parts,
     )
-    return parts.sum(0)
+    return parts.sum(0) if len(parts) > 1 else parts[0]

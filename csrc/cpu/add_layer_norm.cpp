@@ -120,7 +120,7 @@ AVFMAE_CLONES void slope_row(const Norm& norm, const View& grad_sum, const View&
 
 void check_sums(const Tensor& t, int64_t numbers) {
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Float && t.is_contiguous() && t.numel() == numbers,
-                  "add_layer_norm: stats must be contiguous float32 (rows, 2), parts (P, 2, C)");
+                  "add_layer_norm: stats must be contiguous float32 (rows, 2), parts (1, 2, C)");
 }
 
 void add_layer_norm(const Tensor& x, std::optional<Tensor> residual, const Tensor& weight, const Tensor& bias, double eps,
@@ -135,7 +135,7 @@ void add_layer_norm(const Tensor& x, std::optional<Tensor> residual, const Tenso
   });
 }
 
-// `parts` (P, 2, C) float32 receives P partial sums of the gradients to weight and bias, each over its own run of rows.
+// `parts` (1, 2, C) float32 receives the gradients to weight and bias: summed by runs of rows, then over the runs, whatever the threads did.
 void add_layer_norm_backward(std::optional<Tensor> grad_sum, std::optional<Tensor> grad_normalised, const Tensor& sum_in,
                              const Tensor& stats, const Tensor& weight, const Tensor& bias, const Tensor& grad_x,
                              std::optional<Tensor> grad_residual, std::optional<Tensor> normalised, const Tensor& parts) {
@@ -143,19 +143,21 @@ void add_layer_norm_backward(std::optional<Tensor> grad_sum, std::optional<Tenso
   const View g_sum(grad_sum, sum_in), g(grad_normalised, sum_in), x(sum_in, sum_in), again(normalised, sum_in);
   const Slopes slopes{View(grad_x, sum_in), View(grad_residual, sum_in)};
   check_sums(stats, norm.rows * 2);
-  check_sums(parts, parts.size(0) * 2 * norm.C);
+  check_sums(parts, 2 * norm.C);
   const auto* statistics = static_cast<const float*>(stats.const_data_ptr());
-  auto* sums = static_cast<float*>(parts.mutable_data_ptr());
-  const int64_t P = parts.size(0);
-  torch::stable::parallel_for(0, P, 1, [&](int64_t begin, int64_t end) {
+  const int64_t runs = std::clamp<int64_t>(norm.rows / 16, 1, 64), size = 2 * norm.C;
+  static thread_local std::vector<float> memory;
+  memory.assign(runs * size, 0.0f);
+  float* sums = memory.data();
+  torch::stable::parallel_for(0, runs, 1, [&](int64_t begin, int64_t end) {
     Scratch s(norm.C);
-    for (int64_t p = begin; p < end; ++p) {
-      float *d_weight = sums + p * 2 * norm.C, *d_bias = d_weight + norm.C;
-      std::fill_n(d_weight, 2 * norm.C, 0.0f);
-      for (int64_t r = p * norm.rows / P; r < (p + 1) * norm.rows / P; ++r)
-        slope_row(norm, g_sum, g, x, statistics, slopes, again, d_weight, d_bias, r, s);
-    }
+    for (int64_t run = begin; run < end; ++run)
+      for (int64_t r = run * norm.rows / runs; r < (run + 1) * norm.rows / runs; ++r)
+        slope_row(norm, g_sum, g, x, statistics, slopes, again, sums + run * size, sums + run * size + norm.C, r, s);
   });
+  for (int64_t run = 1; run < runs; ++run)
+    for (int64_t i = 0; i < size; ++i) sums[i] += sums[run * size + i];
+  std::copy_n(sums, size, static_cast<float*>(parts.mutable_data_ptr()));
 }
 
 }  // namespace
