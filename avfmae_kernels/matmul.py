@@ -23,7 +23,7 @@ BF16 = why_not("matmul_bf16", "cpp", "cpu") is None and not torch.cpu._is_amx_ti
 
 def rounds(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether products in ``dtype`` round float32 weights themselves. Not under torch.compile: a compiled graph updates no weights on its way."""
-    return BF16 and dtype == torch.bfloat16 and device.type == "cpu" and not torch.compiler.is_compiling()
+    return BF16 and dtype is torch.bfloat16 and device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def has_faster(x: Tensor, dtype: torch.dtype) -> bool:

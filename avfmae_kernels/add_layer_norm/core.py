@@ -6,7 +6,7 @@ from torch import Tensor
 
 def like(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A dense tensor of ``x``'s shape, whatever its strides, not filled."""
-    return x.new_empty(x.shape, dtype=dtype)
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def undefined_stay_none(ctx) -> None:
@@ -17,8 +17,8 @@ def undefined_stay_none(ctx) -> None:
 
 def _rows(x: Tensor | None) -> Tensor | None:
     """The same rows as (outer, inner, C)."""
-    if x is None:
-        return None
+    if x is None or (x.ndim == 3 and x.stride(2) == 1):
+        return x
     if x.stride(-1) != 1 and x.shape[-1] > 1:  # gradients of sums come expanded
         x = x.contiguous()
     return x if x.ndim == 3 else x[None] if x.ndim == 2 else x.flatten(0, -3)
@@ -70,7 +70,7 @@ def backward(
     slope = like(total, total.dtype)
     other = like(total, residual) if residual not in (None, total.dtype) else None
     d_norm = backward_into(implementation, grad_total, grad, total, stats, weight, bias, slope, other, again)
-    return slope, None if residual is None else slope if other is None else other, *d_norm.to(weight.dtype)
+    return slope, None if residual is None else slope if other is None else other, *d_norm.to(weight.dtype).unbind()
 
 
 def backward_into(
