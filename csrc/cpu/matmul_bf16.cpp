@@ -269,12 +269,11 @@ Slice slice_of(const Product& p, int64_t number, int64_t count) {
   return {edge(number), edge(number + 1) - edge(number)};
 }
 
-Ahead ahead_of(const Product& p, int64_t number, const Slice& s) {
-  const int64_t columns = std::min<int64_t>(kColumns, p.N - number * kColumns), stretches = p.b.along ? columns : s.depth;
-  const int length = static_cast<int>(((p.b.along ? s.depth : columns) * p.b.bytes() + 63) / 64);
-  const int64_t lines = stretches * length;
-  return {static_cast<const char*>(p.b.at(number * kColumns, s.k)), lines, p.b.stride * p.b.bytes(), length,
-          static_cast<int>((lines + p.pairs - 1) / p.pairs)};
+// What packing a slice of `count` lines reads, to be fetched during a multiplication of `pairs`.
+Ahead ahead_of(const Lines& m, int64_t first, int64_t count, const Slice& s, int64_t pairs) {
+  const int length = static_cast<int>(((m.along ? s.depth : count) * m.bytes() + 63) / 64);
+  const int64_t lines = (m.along ? count : s.depth) * length;
+  return {static_cast<const char*>(m.at(first, s.k)), lines, m.stride * m.bytes(), length, static_cast<int>((lines + pairs - 1) / pairs)};
 }
 
 AVFMAE_BF16 void pack_slice(const Product& p, int64_t number, const Slice& s, Pair* panel) {
@@ -285,30 +284,36 @@ AVFMAE_BF16 void pack_slice(const Product& p, int64_t number, const Slice& s, Pa
 }
 
 // Has a part's blocks meet its panels: take(panel's number, block's number, its first row, its rows, block, panel, what to fetch ahead).
-// Between blocks the next panel is packed, slice by slice: what is fetched ahead must not wait long, since lines that are a power of two apart
-// push each other out of a cache. Blocks pass in chunks that stay in the second cache; if that takes several rounds, panels are kept.
+// A block is packed when it meets the first panel, and between blocks the next panel is packed, slice by slice: what is fetched ahead must not
+// wait long, since lines that are a power of two apart push each other out of a cache. Blocks pass in chunks that stay in the second cache; if
+// that takes several rounds, panels are kept.
 template <typename Take>
 AVFMAE_BF16_INLINE void pass(const Product& p, const Part& part, float* sums, Take take) {
   static thread_local Workspace of_blocks, of_panels;
   const auto [begin, end] = part.panels;
-  const int64_t top = p.first_row(part.blocks.begin), rows = p.first_row(part.blocks.end) - top;
-  Pair* memory = of_blocks.of(rows * p.pairs);
-  const auto block_of = [=, &p](int64_t i) { return memory + (p.first_row(i) - top) * p.pairs; };
-  for (int64_t i = part.blocks.begin; i < part.blocks.end; ++i) pack_block(p, i, block_of(i), begin == 0 ? sums : nullptr);
-
-  const int64_t chunks = std::clamp<int64_t>((rows * p.pairs + kResident - 1) / kResident, 1, part.blocks.end - part.blocks.begin);
+  const int64_t top = p.first_row(part.blocks.begin), height = p.first_row(part.blocks.end) - top;
+  const int64_t chunks = std::clamp<int64_t>((height * p.pairs + kResident - 1) / kResident, 1, part.blocks.end - part.blocks.begin);
   const int64_t size = p.pairs * kColumns, kept = chunks > 1 ? end - begin : 2;
-  Pair* panels = of_panels.of(size * kept);
+  Pair *blocks = of_blocks.of(height * p.pairs), *panels = of_panels.of(size * kept);
   const auto panel_of = [=](int64_t number) { return panels + (number - begin) % kept * size; };
+  const auto rows_of = [&p](int64_t i) { return p.first_row(i + 1) - p.first_row(i); };
   pack_slice(p, begin, {0, p.K}, panel_of(begin));
   for (int64_t chunk = 0; chunk < chunks; ++chunk) {
     const auto [from, to] = part.blocks.piece(chunk, chunks);
     for (int64_t number = begin; number < end; ++number) {
       const bool packs = chunk == 0 && number + 1 < end;
       for (int64_t i = from; i < to; ++i) {
+        Pair* block = blocks + (p.first_row(i) - top) * p.pairs;
         const Slice next = packs ? slice_of(p, i - from, to - from) : Slice{};
-        take(number, i, p.first_row(i), static_cast<int>(p.first_row(i + 1) - p.first_row(i)), block_of(i), panel_of(number),
-             packs ? ahead_of(p, number + 1, next) : Ahead{});
+        Ahead ahead;
+        if (number == begin) {
+          pack_block(p, i, block, begin == 0 ? sums : nullptr);
+          if (i + 1 < part.blocks.end) ahead = ahead_of(p.a, p.first_row(i + 1), rows_of(i + 1), {0, p.K}, p.pairs);
+        } else if (packs) {
+          const int64_t column = (number + 1) * kColumns;
+          ahead = ahead_of(p.b, column, std::min<int64_t>(kColumns, p.N - column), next, p.pairs);
+        }
+        take(number, i, p.first_row(i), static_cast<int>(rows_of(i)), block, panel_of(number), ahead);
         if (packs) pack_slice(p, number + 1, next, panel_of(number + 1));
       }
     }
