@@ -60,12 +60,6 @@ AVFMAE_BF16_INLINE void interleave(const uint16_t* x, const uint16_t* y, Pair* t
   for (int i = 0; i < n; ++i) to[i] = x[i] | static_cast<Pair>(y[i]) << 16;
 }
 
-// n float32 numbers as bfloat16; n is a multiple of 32.
-AVFMAE_BF16_INLINE void round(const float* from, uint16_t* to, int n) {
-  for (int i = 0; i < n; i += 2 * kBlock)
-    _mm512_storeu_si512(to + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + i + kBlock), _mm512_loadu_ps(from + i)));
-}
-
 constexpr int kQueries = 60;  // taken at a time
 
 // One head's matrices. Rows are padded with zeros: to whole vectors of pairs, and by a row where pairs are of rows.
@@ -110,7 +104,7 @@ AVFMAE_BF16_INLINE void probabilities(const Attention& a, Scratch& s, int count)
   product({pairs(s.q), s.D / 2, 1}, s.k_t.data(), s.p.data(), count, s.N, s.D / 2);
   for (int i = 0; i < count; ++i) {
     softmax(s.p.data() + int64_t{i} * s.N, a.keys, s.N, a.scale);
-    round(s.p.data() + int64_t{i} * s.N, s.p16.data() + int64_t{i} * s.N, s.N);
+    round_by_processor(s.p.data() + int64_t{i} * s.N, s.p16.data() + int64_t{i} * s.N, s.N);
   }
 }
 
@@ -164,7 +158,7 @@ AVFMAE_BF16 inline void attend_backward(const Attention& a, const AttentionData&
     product({pairs(s.grad), D / 2, 1}, s.v_t.data(), s.dp.data(), count, N, D / 2);
     for (int i = 0; i < count; ++i) {
       slope_of_logits(s.p.data() + int64_t{i} * N, s.dp.data() + int64_t{i} * N, N, a.scale);
-      round(s.dp.data() + int64_t{i} * N, s.ds16.data() + int64_t{i} * N, N);
+      round_by_processor(s.dp.data() + int64_t{i} * N, s.ds16.data() + int64_t{i} * N, N);
     }
     interleave_rows(s.ds16.data(), s.ds_pairs.data(), even, N);
     product<true>({s.ds_pairs.data(), 1, N}, s.q_pairs.data(), s.dk.data(), a.keys, D, even / 2);  // dk += dsᵀ q
