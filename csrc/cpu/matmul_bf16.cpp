@@ -32,7 +32,7 @@ using bf16::Pair;
 constexpr int kRows = 14, kColumns = 32, kLanes = 16;
 constexpr int kStep = 2 * kLanes;  // numbers of a line that are packed at once
 constexpr int64_t kWorthAThread = 1 << 19;  // multiplications
-constexpr int64_t kPackBlock = 8, kPackPanel = 16;  // multiplications that take as long as packing a number
+constexpr int64_t kPackBlock = 8, kPackPanel = 4;  // multiplications that take as long as packing a number
 constexpr int64_t kResident = (512 << 10) / sizeof(Pair);  // pairs of the left factor that leave room in a second cache of 1 MB
 
 // A matrix as lines of numbers to be summed over: rows of the left factor, columns of the right one.
