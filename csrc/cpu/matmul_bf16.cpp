@@ -273,7 +273,7 @@ Slice slice_of(const Product& p, int64_t number, int64_t count) {
 Ahead ahead_of(const Lines& m, int64_t first, int64_t count, const Slice& s, int64_t pairs) {
   const int length = static_cast<int>(((m.along ? s.depth : count) * m.bytes() + 63) / 64);
   const int64_t lines = (m.along ? count : s.depth) * length;
-  return {static_cast<const char*>(m.at(first, s.k)), lines, m.stride * m.bytes(), length, static_cast<int>((lines + pairs - 1) / pairs)};
+  return {static_cast<const char*>(m.at(first, s.k)), lines, m.stride * m.bytes(), length, static_cast<int>((lines + pairs - 1) / std::max<int64_t>(1, pairs))};
 }
 
 AVFMAE_BF16 void pack_slice(const Product& p, int64_t number, const Slice& s, Pair* panel) {
@@ -375,7 +375,7 @@ AVFMAE_BF16 void update(const Product& p, const Part& part, const Rule& rule, fl
     const int64_t index = first * p.N + number * kColumns;
     for (int r = 0; r < rows; ++r) moments.at(index + r * p.N).prefetch(weight + index + r * p.N);
     kMultiply[rows - 1](block, panel, p.pairs, Tile{gradient, true, kColumns, kColumns, {}}, ahead);
-    sums[number * p.blocks + i] = update_weights(rule, gradient, rows, weight, moments, index, p.N);
+    sums[i * p.panels + number] = update_weights(rule, gradient, rows, weight, moments, index, p.N);
   });
 }
 
