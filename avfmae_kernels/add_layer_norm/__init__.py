@@ -64,6 +64,7 @@ def check(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor) -> N
         if tensor.shape != x.shape[-1:]:
             raise ValueError(f"{name}: got {tuple(tensor.shape)}, expected ({x.shape[-1]},)")
     for name, tensor in (("x", x), ("residual", residual), ("weight", weight), ("bias", bias)):
+        # asked of every layer in every step: the words are looked for only where something is wrong
         if tensor is None or (tensor.dtype in FLOATS and tensor.device == x.device and tensor.stride(-1) == 1):
             continue
         check_floats(**{name: tensor})

@@ -21,17 +21,22 @@ struct AttentionData {
   Numbers q, kv, out, grad, dq, dkv;
 };
 
-// One head's matrices, rows padded to whole vectors with zeros, reused from task to task.
-struct HeadScratch {
-  int size, keys, D, N;  // head size and number of keys; the same padded
+// What a thread's scratch memory was made for.
+struct ScratchOf {
+  int size, keys;
   bool backward;
-  std::vector<float> q, grad, rows, p, dp, k, v, k_t, v_t, dk, dv;
 
   bool fits(const Attention& a, bool with_backward) const { return size == a.size && keys == a.keys && backward >= with_backward; }
+};
+
+// One head's matrices, rows padded to whole vectors with zeros, reused from task to task.
+struct HeadScratch : ScratchOf {
+  int D, N;  // head size and number of keys, padded
+  std::vector<float> q, grad, rows, p, dp, k, v, k_t, v_t, dk, dv;
 
   HeadScratch(const Attention& a, bool backward)
-      : size(a.size), keys(a.keys), backward(backward), D(padded(a.size)), N(padded(a.keys)), q(kQueries * D), grad(backward ? kQueries * D : 0), rows(kQueries * D), p(kQueries * N),
-        dp(backward ? kQueries * N : 0), k(N * D), v(N * D), k_t(N * D), v_t(backward ? N * D : 0), dk(v_t.size()), dv(v_t.size()) {}
+      : ScratchOf{a.size, a.keys, backward}, D(padded(a.size)), N(padded(a.keys)), q(kQueries * D),
+        grad(backward ? kQueries * D : 0), rows(kQueries * D), p(kQueries * N), dp(backward ? kQueries * N : 0), k(N * D), v(N * D), k_t(N * D), v_t(backward ? N * D : 0), dk(v_t.size()), dv(v_t.size()) {}
 };
 
 AVFMAE_INLINE void load_rows(const Numbers& from, const Rows& place, int64_t b, int first, int count, int h, int size, float* to, int D) {

@@ -60,20 +60,15 @@ AVFMAE_BF16_INLINE void interleave(const uint16_t* x, const uint16_t* y, Pair* t
   for (int i = 0; i < n; ++i) to[i] = x[i] | static_cast<Pair>(y[i]) << 16;
 }
 
-constexpr int kQueries = 60;  // taken at a time
-
 // One head's matrices. Rows are padded with zeros: to whole vectors of pairs, and by a row where pairs are of rows.
-struct Scratch {
-  int size, keys, D, N;  // head size and number of keys; the same padded
-  bool backward;
+struct Scratch : ScratchOf {
+  int D, N;  // head size and number of keys, padded
   std::vector<uint16_t> q, grad, k, v, p16, ds16;                             // rows of numbers, or of pairs side by side
   std::vector<Pair> k_t, v_t, k_pairs, v_pairs, q_pairs, grad_pairs, p_pairs, ds_pairs;  // transposed pairs; interleaved rows
   std::vector<float> p, dp, rows, dk, dv;
 
-  bool fits(const Attention& a, bool with_backward) const { return size == a.size && keys == a.keys && backward >= with_backward; }
-
   Scratch(const Attention& a, bool backward)
-      : size(a.size), keys(a.keys), D(padded_to_pairs(size)), N(padded_to_pairs(keys)), backward(backward), q(kQueries * D), k(N * D), v(N * D),
+      : ScratchOf{a.size, a.keys, backward}, D(padded_to_pairs(size)), N(padded_to_pairs(keys)), q(kQueries * D), k(N * D), v(N * D),
         p16(kQueries * N), k_t(N * D / 2), v_pairs(N * D / 2), p(kQueries * N), rows(kQueries * D) {
     if (!backward) return;
     grad.resize(kQueries * D), ds16.resize(kQueries * N), v_t.resize(N * D / 2), k_pairs.resize(N * D / 2);
@@ -172,8 +167,7 @@ AVFMAE_BF16 inline void attend_backward(const Attention& a, const AttentionData&
 
 // Whether this processor has the products, and the sequences are worth the packing.
 inline bool serves(const Attention& a, const AttentionData& t) {
-  static const bool has = __builtin_cpu_supports("avx512bf16");
-  return has && t.q.type == ScalarType::BFloat16 && a.keys >= 64 && a.queries >= 64;
+  return kSupported && t.q.type == ScalarType::BFloat16 && a.keys >= 64 && a.queries >= 64;
 }
 
 }  // namespace avfmae::bf16

@@ -12,6 +12,8 @@
 
 namespace avfmae::bf16 {
 
+inline const bool kSupported = __builtin_cpu_supports("avx512bf16");
+
 using Pair = uint32_t;  // the first number in the low half
 
 // 16 numbers of one row and 16 of the next as pairs (one[i], next[i]).

@@ -166,7 +166,7 @@ AVFMAE_BF16 void multiply(const Pair* block, const Pair* panel, int64_t pairs, c
   __m512 left[R], right[R];
 #pragma GCC unroll 14
   for (int r = 0; r < R; ++r) left[r] = right[r] = _mm512_setzero_ps();
-  const auto add_pair = [&]() __attribute__((target("arch=x86-64-v4,avx512bf16"), always_inline)) {
+  const auto add_pair = [&]() AVFMAE_BF16 __attribute__((always_inline)) {
     const __m512bh b0 = (__m512bh)_mm512_load_si512(panel), b1 = (__m512bh)_mm512_load_si512(panel + kLanes);
 #pragma GCC unroll 14
     for (int r = 0; r < R; ++r) {
@@ -226,7 +226,6 @@ struct Product {
   int64_t first_row(int64_t block) const { return M * block / blocks; }
 };
 
-// What one thread does of a product: some blocks with some panels.
 struct Range {
   int64_t begin, end;
 
@@ -234,13 +233,13 @@ struct Range {
   Range piece(int64_t i, int64_t count) const { return {begin + (end - begin) * i / count, begin + (end - begin) * (i + 1) / count}; }
 };
 
+// What one thread does of a product: some blocks with some panels.
 struct Part {
   Range blocks, panels;
 };
 
 Product product_of(const Tensor& a, const Tensor& b) {
-  static const bool has = __builtin_cpu_supports("avx512bf16");
-  STD_TORCH_CHECK(has, "matmul_bf16: this processor has no AVX512-BF16");
+  STD_TORCH_CHECK(bf16::kSupported, "matmul_bf16: this processor has no AVX512-BF16");
   STD_TORCH_CHECK(a.size(1) == b.size(0), "matmul_bf16: got (", a.size(0), ", ", a.size(1), ") times (", b.size(0), ", ", b.size(1), ")");
   return {lines(a, 0, "a"), lines(b, 1, "b"), a.size(0), b.size(1), a.size(1)};
 }
@@ -273,7 +272,8 @@ Slice slice_of(const Product& p, int64_t number, int64_t count) {
 Ahead ahead_of(const Lines& m, int64_t first, int64_t count, const Slice& s, int64_t pairs) {
   const int length = static_cast<int>(((m.along ? s.depth : count) * m.bytes() + 63) / 64);
   const int64_t lines = (m.along ? count : s.depth) * length;
-  return {static_cast<const char*>(m.at(first, s.k)), lines, m.stride * m.bytes(), length, static_cast<int>((lines + pairs - 1) / std::max<int64_t>(1, pairs))};
+  const int64_t rate = pairs > 0 ? (lines + pairs - 1) / pairs : 0;
+  return {static_cast<const char*>(m.at(first, s.k)), lines, m.stride * m.bytes(), length, static_cast<int>(rate)};
 }
 
 AVFMAE_BF16 void pack_slice(const Product& p, int64_t number, const Slice& s, Pair* panel) {

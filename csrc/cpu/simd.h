@@ -59,13 +59,11 @@ AVFMAE_BF16 inline void round_by_processor(const float* in, uint16_t* out, int n
     _mm512_mask_storeu_epi16(out + i, mask, (__m512i)_mm512_cvtne2ps_pbh(high, low));
   }
 }
-
-inline const bool kProcessorRounds = __builtin_cpu_supports("avx512bf16");
 #endif
 
 AVFMAE_INLINE void round_to_bfloat16(const float* in, uint16_t* out, int n) {
 #ifdef AVFMAE_HAS_BF16_PRODUCTS
-  if (kProcessorRounds) return round_by_processor(in, out, n);
+  if (bf16::kSupported) return round_by_processor(in, out, n);
 #endif
   for (int i = 0; i < n; ++i) out[i] = to_bfloat16(in[i]);
 }
