@@ -36,7 +36,8 @@ struct HeadScratch : ScratchOf {
 
   HeadScratch(const Attention& a, bool backward)
       : ScratchOf{a.size, a.keys, backward}, D(padded(a.size)), N(padded(a.keys)), q(kQueries * D),
-        grad(backward ? kQueries * D : 0), rows(kQueries * D), p(kQueries * N), dp(backward ? kQueries * N : 0), k(N * D), v(N * D), k_t(N * D), v_t(backward ? N * D : 0), dk(v_t.size()), dv(v_t.size()) {}
+        grad(backward ? kQueries * D : 0), rows(kQueries * D), p(kQueries * N),
+        dp(backward ? kQueries * N : 0), k(N * D), v(N * D), k_t(N * D), v_t(backward ? N * D : 0), dk(v_t.size()), dv(v_t.size()) {}
 };
 
 AVFMAE_INLINE void load_rows(const Numbers& from, const Rows& place, int64_t b, int first, int count, int h, int size, float* to, int D) {
