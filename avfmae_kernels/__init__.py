@@ -10,7 +10,7 @@ from avfmae_kernels.arguments import fits_a_tile
 from avfmae_kernels.assemble_tokens import assemble_tokens
 from avfmae_kernels.crop_clips import crop_clips
 from avfmae_kernels.cross_attention import cross_attention
-from avfmae_kernels.dispatch import explain, plain, use
+from avfmae_kernels.dispatch import chosen, explain, plain, use
 from avfmae_kernels.gated_sum import gated_sum
 from avfmae_kernels.gather_patches import gather_patches
 from avfmae_kernels.linear import (
@@ -31,6 +31,7 @@ __all__ = [
     "add_layer_norm",
     "assemble_tokens",
     "choose_tokens",
+    "chosen",
     "crop_clips",
     "cross_attention",
     "cross_attention_linear",

@@ -65,6 +65,11 @@ def use(choice: str) -> Iterator[None]:
         _choice = previous
 
 
+def chosen() -> str:
+    """What :func:`use` or the environment has chosen."""
+    return _choice
+
+
 def plain() -> bool:
     """Whether the reference was asked for by name."""
     return _choice == "reference"

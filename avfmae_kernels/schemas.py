@@ -49,6 +49,8 @@ SCHEMAS = {
     ),
 }
 
+# CPU ops that have a second overload, "out", which writes the results to tensors that are given.
+WRITING = {"matmul_bf16", "region_attention", "region_attention_backward", "cross_attention", "cross_attention_backward", "gelu_backward"}
 WITHOUT_TRITON = {"matmul_bf16", "matmul_adamw", "gradient_norm", "adamw", "crop_clips"}  # on a GPU torch's own kernels do it
 
 
@@ -133,3 +135,7 @@ for _name, _schema in SCHEMAS.items():
     for _op in (_name,) if _name in WITHOUT_TRITON else (_name, f"{_name}_triton"):
         library.define(_op + _schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(f"avfmae::{_op}", globals()[_name], lib=library)
+for _name in WRITING:
+    _arguments, _, _results = SCHEMAS[_name].partition(") -> ")
+    _outs = "".join(f", Tensor({letter}!) out_{letter}" for letter, _ in zip("abc", _results.split(","), strict=False))
+    library.define(f"{_name}.out{_arguments}{_outs}) -> ()")

@@ -63,7 +63,7 @@ class RunConfig:
         init: weights to start from (safetensors or a released pickle).
         seed: of weights, order, masks and augmentation.
         precision: ``auto`` is bf16 on a GPU and on processors that multiply it, and float32 on others.
-        cuda_graph: run the whole step as one CUDA graph (one process on a GPU).
+        capture: run the whole step as one CUDA graph, or on a CPU from a tape of its ops (one process).
         compile: let torch.compile have what the kernels leave.
         recompute: what blocks do again on the way back to save memory: nothing, the cheap, or everything.
         save_steps: a checkpoint every so many steps, and at the end.
@@ -79,7 +79,7 @@ class RunConfig:
     init: Path | None = None
     seed: int = 0
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    cuda_graph: bool = True
+    capture: bool = True
     compile: bool = False
     recompute: Literal["none", "selective", "full"] = "none"
     save_steps: int = 500

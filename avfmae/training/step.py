@@ -1,12 +1,11 @@
 """One optimiser step, all of it on the device: forward, backward, averaging over processes, clipping, schedule, AdamW.
 
-Nothing in it asks the device for a number, so a GPU never waits for Python. There the whole step is one CUDA graph: a thousand small
-kernels are launched as one. ``avfmae_kernels.use("reference")`` gives the plain step instead, with autocast and nothing captured.
+Nothing in it asks a GPU for a number, so that it never waits for Python. There the whole step is one CUDA graph, on a CPU a tape
+(:mod:`avfmae.training.capture`). ``avfmae_kernels.use("reference")`` gives the plain step instead, with autocast and nothing captured.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import zip_longest
 
 import torch
 import torch.distributed as dist
@@ -16,6 +15,7 @@ import avfmae_kernels as K
 from avfmae.data.dataset import Batch
 from avfmae.losses import world_size
 from avfmae.models.attention import CrossAttention, SelfAttention
+from avfmae.training.capture import Graph, Replay
 from avfmae.training.config import OptimConfig
 from avfmae.training.distributed import GradientAverage
 from avfmae.training.early import EarlyUpdate
@@ -25,7 +25,6 @@ from avfmae_kernels.adamw import bound
 
 # Gives a batch's loss and the parts of it worth logging; called with something that computes as the model does.
 LossFunction = Callable[[Callable, Batch], tuple[Tensor, dict[str, Tensor]]]
-EAGER_STEPS = 3  # before the graph is captured: kernels are tuned and libraries make their workspaces in them
 
 
 def resolve(precision: str, device: torch.device) -> torch.dtype:
@@ -49,10 +48,10 @@ class TrainingStep:
         optim: the recipe. steps, steps_per_epoch: of the whole run, for the schedule.
         micro_batches: of a step.
         precision: ``"auto"``, ``"float32"`` or ``"bf16"``.
-        graph: capture a CUDA graph (on one GPU; with several processes and on a CPU the step runs eagerly, and where checkpointed blocks
-            must draw their stochastic depth once more).
+        capture: replay the step as a CUDA graph, on a CPU from a tape (:mod:`avfmae.training.capture`); with several processes, under torch.compile
+            on a CPU, and where checkpointed blocks must draw their stochastic depth once more it runs eagerly.
         compiled: let torch.compile have the forward and backward that the ops leave.
-        early: on a CPU, update weights in the backward pass where nothing waits for all gradients; afterwards there are none.
+        early: on a CPU, update weights in the backward pass where nothing waits for all gradients.
     """
 
     def __init__(
@@ -64,7 +63,7 @@ class TrainingStep:
         steps_per_epoch: int,
         micro_batches: int = 1,
         precision: str = "auto",
-        graph: bool = True,
+        capture: bool = True,
         compiled: bool = False,
         early: bool = True,
     ):
@@ -95,8 +94,12 @@ class TrainingStep:
         self.number = torch.zeros((), dtype=torch.int64, device=device)
         self.skipped, self.in_a_row = (torch.zeros((), device=device) for _ in range(2))
         draws_again = model.cfg.recompute != "none" and model.cfg.drop_path > 0
-        captured = graph and device.type == "cuda" and self.world == 1 and not self.plain and not draws_again
-        self.graph = Graph(self.run, device) if captured else None
+        self.captured = None
+        if capture and self.world == 1 and not self.plain and not draws_again:
+            if device.type == "cuda":
+                self.captured = Graph(self.run, device, self.settings)
+            elif not compiled:
+                self.captured = Replay(self.run, self.settings)
 
     @contextmanager
     def with_leaves(self) -> Iterator[None]:
@@ -130,7 +133,14 @@ class TrainingStep:
         micro-batches and processes), ``grad_norm``, ``lr``, ``skipped`` and ``in_a_row`` (steps left out as not finite)."""
         if not self.model.training:
             self.model.train()
-        return self.graph(batches) if self.graph else self.run(batches)
+        values = (self.captured or self.run)(batches)
+        for leaf in self.leaves.values():
+            leaf.grad = None
+        return values
+
+    def settings(self) -> Hashable:
+        """What a captured step depends on."""
+        return K.chosen(), tuple(p.requires_grad for p in self.leaves.values())
 
     def run(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         early = self.early if len(batches) == 1 else None
@@ -194,43 +204,3 @@ def linear_parameters(model: nn.Module) -> list[str]:
         for name, _ in module.named_parameters(recurse=False)
     ]
 
-
-class Graph:
-    """A function of batches that runs eagerly a few times, then as a CUDA graph on memory of its own."""
-
-    def __init__(self, function: Callable, device: torch.device):
-        self.function, self.runs = function, 0
-        self.stream = torch.cuda.Stream(device)
-        self.graph = torch.cuda.CUDAGraph()
-
-    def __call__(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        self.runs += 1
-        if self.runs <= EAGER_STEPS:
-            with self.on_stream():
-                return self.function(batches)
-        if self.runs == EAGER_STEPS + 1:
-            self.inputs = [batch.map(torch.clone) for batch in batches]
-            torch.cuda.synchronize()
-            # data workers' pinning threads may call CUDA meanwhile: only this thread's calls must be fit for capture
-            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
-                self.outputs = self.function(self.inputs)
-        pairs = [
-            p
-            for own, given in zip(self.inputs, batches, strict=True)
-            for p in zip_longest(own.tensors(), given.tensors())
-        ]
-        if any(to is None or value is None or to.shape != value.shape for to, value in pairs):
-            with self.on_stream():  # clips of other sizes than the graph was captured with
-                return self.function(batches)
-        for to, value in pairs:
-            to.copy_(value, non_blocking=True)
-        self.graph.replay()
-        return self.outputs
-
-    @contextmanager
-    def on_stream(self):
-        """Work on the stream that will be captured, in order with what surrounds it."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            yield
-        torch.cuda.current_stream().wait_stream(self.stream)

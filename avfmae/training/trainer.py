@@ -56,7 +56,7 @@ class Trainer:
                              mixed_shards=run.data.mixed_shards)  # fmt: skip
         self.steps = optim.epochs * self.plan.steps_per_epoch
         self.step = TrainingStep(
-            model, loss, optim, self.steps, self.plan.steps_per_epoch, self.plan.accumulation, run.precision, run.cuda_graph, run.compile
+            model, loss, optim, self.steps, self.plan.steps_per_epoch, self.plan.accumulation, run.precision, run.capture, run.compile
         )
         self.found: list[Bad] = []  # bad clips since the last line of log
         clips = hashlib.sha256("\n".join(Path(clip.path).name for clip in dataset.clips).encode()).hexdigest()[:16]

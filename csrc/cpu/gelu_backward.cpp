@@ -38,19 +38,26 @@ AVFMAE_CLONES void gelu_backward_chunk(const Numbers& grad, const Numbers& x, co
   out.store(first, v, n);
 }
 
-std::tuple<Tensor, Tensor> gelu_backward(const Tensor& grad, const Tensor& x) {
+void gelu_backward_into(const Tensor& grad, const Tensor& x, const Tensor slope, const Tensor out) {
   STD_TORCH_CHECK(x.is_contiguous() && grad.is_contiguous() && grad.numel() == x.numel(), "gelu_backward: grad must be contiguous, like x");
-  Tensor slope = torch::stable::empty_like(x), out = torch::stable::empty_like(x);
   const Numbers upstream(grad), from(x), to(slope), answer(out);
   const int64_t numbers = x.numel();
   torch::stable::parallel_for(0, (numbers + kChunk - 1) / kChunk, /*grain_size=*/4, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin * kChunk; c < std::min(end * kChunk, numbers); c += kChunk)
       gelu_backward_chunk(upstream, from, to, answer, c, static_cast<int>(std::min<int64_t>(kChunk, numbers - c)));
   });
+}
+
+std::tuple<Tensor, Tensor> gelu_backward(const Tensor& grad, const Tensor& x) {
+  Tensor slope = torch::stable::empty_like(x), out = torch::stable::empty_like(x);
+  gelu_backward_into(grad, x, slope, out);
   return {slope, out};
 }
 
 }  // namespace
 }  // namespace avfmae
 
-STABLE_TORCH_LIBRARY_IMPL(avfmae, CPU, m) { m.impl("gelu_backward", TORCH_BOX(&avfmae::gelu_backward)); }
+STABLE_TORCH_LIBRARY_IMPL(avfmae, CPU, m) {
+  m.impl("gelu_backward", TORCH_BOX(&avfmae::gelu_backward));
+  m.impl("gelu_backward.out", TORCH_BOX(&avfmae::gelu_backward_into));
+}

@@ -382,16 +382,20 @@ AVFMAE_BF16 void update(const Product& p, const Part& part, const Rule& rule, fl
 #endif
 
 // a (M, K)·b (K, N) + bias (N), both factors contiguous in either dimension.
-Tensor matmul_bf16(const Tensor& a, const Tensor& b, std::optional<Tensor> bias, ScalarType dtype) {
+void matmul_bf16_into(const Tensor& a, const Tensor& b, std::optional<Tensor> bias, ScalarType, const Tensor out) {
 #ifdef AVFMAE_HAS_BF16_PRODUCTS
   const Product p = product_of(a, b);
   STD_TORCH_CHECK(!bias || bias->numel() == p.N, "matmul_bf16: bias must have a number a column");
-  Tensor out = torch::stable::new_empty(a, {p.M, p.N}, dtype);
   for_parts(p, false, [&](const Part& part) { write(p, part, out, bias ? Numbers(*bias) : Numbers()); });
-  return out;
 #else
   STD_TORCH_CHECK(false, "matmul_bf16: was built without AVX512-BF16 (x86-64, Linux, GCC)");
 #endif
+}
+
+Tensor matmul_bf16(const Tensor& a, const Tensor& b, std::optional<Tensor> bias, ScalarType dtype) {
+  Tensor out = torch::stable::new_empty(a, {a.size(0), b.size(1)}, dtype);
+  matmul_bf16_into(a, b, bias, dtype, out);
+  return out;
 }
 
 // AdamW's step with the gradient a·b, which is never written. Returns sums of a's rows.
@@ -427,5 +431,6 @@ Tensor matmul_adamw(const Tensor& a, const Tensor& b, const Tensor param, const 
 
 STABLE_TORCH_LIBRARY_IMPL(avfmae, CPU, m) {
   m.impl("matmul_bf16", TORCH_BOX(&avfmae::matmul_bf16));
+  m.impl("matmul_bf16.out", TORCH_BOX(&avfmae::matmul_bf16_into));
   m.impl("matmul_adamw", TORCH_BOX(&avfmae::matmul_adamw));
 }

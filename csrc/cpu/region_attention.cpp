@@ -9,19 +9,27 @@
 namespace avfmae {
 namespace {
 
-Tensor region_attention(const Tensor& qkv, int64_t heads) {
+void region_attention_into(const Tensor& qkv, int64_t heads, const Tensor out) {
   const Attention a = region_attention_shape(qkv, heads);
-  Tensor out = new_answer(qkv, a);
   attention(a, {.q = Numbers(qkv), .kv = Numbers(qkv), .out = Numbers(out)});
+}
+
+Tensor region_attention(const Tensor& qkv, int64_t heads) {
+  Tensor out = new_answer(qkv, region_attention_shape(qkv, heads));
+  region_attention_into(qkv, heads, out);
   return out;
 }
 
-std::tuple<Tensor, Tensor> region_attention_backward(const Tensor& grad, const Tensor& qkv, int64_t heads, bool again) {
+void region_attention_backward_into(const Tensor& grad, const Tensor& qkv, int64_t heads, bool again, const Tensor dqkv, const Tensor out) {
   const Attention a = region_attention_shape(qkv, heads);
   check_grad(grad, qkv, a);
-  Tensor dqkv = torch::stable::new_empty(qkv, {qkv.size(0), qkv.size(1), qkv.size(2)}), out = new_answer(qkv, a, again);
   attention(a, {.q = Numbers(qkv), .kv = Numbers(qkv), .out = again ? Numbers(out) : Numbers(), .grad = Numbers(grad),
                 .dq = Numbers(dqkv), .dkv = Numbers(dqkv)});
+}
+
+std::tuple<Tensor, Tensor> region_attention_backward(const Tensor& grad, const Tensor& qkv, int64_t heads, bool again) {
+  Tensor dqkv = torch::stable::new_empty(qkv, {qkv.size(0), qkv.size(1), qkv.size(2)}), out = new_answer(qkv, region_attention_shape(qkv, heads), again);
+  region_attention_backward_into(grad, qkv, heads, again, dqkv, out);
   return {dqkv, out};
 }
 
@@ -30,5 +38,7 @@ std::tuple<Tensor, Tensor> region_attention_backward(const Tensor& grad, const T
 
 STABLE_TORCH_LIBRARY_IMPL(avfmae, CPU, m) {
   m.impl("region_attention", TORCH_BOX(&avfmae::region_attention));
+  m.impl("region_attention.out", TORCH_BOX(&avfmae::region_attention_into));
   m.impl("region_attention_backward", TORCH_BOX(&avfmae::region_attention_backward));
+  m.impl("region_attention_backward.out", TORCH_BOX(&avfmae::region_attention_backward_into));
 }

@@ -15,10 +15,11 @@ from avfmae.data.dataset import DataConfig, Plan, PretrainDataset
 from avfmae.data.demo import EMOTIONS, DemoSet, make_demo_set
 from avfmae.data.manifest import read_manifest
 from avfmae.data.preprocess import preprocess
+from avfmae.training.capture import EAGER_STEPS
 from avfmae.training.config import OptimConfig
 from avfmae.training.optim import learning_rate
 from avfmae.training.pretrain import pretraining_loss
-from avfmae.training.step import EAGER_STEPS, TrainingStep, linear_parameters, resolve
+from avfmae.training.step import TrainingStep, linear_parameters, resolve
 from avfmae_kernels import matmul
 
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
@@ -149,7 +150,7 @@ def test_blocks_that_are_computed_again_use_the_copies_too(recompute, copies, mo
         torch.manual_seed(0)
         model = avfmae.AVFMAEForPretraining(TINY.replace(recompute=kind))
         step = TrainingStep(model, pretraining_loss, OptimConfig(), 100, 10, precision="bf16", early=False)
-        step([random_batch()])
+        step.run([random_batch()])  # which leaves gradients
         gradients.append({n: leaf.grad for n, leaf in step.leaves.items() if leaf.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 200
     for name, gradient in gradients[0].items():
@@ -203,7 +204,7 @@ def test_accumulated_micro_batches_make_the_mean_gradient():
     norms = []
     for batches in ([first], [second], [first, second]):
         _, step = small(micro_batches=len(batches), early=False)
-        step(batches)
+        step.run(batches)
         norms.append({n: leaf.grad.clone() for n, leaf in step.leaves.items() if leaf.grad is not None})
     for name, gradient in norms[2].items():
         mean = (norms[0][name] + norms[1][name]) / 2
@@ -212,8 +213,9 @@ def test_accumulated_micro_batches_make_the_mean_gradient():
 
 def test_gradients_of_several_micro_batches_add_up_in_float32():
     _, step = small("bf16", micro_batches=2)
-    step([random_batch(0), random_batch(1)])
-    assert all(leaf.grad is None or leaf.grad.dtype == torch.float32 for leaf in step.leaves.values())
+    step.run([random_batch(0), random_batch(1)])
+    kinds = {leaf.grad.dtype for leaf in step.leaves.values() if leaf.grad is not None}
+    assert kinds == {torch.float32}
 
 
 def test_the_running_average_of_weights():
@@ -254,7 +256,7 @@ def test_a_graph_gives_the_losses_of_the_eager_step(precision):
         torch.manual_seed(0)
         model = avfmae.AVFMAEForPretraining(TINY).cuda()
         step = TrainingStep(
-            model, pretraining_loss, OptimConfig(lr=1e-2, clip_grad=1.0), 100, 10, precision=precision, graph=graph
+            model, pretraining_loss, OptimConfig(lr=1e-2, clip_grad=1.0), 100, 10, precision=precision, capture=graph
         )
         found = []
         for k in range(EAGER_STEPS + 8):
@@ -264,5 +266,5 @@ def test_a_graph_gives_the_losses_of_the_eager_step(precision):
             values = step([batch.to(torch.device("cuda"))])
             found.append([float(values[n]) for n in ("loss", "grad_norm", "lr", "skipped")])
         losses.append(found)
-        assert (step.graph is not None) == graph and found[-1][3] == 1
+        assert (step.captured is not None) == graph and found[-1][3] == 1
     assert np.allclose(*losses, rtol=1e-4 if precision == "float32" else 2e-2, equal_nan=True)

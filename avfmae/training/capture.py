@@ -1,0 +1,124 @@
+"""A step that runs eagerly a few times, is captured, and from then on is replayed: on a GPU as a CUDA graph, on a CPU from a tape.
+
+What Python decides in a step (which layers, which shapes, which ops) it decides in the same way every time. A replay does not ask again: a
+GPU gets a thousand kernels in one launch, a CPU a list of ops without modules, autograd and bookkeeping between them.
+"""
+
+import gc
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from avfmae.data.dataset import Batch
+from avfmae.training.tape import Diverged, Recorder, Tape
+
+EAGER_STEPS = 3  # before it is captured: kernels are tuned, libraries make their workspaces, moments are made
+
+Step = Callable[[Sequence[Batch]], dict[str, Tensor]]
+
+
+class Captured:
+    """A function of batches, the same work for each.
+
+    Args:
+        function: gives scalars on the device, which its next call may overwrite.
+        settings: what it depends on beside the batches and the numbers in memory; when that changes, it is captured anew.
+    """
+
+    def __init__(self, function: Step, settings: Callable[[], Hashable] = lambda: None):
+        self.function, self.settings = function, settings
+        self.forget()
+
+    def forget(self) -> None:
+        self.runs, self.given, self.under = 0, None, self.settings()
+
+    def __call__(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        if self.settings() != self.under:
+            self.forget()
+        self.runs += 1
+        if self.runs <= EAGER_STEPS:
+            return self.eagerly(batches)
+        tensors = [t for batch in batches for t in batch.tensors()]
+        kinds = [(t.shape, t.stride(), t.dtype) for t in tensors]
+        if self.given is None:
+            self.given = kinds
+            return self.capture(batches)
+        return self.replay(tensors, batches) if kinds == self.given else self.eagerly(batches)  # clips of another size
+
+    def eagerly(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        return self.function(batches)
+
+    def capture(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def replay(self, tensors: list[Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+
+class Graph(Captured):
+    """One CUDA graph, on memory of its own."""
+
+    def __init__(self, function: Step, device: torch.device, settings: Callable[[], Hashable] = lambda: None):
+        super().__init__(function, settings)
+        self.stream = torch.cuda.Stream(device)
+
+    def eagerly(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        with self.on_stream():
+            return self.function(batches)
+
+    def capture(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        self.graph = torch.cuda.CUDAGraph()
+        inputs = [batch.map(torch.clone) for batch in batches]
+        self.inputs = [t for batch in inputs for t in batch.tensors()]
+        torch.cuda.synchronize()
+        # data workers' pinning threads may call CUDA meanwhile: only this thread's calls must be fit for capture
+        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+            self.outputs = self.function(inputs)
+        self.graph.replay()
+        return self.outputs
+
+    def replay(self, tensors: list[Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
+        for own, given in zip(self.inputs, tensors, strict=True):
+            own.copy_(given, non_blocking=True)
+        self.graph.replay()
+        return self.outputs
+
+    @contextmanager
+    def on_stream(self):
+        """Work on the stream that will be captured, in order with what surrounds it."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            yield
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+
+class Replay(Captured):
+    """A tape (:mod:`avfmae.training.tape`).
+
+    Where the step has asked for a number, such as whether the loss is finite, a replay asks too. If the answer is another one than was recorded,
+    what was written up to there is undone, and the step runs eagerly.
+    """
+
+    def capture(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        recorder = Recorder([t for batch in batches for t in batch.tensors()])
+        with recorder:
+            outputs = self.function(batches)
+        self.tape = Tape.of(recorder, outputs)
+        return outputs
+
+    def replay(self, tensors: list[Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
+        before = [t.clone() for t in self.tape.at_stake]
+        collects = gc.isenabled()
+        gc.disable()  # thousands of short lists would set it off, and none is in a cycle
+        try:
+            with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+                return self.tape.play(*tensors)
+        except Diverged:
+            for t, value in zip(self.tape.at_stake, before, strict=True):
+                t.copy_(value)
+            return self.function(batches)
+        finally:
+            if collects:
+                gc.enable()

@@ -1,0 +1,281 @@
+"""A tape: the ops that a function has dispatched, below autograd, as straight-line Python on memory that is planned once.
+
+What modules, autograd and dispatch decided is decided. Memory that ops are handed to write to is laid out in one arena when the tape is made: blocks
+that are never needed at the same time share it. So replaying allocates little, and makes no view: a view of planned memory is a tensor made once.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map
+
+EMPTY = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.new_empty.default}
+UNDECLARED = {torch.ops.aten.native_batch_norm.default: ("running_mean", "running_var")}  # writes that a schema does not tell of
+ALIGNMENT = 64  # bytes
+
+
+class Diverged(Exception):
+    """A replay got another number than was recorded."""
+
+
+def expect(answer, recorded) -> None:
+    if answer != recorded:
+        raise Diverged
+
+
+@dataclass
+class Block:
+    """Memory that a recorded call has allocated: how large, and the calls between which it is needed, both included."""
+
+    bytes: int
+    first: int
+    last: int = 0
+    offset: int | None = None  # in the arena
+
+
+@dataclass(eq=False)
+class Value:
+    """A tensor, or a number that was asked for: the block that it views and how, or what was found there before the recording."""
+
+    name: str
+    block: Block | None = None
+    view: tuple[torch.dtype, torch.Size, tuple[int, ...], int] | None = None  # dtype, shape, strides, offset
+    found: Tensor | None = None
+
+    @property
+    def placed(self) -> bool:
+        return self.block is not None and self.block.offset is not None
+
+    def tensor(self, arena: Tensor) -> Tensor:
+        dtype, shape, strides, offset = self.view
+        block = arena[self.block.offset : self.block.offset + self.block.bytes].view(dtype)
+        return block.as_strided(shape, strides, block.storage_offset() + offset)
+
+
+@dataclass
+class Call:
+    """``results = function(*args, **kwargs)`` with values in place of tensors; a result that is None was known already.
+
+    A call that ``acts`` is made even if nobody reads its results.
+    """
+
+    function: Callable
+    args: tuple
+    kwargs: dict
+    acts: bool = False
+    results: list[Value | None] = field(default_factory=list)
+    single: bool = True  # one result, not a tuple of one
+
+    @property
+    def reads(self) -> list[Value]:
+        return values_in((self.args, self.kwargs))
+
+    @property
+    def writes(self) -> list[Value]:
+        """Arguments that are changed."""
+        if not self.acts or self.function is expect:
+            return []
+        arguments, more = self.function._schema.arguments, UNDECLARED.get(self.function, ())
+        given = dict(zip((a.name for a in arguments), self.args, strict=False)) | self.kwargs
+        return values_in([given.get(a.name) for a in arguments if a.is_write or a.name in more])
+
+
+def values_in(x) -> list[Value]:
+    return [leaf for leaf in tree_iter(x) if isinstance(leaf, Value)]
+
+
+class Recorder(TorchDispatchMode):
+    """Writes down every op that is dispatched while it is active.
+
+    A tensor is known by the memory that it views, since autograd gives what it has saved back as another object. What is neither an input nor
+    any op's result was there before: weights, moments, the schedule.
+
+    Args:
+        inputs: tensors that are others in every replay.
+    """
+
+    def __init__(self, inputs: Sequence[Tensor]):
+        super().__init__()
+        self.calls: list[Call] = []
+        self.numbers = count()
+        self.values: dict[tuple, tuple[Value, StorageWeakRef]] = {}
+        self.blocks: dict[int, tuple[Block | None, StorageWeakRef]] = {}
+        self.found: list[Value] = []
+        self.inputs = [self.new_value(t, None) for t in inputs]
+
+    @staticmethod
+    def place(t: Tensor) -> tuple:
+        return t.untyped_storage().data_ptr(), t.dtype, t.shape, t.stride(), t.storage_offset()
+
+    def new_value(self, t: Tensor, block: Block | None, found: Tensor | None = None) -> Value:
+        storage, view = t.untyped_storage(), self.place(t)[1:]
+        value = Value(f"v{next(self.numbers)}", block, view, found)
+        self.values[self.place(t)] = value, StorageWeakRef(storage)
+        self.blocks[storage.data_ptr()] = block, StorageWeakRef(storage)
+        return value
+
+    def known(self, t: Tensor) -> Value | None:
+        value, memory = self.values.get(self.place(t), (None, None))
+        return None if memory is None or memory.expired() else value
+
+    def value_of(self, x):
+        """A tensor's value; what is no tensor stays what it is."""
+        if not isinstance(x, Tensor):
+            return x
+        if (value := self.known(x)) is None:
+            value = self.new_value(x, None, x.detach())
+            self.found.append(value)
+        return value
+
+    def result(self, t: Tensor | None) -> Value | None:
+        """The value of a call's result, unless it is known."""
+        if t is None or self.known(t):
+            return None
+        storage = t.untyped_storage()
+        block, memory = self.blocks.get(storage.data_ptr(), (None, None))
+        if memory is None or memory.expired():
+            block = Block(storage.nbytes(), len(self.calls))
+        return self.new_value(t, block)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
+        if function.is_view and not any((v := self.known(x)) and v.found is None for x in given):
+            return function(*args, **kwargs)  # of what was there before: found as it is
+        call = Call(function, *tree_map(self.value_of, (args, kwargs)), acts=function._schema.is_mutable or function in UNDECLARED)
+        out = function(*args, **kwargs)
+        results = [x for x in tree_iter(out) if isinstance(x, Tensor)]
+        if not call.acts and (all(map(self.known, results)) if results else not given):
+            return out  # the same tensor once more; or a fact that no number changes
+        call.single = not isinstance(out, (tuple, list))
+        if results:
+            call.results = [self.result(x) for x in ([out] if call.single else out)]
+        elif out is not None:
+            call.results = [Value(f"v{next(self.numbers)}")]
+        self.calls.append(call)
+        if call.results and not results:
+            self.calls.append(Call(expect, (call.results[0], out), {}, acts=True))
+        return out
+
+
+@dataclass
+class Tape:
+    """Made by :meth:`of`; ``play(*inputs)`` does what was recorded.
+
+    Attributes:
+        play: gives what the recorded function gave; the next call may overwrite it.
+        at_stake: what was there before, and is written before the last question that a replay may answer in another way.
+        arena: the planned memory.
+    """
+
+    play: Callable[..., dict[str, Tensor]]
+    at_stake: list[Tensor]
+    arena: Tensor
+
+    @classmethod
+    def of(cls, recorder: Recorder, outputs: dict[str, Tensor]) -> "Tape":
+        """Of what a recorder has seen, while its outputs are still there."""
+        returned = {key: recorder.value_of(t) for key, t in outputs.items()}
+        calls = without_the_unread(recorder.calls, returned.values())
+        questions = [number for number, call in calls.items() if call.function is expect]
+        written = {v for number, call in calls.items() if number < max(questions, default=0) for v in call.writes}
+        arena = lay_out(calls, returned.values())
+        play = write(calls, recorder.inputs, returned, arena)
+        return cls(play, [v.found for v in written if v.found is not None], arena)
+
+
+def without_the_unread(calls: Sequence[Call], returned: Iterable[Value]) -> dict[int, Call]:
+    """The calls that act, or whose results are read, by number."""
+    needed, kept = set(returned), {}
+    for number, call in reversed(list(enumerate(calls))):
+        if call.acts or not needed.isdisjoint(call.results):
+            needed.update(call.reads)
+            kept[number] = call
+    return dict(reversed(kept.items()))
+
+
+def writer(function: Callable) -> Callable | None:
+    """The op that writes the results of ``function`` where it is told to, of those ops that have one."""
+    packet = getattr(function, "_overloadpacket", None)
+    return packet.out if packet and str(packet).startswith("avfmae.") and "out" in packet.overloads() else None
+
+
+def lay_out(calls: dict[int, Call], returned: Iterable[Value]) -> Tensor:
+    """Gives a place in one arena to every block that can have one: where it fits best, in the order of the calls."""
+    for number, call in calls.items():
+        for block in blocks_of([*call.reads, *call.results]):
+            block.last = number
+    for block in blocks_of(returned):
+        block.last = max(calls) + 1
+    gaps: list[tuple[int, int]] = []  # begin and end of what is free below the top
+    top, ends = 0, defaultdict(list)
+    for number, call in calls.items():
+        born = [block for block in blocks_of(call.results) if block.first == number]
+        for block in born if call.function in EMPTY or writer(call.function) else []:
+            size = -(-block.bytes // ALIGNMENT) * ALIGNMENT
+            fitting = [gap for gap in gaps if gap[1] - gap[0] >= size]
+            if fitting:
+                begin, end = min(fitting, key=lambda gap: gap[1] - gap[0])
+                gaps.remove((begin, end))
+                gaps.append((begin + size, end))
+            else:
+                begin, top = top, top + size
+            block.offset = begin
+            ends[block.last].append((begin, begin + size))
+        for begin, end in ends.pop(number, []):
+            touching = [gap for gap in gaps if gap[1] == begin or gap[0] == end]
+            gaps = [gap for gap in gaps if gap not in touching]
+            gaps.append((min([begin, *(b for b, _ in touching)]), max([end, *(e for _, e in touching)])))
+    return torch.empty(top, dtype=torch.uint8)
+
+
+def blocks_of(values: Iterable[Value | None]) -> list[Block]:
+    return list({id(v.block): v.block for v in values if v is not None and v.block is not None}.values())
+
+
+def write(calls: dict[int, Call], inputs: Sequence[Value], returned: dict[str, Value], arena: Tensor) -> Callable[..., dict[str, Tensor]]:
+    """The calls as a Python function, in which values that have no fixed place are dropped after their last use."""
+    scope: dict[str, object] = {}
+
+    def term(x) -> str:
+        if isinstance(x, (list, tuple)):
+            return f"[{', '.join(map(term, x))}]"
+        if x is None or type(x) in (bool, int):
+            return str(x)
+        if not isinstance(x, Value):
+            scope[f"k{id(x)}"] = x
+            return f"k{id(x)}"
+        if x.found is not None:
+            scope[x.name] = x.found
+        elif x.placed and x.name not in scope:
+            scope[x.name] = x.tensor(arena)
+        return x.name
+
+    lines = [f"return {{{', '.join(f'{key!r}: {term(v)}' for key, v in returned.items())}}}"]
+    needed = {*returned.values(), *inputs}
+    for number, call in reversed(calls.items()):
+        results = [v for v in call.results if v is not None]
+        placed = bool(results) and all(v.placed for v in results)
+        if placed and not call.acts and (call.function in EMPTY or all(v.block.first < number for v in results)):
+            continue  # memory, or views of it
+        over = {v for v in (*call.reads, *results) if v.found is None and not v.placed} - needed
+        if over:
+            lines.append(f"del {', '.join(v.name for v in over)}")
+        needed.update(call.reads)
+        op = writer(call.function) if placed else None
+        function = op or call.function
+        arguments = [term(x) for x in call.args] + [f"{k}={term(x)}" for k, x in call.kwargs.items()]
+        line = f"{term(getattr(function, '_op', function))}({', '.join(arguments + [term(v) for v in results if op])})"
+        if results and not op:
+            targets = [term(v) if v is not None else "_" for v in call.results]
+            line = f"{', '.join(targets)}{' = ' if call.single else ', = '}{line}"
+        lines.append(line)
+    body = "\n    ".join(reversed(lines))
+    exec(f"def play({', '.join(v.name for v in inputs)}):\n    {body}", scope)
+    return scope["play"]
