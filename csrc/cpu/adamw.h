@@ -11,8 +11,6 @@
 
 namespace avfmae {
 
-typedef uint32_t Bits __attribute__((vector_size(4 * kBlock)));
-typedef uint16_t Halves __attribute__((vector_size(2 * kBlock), aligned(2), may_alias));
 typedef int16_t Shorts __attribute__((vector_size(2 * kBlock)));
 typedef int8_t Bytes __attribute__((vector_size(kBlock), aligned(1), may_alias));
 

@@ -29,93 +29,93 @@ struct View {
 
   explicit operator bool() const { return static_cast<bool>(numbers); }
   AVFMAE_INLINE int64_t at(int64_t r) const { return r / inner * outer_stride + r % inner * inner_stride; }
-  AVFMAE_INLINE void load(int64_t r, float* out, int C) const { numbers.load(at(r), out, C); }
   AVFMAE_INLINE void prefetch_to_write(int64_t r, int C) const { numbers.prefetch_to_write(at(r), C); }
-  AVFMAE_INLINE void store(int64_t r, const float* in, int C) const { numbers.store(at(r), in, C); }
+};
+
+// A row of a view.
+struct RowOf {
+  Numbers numbers;
+  int64_t first;
+
+  AVFMAE_INLINE RowOf(const View& view, int64_t r) : numbers(view.numbers), first(view.at(r)) {}
+  AVFMAE_INLINE explicit operator bool() const { return static_cast<bool>(numbers); }
+  AVFMAE_INLINE Vector vector(int i, int n) const { return numbers.vector(first + i, n); }
+  AVFMAE_INLINE void put(int i, const Vector& v, int n) const { numbers.put(first + i, v, n); }
 };
 
 struct Norm {
   int64_t rows;
   int C;
   float eps;
-  std::vector<float> weight, bias;  // in float32, whatever they are kept in
+  int padded;  // to whole vectors
+  Numbers weight, bias;
 
   Norm(const Tensor& like, const Tensor& w, const Tensor& b, double eps = 0)
-      : rows(like.size(0) * like.size(1)), C(static_cast<int>(like.size(2))), eps(static_cast<float>(eps)), weight(C), bias(C) {
+      : rows(like.size(0) * like.size(1)), C(static_cast<int>(like.size(2))), eps(static_cast<float>(eps)),
+        padded((C + kBlock - 1) / kBlock * kBlock), weight(w), bias(b) {
     STD_TORCH_CHECK(w.numel() == C && b.numel() == C && w.is_contiguous() && b.is_contiguous(), "add_layer_norm: weight and bias must be (C)");
-    Numbers(w).load(0, weight.data(), C);
-    Numbers(b).load(0, bias.data(), C);
   }
 };
 
 AVFMAE_CLONES void norm_row(const Norm& norm, const View& x, const View& residual, const View& sum_out, const View& out, float* stats,
-                            int64_t r, float* row, float* other) {
+                            int64_t r, float* row) {
   const int C = norm.C;
   out.prefetch_to_write(r, C);
   if (sum_out) sum_out.prefetch_to_write(r, C);
-  x.load(r, row, C);
-  if (residual) {
-    residual.load(r, other, C);
-    for (int i = 0; i < C; ++i) row[i] += other[i];
-  }
-  if (sum_out) {
-    sum_out.store(r, row, C);
-    sum_out.load(r, row, C);  // what is normalised is the stored sum, rounded as it is
-  }
-  const float mean = sum(row, C) / C;
-  float square = 0;
-#pragma omp simd reduction(+ : square)
-  for (int i = 0; i < C; ++i) {
-    row[i] -= mean;
-    square += row[i] * row[i];
-  }
-  const float inverse = 1 / std::sqrt(square / C + norm.eps), *weight = norm.weight.data(), *bias = norm.bias.data();
-  for (int i = 0; i < C; ++i) row[i] = row[i] * inverse * weight[i] + bias[i];
-  out.store(r, row, C);
+  const RowOf from(x, r), more(residual, r), total(sum_out, r), to(out, r);
+  Vector sums{}, squares{};
+  for_vectors(C, [&](int i, int n) AVFMAE_FLATTEN {
+    Vector v = from.vector(i, n);
+    if (more) v += more.vector(i, n);
+    if (total) total.put(i, v, n), v = total.vector(i, n);  // what is normalised is the stored sum, rounded as it is
+    vector_at(row + i) = v;
+    sums += v;
+  });
+  const float mean = sum_of(sums) / C;
+  for_vectors(C, [&](int i, int n) AVFMAE_FLATTEN {
+    Vector v = vector_at(row + i) - mean;
+    for (int l = n; l < kBlock; ++l) v[l] = 0;
+    vector_at(row + i) = v;
+    squares += v * v;
+  });
+  const float inverse = 1 / std::sqrt(sum_of(squares) / C + norm.eps);
+  for_vectors(C, [&](int i, int n) AVFMAE_FLATTEN { to.put(i, vector_at(row + i) * inverse * norm.weight.vector(i, n) + norm.bias.vector(i, n), n); });
   stats[2 * r] = mean, stats[2 * r + 1] = inverse;
 }
-
-struct Scratch {
-  std::vector<float> x, g, d;
-  explicit Scratch(int C) : x(C), g(C), d(C) {}
-};
 
 struct Slopes {
   View x, residual;
 };
 
+// x and g: memory of a row each.
 AVFMAE_CLONES void slope_row(const Norm& norm, const View& grad_sum, const View& grad, const View& sum_in, const float* stats,
-                             const Slopes& slopes, const View& again, float* __restrict__ d_weight, float* __restrict__ d_bias, int64_t r, Scratch& s) {
+                             const Slopes& slopes, const View& again, float* d_weight, float* d_bias, int64_t r, float* x, float* g) {
   const int C = norm.C;
-  float *__restrict__ x = s.x.data(), *__restrict__ g = s.g.data(), *__restrict__ d = s.d.data();
   for (const View* to : {&slopes.x, &slopes.residual, &again})
     if (*to) to->prefetch_to_write(r, C);
-  if (grad_sum) grad_sum.load(r, d, C);
-  else std::fill_n(d, C, 0.0f);
-  if (grad) {
-    const float mean = stats[2 * r], inverse = stats[2 * r + 1];
-    sum_in.load(r, x, C);
-    grad.load(r, g, C);
-    const float *weight = norm.weight.data(), *bias = norm.bias.data();
-    float level = 0, tilt = 0;
-#pragma omp simd reduction(+ : level, tilt)
-    for (int i = 0; i < C; ++i) {
-      x[i] = (x[i] - mean) * inverse;
-      d_weight[i] += g[i] * x[i];
-      d_bias[i] += g[i];
-      g[i] *= weight[i];
-      level += g[i];
-      tilt += g[i] * x[i];
+  const RowOf from(sum_in, r), upstream(grad, r), beside(grad_sum, r), to(slopes.x, r), other(slopes.residual, r), answer(again, r);
+  const float mean = stats[2 * r], inverse = grad ? stats[2 * r + 1] : 0;
+  Vector levels{}, tilts{};
+  if (grad)
+    for_vectors(C, [&](int i, int n) AVFMAE_FLATTEN {
+      const Vector v = (from.vector(i, n) - mean) * inverse, u = upstream.vector(i, n), w = u * norm.weight.vector(i, n);
+      vector_at(d_weight + i) += u * v;
+      vector_at(d_bias + i) += u;
+      vector_at(x + i) = v;
+      vector_at(g + i) = w;
+      levels += w;
+      tilts += w * v;
+    });
+  const float level = sum_of(levels) / C, tilt = sum_of(tilts) / C;
+  for_vectors(C, [&](int i, int n) AVFMAE_FLATTEN {
+    Vector d = beside ? beside.vector(i, n) : Vector{};
+    if (grad) {
+      d += inverse * (vector_at(g + i) - level - vector_at(x + i) * tilt);
+      if (answer) answer.put(i, vector_at(x + i) * norm.weight.vector(i, n) + norm.bias.vector(i, n), n);
     }
-    level /= C, tilt /= C;
-    for (int i = 0; i < C; ++i) {
-      d[i] += inverse * (g[i] - level - x[i] * tilt);
-      x[i] = x[i] * weight[i] + bias[i];
-    }
-    if (again) again.store(r, x, C);
-  }
-  slopes.x.store(r, d, C);
-  if (slopes.residual) slopes.residual.store(r, d, C);
+    to.put(i, d, n);
+    if (other) other.put(i, d, n);
+  });
 }
 
 void check_sums(const Tensor& t, int64_t numbers) {
@@ -130,8 +130,8 @@ void add_layer_norm(const Tensor& x, std::optional<Tensor> residual, const Tenso
   check_sums(stats, norm.rows * 2);
   auto* statistics = static_cast<float*>(stats.mutable_data_ptr());
   torch::stable::parallel_for(0, norm.rows, std::max(1, 8192 / norm.C), [&](int64_t begin, int64_t end) {
-    Scratch s(norm.C);
-    for (int64_t r = begin; r < end; ++r) norm_row(norm, in, other, total, out, statistics, r, s.x.data(), s.g.data());
+    std::vector<float> row(norm.padded);
+    for (int64_t r = begin; r < end; ++r) norm_row(norm, in, other, total, out, statistics, r, row.data());
   });
 }
 
@@ -145,19 +145,24 @@ void add_layer_norm_backward(std::optional<Tensor> grad_sum, std::optional<Tenso
   check_sums(stats, norm.rows * 2);
   check_sums(parts, 2 * norm.C);
   const auto* statistics = static_cast<const float*>(stats.const_data_ptr());
-  const int64_t runs = std::clamp<int64_t>(norm.rows / 16, 1, 64), size = 2 * norm.C;
+  // powers of two share out evenly; few, since what a thread has summed up travels to the one that adds the runs
+  const int64_t runs = std::bit_floor<uint64_t>(std::clamp<int64_t>(norm.rows / 16, 1, std::clamp<int64_t>(norm.rows / 128, 16, 64)));
+  const int64_t size = 2 * norm.padded;
   static thread_local std::vector<float> memory;
-  memory.assign(runs * size, 0.0f);
+  if (static_cast<int64_t>(memory.size()) < runs * size) memory.resize(runs * size);
   float* sums = memory.data();
   torch::stable::parallel_for(0, runs, 1, [&](int64_t begin, int64_t end) {
-    Scratch s(norm.C);
-    for (int64_t run = begin; run < end; ++run)
+    std::vector<float> rows(size);
+    for (int64_t run = begin; run < end; ++run) {
+      std::fill_n(sums + run * size, size, 0.0f);
       for (int64_t r = run * norm.rows / runs; r < (run + 1) * norm.rows / runs; ++r)
-        slope_row(norm, g_sum, g, x, statistics, slopes, again, sums + run * size, sums + run * size + norm.C, r, s);
+        slope_row(norm, g_sum, g, x, statistics, slopes, again, sums + run * size, sums + run * size + norm.padded, r, rows.data(),
+                  rows.data() + norm.padded);
+    }
   });
   for (int64_t run = 1; run < runs; ++run)
     for (int64_t i = 0; i < size; ++i) sums[i] += sums[run * size + i];
-  std::copy_n(sums, size, static_cast<float*>(parts.mutable_data_ptr()));
+  for (int half = 0; half < 2; ++half) std::copy_n(sums + half * norm.padded, norm.C, static_cast<float*>(parts.mutable_data_ptr()) + half * norm.C);
 }
 
 }  // namespace

@@ -7,14 +7,7 @@
 
 namespace avfmae {
 
-constexpr int kBlock = 16;  // numbers of a vector
-
-typedef float Vector __attribute__((vector_size(4 * kBlock), aligned(4), may_alias));
-typedef int32_t Lanes __attribute__((vector_size(4 * kBlock)));
-
 AVFMAE_INLINE int padded(int n) { return (n + kBlock - 1) / kBlock * kBlock; }
-AVFMAE_INLINE const Vector& vector_at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
-AVFMAE_INLINE Vector& vector_at(float* p) { return *reinterpret_cast<Vector*>(p); }
 
 // A matrix whose numbers may lie anywhere: as it is, or transposed.
 struct Factor {

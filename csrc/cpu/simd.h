@@ -22,7 +22,8 @@
 #else
 #define AVFMAE_CLONES
 #endif
-#define AVFMAE_INLINE inline __attribute__((always_inline))
+#define AVFMAE_FLATTEN __attribute__((always_inline))  // of a lambda, which is compiled for the generation of its caller only if it is inlined
+#define AVFMAE_INLINE inline AVFMAE_FLATTEN
 
 namespace avfmae {
 
@@ -68,6 +69,30 @@ AVFMAE_INLINE void round_to_bfloat16(const float* in, uint16_t* out, int n) {
   for (int i = 0; i < n; ++i) out[i] = to_bfloat16(in[i]);
 }
 
+constexpr int kBlock = 16;  // numbers of a vector
+
+typedef float Vector __attribute__((vector_size(4 * kBlock), aligned(4), may_alias));
+typedef int32_t Lanes __attribute__((vector_size(4 * kBlock)));
+typedef uint32_t Bits __attribute__((vector_size(4 * kBlock)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kBlock), aligned(2), may_alias));
+
+AVFMAE_INLINE const Vector& vector_at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+AVFMAE_INLINE Vector& vector_at(float* p) { return *reinterpret_cast<Vector*>(p); }
+
+AVFMAE_INLINE float sum_of(const Vector& v) {
+  float s = 0;
+  for (int l = 0; l < kBlock; ++l) s += v[l];
+  return s;
+}
+
+// work(i, n) for every vector of C numbers: the n numbers from i on, n a constant but for the last.
+template <typename Work>
+AVFMAE_INLINE void for_vectors(int C, Work work) {
+  int i = 0;
+  for (; i + kBlock <= C; i += kBlock) work(i, kBlock);
+  if (i < C) work(i, C - i);
+}
+
 // A tensor's memory without its shape: address and dtype. Offsets count numbers, not bytes.
 struct Numbers {
   void* data = nullptr;
@@ -90,6 +115,27 @@ struct Numbers {
     } else {
       const auto* in = static_cast<const c10::Half*>(data) + offset;
       for (int i = 0; i < n; ++i) out[i] = static_cast<float>(in[i]);
+    }
+  }
+
+  // n numbers, and zeros.
+  AVFMAE_INLINE Vector vector(int64_t offset, int n) const {
+    if (n == kBlock && type == ScalarType::Float) return vector_at(static_cast<const float*>(data) + offset);
+    if (n == kBlock && type == ScalarType::BFloat16)
+      return (Vector)(__builtin_convertvector(*reinterpret_cast<const Halves*>(static_cast<const uint16_t*>(data) + offset), Bits) << 16);
+    Vector v{};
+    load(offset, reinterpret_cast<float*>(&v), n);
+    return v;
+  }
+
+  AVFMAE_INLINE void put(int64_t offset, const Vector& v, int n) const {
+    if (n == kBlock && type == ScalarType::Float) {
+      vector_at(static_cast<float*>(data) + offset) = v;
+    } else if (n == kBlock && type == ScalarType::BFloat16) {
+      const Bits bits = (Bits)v, rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to_bfloat16
+      *reinterpret_cast<Halves*>(static_cast<uint16_t*>(data) + offset) = __builtin_convertvector(v == v ? rounded : Bits{} + 0x7fc0, Halves);
+    } else {
+      store(offset, reinterpret_cast<const float*>(&v), n);
     }
   }
 
