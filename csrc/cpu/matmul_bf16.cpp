@@ -151,7 +151,7 @@ struct Ahead {
 
   AVFMAE_INLINE void fetch() {
     if (left-- <= 0) return;
-    __builtin_prefetch(line, 0, 3);
+    __builtin_prefetch(line, 0, 2);
     line += 64;
     if (++passed < length) return;
     passed = 0;
