@@ -2,6 +2,7 @@
 
 import datetime
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -99,9 +100,12 @@ def machine(device: torch.device) -> dict[str, str]:
     if device.type == "cuda":
         name, driver = torch.cuda.get_device_name(device), _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     else:
-        models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+        facts = dict(re.findall(r"^([^\t:]+?)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
+        model = facts.get("model name", platform.processor())
+        if "cpu family" in facts and not re.search(r"\d", model):  # virtual machines hide the number, but not the generation
+            model += f" (family {facts['cpu family']}, model {facts['model']})"
         isa = "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else torch.backends.cpu.get_cpu_capability().lower()
-        name, driver = f"{models[0] if models else platform.processor()}, {torch.get_num_threads()} cores, {isa}", ""
+        name, driver = f"{model}, {torch.get_num_threads()} cores, {isa}", ""
     try:
         import triton
 

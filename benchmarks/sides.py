@@ -17,6 +17,7 @@ import avfmae_kernels as K
 from avfmae.data.dataset import Batch
 from avfmae.models.pretraining import init_xavier
 from avfmae.training import pretrain
+from avfmae.training.capture import EAGER_STEPS
 from avfmae.training.config import OptimConfig
 from avfmae.training.step import TrainingStep, resolve
 from avfmae.training.trainer import uploaded
@@ -44,6 +45,7 @@ class Side:
     run: Callable[[], object]
     state: Callable[[], list[Tensor]]  # what it holds between steps: weights, copies, moments
     flops: float  # useful operations of a step
+    planned: Callable[[], int] = int  # bytes that a tape holds between steps
 
 
 def published_clip(video: Tensor) -> Tensor:
@@ -123,7 +125,7 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
     torch.manual_seed(0)
     cfg = config(side, stage, size)
     clips = host_batch(cfg, stage, batch)
-    flops = batch * useful_flops(cfg, stage)
+    flops, planned = batch * useful_flops(cfg, stage), int
     if side in ("ours", "reference", "compiled"):
         if precision == "fp16":
             raise ValueError(f"{side}: trains in bf16 or float32, asked for was fp16")
@@ -140,6 +142,10 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
         def state():
             moments = [t for s in step.optimiser.state.values() for t in s.values()]
             return [*model.parameters(), *step.leaves.values(), *moments, *model.buffers()]
+
+        def planned():
+            tape = getattr(step.captured, "tape", None)
+            return tape.arena.nbytes if tape else 0
     else:
         model = peer_model(side, cfg, stage).to(device)
         loss = published.pretraining_loss if stage == "pretrain" else published.finetuning_loss
@@ -155,7 +161,7 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
             moments = [t for s in step.optimiser.state.values() for t in s.values() if isinstance(t, Tensor)]
             return [*model.parameters(), *moments, *model.buffers()]
 
-    return Side(side, precision, batch, model, run, state, flops)
+    return Side(side, precision, batch, model, run, state, flops, planned)
 
 
 def pinned(batch: Batch, device: torch.device) -> Batch:
@@ -172,7 +178,7 @@ def precisions(side: SideName, device: torch.device) -> list[str]:
 def check(sides: list[SideName], stage: Stage, size: Size, device: torch.device) -> Iterator[tuple[str, bool, str]]:
     """Whether what is to be timed computes the same: (what, whether, by how much), one a comparison, on two clips in float32.
 
-    ``ours`` against the plain path with the same weights: loss and gradient norm. A peer against our model of its kind with its
+    ``ours``, replayed as it will be, against the plain path with the same weights: loss and gradient norm. A peer against our model of its kind with its
     weights, read through the released layout: the loss.
     """
     for side in sides:
@@ -184,14 +190,12 @@ def check(sides: list[SideName], stage: Stage, size: Size, device: torch.device)
         own = our_model(cfg, stage).to(device)
         loss = pretrain.pretraining_loss if stage == "pretrain" else finetuning_loss
         if side in ("ours", "compiled"):
-            numbers = []
-            for way in ("auto", "reference"):
+            numbers, still = [], OptimConfig(lr=0, min_lr=0, warmup_lr=0)  # a rate of 0: every step is the first
+            for way, times in (("auto", EAGER_STEPS + 2), ("reference", 1)):  # the last one is replayed
                 with K.use(way):
-                    own.zero_grad()
-                    value = loss(own, clips.to(device))[0]
-                    value.backward()
-                    norm = torch.nn.utils.get_total_norm([p.grad for p in own.parameters() if p.grad is not None])
-                    numbers.append(torch.stack([value.detach(), norm]).double().cpu())
+                    step = TrainingStep(own, loss, still, 100, 10, precision="float32", compiled=side == "compiled" and way == "auto")
+                    values = [step([clips.to(device)]) for _ in range(times)][-1]
+                    numbers.append(torch.stack([values["loss"], values["grad_norm"]]).double().cpu())
             what = f"{side} against the plain path: loss and gradient norm"
         else:
             peer = peer_model(side, cfg, stage).to(device)

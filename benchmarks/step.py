@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from rich.table import Table
 
+from avfmae.training.capture import EAGER_STEPS
 from avfmae.training.logging import console
 from avfmae_benchmarks import measure, results, sides
 from avfmae_benchmarks.measure import held, interleave, machine, matrix_rate, peak_of_cpu, wait
@@ -127,15 +128,16 @@ def measured_alone(build, device: torch.device) -> tuple[Side, int]:
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         side = build()
-        for _ in range(5):  # a graph is captured in the fourth
+        for _ in range(EAGER_STEPS + 2):  # a graph is captured in the last but one
             side.run()
         wait(device)
         return side, torch.cuda.max_memory_allocated(device) - before
     side = build()
-    side.run()  # now it has moments
+    for _ in range(EAGER_STEPS + 1):  # now it has moments, and a tape
+        side.run()
     side.model.zero_grad()
     # two steps: gradients of the first may still be there in the forward pass of the second
-    return side, held(side.state()) + peak_of_cpu(lambda: (side.run(), side.run()))
+    return side, held(side.state()) + side.planned() + peak_of_cpu(lambda: (side.run(), side.run()))
 
 
 def speed_up(rows: list[dict], row: dict) -> dict[str, float]:

@@ -101,6 +101,12 @@ class Replay(Captured):
     what was written up to there is undone, and the step runs eagerly.
     """
 
+    tape: Tape | None = None
+
+    def forget(self) -> None:
+        super().forget()
+        self.tape = None  # and its memory
+
     def capture(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         recorder = Recorder([t for batch in batches for t in batch.tensors()])
         with recorder:

@@ -15,8 +15,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
-EMPTY = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.default, torch.ops.aten.new_empty.default}
-UNDECLARED = {torch.ops.aten.native_batch_norm.default: ("running_mean", "running_var")}  # writes that a schema does not tell of
+aten = torch.ops.aten
+EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
+WRITTEN = {aten.add.Tensor, aten.bmm.default, aten.cat.default, aten.gelu.default, aten.mm.default, aten.mul.Tensor}  # their "out" writes at once
+UNDECLARED = {aten.native_batch_norm.default: ("running_mean", "running_var")}  # writes that a schema does not tell of
 ALIGNMENT = 64  # bytes
 
 
@@ -201,9 +203,10 @@ def without_the_unread(calls: Sequence[Call], returned: Iterable[Value]) -> dict
 
 
 def writer(function: Callable) -> Callable | None:
-    """The op that writes the results of ``function`` where it is told to, of those ops that have one."""
+    """The op that writes the results of ``function`` where it is told to, if it is ours, or one of torch's that gains by it."""
     packet = getattr(function, "_overloadpacket", None)
-    return packet.out if packet and str(packet).startswith("avfmae.") and "out" in packet.overloads() else None
+    ours = str(packet).startswith("avfmae.") and "out" in packet.overloads()
+    return packet.out if ours or function in WRITTEN else None
 
 
 def lay_out(calls: dict[int, Call], returned: Iterable[Value]) -> Tensor:
@@ -270,8 +273,9 @@ def write(calls: dict[int, Call], inputs: Sequence[Value], returned: dict[str, V
         needed.update(call.reads)
         op = writer(call.function) if placed else None
         function = op or call.function
-        arguments = [term(x) for x in call.args] + [f"{k}={term(x)}" for k, x in call.kwargs.items()]
-        line = f"{term(getattr(function, '_op', function))}({', '.join(arguments + [term(v) for v in results if op])})"
+        outs = dict(zip((a.name for a in op._schema.arguments if a.is_write), results, strict=True)) if op else {}
+        arguments = [term(x) for x in call.args] + [f"{k}={term(x)}" for k, x in {**call.kwargs, **outs}.items()]
+        line = f"{term(getattr(function, '_op', function))}({', '.join(arguments)})"
         if results and not op:
             targets = [term(v) if v is not None else "_" for v in call.results]
             line = f"{', '.join(targets)}{' = ' if call.single else ', = '}{line}"
