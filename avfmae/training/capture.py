@@ -64,6 +64,10 @@ class Graph(Captured):
         super().__init__(function, settings)
         self.stream = torch.cuda.Stream(device)
 
+    def forget(self) -> None:
+        super().forget()
+        self.graph = None  # and its memory
+
     def eagerly(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         with self.on_stream():
             return self.function(batches)
@@ -98,7 +102,7 @@ class Replay(Captured):
     """A tape (:mod:`avfmae.training.tape`).
 
     Where the step has asked for a number, such as whether the loss is finite, a replay asks too. If the answer is another one than was recorded,
-    what was written up to there is undone, and the step runs eagerly.
+    what was written up to there is undone, and the step runs eagerly. It always does where shapes follow from numbers.
     """
 
     tape: Tape | None = None
@@ -111,10 +115,13 @@ class Replay(Captured):
         recorder = Recorder([t for batch in batches for t in batch.tensors()])
         with recorder:
             outputs = self.function(batches)
-        self.tape = Tape.of(recorder, outputs)
+        if recorder.fixed:
+            self.tape = Tape.of(recorder, outputs)
         return outputs
 
     def replay(self, tensors: list[Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
+        if self.tape is None:
+            return self.function(batches)
         before = [t.clone() for t in self.tape.at_stake]
         collects = gc.isenabled()
         gc.disable()  # thousands of short lists would set it off, and none is in a cycle

@@ -116,7 +116,9 @@ class TrainingStep:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def restart(self, step: int, skipped: int, in_a_row: int) -> None:
-        """Goes on after ``step`` steps, with weights and moments as they now are."""
+        """Goes on after ``step`` steps, with weights and moments as they now are, which may be other tensors than before."""
+        if self.captured:
+            self.captured.forget()
         self.number.fill_(step)
         self.skipped.fill_(skipped)
         self.in_a_row.fill_(in_a_row)

@@ -31,6 +31,13 @@ def expect(answer, recorded) -> None:
         raise Diverged
 
 
+def varies(function: Callable, args: tuple) -> bool:
+    """Whether the shape of an op's result follows from numbers, so that it may be another one in the next replay."""
+    if function is aten.index.Tensor:
+        return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+    return torch.Tag.dynamic_output_shape in function.tags
+
+
 @dataclass
 class Block:
     """Memory that a recorded call has allocated: how large, and the calls between which it is needed, both included."""
@@ -100,10 +107,14 @@ class Recorder(TorchDispatchMode):
 
     Args:
         inputs: tensors that are others in every replay.
+
+    Attributes:
+        fixed: whether all shapes are the same whatever the numbers are; only then there is a tape.
     """
 
     def __init__(self, inputs: Sequence[Tensor]):
         super().__init__()
+        self.fixed = True
         self.calls: list[Call] = []
         self.numbers = count()
         self.values: dict[tuple, tuple[Value, StorageWeakRef]] = {}
@@ -150,6 +161,7 @@ class Recorder(TorchDispatchMode):
         given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
         if function.is_view and not any((v := self.known(x)) and v.found is None for x in given):
             return function(*args, **kwargs)  # of what was there before: found as it is
+        self.fixed = self.fixed and not varies(function, args)
         call = Call(function, *tree_map(self.value_of, (args, kwargs)), acts=function._schema.is_mutable or function in UNDECLARED)
         out = function(*args, **kwargs)
         results = [x for x in tree_iter(out) if isinstance(x, Tensor)]

@@ -87,9 +87,9 @@ def masked_patch_loss(
         if tensor.device != source.device:
             raise ValueError(f"{name}: is on {tensor.device}, expected {source.device} like source")
     scored = weight != 0
-    if source.device.type == "cpu" and not torch.compiler.is_compiling() and scored.any():
+    if source.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
         tokens = torch.Size(s // p for s, p in zip(seen, patch, strict=True)).numel()
-        low, high = index[scored].aminmax()
+        low, high = torch.where(scored, index, 0).aminmax()
         if low < 0 or high >= tokens:
             raise IndexError(f"index: holds {int(low)} to {int(high)}, expected 0 to {tokens - 1}")
     if not video:

@@ -19,9 +19,9 @@ from avfmae_benchmarks.sides import finetuning_loss, host_batch
 STEPS = EAGER_STEPS + 4
 
 
-def step_of(capture, stage="pretrain", precision="float32", micro_batches=1, **optim):
+def step_of(capture, stage="pretrain", precision="float32", micro_batches=1, recompute="none", **optim):
     torch.manual_seed(0)
-    cfg = TINY.replace(drop_path=0.0 if stage == "pretrain" else 0.2)
+    cfg = TINY.replace(drop_path=0.0 if stage == "pretrain" else 0.2, recompute=recompute)
     model = avfmae.AVFMAEForPretraining(cfg) if stage == "pretrain" else avfmae.AVFMAEForFinetuning(cfg, 11)
     loss = pretraining_loss if stage == "pretrain" else finetuning_loss
     optim = OptimConfig(**{"lr": 1e-2, "weight_decay": 0.1} | optim)
@@ -29,9 +29,9 @@ def step_of(capture, stage="pretrain", precision="float32", micro_batches=1, **o
 
 
 def replays(step):
-    """How many steps came from the tape."""
+    """Grows with every step that comes from the tape."""
     replay, seen = step.captured.replay, []
-    step.captured.replay = lambda *args: seen.append(1) or replay(*args)
+    step.captured.replay = lambda *args: seen.append(step.captured.tape.play) or replay(*args)
     return seen
 
 
@@ -46,6 +46,7 @@ CASES = {
     "bf16, early": {"precision": "bf16", "clip_grad": None},
     "micro-batches, average": {"micro_batches": 2, "ema": 0.9},
     "fine-tuning, stochastic depth": {"stage": "finetune"},
+    "recomputed": {"recompute": "selective"},
 }
 
 
@@ -114,6 +115,8 @@ def test_another_batch_size_runs_eagerly_and_another_setting_is_captured_anew():
     with K.use("reference"):
         step([random_batch()])
     assert step.captured.runs == 1
+    step.restart(1, 0, 0)
+    assert step.captured.runs == 0 and step.captured.tape is None
 
 
 def test_a_tape_reads_no_memory_that_it_has_not_written():
@@ -126,7 +129,7 @@ def test_a_tape_reads_no_memory_that_it_has_not_written():
     after = state(model, step)
     for t, value in zip((*model.state_dict().values(), *(t for s in step.optimiser.state.values() for t in s.values())), twin, strict=True):
         t.copy_(value)
-    step.restart(EAGER_STEPS + 1, 0, 0)
+    step.number.fill_(EAGER_STEPS + 1)
     arena.fill_(255)  # NaN in every floating-point dtype
     assert {n: float(v) for n, v in step([random_batch(50)]).items()} == expected
     assert all(map(torch.equal, after, state(model, step)))
@@ -176,6 +179,16 @@ def test_what_nobody_reads_is_not_done_and_what_acts_is():
     assert float(counter) == 3 and not tape.at_stake
     weight.mul_(2)  # what is found is found anew
     assert torch.allclose(tape.play(x)["weighed"], x @ weight[:, :2])
+
+
+@pytest.mark.parametrize("select", [lambda x: x[x > 0], lambda x: x[x.nonzero()[:, 0]]], ids=["boolean index", "nonzero"])
+def test_where_shapes_follow_from_numbers_there_is_no_tape(select):
+    replay = Replay(lambda batches: {"sum": select(batches[0].audio.flatten()).sum()})
+    batch = random_batch()
+    for _ in range(EAGER_STEPS + 3):
+        batch.audio = torch.randn(1, 50).clamp(min=0)
+        assert float(replay([batch])["sum"]) == float(batch.audio[batch.audio > 0].sum())
+    assert replay.tape is None
 
 
 def test_a_question_with_another_answer_undoes_what_was_written():
