@@ -96,17 +96,11 @@ AVFMAE_INLINE void step(const Rule& r, const float* gradient, float* weight, con
 
 #ifdef AVFMAE_HAS_BF16_PRODUCTS
 
-// The same of compact moments and an undivided gradient by AVX-512's approximations of 1/x and 1/√x, which are off by 2⁻¹⁴: less than the
-// moments' rounding.
+// The same of compact moments by AVX-512's approximations of 1/x and 1/√x, which are off by 2⁻¹⁴: less than the moments' rounding.
 AVFMAE_BF16_INLINE void step_avx512(const Rule& r, const float* gradient, float* weight, const Compact& moments, uint32_t index) {
   const auto all = [](float x) AVFMAE_BF16 { return _mm512_set1_ps(x); };
-  // places of 16-bit numbers: number i to the upper half of lane i, and back
-  const __m512i apart = _mm512_set_epi32(0xf0000, 0xe0000, 0xd0000, 0xc0000, 0xb0000, 0xa0000, 0x90000, 0x80000, 0x70000, 0x60000, 0x50000, 0x40000,
-                                         0x30000, 0x20000, 0x10000, 0);
-  const __m512i together = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0x1f001d, 0x1b0019, 0x170015, 0x130011, 0xf000d, 0xb0009, 0x70005, 0x30001);
-  const __m512 tiny = all(1e-37f), g = _mm512_loadu_ps(gradient);
-  const __m512i stored = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)moments.v));
-  const __m512 before = _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, apart, stored));
+  const __m512 tiny = all(1e-37f), g = _mm512_mul_ps(_mm512_loadu_ps(gradient), all(r.share));
+  const __m512 before = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)moments.v)), 16));
   const __m512 level = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)moments.m)));
   const __m512 root = _mm512_mul_ps(before, _mm512_rsqrt14_ps(_mm512_max_ps(before, tiny)));
   __m512 m = _mm512_mul_ps(_mm512_mul_ps(level, all(r.unit)), root);
@@ -126,7 +120,7 @@ AVFMAE_BF16_INLINE void step_avx512(const Rule& r, const float* gradient, float*
   const __m512i floor = _mm512_cvt_roundps_epi32(raised, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
   _mm_storeu_si128((__m128i*)moments.m, _mm512_cvtsepi32_epi8(_mm512_max_epi32(floor, _mm512_set1_epi32(-127))));
   const __m512i rounded = _mm512_add_epi32(_mm512_castps_si512(v), _mm512_srli_epi32(chance, 16));
-  _mm256_storeu_si256((__m256i*)moments.v, _mm512_castsi512_si256(_mm512_permutexvar_epi16(together, rounded)));
+  _mm256_storeu_si256((__m256i*)moments.v, _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
 }
 
 #endif
