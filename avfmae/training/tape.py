@@ -214,11 +214,11 @@ def without_the_unread(calls: Sequence[Call], returned: Iterable[Value]) -> dict
     return dict(reversed(kept.items()))
 
 
-def writer(function: Callable) -> Callable | None:
-    """The op that writes the results of ``function`` where it is told to, if it is ours, or one of torch's that gains by it."""
-    packet = getattr(function, "_overloadpacket", None)
+def writer(call: Call) -> Callable | None:
+    """The op that writes a call's results where it is told to, if it is one of ours, or of torch's that gain by it."""
+    packet = getattr(call.function, "_overloadpacket", None)
     ours = str(packet).startswith("avfmae.") and "out" in packet.overloads()
-    return packet.out if ours or function in WRITTEN else None
+    return packet.out if (ours or call.function in WRITTEN) and None not in call.results else None
 
 
 def lay_out(calls: dict[int, Call], returned: Iterable[Value]) -> Tensor:
@@ -227,12 +227,12 @@ def lay_out(calls: dict[int, Call], returned: Iterable[Value]) -> Tensor:
         for block in blocks_of([*call.reads, *call.results]):
             block.last = number
     for block in blocks_of(returned):
-        block.last = max(calls) + 1
+        block.last = max(calls, default=0) + 1
     gaps: list[tuple[int, int]] = []  # begin and end of what is free below the top
     top, ends = 0, defaultdict(list)
     for number, call in calls.items():
-        born = [block for block in blocks_of(call.results) if block.first == number]
-        for block in born if call.function in EMPTY or writer(call.function) else []:
+        planned = call.function in EMPTY or writer(call)
+        for block in [block for block in blocks_of(call.results) if planned and block.first == number]:
             size = -(-block.bytes // ALIGNMENT) * ALIGNMENT
             fitting = [gap for gap in gaps if gap[1] - gap[0] >= size]
             if fitting:
@@ -276,14 +276,13 @@ def write(calls: dict[int, Call], inputs: Sequence[Value], returned: dict[str, V
     needed = {*returned.values(), *inputs}
     for number, call in reversed(calls.items()):
         results = [v for v in call.results if v is not None]
-        placed = bool(results) and all(v.placed for v in results)
+        placed, op = bool(results) and all(v.placed for v in results), writer(call)
         if placed and not call.acts and (call.function in EMPTY or all(v.block.first < number for v in results)):
             continue  # memory, or views of it
         over = {v for v in (*call.reads, *results) if v.found is None and not v.placed} - needed
         if over:
             lines.append(f"del {', '.join(v.name for v in over)}")
         needed.update(call.reads)
-        op = writer(call.function) if placed else None
         function = op or call.function
         outs = dict(zip((a.name for a in op._schema.arguments if a.is_write), results, strict=True)) if op else {}
         arguments = [term(x) for x in call.args] + [f"{k}={term(x)}" for k, x in {**call.kwargs, **outs}.items()]

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from backends import require
 from steps import TINY, random_batch
 
 import avfmae
@@ -155,6 +156,21 @@ def test_memory_is_shared_by_what_is_not_needed_at_the_same_time():
     assert torch.equal(tape.play(x)["x"], x * 1024) and torch.equal(tape.play(-x)["x"], -x * 1024)
     assert tape.arena.numel() == 2 * 4032  # two blocks of 4000 bytes, in cache lines: what is read, and what is written
     assert sum(call.function is torch.ops.aten.empty_like.default for call in recorder.calls) == 10
+
+
+def test_results_without_memory_are_told_apart_from_those_with_it():
+    """The answer that attention's backward was not asked for has no numbers, and so has no place of its own."""
+    require("region_attention", "cpp")
+    qkv, grad = torch.randn(6, 5, 96), torch.randn(6, 5, 32)
+
+    def function(qkv):
+        kept = [torch.ops.avfmae.region_attention_backward(grad, qkv * k, 4, False) for k in (1, 2)]
+        return {"first": kept[0][0].flatten(1) * 1, "second": kept[1][0].flatten(1) * 1}
+
+    _, tape = recorded(function, qkv)
+    for given in (qkv, -qkv):
+        assert all(torch.equal(tape.play(given)[name], value) for name, value in function(given).items())
+    assert tape.arena.numel() > 0
 
 
 def test_what_nobody_reads_is_not_done_and_what_acts_is():
