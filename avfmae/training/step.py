@@ -22,6 +22,7 @@ from avfmae.training.early import EarlyUpdate
 from avfmae.training.optim import build_optimiser, learning_rate
 from avfmae_kernels import matmul
 from avfmae_kernels.adamw import bound
+from avfmae_kernels.dispatch import why_not
 
 # Gives a batch's loss and the parts of it worth logging; called with something that computes as the model does.
 LossFunction = Callable[[Callable, Batch], tuple[Tensor, dict[str, Tensor]]]
@@ -72,7 +73,8 @@ class TrainingStep:
         self.dtype, self.plain = resolve(precision, device), K.plain()
         self.world = world_size()
         rounded = matmul.rounds(device, self.dtype) and not self.plain and not compiled
-        compact = optim.moments == "compact" or (optim.moments == "auto" and rounded and fine_steps(optim.betas))
+        on_cpu = device.type == "cpu" and not self.plain and why_not("adamw", "cpp", "cpu") is None
+        compact = optim.moments == "compact" or (optim.moments == "auto" and on_cpu and fine_steps(optim.betas))
         self.optimiser = build_optimiser(model, optim, compact)
         self.leaves = dict(model.named_parameters())  # what gradients are taken of: weights, or copies of them
         if self.dtype != torch.float32 and micro_batches == 1 and not self.plain and not rounded:

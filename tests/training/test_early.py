@@ -6,6 +6,7 @@ import weakref
 
 import pytest
 import torch
+from backends import require
 from steps import TINY, random_batch, small
 from torch import nn
 
@@ -175,13 +176,16 @@ def test_moments_of_either_kind_can_be_loaded():
             step([random_batch(3)])  # and go on
 
 
-@pytest.mark.skipif(not matmul.BF16, reason="no AVX512-BF16, or AMX")
-def test_auto_keeps_float32_moments_where_compact_ones_are_coarse():
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_auto_keeps_float32_moments_where_compact_ones_are_coarse(precision):
+    require("adamw", "cpp")
     kinds = {}
     for betas in ((0.9, 0.95), (0.9, 0.999), (0.95, 0.9)):
-        _, step = small("bf16", betas=betas)
+        _, step = small(precision, betas=betas)
         kinds[betas] = step.optimiser.compact
     assert kinds == {(0.9, 0.95): True, (0.9, 0.999): False, (0.95, 0.9): False}
+    with K.use("reference"):
+        assert not small(precision)[1].optimiser.compact
 
 
 def test_an_optimiser_that_is_gone_holds_nothing():

@@ -190,7 +190,7 @@ def test_frozen_batch_statistics_stay_from_the_first_step_on(frozen):
 
 
 def test_the_gradient_is_clipped_and_the_rate_follows_the_schedule():
-    _, step = small(clip_grad=1e-3, lr=0.1, warmup_lr=0.02, total_batch=256)
+    _, step = small(clip_grad=1e-3, lr=0.1, warmup_lr=0.02, total_batch=256, moments="float32")
     rates = [float(step([random_batch(k)])["lr"]) for k in range(3)]
     assert (
         rates == pytest.approx([learning_rate(k, 10, step.optim) for k in range(3)], rel=1e-6) and rates[0] < rates[2]
