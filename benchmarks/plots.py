@@ -120,7 +120,7 @@ def bars(folder: Path) -> Figure | None:
             against = f"   {s / published[-1]:.2f} ×" if published else ""
             axis.text(top, y, f" {s:.2f}{against}", va="center")
         axis.set(xlabel="clips/s" + ("; × the fastest HiCMAE as published" if published else ""), xlim=(0, speeds.max() * 1.3))
-        axis.set_title(f"pre-training step, batch {rows[0]['batch']}, {device}", loc="left")
+        axis.set_title(f"pre-training step, batch {rows[0]['batch']}, {device}", loc="left", fontsize="medium")
     return figure
 
 
@@ -137,7 +137,7 @@ def reading(folder: Path) -> Figure | None:
         for y, speed in enumerate(speeds):
             axis.text(speed, y, f" {speed:.0f}   {speed / speeds[names.index('published')]:.2f} ×", va="center")
         axis.set(xlabel="clips/s on one core; × the published loader", xlim=(0, speeds.max() * 1.2))
-        axis.set_title(f"loading for pre-training, {device}", loc="left")
+        axis.set_title(f"loading for pre-training, {device}", loc="left", fontsize="medium")
     return figure
 
 
@@ -162,6 +162,6 @@ def roofline(folder: Path) -> Figure | None:
         for implementation in dict.fromkeys(r["implementation"] for r in rows):
             axis.scatter([], [], color="black", marker=MARKS[implementation], label=implementation)
         axis.set(xscale="log", yscale="log", xlabel="operations a byte that must move", ylabel="10⁹ operations/s")
-        axis.set_title(device, loc="left")
+        axis.set_title(device, loc="left", fontsize="medium")
         axis.legend(fontsize=7, frameon=False, ncols=2, loc="lower right")
     return figure
