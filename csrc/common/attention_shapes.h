@@ -54,6 +54,11 @@ inline void check_grad(const Tensor& grad, const Tensor& like, const Attention& 
                   "attention: grad must be contiguous (B, queries, C), of the inputs' dtype");
 }
 
+inline void check_result(const Tensor& t, const Tensor& like, int64_t numbers) {
+  STD_TORCH_CHECK(t.is_contiguous() && t.scalar_type() == like.scalar_type() && t.numel() == numbers,
+                  "attention: results must be contiguous, of the inputs' dtype and of ", numbers, " numbers");
+}
+
 // (batches, queries, C): an attention's answer, or nothing.
 inline Tensor new_answer(const Tensor& like, const Attention& a, bool wanted = true) {
   if (!wanted) return torch::stable::new_empty(like, {0});

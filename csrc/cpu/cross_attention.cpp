@@ -11,6 +11,7 @@ namespace {
 
 void cross_attention_into(const Tensor& q, const Tensor& kv, int64_t heads, const Tensor out) {
   const Attention a = cross_attention_shape(q, kv, heads);
+  check_result(out, q, q.numel());
   attention(a, {.q = Numbers(q), .kv = Numbers(kv), .out = Numbers(out)});
 }
 
@@ -24,6 +25,9 @@ void cross_attention_backward_into(const Tensor& grad, const Tensor& q, const Te
                                    const Tensor dkv, const Tensor out) {
   const Attention a = cross_attention_shape(q, kv, heads);
   check_grad(grad, q, a);
+  check_result(dq, q, q.numel());
+  check_result(dkv, kv, kv.numel());
+  check_result(out, q, again ? q.numel() : 0);
   attention(a, {.q = Numbers(q), .kv = Numbers(kv), .out = again ? Numbers(out) : Numbers(), .grad = Numbers(grad),
                 .dq = Numbers(dq), .dkv = Numbers(dkv)});
 }

@@ -40,6 +40,7 @@ AVFMAE_CLONES void gelu_backward_chunk(const Numbers& grad, const Numbers& x, co
 
 void gelu_backward_into(const Tensor& grad, const Tensor& x, const Tensor slope, const Tensor out) {
   STD_TORCH_CHECK(x.is_contiguous() && grad.is_contiguous() && grad.numel() == x.numel(), "gelu_backward: grad must be contiguous, like x");
+  for (const Tensor* to : {&slope, &out}) STD_TORCH_CHECK(to->is_contiguous() && to->numel() == x.numel(), "gelu_backward: results are like x");
   const Numbers upstream(grad), from(x), to(slope), answer(out);
   const int64_t numbers = x.numel();
   torch::stable::parallel_for(0, (numbers + kChunk - 1) / kChunk, /*grain_size=*/4, [&](int64_t begin, int64_t end) {

@@ -288,7 +288,7 @@ AVFMAE_BF16 void pack_slice(const Product& p, int64_t number, const Slice& s, Pa
 // wait long, since lines that are a power of two apart push each other out of a cache. Blocks pass in chunks that stay in the second cache; if
 // that takes several rounds, panels are kept.
 template <typename Take>
-AVFMAE_BF16_INLINE void pass(const Product& p, const Part& part, float* sums, Take take) {
+AVFMAE_BF16_INLINE void pass(const Product& p, const Part& part, Take take) {
   static thread_local Workspace of_blocks, of_panels;
   const auto [begin, end] = part.panels;
   const int64_t top = p.first_row(part.blocks.begin), height = p.first_row(part.blocks.end) - top;
@@ -307,7 +307,7 @@ AVFMAE_BF16_INLINE void pass(const Product& p, const Part& part, float* sums, Ta
         const Slice next = packs ? slice_of(p, i - from, to - from) : Slice{};
         Ahead ahead;
         if (number == begin) {
-          pack_block(p, i, block, begin == 0 ? sums : nullptr);
+          pack_block(p, i, block, nullptr);
           if (i + 1 < part.blocks.end) ahead = ahead_of(p.a, p.first_row(i + 1), rows_of(i + 1), {0, p.K}, p.pairs);
         } else if (packs) {
           const int64_t column = (number + 1) * kColumns;
@@ -346,7 +346,7 @@ void for_parts(const Product& p, bool whole_rows, Body body) {
 AVFMAE_BF16 void write(const Product& p, const Part& part, const Tensor& out, const Numbers& bias) {
   Tile top;
   int64_t of = -1;
-  pass(p, part, nullptr, [&](int64_t number, int64_t, int64_t first, int rows, const Pair* block, const Pair* panel, const Ahead& ahead) AVFMAE_BF16 {
+  pass(p, part, [&](int64_t number, int64_t, int64_t first, int rows, const Pair* block, const Pair* panel, const Ahead& ahead) AVFMAE_BF16 {
     if (std::exchange(of, number) != number) top = tile_of(out, bias, number * kColumns);
     Tile tile = top;
     tile.data = top.row(first);
@@ -397,6 +397,7 @@ void matmul_bf16_into(const Tensor& a, const Tensor& b, std::optional<Tensor> bi
 #ifdef AVFMAE_HAS_BF16_PRODUCTS
   const Product p = product_of(a, b);
   STD_TORCH_CHECK(!bias || bias->numel() == p.N, "matmul_bf16: bias must have a number a column");
+  STD_TORCH_CHECK(out.is_contiguous() && out.numel() == p.M * p.N, "matmul_bf16: out must be contiguous (", p.M, ", ", p.N, ")");
   for_parts(p, false, [&](const Part& part) { write(p, part, out, bias ? Numbers(*bias) : Numbers()); });
 #else
   STD_TORCH_CHECK(false, "matmul_bf16: was built without AVX512-BF16 (x86-64, Linux, GCC)");

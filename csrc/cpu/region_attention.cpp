@@ -11,6 +11,7 @@ namespace {
 
 void region_attention_into(const Tensor& qkv, int64_t heads, const Tensor out) {
   const Attention a = region_attention_shape(qkv, heads);
+  check_result(out, qkv, qkv.numel() / 3);
   attention(a, {.q = Numbers(qkv), .kv = Numbers(qkv), .out = Numbers(out)});
 }
 
@@ -23,6 +24,8 @@ Tensor region_attention(const Tensor& qkv, int64_t heads) {
 void region_attention_backward_into(const Tensor& grad, const Tensor& qkv, int64_t heads, bool again, const Tensor dqkv, const Tensor out) {
   const Attention a = region_attention_shape(qkv, heads);
   check_grad(grad, qkv, a);
+  check_result(dqkv, qkv, qkv.numel());
+  check_result(out, qkv, again ? grad.numel() : 0);
   attention(a, {.q = Numbers(qkv), .kv = Numbers(qkv), .out = again ? Numbers(out) : Numbers(), .grad = Numbers(grad),
                 .dq = Numbers(dqkv), .dkv = Numbers(dqkv)});
 }
