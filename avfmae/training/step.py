@@ -207,4 +207,3 @@ def linear_parameters(model: nn.Module) -> list[str]:
         if isinstance(module, kinds)
         for name, _ in module.named_parameters(recurse=False)
     ]
-

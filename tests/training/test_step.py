@@ -62,23 +62,23 @@ def test_the_first_steps_are_the_plain_ones(batches, device, clip_grad):
     assert plain[-5:].mean() < 0.9 * plain[:5].mean()  # it trains, so that agreement says something
 
 
+@pytest.mark.parametrize("clip_grad", [1.0, None])
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_loss_curve_lies_within_the_spread_of_seeds(batches, device):
-    """300 steps, bfloat16 as the device does it best against plain float32, with weights updated in the backward pass (where that can be)
-    and after it: the distance of two seeds' curves is the measure."""
-    options = {"device": device, "clip_grad": None, "lr": 1e-3}
+def test_the_loss_curve_lies_within_the_spread_of_seeds(batches, device, clip_grad):
+    """300 steps, bfloat16 as the device does it best against plain float32: the distance of two seeds' curves is the measure."""
+    options = {"device": device, "clip_grad": clip_grad, "lr": 4e-3 if clip_grad else 1e-3}
     curves = {
-        "early": train(batches, 0, "auto", "bf16", 300, **options)[0],
-        "late": train(batches, 0, "auto", "bf16", 300, early=False, **options)[0],
+        "fast": train(batches, 0, "auto", "bf16", 300, **options)[0],
         "plain": train(batches, 0, "reference", "float32", 300, **options)[0],
         "other seed": train(batches, 1, "reference", "float32", 300, **options)[0],
     }
     smooth = {name: np.convolve(c, np.ones(20) / 20, mode="valid") for name, c in curves.items()}
     spread = np.abs(smooth["plain"] - smooth["other seed"])
-    for name in ("early", "late"):
-        distance = np.abs(smooth[name] - smooth["plain"])
-        print(f"{name}: distance {distance.mean():.5f} (at most {distance.max():.5f}), spread of seeds {spread.mean():.5f} ({spread.max():.5f})")
-        assert distance.mean() <= spread.mean() and distance.max() <= spread.max()
+    distance = np.abs(smooth["fast"] - smooth["plain"])
+    print(
+        f"distance {distance.mean():.5f} (at most {distance.max():.5f}), spread of seeds {spread.mean():.5f} ({spread.max():.5f})"
+    )
+    assert distance.mean() <= spread.mean() and distance.max() <= spread.max()
     assert smooth["plain"][-1] < 0.9 * smooth["plain"][0]  # not vacuous: it learns
 
 
