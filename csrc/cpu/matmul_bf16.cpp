@@ -90,10 +90,11 @@ AVFMAE_BF16_INLINE void pack_along(const Number* from, int64_t stride, int count
   }
 }
 
-// The same of lines that lie across: a pair's numbers are in neighbouring rows.
+// The same of lines that lie across: a pair's numbers are in neighbouring rows, of which those 16 pairs on are fetched.
 template <typename Number>
 AVFMAE_BF16_INLINE void pack_across(const Number* from, int64_t stride, int count, int64_t depth, Pair* to, int width) {
   for (int64_t k = 0; k < depth; k += 2, from += 2 * stride, to += width) {
+    for (int row = 0; row < 2; ++row) __builtin_prefetch(from + (2 * kLanes + row) * stride);
     for (int i = 0; i < count; i += kLanes) {
       const __mmask16 lanes = first_lanes(count - i);
       const __m512i rows = load(from + i, from + i + stride, lanes, k + 1 < depth ? lanes : __mmask16{0});
@@ -323,7 +324,7 @@ AVFMAE_BF16_INLINE void pass(const Product& p, const Part& part, Take take) {
 // Parts lie in a grid, `down` times `across`, and share nothing: each packs all that it needs, since what another core has just written comes
 // slower than it is packed. The grid is the one with the fewest multiplications a thread, numbers packed counted as some.
 template <typename Body>
-void for_parts(const Product& p, bool whole_rows, Body body) {
+void for_parts(const Product& p, Body body) {
   if (!p.blocks || !p.panels) return;
   const int64_t threads = std::clamp<int64_t>(p.M * p.N * p.K / kWorthAThread, 1, torch::stable::get_num_threads());
   int64_t down = 1, least = std::numeric_limits<int64_t>::max();
@@ -332,7 +333,6 @@ void for_parts(const Product& p, bool whole_rows, Body body) {
     const int64_t rows = (p.blocks + d - 1) / d * kRows, columns = (p.panels + threads / d - 1) / (threads / d) * kColumns;
     const int64_t cost = rows * columns + kPackBlock * rows + kPackPanel * columns;
     if (cost < least) down = d, least = cost;
-    if (whole_rows && d <= p.blocks) break;
   }
   const int64_t across = threads / down;
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
@@ -368,24 +368,30 @@ AVFMAE_BF16 float update_weights(const Rule rule, const float* gradient, int row
   return squares;
 }
 
-// Blocks one after the other, each with all panels: its weights and moments lie in whole rows, which memory gives faster than pieces of many.
+// Panels in groups that stay in the second cache; blocks one after the other, each with all panels of a group: its weights and moments lie in long
+// pieces of rows, which memory gives faster than short ones of many.
 template <typename Moments>
 AVFMAE_BF16 void update(const Product& p, const Part& part, const Rule& rule, float* weight, Moments moments, float* lines, std::vector<float>& sums) {
-  static thread_local Workspace of_block, of_panels;
-  const auto [begin, end] = part.panels;
-  const int64_t size = p.pairs * kColumns;
-  Pair *packed = of_block.of(kRows * p.pairs), *panels = of_panels.of(size * (end - begin));
-  for (int64_t number = begin; number < end; ++number) pack_slice(p, number, {0, p.K}, panels + (number - begin) * size);
-  for (int64_t i = part.blocks.begin; i < part.blocks.end; ++i) {
-    const int64_t first = p.first_row(i);
-    const int rows = static_cast<int>(p.first_row(i + 1) - first);
-    pack_block(p, i, packed, begin == 0 ? lines : nullptr);
-    for (int64_t number = begin; number < end; ++number) {
-      alignas(64) float gradient[kRows * kColumns];
-      const int64_t index = first * p.N + number * kColumns;
-      for (int r = 0; r < rows; ++r) moments.at(index + r * p.N).prefetch(weight + index + r * p.N);
-      kMultiply[rows - 1](packed, panels + (number - begin) * size, p.pairs, Tile{gradient, true, kColumns, kColumns, {}}, Ahead{});
-      sums[i * p.panels + number] = update_weights(rule, gradient, rows, weight, moments, index, p.N);
+  static thread_local Workspace of_blocks, of_panels;
+  const int64_t size = p.pairs * kColumns, count = part.panels.end - part.panels.begin;
+  const int64_t groups = std::clamp<int64_t>((count * size + kResident - 1) / kResident, 1, count);
+  const int64_t top = p.first_row(part.blocks.begin), kept = groups > 1 ? p.first_row(part.blocks.end) - top : kRows;
+  Pair *blocks = of_blocks.of(kept * p.pairs), *panels = of_panels.of((count + groups - 1) / groups * size);
+  for (int64_t group = 0; group < groups; ++group) {
+    const auto [begin, end] = part.panels.piece(group, groups);
+    for (int64_t number = begin; number < end; ++number) pack_slice(p, number, {0, p.K}, panels + (number - begin) * size);
+    for (int64_t i = part.blocks.begin; i < part.blocks.end; ++i) {
+      const int64_t first = p.first_row(i);
+      const int rows = static_cast<int>(p.first_row(i + 1) - first);
+      Pair* block = blocks + (groups > 1 ? (first - top) * p.pairs : 0);
+      if (group == 0) pack_block(p, i, block, begin == 0 ? lines : nullptr);
+      for (int64_t number = begin; number < end; ++number) {
+        alignas(64) float gradient[kRows * kColumns];
+        const int64_t index = first * p.N + number * kColumns;
+        for (int r = 0; r < rows; ++r) moments.at(index + r * p.N).prefetch(weight + index + r * p.N);
+        kMultiply[rows - 1](block, panels + (number - begin) * size, p.pairs, Tile{gradient, true, kColumns, kColumns, {}}, Ahead{});
+        sums[i * p.panels + number] = update_weights(rule, gradient, rows, weight, moments, index, p.N);
+      }
     }
   }
 }
@@ -398,7 +404,7 @@ void matmul_bf16_into(const Tensor& a, const Tensor& b, std::optional<Tensor> bi
   const Product p = product_of(a, b);
   STD_TORCH_CHECK(!bias || bias->numel() == p.N, "matmul_bf16: bias must have a number a column");
   STD_TORCH_CHECK(out.is_contiguous() && out.numel() == p.M * p.N, "matmul_bf16: out must be contiguous (", p.M, ", ", p.N, ")");
-  for_parts(p, false, [&](const Part& part) { write(p, part, out, bias ? Numbers(*bias) : Numbers()); });
+  for_parts(p, [&](const Part& part) { write(p, part, out, bias ? Numbers(*bias) : Numbers()); });
 #else
   STD_TORCH_CHECK(false, "matmul_bf16: was built without AVX512-BF16 (x86-64, Linux, GCC)");
 #endif
@@ -425,8 +431,7 @@ Tensor matmul_adamw(const Tensor& a, const Tensor& b, const Tensor param, const 
   const Rule rule = Recipe{scalar(lr), beta1, beta2, eps, weight_decay, 1}.rule(scalar(step_of) += 1);
   std::vector<float> sums(p.panels * p.blocks);
   Tensor lines = torch::stable::new_empty(a, {p.M}, ScalarType::Float);
-  // whole rows of weights to a thread: caches fetch neighbours, and would take lines from each other that both are about to write
-  for_parts(p, true, [&](const Part& part) {
+  for_parts(p, [&](const Part& part) {
     float *w = data<float>(param), *of_rows = data<float>(lines);
     if (compact) update(p, part, rule, w, Compact{data<int8_t>(exp_avg), data<uint16_t>(exp_avg_sq)}, of_rows, sums);
     else update(p, part, rule, w, Wide{data<float>(exp_avg), data<float>(exp_avg_sq)}, of_rows, sums);
