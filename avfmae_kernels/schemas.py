@@ -50,7 +50,9 @@ SCHEMAS = {
 }
 
 # CPU ops that have a second overload, "out", which writes the results to tensors that are given.
-WRITING = {"matmul_bf16", "region_attention", "region_attention_backward", "cross_attention", "cross_attention_backward", "gelu_backward"}
+WRITING = {
+    "matmul_bf16", "matmul_adamw", "region_attention", "region_attention_backward", "cross_attention", "cross_attention_backward", "gelu_backward"
+}  # fmt: skip
 WITHOUT_TRITON = {"matmul_bf16", "matmul_adamw", "gradient_norm", "adamw", "crop_clips"}  # on a GPU torch's own kernels do it
 
 
@@ -137,5 +139,5 @@ for _name, _schema in SCHEMAS.items():
         torch.library.register_fake(f"avfmae::{_op}", globals()[_name], lib=library)
 for _name in WRITING:
     _arguments, _, _results = SCHEMAS[_name].partition(") -> ")
-    _outs = "".join(f", Tensor({letter}!) out_{letter}" for letter, _ in zip("abc", _results.split(","), strict=False))
+    _outs = "".join(f", Tensor({letter}!) out_{letter}" for letter, _ in zip("xyz", _results.split(","), strict=False))
     library.define(f"{_name}.out{_arguments}{_outs}) -> ()")

@@ -93,9 +93,11 @@ class EvolutionaryRefinement(nn.Module):
         return add_norm(joint, read, self.norm)[1]
 
     @staticmethod
-    def residual(conv: nn.Module, joint: Tensor, tokens: Tensor) -> Tensor:
+    def residual(layers: nn.Sequential, joint: Tensor, tokens: Tensor) -> Tensor:
+        conv, norm, activation = layers
         attention = (joint @ tokens.mT * joint.shape[-1] ** -0.5).softmax(dim=-1)
-        return conv((attention @ tokens).mT).mT.contiguous()
+        y = K.linear(attention @ tokens, conv.weight.squeeze(-1), conv.bias)  # a kernel of one place
+        return activation(norm(y.mT)).mT.contiguous()
 
 
 class UnitAggregation(nn.Module):

@@ -284,7 +284,7 @@ def write(calls: dict[int, Call], inputs: Sequence[Value], returned: dict[str, V
             lines.append(f"del {', '.join(v.name for v in over)}")
         needed.update(call.reads)
         function = op or call.function
-        outs = dict(zip((a.name for a in op._schema.arguments if a.is_write), results, strict=True)) if op else {}
+        outs = dict(zip((a.name for a in op._schema.arguments[len(call.function._schema.arguments) :]), results, strict=True)) if op else {}
         arguments = [term(x) for x in call.args] + [f"{k}={term(x)}" for k, x in {**call.kwargs, **outs}.items()]
         line = f"{term(getattr(function, '_op', function))}({', '.join(arguments)})"
         if results and not op:

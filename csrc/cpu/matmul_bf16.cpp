@@ -416,9 +416,9 @@ Tensor matmul_bf16(const Tensor& a, const Tensor& b, std::optional<Tensor> bias,
   return out;
 }
 
-// AdamW's step with the gradient a·b, which is never written. Returns sums of a's rows.
-Tensor matmul_adamw(const Tensor& a, const Tensor& b, const Tensor param, const Tensor exp_avg, const Tensor exp_avg_sq, const Tensor step_of,
-                  const Tensor lr, double beta1, double beta2, double eps, double weight_decay, const Tensor squares) {
+// AdamW's step with the gradient a·b, which is never written. Gives sums of a's rows.
+void matmul_adamw_into(const Tensor& a, const Tensor& b, const Tensor param, const Tensor exp_avg, const Tensor exp_avg_sq, const Tensor step_of,
+                       const Tensor lr, double beta1, double beta2, double eps, double weight_decay, const Tensor squares, const Tensor lines) {
 #ifdef AVFMAE_HAS_BF16_PRODUCTS
   const Product p = product_of(a, b);
   const bool compact = exp_avg.scalar_type() == ScalarType::Char;
@@ -429,18 +429,24 @@ Tensor matmul_adamw(const Tensor& a, const Tensor& b, const Tensor param, const 
                       exp_avg_sq.scalar_type() == (compact ? ScalarType::BFloat16 : ScalarType::Float),
                   "matmul_adamw: weights must be float32, and moments both float32 or both compact");
   const Rule rule = Recipe{scalar(lr), beta1, beta2, eps, weight_decay, 1}.rule(scalar(step_of) += 1);
+  STD_TORCH_CHECK(lines.is_contiguous() && lines.numel() == p.M && lines.scalar_type() == ScalarType::Float, "matmul_adamw: out must be float32, a number a row");
   std::vector<float> sums(p.panels * p.blocks);
-  Tensor lines = torch::stable::new_empty(a, {p.M}, ScalarType::Float);
   for_parts(p, [&](const Part& part) {
     float *w = data<float>(param), *of_rows = data<float>(lines);
     if (compact) update(p, part, rule, w, Compact{data<int8_t>(exp_avg), data<uint16_t>(exp_avg_sq)}, of_rows, sums);
     else update(p, part, rule, w, Wide{data<float>(exp_avg), data<float>(exp_avg_sq)}, of_rows, sums);
   });
   scalar(squares) += static_cast<float>(sum_in_order(sums));
-  return lines;
 #else
   STD_TORCH_CHECK(false, "matmul_adamw: was built without AVX512-BF16 (x86-64, Linux, GCC)");
 #endif
+}
+
+Tensor matmul_adamw(const Tensor& a, const Tensor& b, const Tensor param, const Tensor exp_avg, const Tensor exp_avg_sq, const Tensor step_of,
+                    const Tensor lr, double beta1, double beta2, double eps, double weight_decay, const Tensor squares) {
+  Tensor lines = torch::stable::new_empty(a, {a.size(0)}, ScalarType::Float);
+  matmul_adamw_into(a, b, param, exp_avg, exp_avg_sq, step_of, lr, beta1, beta2, eps, weight_decay, squares, lines);
+  return lines;
 }
 
 }  // namespace
@@ -450,4 +456,5 @@ STABLE_TORCH_LIBRARY_IMPL(avfmae, CPU, m) {
   m.impl("matmul_bf16", TORCH_BOX(&avfmae::matmul_bf16));
   m.impl("matmul_bf16.out", TORCH_BOX(&avfmae::matmul_bf16_into));
   m.impl("matmul_adamw", TORCH_BOX(&avfmae::matmul_adamw));
+  m.impl("matmul_adamw.out", TORCH_BOX(&avfmae::matmul_adamw_into));
 }
