@@ -157,13 +157,6 @@ struct Numbers {
   }
 };
 
-AVFMAE_INLINE float sum(const float* x, int n) {
-  float s = 0;
-#pragma omp simd reduction(+ : s)
-  for (int i = 0; i < n; ++i) s += x[i];
-  return s;
-}
-
 AVFMAE_INLINE float dot(const float* __restrict__ x, const float* __restrict__ y, int n) {
   float s = 0;
 #pragma omp simd reduction(+ : s)
