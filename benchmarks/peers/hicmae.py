@@ -16,12 +16,11 @@ class Encoder(nn.Module):
 
     def forward(self, clip: Tensor, masked: Tensor) -> tuple[Tensor, list[Tensor]]:
         x = self.embed(clip)
-        x, skips = pick(x, ~masked, self.count), []
-        for i, block in enumerate(self.blocks):
+        x, normalised = pick(x, ~masked, self.count), []
+        for block in self.blocks:
             x = block(x)
-            if i in self.skip_blocks:
-                skips.append(self.norm(x))
-        return self.norm(x), skips
+            normalised.append(self.norm(x))  # of every block, whoever reads it
+        return self.norm(x), [normalised[i] for i in self.skip_blocks]
 
 
 class Fusion(nn.Module):

@@ -43,14 +43,16 @@ class PublishedBatch:
 
 
 def video_targets(video: Tensor, cfg: ModelConfig) -> Tensor:
-    """Standardised patches of every tubelet, later frames less the first one: (B, 3, T, H, W) -> (B, tokens, 1536)."""
+    """Standardised patches of every tubelet, later frames less the first one: (B, 3, T, H, W) -> (B, tokens, 1536). Frames are subtracted in the
+    clip's layout, to which the patches go back, and from which they are cut once more."""
     mean, std = (torch.tensor(c, device=video.device)[:, None, None, None] for c in (IMAGENET_MEAN, IMAGENET_STD))
-    pixels = video * std + mean
-    p, q, r = cfg.video.patch
-    patches = rearrange(pixels, "b c (t p) (h q) (w r) -> b (t h w) (p q r) c", p=p, q=q, r=r)
+    (p, q, r), t, h = cfg.video.patch, video.shape[2] // cfg.video.patch[0], video.shape[3] // cfg.video.patch[1]
+    patches = rearrange(video * std + mean, "b c (t p) (h q) (w r) -> b (t h w) (p q r) c", p=p, q=q, r=r)
     patches = (patches - patches.mean(-2, keepdim=True)) / (patches.var(-2, keepdim=True).sqrt() + 1e-6)
-    frames = rearrange(patches, "b n (p s) c -> b n p (s c)", p=p)
-    return torch.cat([frames[:, :, :1], frames[:, :, 1:] - frames[:, :, :1]], dim=2).flatten(2)
+    clip = rearrange(patches, "b (t h w) (p q r) c -> b c (t p) (h q) (w r)", t=t, h=h, p=p, q=q, r=r)
+    change = clip - clip[:, :, ::p].repeat_interleave(p, dim=2)
+    change[:, :, ::p] = clip[:, :, ::p]
+    return rearrange(change, "b c (t p) (h q) (w r) -> b (t h w) (p q r c)", p=p, q=q, r=r)
 
 
 def audio_targets(audio: Tensor, cfg: ModelConfig) -> Tensor:
