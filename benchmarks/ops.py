@@ -142,30 +142,62 @@ def adamw(batch, dtype, device):
     return {"forward": Run(run, 6 * size(*params) + size(*grads, *copies), 15 * sum(p.numel() for p in params))}
 
 
-def clip(batch, tokens, device):
-    video = torch.randint(0, 256, (batch, 16, 160, 160, 3), dtype=torch.uint8, device=device)
-    return video, torch.stack([torch.randperm(800)[:tokens] for _ in range(batch)]).to(device)
+def matmul_adamw(batch, dtype, device):
+    """The weight's gradient in the same feed-forward, and its update with compact moments."""
+    grad, x = (torch.randn(batch * 88, n, dtype=dtype, device=device) for n in (C, 4 * C))
+    state = [torch.zeros(C, 4 * C, device=device, dtype=t) for t in (torch.float32, torch.int8, torch.bfloat16)]
+    step, squares, lr = (torch.full((), x, device=device) for x in (0.0, 0.0, 1e-4))
+    run = lambda: K.matmul_adamw(grad, x, *state, step, lr, (0.9, 0.95), 1e-8, 0.05, squares)  # noqa: E731
+    return {"backward": Run(run, size(grad, x) + 2 * size(*state), (2 * len(x) + 15) * state[0].numel())}
 
 
-def gather_patches(batch, dtype, device):
-    video, index = clip(batch, 80, device)
-    bytes_ = index.numel() * 1536 * (1 + torch.empty(0, dtype=dtype).element_size())
-    return {"forward": Run(lambda: K.gather_patches(video, index, dtype=dtype), bytes_, 2 * index.numel() * 1536)}
+def clip(batch, device, boxed=False):
+    """uint8 clips; and where they are stored larger what boxes show of them, as arguments."""
+    side = 176 if boxed else 160
+    video = torch.randint(0, 256, (batch, 16, side, side, 3), dtype=torch.uint8, device=device)
+    boxes = torch.tensor([[5.5, 9.25, 168.0, 171.75]], device=device).repeat(batch, 1)
+    return video, {"boxes": boxes, "size": (160, 160)} if boxed else {}
 
 
-def patch_loss(batch, dtype, device):
-    video, index = clip(batch, 400, device)
-    pred = torch.randn(batch, 400, 1536, dtype=dtype, device=device)
-    scored = torch.ones(batch, 400, dtype=torch.bool, device=device)
-    grad = scored.float()
-    return {
-        "forward": Run(lambda: K.masked_patch_loss(pred, video, index, grad, (2, 16, 16)), size(pred) + pred.numel(), 9 * pred.numel()),
-        "backward": Run(
-            lambda: backward("masked_patch_loss", grad, pred, video, index, scored, [2, 16, 16]),
-            2 * size(pred) + pred.numel(),
-            9 * pred.numel(),
-        ),
-    }
+def tokens(batch, count, device):
+    return torch.stack([torch.randperm(800)[:count] for _ in range(batch)]).to(device)
+
+
+def gather_patches(boxed=False):
+    def case(batch, dtype, device):
+        (video, seen), index = clip(batch, device, boxed), tokens(batch, 80, device)
+        bytes_ = index.numel() * 1536 * (1 + torch.empty(0, dtype=dtype).element_size())
+        return {"forward": Run(lambda: K.gather_patches(video, index, dtype=dtype, **seen), bytes_, 2 * index.numel() * 1536)}
+
+    return case
+
+
+def patch_loss(boxed=False):
+    def case(batch, dtype, device):
+        (video, seen), index = clip(batch, device, boxed), tokens(batch, 400, device)
+        pred = torch.randn(batch, 400, 1536, dtype=dtype, device=device)
+        scored = torch.ones(batch, 400, dtype=torch.bool, device=device)
+        grad, shown = scored.float(), [seen.get("boxes"), list(seen.get("size", (160, 160)))]
+        return {
+            "forward": Run(lambda: K.masked_patch_loss(pred, video, index, grad, (2, 16, 16), **seen), size(pred) + pred.numel(), 9 * pred.numel()),
+            "backward": Run(
+                lambda: backward("masked_patch_loss", grad, pred, video, index, scored, [2, 16, 16], *shown),
+                2 * size(pred) + pred.numel(),
+                9 * pred.numel(),
+            ),
+        }
+
+    return case
+
+
+def crop_clips(filter):
+    def case(batch, dtype, device):
+        if dtype != torch.float32:
+            return {}  # levels are levels
+        video, seen = clip(batch, device, boxed=True)
+        return {"forward": Run(lambda: K.crop_clips(video, **seen, filter=filter), 2 * batch * 16 * 160 * 160 * 3)}
+
+    return case
 
 
 CASES = {  # case: (op, what makes it)
@@ -186,7 +218,12 @@ CASES = {  # case: (op, what makes it)
     "gelu_backward": ("gelu_backward", gelu_backward),
     "adamw": ("adamw", adamw),
     "matmul_bf16": ("matmul_bf16", matmul_bf16),
+    "matmul_adamw": ("matmul_adamw", matmul_adamw),
     "assemble_tokens": ("assemble_tokens", assemble_tokens),
-    "gather_patches": ("gather_patches", gather_patches),
-    "masked_patch_loss": ("masked_patch_loss", patch_loss),
+    "gather_patches": ("gather_patches", gather_patches()),
+    "gather_patches boxes": ("gather_patches", gather_patches(boxed=True)),
+    "masked_patch_loss": ("masked_patch_loss", patch_loss()),
+    "masked_patch_loss boxes": ("masked_patch_loss", patch_loss(boxed=True)),
+    "crop_clips bilinear": ("crop_clips", crop_clips("bilinear")),
+    "crop_clips bicubic": ("crop_clips", crop_clips("bicubic")),
 }

@@ -3,18 +3,27 @@
 #include "cpu/crop.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
 
 #include <algorithm>
 #include <cmath>
-#include <type_traits>
+#include <vector>
 
 namespace avfmae {
 namespace {
 
-// Several partial sums, so that the compiler can vectorise a reduction without reordering anything behind our back.
-constexpr int kLanes = 16;
+typedef uint8_t Levels __attribute__((vector_size(kBlock), aligned(1), may_alias));
+
+AVFMAE_INLINE Vector vector_of(const float* x, int n) { return Numbers(x).vector(0, n); }
+
+AVFMAE_INLINE Vector vector_of(const uint8_t* x, int n) {
+  if (n == kBlock) {
+    const Halves wide = __builtin_convertvector(*reinterpret_cast<const Levels*>(x), Halves);
+    return __builtin_convertvector(__builtin_convertvector(wide, Lanes), Vector);
+  }
+  Vector v{};
+  for (int i = 0; i < n; ++i) v[i] = x[i];
+  return v;
+}
 
 // One tubelet's numbers in the order of its lines (time, row, column, channel), and per-channel statistics repeated over
 // a line, so that every inner loop runs over neighbouring numbers.
@@ -27,49 +36,61 @@ struct Row {
 
 // Replaces each number of a line by its channel's sum over the line, times scale.
 void fold(std::vector<float>& line, int channels, double scale) {
-  double sum[kChannels] = {};
-  for (size_t i = 0; i < line.size(); ++i) sum[i % channels] += line[i];
-  for (size_t i = 0; i < line.size(); ++i) line[i] = static_cast<float>(sum[i % channels] * scale);
+  for (int c = 0; c < channels; ++c) {
+    double sum = 0;
+    for (size_t i = c; i < line.size(); i += channels) sum += line[i];
+    for (size_t i = c; i < line.size(); i += channels) line[i] = static_cast<float>(sum * scale);
+  }
 }
 
 // row.target becomes the standardised frame-difference target of a tubelet.
 template <typename In>
 AVFMAE_CLONES void standardise(const In* tubelet, const PatchGrid& grid, float eps, Row& row) {
   const int line = grid.pw * grid.channels, lines = grid.pt * grid.ph, n = grid.pixels();
-  float *x = row.target.data(), *mean = row.mean.data(), *inverse = row.inverse.data();
-  std::fill_n(mean, line, 0.0f);
-  std::fill_n(inverse, line, 0.0f);
-  for (int l = 0; l < lines; ++l) {
-    const In* in = tubelet + grid.line(l / grid.ph, l % grid.ph);
-    for (int i = 0; i < line; ++i) mean[i] += x[l * line + i] = static_cast<float>(in[i]);
-  }
+  const Numbers x(row.target.data()), mean(row.mean.data()), inverse(row.inverse.data());
+  for_vectors(line, [&](int i, int count) AVFMAE_FLATTEN {
+    Vector sum{};
+    for (int dt = 0, at = i; dt < grid.pt; ++dt)
+      for (int dy = 0; dy < grid.ph; ++dy, at += line) {
+        const Vector v = vector_of(tubelet + grid.line(dt, dy) + i, count);
+        x.put(at, v, count);
+        sum += v;
+      }
+    mean.put(i, sum, count);
+  });
   fold(row.mean, grid.channels, 1.0 / n);
-  for (int l = 0; l < lines; ++l)
-    for (int i = 0; i < line; ++i) inverse[i] += (x[l * line + i] - mean[i]) * (x[l * line + i] - mean[i]);
+  for_vectors(line, [&](int i, int count) AVFMAE_FLATTEN {
+    const Vector middle = mean.vector(i, count);
+    Vector sum{};
+    for (int l = 0; l < lines; ++l) {
+      const Vector v = x.vector(l * line + i, count) - middle;
+      sum += v * v;
+    }
+    inverse.put(i, sum, count);
+  });
   fold(row.inverse, grid.channels, 1.0 / (n - 1));
-  for (int i = 0; i < line; ++i) inverse[i] = 1 / (std::sqrt(inverse[i]) + eps);
-  for (int l = lines - 1; l >= 0; --l) {  // later frames first: each is replaced by its difference to the one before
-    const float* before = l < grid.ph ? mean : x + (l - grid.ph) * line;
-    for (int i = 0; i < line; ++i) x[l * line + i] = (x[l * line + i] - before[i]) * inverse[i];
-  }
+  for (float& v : row.inverse) v = 1 / (std::sqrt(v) + eps);
+  for_vectors(line, [&](int i, int count) AVFMAE_FLATTEN {
+    const Vector middle = mean.vector(i, count), scale = inverse.vector(i, count);
+    for (int l = lines - 1; l >= 0; --l) {  // later frames first: each is replaced by its difference to the one before
+      const Vector before = l < grid.ph ? middle : x.vector((l - grid.ph) * line + i, count);
+      x.put(l * line + i, (x.vector(l * line + i, count) - before) * scale, count);
+    }
+  });
 }
 
-template <typename Pred>
-AVFMAE_CLONES float square_error(const Pred* pred, const float* target, int size) {
-  float lanes[kLanes] = {};
-  int i = 0;
-  for (; i + kLanes <= size; i += kLanes)
-    for (int k = 0; k < kLanes; ++k) {
-      const float d = static_cast<float>(pred[i + k]) - target[i + k];
-      lanes[k] += d * d;
-    }
-  for (; i < size; ++i) {
-    const float d = static_cast<float>(pred[i]) - target[i];
-    lanes[0] += d * d;
-  }
-  double sum = 0;
-  for (float lane : lanes) sum += lane;
-  return static_cast<float>(sum);
+AVFMAE_CLONES float square_error(const Numbers& pred, int64_t first, const Numbers& target, int size) {
+  Vector squares{};
+  for_vectors(size, [&](int i, int n) AVFMAE_FLATTEN {
+    const Vector d = pred.vector(first + i, n) - target.vector(i, n);
+    squares += d * d;
+  });
+  return sum_of(squares);
+}
+
+AVFMAE_CLONES void slopes_of(const Numbers& pred, int64_t first, const Numbers& target, int size, float scale, const Numbers& slopes) {
+  slopes.prefetch_to_write(first, size);
+  for_vectors(size, [&](int i, int n) AVFMAE_FLATTEN { slopes.put(first + i, scale * (pred.vector(first + i, n) - target.vector(i, n)), n); });
 }
 
 // Calls body(row, target) for every scored row and skip(row) for the others, rows spread over all cores.
@@ -100,19 +121,9 @@ void for_rows(const MaskedPatchLoss& op, const Tensor& source, const Tensor& ind
       } else {
         standardise(static_cast<const float*>(data) + first, op.grid, op.eps(), row);
       }
-      body(r, row.target.data());
+      body(r, Numbers(row.target.data()));
     }
   });
-}
-
-template <typename Call>
-void by_dtype(const Tensor& pred, Call call) {
-  switch (pred.scalar_type()) {
-    case ScalarType::Float: call(static_cast<const float*>(pred.const_data_ptr())); break;
-    case ScalarType::BFloat16: call(static_cast<const c10::BFloat16*>(pred.const_data_ptr())); break;
-    case ScalarType::Half: call(static_cast<const c10::Half*>(pred.const_data_ptr())); break;
-    default: STD_TORCH_CHECK(false, "masked_patch_loss: pred must be float32, bfloat16 or float16");
-  }
 }
 
 Tensor masked_patch_loss(const Tensor& pred, const Tensor& source, const Tensor& index, const Tensor& scored,
@@ -120,12 +131,11 @@ Tensor masked_patch_loss(const Tensor& pred, const Tensor& source, const Tensor&
   const MaskedPatchLoss op(pred, source, index, scored, patch, boxes, size);
   Tensor out = torch::stable::new_empty(pred, {pred.size(0), op.rows_per_clip}, ScalarType::Float);
   auto* errors = static_cast<float*>(out.mutable_data_ptr());
+  const Numbers predicted(pred);
   const int row = op.grid.row();
-  by_dtype(pred, [&](const auto* p) {
-    for_rows(op, source, index, scored,
-             [&](int64_t r, const float* target) { errors[r] = square_error(p + r * row, target, row) / row; },
-             [&](int64_t r) { errors[r] = 0; });
-  });
+  for_rows(op, source, index, scored,
+           [&](int64_t r, const Numbers& target) { errors[r] = square_error(predicted, r * row, target, row) / row; },
+           [&](int64_t r) { errors[r] = 0; });
   return out;
 }
 
@@ -137,18 +147,12 @@ Tensor masked_patch_loss_backward(const Tensor& grad, const Tensor& pred, const 
                   "masked_patch_loss_backward: grad must be contiguous float32 (B, N)");
   Tensor out = torch::stable::new_empty(pred, {pred.size(0), op.rows_per_clip, op.grid.row()});
   const auto* upstream = static_cast<const float*>(grad.const_data_ptr());
+  const Numbers predicted(pred), slopes(out);
   const int row = op.grid.row();
-  by_dtype(pred, [&](const auto* p) {
-    using Pred = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>;
-    auto* slopes = static_cast<Pred*>(out.mutable_data_ptr());
-    for_rows(op, source, index, scored,
-             [&](int64_t r, const float* target) {
-               const float scale = 2 * upstream[r] / row;
-               for (int i = 0; i < row; ++i)
-                 slopes[r * row + i] = static_cast<Pred>(scale * (static_cast<float>(p[r * row + i]) - target[i]));
-             },
-             [&](int64_t r) { std::fill_n(slopes + r * row, row, static_cast<Pred>(0.0f)); });
-  });
+  const std::vector<float> nothing(row);
+  for_rows(op, source, index, scored,
+           [&](int64_t r, const Numbers& target) { slopes_of(predicted, r * row, target, row, 2 * upstream[r] / row, slopes); },
+           [&](int64_t r) { slopes.store(r * row, nothing.data(), row); });
   return out;
 }
 

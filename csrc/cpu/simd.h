@@ -99,6 +99,7 @@ struct Numbers {
   ScalarType type = ScalarType::Float;
 
   Numbers() = default;
+  explicit Numbers(const float* x) : data(const_cast<float*>(x)) {}
   explicit Numbers(const torch::stable::Tensor& t) : data(const_cast<void*>(t.const_data_ptr())), type(t.scalar_type()) {
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half,
                     "avfmae_kernels: dtype must be float32, bfloat16 or float16");
