@@ -15,7 +15,9 @@ namespace avfmae {
 
 // A little more than a half: means that lie half-way, which boxes of simple proportions give often, go up whatever the
 // order in which they were added up.
-AVFMAE_HD float to_level(float mean) { return floorf(mean + 0.501f); }
+constexpr float kHalf = 0.501f;
+
+AVFMAE_HD float to_level(float mean) { return floorf(mean + kHalf); }
 
 struct CropAxis {
   float begin, step, scale, width;  // the filter reaches `width` to both sides

@@ -5,12 +5,13 @@
 #include <vector>
 
 #include "common/crop.h"
+#include "cpu/matmul.h"
 #include "cpu/simd.h"
 
 namespace avfmae {
 namespace {  // the clones of a function belong to one file
 
-inline float level_range(float x) { return std::min(std::max(x, 0.0f), 255.0f); }
+AVFMAE_INLINE Vector to_range(const Vector& x) { return x < 0.0f ? Vector{} : x > 255.0f ? Vector{} + 255.0f : x; }
 
 class CroppedTubelet {
  public:
@@ -45,37 +46,58 @@ class CroppedTubelet {
     }
   }
 
+  // The box's stored lines lie side by side in vectors while columns are summed up, so that these sums need no gathering.
   void resample(const uint8_t* frame, int64_t line, float* out) {
     const int width = grid_.pw * kChannels;
-    const auto [lowest, highest] = std::minmax_element(first_y_.begin(), first_y_.end());
-    const int top = *lowest, bottom = *highest + taps_y_;
-    squeezed_.resize((bottom - top) * width);
-    for (int k = top; k < bottom; ++k) squeeze(frame + k * line, squeezed_.data() + (k - top) * width);
-    for (int i = 0; i < grid_.ph; ++i) stack(squeezed_.data() + (first_y_[i] - top) * width, &weights_y_[i * taps_y_], out + i * width);
+    const auto [lowest_x, highest_x] = std::minmax_element(first_x_.begin(), first_x_.end());
+    const auto [lowest_y, highest_y] = std::minmax_element(first_y_.begin(), first_y_.end());
+    const int left = *lowest_x, top = *lowest_y, lines = *highest_y + taps_y_ - top, stored = (*highest_x + taps_x_ - left) * kChannels;
+    turned_.resize(padded(stored) * padded(lines));
+    squeezed_.resize(padded(width) * padded(lines));
+    lines_.resize(squeezed_.size());
+    turn(frame + top * line + left * kChannels, line, lines, stored);
+    squeeze(left, padded(lines));
+    for (int i = 0; i < grid_.ph; ++i) stack(lines_.data() + (first_y_[i] - top) * padded(width), &weights_y_[i * taps_y_], out + i * width);
   }
 
-  // A stored line at the places' columns.
-  AVFMAE_CLONES void squeeze(const uint8_t* line, float* out) const {
+  // turned_ (numbers of a line, lines): the stored lines, the last one repeated up to whole vectors.
+  AVFMAE_CLONES void turn(const uint8_t* from, int64_t line, int lines, int stored) {
+    for (int first = 0; first < lines; first += kBlock)
+      for (int i = 0; i < stored; i += kBlock) {
+        Vector x[kBlock];
+        for (int l = 0; l < kBlock; ++l) x[l] = vector_of(from + std::min(first + l, lines - 1) * line + i, stored - i);
+        transpose(x);
+        for (int k = 0; k < kBlock; ++k) vector_at(turned_.data() + (i + k) * padded(lines) + first) = x[k];
+      }
+  }
+
+  // squeezed_ (numbers of the places, lines): every place's weighted columns. lines_ is squeezed_ turned back.
+  AVFMAE_CLONES void squeeze(int left, int lines) {
     for (int i = 0; i < grid_.pw; ++i) {
-      const uint8_t* pixel = line + first_x_[i] * kChannels;
+      const float* column = turned_.data() + (first_x_[i] - left) * kChannels * lines;
       const float* weight = &weights_x_[i * taps_x_];
-      float sum[kChannels] = {};
-      for (int k = 0; k < taps_x_; ++k)
-        for (int c = 0; c < kChannels; ++c) sum[c] += weight[k] * static_cast<float>(pixel[k * kChannels + c]);
-      for (int c = 0; c < kChannels; ++c) out[i * kChannels + c] = level_range(sum[c]);  // a cubic overshoots
+      for (int c = 0; c < kChannels; ++c)
+        for (int l = 0; l < lines; l += kBlock) {
+          Vector sum{};
+          for (int k = 0; k < taps_x_; ++k) sum += weight[k] * vector_at(column + (k * kChannels + c) * lines + l);
+          vector_at(squeezed_.data() + (i * kChannels + c) * lines + l) = to_range(sum);  // a cubic overshoots
+        }
     }
+    transpose(squeezed_.data(), lines_.data(), padded(grid_.pw * kChannels), lines);
   }
 
   AVFMAE_CLONES void stack(const float* lines, const float* weight, float* out) const {
-    const int width = grid_.pw * kChannels;
-    for (int i = 0; i < width; ++i) out[i] = weight[0] * lines[i];
-    for (int k = 1; k < taps_y_; ++k)
-      for (int i = 0; i < width; ++i) out[i] += weight[k] * lines[k * width + i];
-    for (int i = 0; i < width; ++i) out[i] = to_level(level_range(out[i]));
+    const int width = grid_.pw * kChannels, stride = padded(width);
+    for_vectors(width, [&](int i, int n) AVFMAE_FLATTEN {
+      Vector sum{};
+      for (int k = 0; k < taps_y_; ++k) sum += weight[k] * vector_at(lines + k * stride + i);
+      sum = to_range(sum) + kHalf;
+      Numbers(out).put(i, __builtin_convertvector(__builtin_convertvector(sum, Lanes), Vector), n);
+    });
   }
 
   PatchGrid grid_;
-  std::vector<float> tile_, squeezed_, weights_x_, weights_y_;
+  std::vector<float> tile_, turned_, squeezed_, lines_, weights_x_, weights_y_;
   std::vector<int> first_x_, first_y_;
   int taps_x_ = 0, taps_y_ = 0;
 };

@@ -3,44 +3,25 @@
 #include "cpu/crop.h"
 
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
+
+#include <vector>
 
 namespace avfmae {
 namespace {
 
-template <typename In, typename Out>
-AVFMAE_CLONES void gather_row(const In* tubelet, Out* row, const PatchGrid& grid, const Normalise& normalise) {
-  const int pixels = grid.pixels();
-  Out* line = row;
-  for (int dt = 0; dt < grid.pt; ++dt) {
-    for (int dy = 0; dy < grid.ph; ++dy, line += grid.pw) {
+// Writes a tubelet's embedding row from number `first` of `out` on. line and plane: memory for a line of pixels, and for one channel of it.
+template <typename In>
+AVFMAE_CLONES void gather_row(const In* tubelet, const Numbers& out, int64_t first, const PatchGrid& grid, const Normalise& normalise, float* line,
+                              float* plane) {
+  for (int dt = 0; dt < grid.pt; ++dt)
+    for (int dy = 0; dy < grid.ph; ++dy, first += grid.pw) {
       const In* source = tubelet + grid.line(dt, dy);
+      for_vectors(grid.pw * kChannels, [&](int i, int n) AVFMAE_FLATTEN { Numbers(line).put(i, vector_of(source + i, n), n); });
       for (int c = 0; c < kChannels; ++c) {
-        for (int dx = 0; dx < grid.pw; ++dx) {
-          line[c * pixels + dx] = static_cast<Out>(normalise(static_cast<float>(source[dx * kChannels + c]), c));
-        }
+        for (int dx = 0; dx < grid.pw; ++dx) plane[dx] = normalise(line[dx * kChannels + c], c);
+        out.store(first + c * grid.pixels(), plane, grid.pw);
       }
     }
-  }
-}
-
-template <typename Out>
-void gather_rows(const GatherPatches& op, const uint8_t* video, const int64_t* index) {
-  Out* out = static_cast<Out*>(op.out.mutable_data_ptr());
-  torch::stable::parallel_for(0, op.rows, /*grain_size=*/16, [&](int64_t begin, int64_t end) {
-    CroppedTubelet cropped(op.grid);
-    for (int64_t r = begin; r < end; ++r) {
-      const int64_t b = r / op.rows_per_clip;
-      Out* row = out + r * op.grid.row();
-      if (op.boxes.data) {
-        const Crop crop(op.boxes.data + 4 * b, op.boxes.stored_height, op.boxes.stored_width, op.grid);
-        gather_row(cropped(video + b * op.boxes.stored_clip(op.grid.T), crop, index[r]), row, op.grid.tile(), op.normalise);
-      } else {
-        gather_row(video + b * op.grid.clip_size() + op.grid.origin(index[r]), row, op.grid, op.normalise);
-      }
-    }
-  });
 }
 
 Tensor gather_patches(const Tensor& video, const Tensor& index, std::vector<int64_t> patch, std::vector<double> mean,
@@ -52,12 +33,21 @@ Tensor gather_patches(const Tensor& video, const Tensor& index, std::vector<int6
     STD_TORCH_CHECK(op.grid.contains(tokens[r]), "gather_patches: index holds ", tokens[r], ", expected 0 to ",
                     op.grid.tokens() - 1);
   }
-  switch (dtype) {
-    case ScalarType::Float: gather_rows<float>(op, bytes, tokens); break;
-    case ScalarType::BFloat16: gather_rows<c10::BFloat16>(op, bytes, tokens); break;
-    case ScalarType::Half: gather_rows<c10::Half>(op, bytes, tokens); break;
-    default: STD_TORCH_CHECK(false, "gather_patches: dtype must be float32, bfloat16 or float16");
-  }
+  const Numbers out(op.out);
+  torch::stable::parallel_for(0, op.rows, /*grain_size=*/16, [&](int64_t begin, int64_t end) {
+    CroppedTubelet cropped(op.grid);
+    std::vector<float> line(op.grid.pw * kChannels), plane(op.grid.pw);
+    for (int64_t r = begin; r < end; ++r) {
+      const int64_t b = r / op.rows_per_clip, first = r * op.grid.row();
+      if (op.boxes.data) {
+        const Crop crop(op.boxes.data + 4 * b, op.boxes.stored_height, op.boxes.stored_width, op.grid);
+        const float* tubelet = cropped(bytes + b * op.boxes.stored_clip(op.grid.T), crop, tokens[r]);
+        gather_row(tubelet, out, first, op.grid.tile(), op.normalise, line.data(), plane.data());
+      } else {
+        gather_row(bytes + b * op.grid.clip_size() + op.grid.origin(tokens[r]), out, first, op.grid, op.normalise, line.data(), plane.data());
+      }
+    }
+  });
   return op.out;
 }
 

@@ -11,20 +11,6 @@
 namespace avfmae {
 namespace {
 
-typedef uint8_t Levels __attribute__((vector_size(kBlock), aligned(1), may_alias));
-
-AVFMAE_INLINE Vector vector_of(const float* x, int n) { return Numbers(x).vector(0, n); }
-
-AVFMAE_INLINE Vector vector_of(const uint8_t* x, int n) {
-  if (n == kBlock) {
-    const Halves wide = __builtin_convertvector(*reinterpret_cast<const Levels*>(x), Halves);
-    return __builtin_convertvector(__builtin_convertvector(wide, Lanes), Vector);
-  }
-  Vector v{};
-  for (int i = 0; i < n; ++i) v[i] = x[i];
-  return v;
-}
-
 // One tubelet's numbers in the order of its lines (time, row, column, channel), and per-channel statistics repeated over
 // a line, so that every inner loop runs over neighbouring numbers.
 struct Row {

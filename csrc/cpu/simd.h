@@ -14,6 +14,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/bf16.h"
 
@@ -75,6 +76,7 @@ typedef float Vector __attribute__((vector_size(4 * kBlock), aligned(4), may_ali
 typedef int32_t Lanes __attribute__((vector_size(4 * kBlock)));
 typedef uint32_t Bits __attribute__((vector_size(4 * kBlock)));
 typedef uint16_t Halves __attribute__((vector_size(2 * kBlock), aligned(2), may_alias));
+typedef uint8_t Levels __attribute__((vector_size(kBlock), aligned(1), may_alias));
 
 AVFMAE_INLINE const Vector& vector_at(const float* p) { return *reinterpret_cast<const Vector*>(p); }
 AVFMAE_INLINE Vector& vector_at(float* p) { return *reinterpret_cast<Vector*>(p); }
@@ -157,6 +159,16 @@ struct Numbers {
     }
   }
 };
+
+// n numbers, and zeros: nothing beyond is read.
+AVFMAE_INLINE Vector vector_of(const float* x, int n) { return Numbers(x).vector(0, n); }
+
+AVFMAE_INLINE Vector vector_of(const uint8_t* x, int n) {
+  uint8_t some[kBlock] = {};
+  if (n < kBlock) std::memcpy(some, x, n), x = some;
+  const Halves wide = __builtin_convertvector(*reinterpret_cast<const Levels*>(x), Halves);
+  return __builtin_convertvector(__builtin_convertvector(wide, Lanes), Vector);
+}
 
 AVFMAE_INLINE float dot(const float* __restrict__ x, const float* __restrict__ y, int n) {
   float s = 0;
