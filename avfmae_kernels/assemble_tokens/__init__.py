@@ -20,8 +20,8 @@ def assemble_tokens(
 
     Gradient flows to ``visible`` and ``mask_token``; positions are a fixed table. Floor: bytes. Forward reads the visible tokens
     and their positions (which stay in cache) and writes the sequence; backward hands a slice of the gradient on and sums the rest.
-    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``make bench``): 2.5 times as fast as the reference, at 12 % of the rate
-    of a copy that stays in cache. No GPU yet.
+    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): 1.4 times as fast as the reference, at 11 % of
+    the rate of a copy. No GPU yet.
 
     Args:
         visible: (B, Nv, C) float32, bfloat16 or float16, contiguous.
