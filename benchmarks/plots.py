@@ -153,7 +153,8 @@ def roofline(folder: Path) -> Figure | None:
         x = np.geomspace(0.1, 300, 200)
         for precision, rate in products.items():
             axis.plot(x, np.minimum(copy * x, rate), color="black", lw=1, ls="-" if precision == "float32" else "--", label=f"roof, {precision}")
-        colours = dict(zip(dict.fromkeys(r["op"] for r in rows), plt.get_cmap("tab10").colors, strict=False))
+        ops = list(dict.fromkeys(r["op"] for r in rows))
+        colours = dict(zip(ops, plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(ops))).tolist(), strict=True))
         for row in rows:
             axis.scatter(float(row["flops_per_byte"]), float(row["gflops"]), s=26, marker=MARKS[row["implementation"]], color=colours[row["op"]],
                          alpha=0.35 if row["implementation"] == "reference" else 0.9)  # fmt: skip
