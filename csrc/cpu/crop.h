@@ -46,44 +46,34 @@ class CroppedTubelet {
     }
   }
 
-  // The box's stored lines lie side by side in vectors while columns are summed up, so that these sums need no gathering.
   void resample(const uint8_t* frame, int64_t line, float* out) {
-    const int width = grid_.pw * kChannels;
+    const int width = grid_.pw * kChannels, stride = padded(width);
     const auto [lowest_x, highest_x] = std::minmax_element(first_x_.begin(), first_x_.end());
     const auto [lowest_y, highest_y] = std::minmax_element(first_y_.begin(), first_y_.end());
     const int left = *lowest_x, top = *lowest_y, lines = *highest_y + taps_y_ - top, stored = (*highest_x + taps_x_ - left) * kChannels;
-    turned_.resize(padded(stored) * padded(lines));
-    squeezed_.resize(padded(width) * padded(lines));
-    lines_.resize(squeezed_.size());
-    turn(frame + top * line + left * kChannels, line, lines, stored);
-    squeeze(left, padded(lines));
-    for (int i = 0; i < grid_.ph; ++i) stack(lines_.data() + (first_y_[i] - top) * padded(width), &weights_y_[i * taps_y_], out + i * width);
+    turned_.resize(padded(stored) * kBlock), squeezed_.resize(stride * kBlock), lines_.resize(padded(lines) * stride);
+    for (int l = 0; l < lines; l += kBlock)
+      squeeze(frame + (top + l) * line + left * kChannels, line, std::min(kBlock, lines - l), left, stored, lines_.data() + l * stride);
+    for (int i = 0; i < grid_.ph; ++i) stack(lines_.data() + (first_y_[i] - top) * stride, &weights_y_[i * taps_y_], out + i * width);
   }
 
-  // turned_ (numbers of a line, lines): the stored lines, the last one repeated up to whole vectors.
-  AVFMAE_CLONES void turn(const uint8_t* from, int64_t line, int lines, int stored) {
-    for (int first = 0; first < lines; first += kBlock)
-      for (int i = 0; i < stored; i += kBlock) {
-        Vector x[kBlock];
-        for (int l = 0; l < kBlock; ++l) x[l] = vector_of(from + std::min(first + l, lines - 1) * line + i, stored - i);
-        transpose(x);
-        for (int k = 0; k < kBlock; ++k) vector_at(turned_.data() + (i + k) * padded(lines) + first) = x[k];
-      }
-  }
-
-  // squeezed_ (numbers of the places, lines): every place's weighted columns. lines_ is squeezed_ turned back.
-  AVFMAE_CLONES void squeeze(int left, int lines) {
-    for (int i = 0; i < grid_.pw; ++i) {
-      const float* column = turned_.data() + (first_x_[i] - left) * kChannels * lines;
-      const float* weight = &weights_x_[i * taps_x_];
-      for (int c = 0; c < kChannels; ++c)
-        for (int l = 0; l < lines; l += kBlock) {
-          Vector sum{};
-          for (int k = 0; k < taps_x_; ++k) sum += weight[k] * vector_at(column + (k * kChannels + c) * lines + l);
-          vector_at(squeezed_.data() + (i * kChannels + c) * lines + l) = to_range(sum);  // a cubic overshoots
-        }
+  // 16 stored lines at the places' columns. They lie side by side in vectors meanwhile, so that a place's columns need no gathering.
+  AVFMAE_CLONES void squeeze(const uint8_t* from, int64_t line, int count, int left, int stored, float* out) {
+    for (int i = 0; i < stored; i += kBlock) {
+      Vector x[kBlock];
+      for (int l = 0; l < kBlock; ++l) x[l] = vector_of(from + std::min(l, count - 1) * line + i, stored - i);
+      transpose(x);
+      for (int k = 0; k < kBlock; ++k) vector_at(turned_.data() + (i + k) * kBlock) = x[k];
     }
-    transpose(squeezed_.data(), lines_.data(), padded(grid_.pw * kChannels), lines);
+    for (int i = 0; i < grid_.pw; ++i) {
+      const float *column = turned_.data() + (first_x_[i] - left) * kChannels * kBlock, *weight = &weights_x_[i * taps_x_];
+      for (int c = 0; c < kChannels; ++c) {
+        Vector sum{};
+        for (int k = 0; k < taps_x_; ++k) sum += weight[k] * vector_at(column + (k * kChannels + c) * kBlock);
+        vector_at(squeezed_.data() + (i * kChannels + c) * kBlock) = to_range(sum);  // a cubic overshoots
+      }
+    }
+    transpose(squeezed_.data(), out, padded(grid_.pw * kChannels), kBlock);
   }
 
   AVFMAE_CLONES void stack(const float* lines, const float* weight, float* out) const {

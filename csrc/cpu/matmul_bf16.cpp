@@ -428,8 +428,8 @@ void matmul_adamw_into(const Tensor& a, const Tensor& b, const Tensor param, con
   STD_TORCH_CHECK(param.scalar_type() == ScalarType::Float && exp_avg.scalar_type() == (compact ? ScalarType::Char : ScalarType::Float) &&
                       exp_avg_sq.scalar_type() == (compact ? ScalarType::BFloat16 : ScalarType::Float),
                   "matmul_adamw: weights must be float32, and moments both float32 or both compact");
+  STD_TORCH_CHECK(lines.is_contiguous() && lines.numel() == p.M && lines.scalar_type() == ScalarType::Float, "matmul_adamw: out must be float32 (M)");
   const Rule rule = Recipe{scalar(lr), beta1, beta2, eps, weight_decay, 1}.rule(scalar(step_of) += 1);
-  STD_TORCH_CHECK(lines.is_contiguous() && lines.numel() == p.M && lines.scalar_type() == ScalarType::Float, "matmul_adamw: out must be float32, a number a row");
   std::vector<float> sums(p.panels * p.blocks);
   for_parts(p, [&](const Part& part) {
     float *w = data<float>(param), *of_rows = data<float>(lines);
