@@ -195,7 +195,7 @@ def test_what_is_not_finite_stays_as_it_is_where_squares_are_asked_for(compact):
 
 @pytest.mark.parametrize("compact", [False, True], ids=["float32", "compact"])
 @pytest.mark.parametrize("implementation", ["cpp", "reference"])
-@pytest.mark.parametrize("size", [(32, 64, 96), (7, 5, 32), (352, 257, 64)], ids=str)
+@pytest.mark.parametrize("size", [(32, 64, 96), (7, 5, 32), (352, 257, 64), (600, 40, 1024)], ids=str)
 def test_adamw_of_a_product(size, implementation, compact):
     """As with the product written, weights, moments, norm and bias gradients."""
     require("matmul_adamw", implementation)
@@ -226,3 +226,19 @@ def test_adamw_of_a_product(size, implementation, compact):
     with K.use(implementation):
         K.matmul_adamw(grad, a, *fused, lr, BETAS, 1e-8, 0.05, squares)
     assert fused[0].isfinite().all() and torch.equal(fused[0][0], kept[0]) and squares.isnan()
+
+
+def test_adamw_of_a_product_writes_sums_where_it_is_told_or_does_nothing():
+    require("matmul_adamw", "cpp")
+    grad, a, lr = torch.randn(32, 64), torch.randn(32, 96), torch.tensor(1e-2)
+    state = [torch.zeros(64, 96), torch.zeros(64, 96), torch.zeros(64, 96), torch.zeros(())]
+
+    def update(out):
+        torch.ops.avfmae.matmul_adamw.out(grad.mT, a, *state, lr, *BETAS, 1e-8, 0.05, torch.zeros(()), out_x=out)
+
+    for wrong in (torch.empty(63), torch.empty(64, dtype=torch.bfloat16), torch.empty(128)[::2]):
+        with pytest.raises(RuntimeError, match="out must be"):
+            update(wrong)
+    assert not any(map(torch.any, state))
+    update(sums := torch.empty(64))
+    assert float(state[3]) == 1 and torch.allclose(sums, grad.bfloat16().float().sum(0), atol=1e-5)
