@@ -97,7 +97,8 @@ class EvolutionaryRefinement(nn.Module):
         conv, norm, activation = layers
         attention = (joint @ tokens.mT * joint.shape[-1] ** -0.5).softmax(dim=-1)
         y = K.linear(attention @ tokens, conv.weight.squeeze(-1), conv.bias)  # a kernel of one place
-        return activation(norm(y.mT)).mT.contiguous()
+        # contiguous: torch's batch norm of anything else has other strides than a compiler is told
+        return activation(norm(y.mT.contiguous())).mT.contiguous()
 
 
 class UnitAggregation(nn.Module):
