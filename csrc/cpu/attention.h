@@ -83,7 +83,7 @@ AVFMAE_INLINE void probabilities(const Attention& a, HeadScratch& s, int count) 
   for (int i = 0; i < count; ++i) softmax(s.p.data() + i * s.N, a.keys, s.N, a.scale);
 }
 
-AVFMAE_CLONES inline void attend(const Attention& a, const AttentionData& t, int64_t b, int h, HeadScratch& s) {
+AVFMAE_VECTOR_CLONES inline void attend(const Attention& a, const AttentionData& t, int64_t b, int h, HeadScratch& s) {
   const int D = s.D;
   load_rows(t.kv, a.k, b, 0, a.keys, h, a.size, s.k.data(), D);
   load_rows(t.kv, a.v, b, 0, a.keys, h, a.size, s.v.data(), D);
@@ -99,7 +99,7 @@ AVFMAE_CLONES inline void attend(const Attention& a, const AttentionData& t, int
 }
 
 // Gradients of one head; the probabilities come from q and k once more. `out`, where given, gets the answer again.
-AVFMAE_CLONES inline void attend_backward(const Attention& a, const AttentionData& t, int64_t b, int h, HeadScratch& s) {
+AVFMAE_VECTOR_CLONES inline void attend_backward(const Attention& a, const AttentionData& t, int64_t b, int h, HeadScratch& s) {
   const int D = s.D, N = s.N;
   load_rows(t.kv, a.k, b, 0, a.keys, h, a.size, s.k.data(), D);
   load_rows(t.kv, a.v, b, 0, a.keys, h, a.size, s.v.data(), D);

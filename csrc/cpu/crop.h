@@ -58,7 +58,7 @@ class CroppedTubelet {
   }
 
   // 16 stored lines at the places' columns. They lie side by side in vectors meanwhile, so that a place's columns need no gathering.
-  AVFMAE_CLONES void squeeze(const uint8_t* from, int64_t line, int count, int left, int stored, float* out) {
+  AVFMAE_VECTOR_CLONES void squeeze(const uint8_t* from, int64_t line, int count, int left, int stored, float* out) {
     for (int i = 0; i < stored; i += kBlock) {
       Vector x[kBlock];
       for (int l = 0; l < kBlock; ++l) x[l] = vector_of(from + std::min(l, count - 1) * line + i, stored - i);
@@ -76,7 +76,7 @@ class CroppedTubelet {
     transpose(squeezed_.data(), out, padded(grid_.pw * kChannels), kBlock);
   }
 
-  AVFMAE_CLONES void stack(const float* lines, const float* weight, float* out) const {
+  AVFMAE_VECTOR_CLONES void stack(const float* lines, const float* weight, float* out) const {
     const int width = grid_.pw * kChannels, stride = padded(width);
     for_vectors(width, [&](int i, int n) AVFMAE_FLATTEN {
       Vector sum{};

@@ -31,7 +31,7 @@ void fold(std::vector<float>& line, int channels, double scale) {
 
 // row.target becomes the standardised frame-difference target of a tubelet.
 template <typename In>
-AVFMAE_CLONES void standardise(const In* tubelet, const PatchGrid& grid, float eps, Row& row) {
+AVFMAE_VECTOR_CLONES void standardise(const In* tubelet, const PatchGrid& grid, float eps, Row& row) {
   const int line = grid.pw * grid.channels, lines = grid.pt * grid.ph, n = grid.pixels();
   const Numbers x(row.target.data()), mean(row.mean.data()), inverse(row.inverse.data());
   for_vectors(line, [&](int i, int count) AVFMAE_FLATTEN {
@@ -65,7 +65,7 @@ AVFMAE_CLONES void standardise(const In* tubelet, const PatchGrid& grid, float e
   });
 }
 
-AVFMAE_CLONES float square_error(const Numbers& pred, int64_t first, const Numbers& target, int size) {
+AVFMAE_VECTOR_CLONES float square_error(const Numbers& pred, int64_t first, const Numbers& target, int size) {
   Vector squares{};
   for_vectors(size, [&](int i, int n) AVFMAE_FLATTEN {
     const Vector d = pred.vector(first + i, n) - target.vector(i, n);
@@ -74,7 +74,7 @@ AVFMAE_CLONES float square_error(const Numbers& pred, int64_t first, const Numbe
   return sum_of(squares);
 }
 
-AVFMAE_CLONES void slopes_of(const Numbers& pred, int64_t first, const Numbers& target, int size, float scale, const Numbers& slopes) {
+AVFMAE_VECTOR_CLONES void slopes_of(const Numbers& pred, int64_t first, const Numbers& target, int size, float scale, const Numbers& slopes) {
   slopes.prefetch_to_write(first, size);
   for_vectors(size, [&](int i, int n) AVFMAE_FLATTEN { slopes.put(first + i, scale * (pred.vector(first + i, n) - target.vector(i, n)), n); });
 }

@@ -20,8 +20,11 @@
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
 #define AVFMAE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+// Of work on Vectors: where these are no registers, GCC's 256-bit code for them is slower than its 128-bit code.
+#define AVFMAE_VECTOR_CLONES __attribute__((target_clones("arch=x86-64-v4", "default")))
 #else
 #define AVFMAE_CLONES
+#define AVFMAE_VECTOR_CLONES
 #endif
 #define AVFMAE_FLATTEN __attribute__((always_inline))  // of a lambda, which is compiled for the generation of its caller only if it is inlined
 #define AVFMAE_INLINE inline AVFMAE_FLATTEN

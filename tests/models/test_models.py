@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from backends import interpret
+from backends import interpret, require
 from correctness import kept_numbers
 
 import avfmae
@@ -222,9 +222,10 @@ def test_a_step_keeps_less_than_the_plain_path():
 
 def test_no_copy_between_the_stages_of_a_block():
     """Stages I to IV read and write one buffer's slots: nothing is concatenated, cloned or transposed in memory."""
+    require("region_attention", "cpp")
     block = LGIBlock(64, 1)
     x, branch = (torch.randn(2, 4, 6, 64, requires_grad=True).sin() for _ in range(2))
-    with torch.profiler.profile(record_shapes=True) as profile:
+    with K.use("cpp"), torch.profiler.profile(record_shapes=True) as profile:
         total, last = block(x, branch)
         torch.autograd.backward((total, last), (torch.ones_like(total), torch.ones_like(last)))
     names = ("aten::cat", "aten::clone", "aten::copy_", "aten::_to_copy")
