@@ -16,8 +16,8 @@ def crop_clips(video: Tensor, boxes: Tensor, size: Sequence[int], filter: str = 
     Along each axis, place :math:`i` of :math:`n` lies at :math:`c = begin + (i + 1/2)\,s` with :math:`s = (end - begin)/n`, stored pixel
     :math:`k` at :math:`k + 1/2`. Its weight is the filter's at :math:`|k + 1/2 - c| / \max(1, |s|)`, divided by the weights' sum.
 
-    Floor: bytes, of the box once and of the result once. Measured (two cores of an AMD EPYC with AVX-512, 176 to 160 pixels): 0.55 ms a clip of
-    16 frames bilinear and 0.6 bicubic, 27 to 33 times the reference's speed; Pillow takes 2.8 ms on one of the cores. A GPU runs two matrix products.
+    Floor: bytes, of the box once and of the result once. Measured (two cores of an AMD EPYC with AVX-512, 176 to 160 pixels): 0.5 ms a clip of
+    16 frames bilinear and 0.6 bicubic, 27 times the reference's speed; Pillow takes 2.8 ms on one of the cores. A GPU runs two matrix products.
 
     Args:
         video: (B, T, H, W, 3) uint8.

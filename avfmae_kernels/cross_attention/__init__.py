@@ -20,8 +20,8 @@ def cross_attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
     Floor: bytes. Forward reads C numbers a query and 2C a key, and writes C a query; backward reads q, kv and the gradient and
     writes as much as q and kv are, as the probabilities come from q and k once more and nothing but ``q`` and ``kv`` is kept. The
     shorter side stays in registers while the longer one streams by once (few queries: twice, the second time from cache).
-    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): at 80×8 the C++ kernel is 2.3 times as fast
-    as the reference forward and 2.9 times backward, at 13 % of the rate of a copy, as a CPU is bound by the products. No GPU yet.
+    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): at 80×8 the C++ kernel is 2.1 times as fast
+    as the reference forward and 3 times backward, at 10 % of the rate of a copy, as a CPU is bound by the products. No GPU yet.
 
     Args:
         q: (B, Nq, C) float32, bfloat16 or float16. kv: (B, Nk, 2C), same dtype and device. In both the columns lie side by

@@ -39,8 +39,8 @@ def gather_patches(
     gives it (bilinear, rounded to levels): its pixels are resampled where they are gathered, and the cropped clip never exists.
 
     Floor: bytes. It reads B·N·3·pt·ph·pw bytes once and writes as many numbers of ``dtype``.
-    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): the C++ kernel is 3.4 times as fast as the
-    reference, at 5 GB/s, and through boxes 86 times. No GPU yet.
+    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): the C++ kernel is 3 times as fast as the
+    reference, at 3 GB/s, and through boxes 80 times. No GPU yet.
 
     Args:
         video: (B, T, H, W, 3) uint8, RGB. T, H, W are multiples of ``patch``. Made contiguous if it is not.

@@ -36,8 +36,8 @@ def masked_patch_loss(
     Tokens of weight 0 are neither read nor compared. Gradient flows to ``pred`` and to ``weight``.
 
     Floor: bytes. Forward reads the predictions and the source's patches once; backward the same, and writes the gradient.
-    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): the C++ kernel is 15 to 22 times as fast as
-    the reference, through boxes too, at 10 GB/s forward and 16 backward. No GPU yet.
+    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): the C++ kernel is 11 to 19 times as fast as
+    the reference, through boxes 28 times, at 9 GB/s forward and 15 backward. No GPU yet.
 
     Args:
         pred: (B, N, P) float32, bfloat16 or float16; P numbers in the order (time, row, column, channel).

@@ -58,7 +58,7 @@ struct Norm {
 };
 
 AVFMAE_VECTOR_CLONES void norm_row(const Norm& norm, const View& x, const View& residual, const View& sum_out, const View& out, float* stats,
-                            int64_t r, float* row) {
+                                   int64_t r, float* row) {
   const int C = norm.C;
   out.prefetch_to_write(r, C);
   if (sum_out) sum_out.prefetch_to_write(r, C);
@@ -89,7 +89,7 @@ struct Slopes {
 
 // x and g: memory of a row each.
 AVFMAE_VECTOR_CLONES void slope_row(const Norm& norm, const View& grad_sum, const View& grad, const View& sum_in, const float* stats,
-                             const Slopes& slopes, const View& again, float* d_weight, float* d_bias, int64_t r, float* x, float* g) {
+                                    const Slopes& slopes, const View& again, float* d_weight, float* d_bias, int64_t r, float* x, float* g) {
   const int C = norm.C;
   for (const View* to : {&slopes.x, &slopes.residual, &again})
     if (*to) to->prefetch_to_write(r, C);

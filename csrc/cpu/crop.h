@@ -81,7 +81,7 @@ class CroppedTubelet {
     for_vectors(width, [&](int i, int n) AVFMAE_FLATTEN {
       Vector sum{};
       for (int k = 0; k < taps_y_; ++k) sum += weight[k] * vector_at(lines + k * stride + i);
-      sum = to_range(sum) + kHalf;
+      sum = to_range(sum) + kHalf;  // to_level
       Numbers(out).put(i, __builtin_convertvector(__builtin_convertvector(sum, Lanes), Vector), n);
     });
   }
