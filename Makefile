@@ -4,9 +4,9 @@ BIN := .venv/bin
 
 .PHONY: demo test lint bench gpu-check clean
 
-.venv/.installed: pyproject.toml setup.py constraints.txt $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+.venv/.installed: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade "setuptools>=77" "pybind11>=3" wheel
+	$(BIN)/pip install --quiet --upgrade "setuptools>=77" "pybind11>=3" ninja wheel
 	$(BIN)/pip install --quiet -r constraints.txt
 	$(BIN)/pip install --no-build-isolation -e ".[dev]" -c constraints.txt
 	touch $@

@@ -1,125 +1,236 @@
-"""Builds the two compiled modules. Neither is required: without them the package runs on its Python twins and says so.
+"""Builds the compiled modules. None is required: without them the package runs on its PyTorch and NumPy twins and says so.
 
-``avfmae_kernels._C``     kernels over the torch stable ABI (target 2.11, abi3): CPU always, CUDA when the installed
-                          torch has CUDA and a toolkit is found.
-``avfmae_kernels._host``  NumPy-facing helpers for data workers (pybind11).
+``avfmae_kernels._cpu_*``  kernels for the CPU over the torch stable ABI, one module for each processor generation.
+``avfmae_kernels._cuda``   kernels for NVIDIA GPUs, where torch has CUDA and a toolkit is found.
+``avfmae_kernels._host``   NumPy-facing helpers for data workers (pybind11).
 
-AVFMAE_BUILD = auto (default) | cuda | cpu | none chooses; ``cuda`` fails loudly where CUDA cannot be built.
-AVFMAE_CUDA_ARCHS = "80;90;100" chooses the GPU generations.
+AVFMAE_BUILD = auto (default) | cuda | cpu | none chooses. ``auto`` builds what can be built; ``cuda`` and ``cpu`` fail where that cannot.
+AVFMAE_CUDA_ARCHS = "80;90;100+PTX;120+PTX" chooses GPU generations; "+PTX" adds code that later ones compile.
+AVFMAE_TORCH = the folder of the torch package to compile against, where it is not found by itself.
+
+What was built, and why something was not, is kept in ``avfmae_kernels/_build.json``.
 """
 
+import importlib.util
+import json
 import os
+import platform
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 CHOICE = os.environ.get("AVFMAE_BUILD", "auto")
-ARCHS = os.environ.get("AVFMAE_CUDA_ARCHS", "80;90;100").split(";")
-TORCH = Path(sysconfig.get_path("platlib")) / "torch"  # found, not imported: works in an isolated build too
+ARCHS = os.environ.get("AVFMAE_CUDA_ARCHS", "80;90;100+PTX;120+PTX").split(";")
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY", "-DPy_LIMITED_API=0x030b0000"]
 # sqrt sets errno, comparisons trap: as far as the compiler knows, and then it does not vectorise them
-OPTIMISE = ["-O3", "-std=c++20", "-fvisibility=hidden", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+OPTIMISE = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-DNDEBUG"]
+X86_GENERATIONS = {
+    "avx2": ["-march=x86-64-v3"],
+    "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+    "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"],
+}
+GENERATIONS = X86_GENERATIONS if platform.machine() in ("x86_64", "AMD64") else {"baseline": []}
 
 if CHOICE not in ("auto", "cuda", "cpu", "none"):
     sys.exit(f"AVFMAE_BUILD={CHOICE!r}: expected auto, cuda, cpu or none")
 
 
-def cuda_home() -> Path | None:
-    nvcc = shutil.which("nvcc")
-    home = os.environ.get("CUDA_HOME") or (nvcc and Path(nvcc).resolve().parent.parent)
-    return Path(home) if home and (Path(home) / "bin" / "nvcc").exists() else None
+class Missing(Exception):
+    """What a module needs to be built and is not there."""
 
 
-def torch_has_cuda() -> bool:
-    return re.search(r"^cuda\b[^=]*= *['\"]", (TORCH / "version.py").read_text(), re.MULTILINE) is not None
+def torch_folders() -> Iterator[Path]:
+    """Where the torch may lie that will load the kernels, most likely place first.
+
+    A frontend that builds in an environment of its own (pip, ``python -m build``, uv) hides the environment that asked for it. That
+    one is still known as the active environment, as the ``python`` on PATH, or as the interpreter of the parent process.
+    """
+    if given := os.environ.get("AVFMAE_TORCH"):
+        yield Path(given)
+        return
+    if spec := importlib.util.find_spec("torch"):
+        yield Path(spec.origin).parent
+    yield Path(sysconfig.get_path("platlib")) / "torch"
+    environments = [Path(os.environ[name]) / "bin" / "python" for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if name in os.environ]
+    parent = Path(f"/proc/{os.getppid()}/cmdline")
+    if parent.exists() and "python" in (first := parent.read_bytes().split(b"\0")[0].decode(errors="replace")):
+        environments.append(Path(shutil.which(first) or first))
+    environments += [Path(found) for name in ("python", "python3") if (found := shutil.which(name))]
+    for interpreter in environments:
+        if interpreter.exists():
+            code = "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s else '')"
+            done = subprocess.run([interpreter, "-I", "-c", code], capture_output=True, text=True)
+            if done.returncode == 0 and done.stdout.strip():
+                yield Path(done.stdout.strip()).parent
 
 
-def kernels(with_cuda: bool) -> Extension:
-    sources = sorted(map(str, Path("csrc/cpu").glob("*.cpp")))
-    extension = Extension(
-        "avfmae_kernels._C",
-        sources,
-        include_dirs=["csrc", str(TORCH / "include")],
-        library_dirs=[str(TORCH / "lib")],
-        libraries=["torch", "torch_cpu"],
-        extra_compile_args=[*OPTIMISE, *STABLE_ABI],
-        depends=sorted(map(str, Path("csrc/common").glob("*.h"))),
+def torch_folder() -> Path:
+    """The folder of a torch that has the stable ABI's headers."""
+    for folder in torch_folders():
+        if (folder / "include" / "torch" / "csrc" / "stable" / "library.h").exists():
+            return folder
+    raise Missing(
+        "no torch was found when the package was built; with torch installed, reinstall by "
+        "`pip install --no-build-isolation --no-deps --force-reinstall` of the same source (or set AVFMAE_TORCH to torch's folder)"
+    )
+
+
+def torch_version(torch: Path) -> tuple[str, str | None]:
+    """torch's version and its CUDA's, read and not imported."""
+    text = (torch / "version.py").read_text()
+    version = re.search(r"^__version__ *= *['\"](.+?)['\"]", text, re.MULTILINE)
+    cuda = re.search(r"^cuda\b[^=]*= *['\"](.+?)['\"]", text, re.MULTILINE)
+    return version[1], cuda and cuda[1]
+
+
+def cxx() -> str:
+    """The C++ compiler."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler or not shutil.which(shlex.split(compiler)[0]):
+        raise Missing(f"no C++ compiler was found when the package was built ({'CXX=' + compiler if compiler else 'c++, g++ or clang++ on PATH'})")
+    return compiler
+
+
+def ninja() -> str:
+    try:
+        import ninja
+
+        return str(Path(ninja.BIN_DIR) / "ninja")
+    except ImportError:
+        if found := shutil.which("ninja"):
+            return found
+        raise Missing("ninja was not found when the package was built; `pip install ninja`, then reinstall") from None
+
+
+def cuda_home() -> Path:
+    """The CUDA toolkit's folder, asked of nvcc where that is a script or a link."""
+    if home := os.environ.get("CUDA_HOME"):
+        places = [Path(home)]
+    elif nvcc := shutil.which("nvcc"):
+        said = subprocess.run([nvcc, "-v", "-dryrun", "-x", "cu", "-c", os.devnull], capture_output=True, text=True)
+        top = re.search(r"^#\$ TOP=(.+)$", said.stderr, re.MULTILINE)
+        places = ([Path(top[1]).resolve()] if top else []) + [Path(nvcc).resolve().parent.parent]
+    else:
+        raise Missing("no CUDA toolkit was found when the package was built (CUDA_HOME, or nvcc on PATH)")
+    for place in places:
+        if (place / "include" / "cuda_runtime.h").exists():
+            return place
+    raise Missing(f"no include/cuda_runtime.h under {' or '.join(map(str, places))}")
+
+
+def extensions() -> tuple[list[Extension], dict[str, str]]:
+    """The modules to build, and why the others are not."""
+    if CHOICE == "none":
+        return [], dict.fromkeys(("_cpu", "_cuda", "_host"), "AVFMAE_BUILD=none when the package was built")
+    wanted = {"_cpu": cpu_kernels, "_host": host, "_cuda": cuda_kernels}
+    if CHOICE == "cpu":
+        del wanted["_cuda"]
+    modules, missing = [], {"_cuda": "AVFMAE_BUILD=cpu when the package was built"} if CHOICE == "cpu" else {}
+    for name, make in wanted.items():
+        try:
+            cxx(), ninja()
+            modules += make()
+        except Missing as reason:
+            if CHOICE == "cuda" or (CHOICE == "cpu" and name != "_cuda"):
+                sys.exit(f"AVFMAE_BUILD={CHOICE}, but {reason}")
+            missing[name] = str(reason)
+    return modules, missing
+
+
+def linked_to_torch(name: str, sources: list[str], flags: list[str], libraries: list[str], **options) -> Extension:
+    """A module over the stable ABI; one binary for every Python from 3.11 and torch from 2.11."""
+    torch = torch_folder()
+    return Extension(
+        f"avfmae_kernels.{name}",
+        ["csrc/module.cpp", *sources],
+        include_dirs=["csrc", *options.pop("include_dirs", []), str(torch / "include"), sysconfig.get_path("include")],
+        library_dirs=[str(torch / "lib"), *options.pop("library_dirs", [])],
+        libraries=["torch", "torch_cpu", *libraries],
+        extra_compile_args=[*OPTIMISE, *STABLE_ABI, f"-DAVFMAE_MODULE={name}", *flags],
         py_limited_api=True,
     )
-    if with_cuda:
-        extension.sources += sorted(map(str, Path("csrc/cuda").glob("*.cu")))
-        extension.include_dirs.append(str(cuda_home() / "include"))
-        extension.library_dirs.append(str(cuda_home() / "lib64"))
-        extension.libraries += ["torch_cuda", "cudart"]
-    return extension
 
 
-def host() -> Extension:
+def cpu_kernels() -> list[Extension]:
+    sources = sorted(map(str, Path("csrc/cpu").glob("*.cpp")))
+    return [linked_to_torch(f"_cpu_{name}", sources, flags, []) for name, flags in GENERATIONS.items()]
+
+
+def cuda_kernels() -> list[Extension]:
+    version, cuda = torch_version(torch_folder())
+    if cuda is None:
+        raise Missing(f"torch {version} has no CUDA")
+    home = cuda_home()
+    options = {"include_dirs": [str(home / "include")], "library_dirs": [str(home / "lib64")]}
+    return [linked_to_torch("_cuda", sorted(map(str, Path("csrc/cuda").glob("*.cu"))), ["-DUSE_CUDA"], ["torch_cuda", "cudart"], **options)]
+
+
+def host() -> list[Extension]:
     import pybind11
 
-    return Extension(
-        "avfmae_kernels._host",
-        sorted(map(str, Path("csrc/host").glob("*.cpp"))),
-        include_dirs=["csrc", pybind11.get_include()],
-        extra_compile_args=OPTIMISE,
-        depends=sorted(map(str, Path("csrc/common").glob("*.h"))),
-    )
+    sources = sorted(map(str, Path("csrc/host").glob("*.cpp")))
+    includes = ["csrc", pybind11.get_include(), sysconfig.get_path("include")]
+    return [Extension("avfmae_kernels._host", sources, include_dirs=includes, extra_compile_args=[*OPTIMISE, "-fvisibility=hidden"])]
 
 
-def extensions() -> list[Extension]:
-    if CHOICE == "none":
-        return []
-    if not TORCH.exists():
-        if CHOICE == "cuda":
-            sys.exit(f"AVFMAE_BUILD=cuda, but no torch is installed in {TORCH.parent}")
-        print(f"avfmae: no torch in {TORCH.parent}; building without avfmae_kernels._C", file=sys.stderr)
-        return [host()]
-    with_cuda = CHOICE != "cpu" and torch_has_cuda() and cuda_home() is not None
-    if CHOICE == "cuda" and not with_cuda:
-        reason = "no CUDA toolkit was found (CUDA_HOME or nvcc on PATH)" if torch_has_cuda() else "torch has no CUDA"
-        sys.exit(f"AVFMAE_BUILD=cuda, but {reason}")
-    return [kernels(with_cuda), host()]
+def for_nvcc(flags: list[str]) -> list[str]:
+    """The flags of a C++ source as nvcc takes them, with the GPU generations."""
+    for_host = [f for f in flags if f.startswith("-f")]
+    archs = []
+    for arch in ARCHS:
+        number = arch.removesuffix("+PTX")
+        archs.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        if arch.endswith("+PTX"):
+            archs.append(f"-gencode=arch=compute_{number},code=compute_{number}")
+    return [*(f for f in flags if f not in for_host), f"-Xcompiler={','.join(for_host)}", "-lineinfo", *archs]
 
 
 class BuildExt(build_ext):
-    """setuptools' build_ext that hands ``.cu`` files to nvcc."""
+    """Compiles and links all modules in one run of ninja, on all cores, and only what has changed since the last one."""
 
-    def build_extension(self, ext):
-        self.compiler.src_extensions.append(".cu")
-        compile_cpp = self.compiler._compile
+    def build_extensions(self) -> None:
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        (build / "build.ninja").write_text("\n".join(self.ninja_lines(build)))
+        jobs = [f"-j{self.parallel}"] if self.parallel else []
+        subprocess.run([ninja(), "-C", build, *jobs], check=True)
 
-        def compile_one(obj, src, extension, cc_args, extra_postargs, pp_opts):
-            if not src.endswith(".cu"):
-                return compile_cpp(obj, src, extension, cc_args, extra_postargs, pp_opts)
-            archs = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in ARCHS]
-            command = [
-                str(cuda_home() / "bin" / "nvcc"),
-                "-c",
-                src,
-                "-o",
-                obj,
-                *pp_opts,
-                "-O3",
-                "-std=c++20",
-                "-DUSE_CUDA",
-                *STABLE_ABI,
-                *archs,
-                "-Xcompiler=-fPIC,-fvisibility=hidden",
-                "-lineinfo",
-            ]
-            subprocess.run(command, check=True)
-
-        self.compiler._compile = compile_one
-        try:
-            super().build_extension(ext)
-        finally:
-            self.compiler._compile = compile_cpp
+    def ninja_lines(self, build: Path) -> Iterator[str]:
+        yield "ninja_required_version = 1.5"
+        yield f"rule cxx\n  command = {cxx()} -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n  description = compile $out"
+        yield f"rule link\n  command = {cxx()} -shared $in -o $out $flags\n  description = link $out"
+        if any(source.endswith(".cu") for e in self.extensions for source in e.sources):
+            yield f"rule nvcc\n  command = {cuda_home() / 'bin' / 'nvcc'} -MD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n  description = compile $out"
+        for extension in self.extensions:
+            objects, includes = [], [f"-I{Path(folder).resolve()}" for folder in extension.include_dirs]
+            for source in extension.sources:
+                out = build / extension.name / f"{source}.o"
+                is_cuda = source.endswith(".cu")
+                flags = for_nvcc(extension.extra_compile_args) if is_cuda else extension.extra_compile_args
+                yield f"build {out}: {'nvcc' if is_cuda else 'cxx'} {Path(source).resolve()}\n  flags = {shlex.join([*includes, *flags])}"
+                objects.append(str(out))
+            module = Path(self.get_ext_fullpath(extension.name)).resolve()
+            links = [*(f"-L{folder}" for folder in extension.library_dirs), *(f"-l{library}" for library in extension.libraries)]
+            yield f"build {module}: link {' '.join(objects)}\n  flags = {shlex.join([*links, '-Wl,-s'])}"
+        yield ""
 
 
-setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExt})
+def keep_record(modules: list[Extension], missing: dict[str, str]) -> None:
+    """Writes what is built and why the rest is not, for ``avfmae doctor``; says the latter aloud too."""
+    record = {"modules": [m.name.rpartition(".")[2] for m in modules], "missing": missing}
+    Path("avfmae_kernels/_build.json").write_text(json.dumps(record, indent=1) + "\n")
+    for name, reason in missing.items():
+        print(f"avfmae: without avfmae_kernels.{name}: {reason}", file=sys.stderr)
+
+
+modules, missing = extensions()
+keep_record(modules, missing)
+setup(ext_modules=modules, cmdclass={"build_ext": BuildExt})

@@ -1,6 +1,7 @@
 """``avfmae doctor``: what this installation is made of, and which implementation of every op runs here, and why."""
 
 import importlib.metadata
+import os
 import platform
 
 import torch
@@ -10,7 +11,8 @@ from rich.table import Table
 import avfmae
 import avfmae_kernels
 from avfmae.data.audio import fbank_backend
-from avfmae_kernels.dispatch import COMPILED, COMPILED_MISSING, HOST_MISSING
+from avfmae_kernels import processor
+from avfmae_kernels.compiled import MISSING
 
 
 def _version(package: str) -> str | None:
@@ -22,7 +24,6 @@ def _version(package: str) -> str | None:
 
 def facts() -> dict[str, str]:
     """One line each: packages, devices, compiled modules, decoders."""
-    devices = sorted({device for _, device in COMPILED})
     gpu = "none"
     if torch.cuda.is_available():
         p = torch.cuda.get_device_properties(0)
@@ -33,8 +34,10 @@ def facts() -> dict[str, str]:
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} CPU threads, {torch.backends.cpu.get_cpu_capability()}",
         "triton": _version("triton") or "not installed",
         "GPU": gpu,
-        "compiled kernels": COMPILED_MISSING or f"avfmae_kernels._C for {', '.join(devices)}",
-        "compiled host module": HOST_MISSING or "avfmae_kernels._host",
+        "processor": f"{processor.LEVEL or platform.machine()}{' (AVFMAE_ISA)' if os.environ.get('AVFMAE_ISA') else ''}",
+        "compiled for CPU": MISSING["cpu"] or f"avfmae_kernels.{processor.module()}",
+        "compiled for CUDA": MISSING["cuda"] or "avfmae_kernels._cuda",
+        "compiled for workers": MISSING["host"] or "avfmae_kernels._host",
         "decoders": ", ".join(decoders) or "none: install decord2 or av",
         "filterbank": fbank_backend(),
         "flash-attn": _version("flash-attn") or "not installed (optional)",

@@ -1,6 +1,5 @@
 """Which implementation of an op runs, and the sentence that says why not another."""
 
-import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -8,25 +7,14 @@ from contextlib import contextmanager
 
 import torch
 
+from avfmae_kernels import processor
+from avfmae_kernels.compiled import MISSING
 from avfmae_kernels.schemas import SCHEMAS, WITHOUT_TRITON, library
 
 IMPLEMENTATIONS = ("cuda", "triton", "cpp", "reference")  # in the order that "auto" prefers them
 CHOICES = ("auto", *IMPLEMENTATIONS)
 
 
-def _import_compiled(name: str) -> str | None:
-    """Imports a compiled module; returns None, or why it is not there."""
-    if importlib.util.find_spec(f"avfmae_kernels.{name}") is None:
-        return f"avfmae_kernels.{name} was not built (reinstall with a C++ compiler; AVFMAE_BUILD must not be none)"
-    try:
-        importlib.import_module(f"avfmae_kernels.{name}")
-    except ImportError as error:
-        return f"avfmae_kernels.{name} does not load beside torch {torch.__version__}: {error}"
-    return None
-
-
-COMPILED_MISSING = _import_compiled("_C")
-HOST_MISSING = _import_compiled("_host")
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_USABLE = TRITON_INSTALLED and (TRITON_INTERPRETED or torch.version.cuda is not None)
@@ -90,11 +78,9 @@ def why_not(op: str, implementation: str, device: str) -> str | None:
     needed = {"cpp": "cpu", "cuda": "cuda"}[implementation]
     if device != needed:
         return f"runs on {needed} tensors only"
-    if COMPILED_MISSING:
-        return COMPILED_MISSING
-    if all(device != served for _, served in COMPILED):
-        return f"avfmae_kernels._C was built without {device.upper()} kernels"
-    if device == "cpu" and op in ("matmul_bf16", "matmul_adamw") and not torch.cpu._is_avx512_bf16_supported():
+    if MISSING[device]:
+        return MISSING[device]
+    if device == "cpu" and op in ("matmul_bf16", "matmul_adamw") and not processor.has("avx512_bf16"):
         return "this processor does not multiply bfloat16 (AVX512-BF16)"
     if (op, device) not in COMPILED:
         return f"it has no {'C++' if device == 'cpu' else 'CUDA C++'} kernel"
@@ -109,7 +95,7 @@ def _slow(op: str, implementation: str, device: str) -> bool:
     """Whether another implementation is faster. Triton's interpreter is for proving kernels."""
     if implementation == "triton":
         return device != "cuda"
-    return implementation == "cpp" and op in FOR_AVX512 and not torch.cpu._is_avx512_supported()
+    return implementation == "cpp" and op in FOR_AVX512 and not processor.has("avx512")
 
 
 def _automatic(op: str, device: str) -> str:
@@ -160,9 +146,5 @@ def explain() -> dict[str, dict[str, str]]:
     ):
         chosen = choose(op, torch.device(device))
         table[op] = {i: "runs" if i == chosen else why_not(op, i, device) or "can run" for i in IMPLEMENTATIONS}
-    host = "cpp" if HOST_MISSING is None else "reference"
-    table["sample_masks"] = {
-        "cpp": HOST_MISSING or "runs",
-        "reference": "runs" if host == "reference" else "can run",
-    }
+    table["sample_masks"] = {"cpp": MISSING["host"] or "runs", "reference": "runs" if MISSING["host"] else "can run"}
     return table

@@ -10,15 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from avfmae_kernels import processor
 from avfmae_kernels.dispatch import why_not
 
 ONEDNN = (
     torch.backends.mkldnn.is_available()
-    and "AVX512" in torch.backends.cpu.get_cpu_capability()
+    and processor.has("avx512")
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
 # with AMX oneDNN's bfloat16 products are several times as fast as AVX512's
-BF16 = why_not("matmul_bf16", "cpp", "cpu") is None and not torch.cpu._is_amx_tile_supported()
+BF16 = why_not("matmul_bf16", "cpp", "cpu") is None and not processor.has("amx")
 
 
 def rounds(device: torch.device, dtype: torch.dtype) -> bool:

@@ -17,6 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from avfmae.training.logging import console
+from avfmae_kernels import processor
 from avfmae_kernels.matmul import linear
 
 
@@ -104,8 +105,7 @@ def machine(device: torch.device) -> dict[str, str]:
         model = facts.get("model name", platform.processor())
         if "cpu family" in facts and not re.search(r"\d", model):  # virtual machines hide the number, but not the generation
             model += f" (family {facts['cpu family']}, model {facts['model']})"
-        isa = "avx512_bf16" if torch.cpu._is_avx512_bf16_supported() else torch.backends.cpu.get_cpu_capability().lower()
-        name, driver = f"{model}, {torch.get_num_threads()} cores, {isa}", ""
+        name, driver = f"{model}, {torch.get_num_threads()} cores, {processor.LEVEL or platform.machine()}", ""
     try:
         import triton
 

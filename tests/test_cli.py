@@ -199,16 +199,16 @@ def test_the_module_runs_without_compiled_parts():
     code = """
 import importlib.util as u
 find = u.find_spec
-u.find_spec = lambda name, *a: None if name in ("avfmae_kernels._C", "avfmae_kernels._host") else find(name, *a)
+u.find_spec = lambda name, *a: None if name.startswith("avfmae_kernels._") else find(name, *a)
 import torch, avfmae, avfmae_kernels as K
 cfg = avfmae.ModelConfig.preset("tiny")
 video = torch.zeros(2, *cfg.video.size, 3, dtype=torch.uint8)
 out = avfmae.AVFMAEForPretraining(cfg)(video, torch.randn(2, 1, 256, 128), avfmae.DualMask.sample(cfg, 2))
 states = K.explain()
 assert states["gather_patches"]["reference"] == states["sample_masks"]["reference"] == "runs", states
-assert "was not built" in states["gather_patches"]["cpp"]
+assert "is missing" in states["gather_patches"]["cpp"]
 from avfmae.cli import main
 main(["doctor"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and "was not built" in done.stdout, done.stderr
+    assert done.returncode == 0 and "is missing" in done.stdout and "plain PyTorch runs" in done.stderr, done.stderr

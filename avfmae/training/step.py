@@ -20,7 +20,7 @@ from avfmae.training.config import OptimConfig
 from avfmae.training.distributed import GradientAverage
 from avfmae.training.early import EarlyUpdate
 from avfmae.training.optim import build_optimiser, learning_rate
-from avfmae_kernels import matmul
+from avfmae_kernels import matmul, processor
 from avfmae_kernels.adamw import bound
 from avfmae_kernels.dispatch import why_not
 
@@ -31,8 +31,7 @@ LossFunction = Callable[[Callable, Batch], tuple[Tensor, dict[str, Tensor]]]
 def resolve(precision: str, device: torch.device) -> torch.dtype:
     """The dtype of products: ``"auto"`` is bfloat16 wherever the processor multiplies it."""
     if precision == "auto":
-        cpu = any(getattr(torch.cpu, f"_is_{unit}_supported", bool)() for unit in ("avx512_bf16", "amx_tile"))
-        precision = "bf16" if device.type == "cuda" or cpu else "float32"
+        precision = "bf16" if device.type == "cuda" or processor.has("avx512_bf16") else "float32"
     return {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
 
 

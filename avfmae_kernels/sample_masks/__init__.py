@@ -9,12 +9,12 @@ from types import ModuleType
 
 import numpy as np
 
-from avfmae_kernels.dispatch import HOST_MISSING
+from avfmae_kernels.compiled import MISSING
 from avfmae_kernels.sample_masks import reference
 
 
 def _implementation() -> ModuleType:
-    if HOST_MISSING or os.environ.get("AVFMAE_KERNELS") == "reference":
+    if MISSING["host"] or os.environ.get("AVFMAE_KERNELS") == "reference":
         return reference
     from avfmae_kernels import _host
 

@@ -42,7 +42,7 @@ void for_pieces(const std::vector<Piece>& pieces, Body body) {
 
 std::vector<Numbers> numbers(const Tensors& tensors) { return {tensors.begin(), tensors.end()}; }
 
-AVFMAE_CLONES float squares_of(const Numbers& gradient, int64_t first, int n) {
+float squares_of(const Numbers& gradient, int64_t first, int n) {
   float g[kChunk];
   gradient.load(first, g, n);
   return dot(g, g, n);
@@ -85,12 +85,12 @@ AVFMAE_INLINE void update(const Rule r, const Numbers& gradient, float* weight, 
   if (copy) copy.store(first, weight + first, n);
 }
 
-AVFMAE_CLONES void update_wide(const Rule& r, const Numbers& gradient, float* weight, float* m, float* v, const Numbers& copy, int64_t first,
+void update_wide(const Rule& r, const Numbers& gradient, float* weight, float* m, float* v, const Numbers& copy, int64_t first,
                                int n, float* squares) {
   update(r, gradient, weight, Wide{m, v}, copy, first, n, squares);
 }
 
-AVFMAE_CLONES void update_compact(const Rule& r, const Numbers& gradient, float* weight, int8_t* m, uint16_t* v, const Numbers& copy,
+void update_compact(const Rule& r, const Numbers& gradient, float* weight, int8_t* m, uint16_t* v, const Numbers& copy,
                                   int64_t first, int n, float* squares) {
   update(r, gradient, weight, Compact{m, v}, copy, first, n, squares);
 }

@@ -1,4 +1,4 @@
-// AdamW of 16 numbers at a time, on the CPU: with moments in float32, or in three bytes.
+// AdamW of a vector of numbers at a time, on the CPU: with moments in float32, or in three bytes.
 #pragma once
 
 #include <cmath>
@@ -94,11 +94,11 @@ AVFMAE_INLINE void step(const Rule& r, const float* gradient, float* weight, con
   moments.store(r, index, m, v, inverse);
 }
 
-#ifdef AVFMAE_HAS_BF16_PRODUCTS
+#ifdef __AVX512BF16__
 
 // The same of compact moments by AVX-512's approximations of 1/x and 1/√x, which are off by 2⁻¹⁴: less than the moments' rounding.
-AVFMAE_BF16_INLINE void step_avx512(const Rule& r, const float* gradient, float* weight, const Compact& moments, uint32_t index) {
-  const auto all = [](float x) AVFMAE_BF16 { return _mm512_set1_ps(x); };
+AVFMAE_INLINE void step_avx512(const Rule& r, const float* gradient, float* weight, const Compact& moments, uint32_t index) {
+  const auto all = [](float x) { return _mm512_set1_ps(x); };
   const __m512 tiny = all(1e-37f), g = _mm512_mul_ps(_mm512_loadu_ps(gradient), all(r.share));
   const __m512 before = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)moments.v)), 16));
   const __m512 level = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)moments.m)));
@@ -112,7 +112,7 @@ AVFMAE_BF16_INLINE void step_avx512(const Rule& r, const float* gradient, float*
   _mm512_storeu_ps(weight, _mm512_fmsub_ps(all(r.keep), _mm512_loadu_ps(weight), change));
   __m512i chance = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(r.seed + index)),
                                     _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-  const auto mixed = [](__m512i x, int by) AVFMAE_BF16 { return _mm512_xor_si512(x, _mm512_srli_epi32(x, by)); };
+  const auto mixed = [](__m512i x, int by) { return _mm512_xor_si512(x, _mm512_srli_epi32(x, by)); };
   chance = _mm512_mullo_epi32(mixed(chance, 16), _mm512_set1_epi32(0x7feb352d));
   chance = mixed(_mm512_mullo_epi32(mixed(chance, 15), _mm512_set1_epi32(static_cast<int>(0x846ca68bu))), 16);
   const __m512 up = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_and_si512(chance, _mm512_set1_epi32(0xffff))), all(0x1p-16f));

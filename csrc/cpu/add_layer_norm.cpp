@@ -57,14 +57,14 @@ struct Norm {
   }
 };
 
-AVFMAE_VECTOR_CLONES void norm_row(const Norm& norm, const View& x, const View& residual, const View& sum_out, const View& out, float* stats,
+void norm_row(const Norm& norm, const View& x, const View& residual, const View& sum_out, const View& out, float* stats,
                                    int64_t r, float* row) {
   const int C = norm.C;
   out.prefetch_to_write(r, C);
   if (sum_out) sum_out.prefetch_to_write(r, C);
   const RowOf from(x, r), more(residual, r), total(sum_out, r), to(out, r);
   Vector sums{}, squares{};
-  for_vectors(C, [&](int i, int n) AVFMAE_FLATTEN {
+  for_vectors(C, [&](int i, int n) {
     Vector v = from.vector(i, n);
     if (more) v += more.vector(i, n);
     if (total) total.put(i, v, n), v = total.vector(i, n);  // what is normalised is the stored sum, rounded as it is
@@ -72,14 +72,14 @@ AVFMAE_VECTOR_CLONES void norm_row(const Norm& norm, const View& x, const View& 
     sums += v;
   });
   const float mean = sum_of(sums) / C;
-  for_vectors(C, [&](int i, int n) AVFMAE_FLATTEN {
+  for_vectors(C, [&](int i, int n) {
     Vector v = vector_at(row + i) - mean;
     for (int l = n; l < kBlock; ++l) v[l] = 0;
     vector_at(row + i) = v;
     squares += v * v;
   });
   const float inverse = 1 / std::sqrt(sum_of(squares) / C + norm.eps);
-  for_vectors(C, [&](int i, int n) AVFMAE_FLATTEN { to.put(i, vector_at(row + i) * inverse * norm.weight.vector(i, n) + norm.bias.vector(i, n), n); });
+  for_vectors(C, [&](int i, int n) { to.put(i, vector_at(row + i) * inverse * norm.weight.vector(i, n) + norm.bias.vector(i, n), n); });
   stats[2 * r] = mean, stats[2 * r + 1] = inverse;
 }
 
@@ -88,7 +88,7 @@ struct Slopes {
 };
 
 // x and g: memory of a row each.
-AVFMAE_VECTOR_CLONES void slope_row(const Norm& norm, const View& grad_sum, const View& grad, const View& sum_in, const float* stats,
+void slope_row(const Norm& norm, const View& grad_sum, const View& grad, const View& sum_in, const float* stats,
                                     const Slopes& slopes, const View& again, float* d_weight, float* d_bias, int64_t r, float* x, float* g) {
   const int C = norm.C;
   for (const View* to : {&slopes.x, &slopes.residual, &again})
@@ -97,7 +97,7 @@ AVFMAE_VECTOR_CLONES void slope_row(const Norm& norm, const View& grad_sum, cons
   const float mean = stats[2 * r], inverse = grad ? stats[2 * r + 1] : 0;
   Vector levels{}, tilts{};
   if (grad)
-    for_vectors(C, [&](int i, int n) AVFMAE_FLATTEN {
+    for_vectors(C, [&](int i, int n) {
       const Vector v = (from.vector(i, n) - mean) * inverse, u = upstream.vector(i, n), w = u * norm.weight.vector(i, n);
       vector_at(d_weight + i) += u * v;
       vector_at(d_bias + i) += u;
@@ -107,7 +107,7 @@ AVFMAE_VECTOR_CLONES void slope_row(const Norm& norm, const View& grad_sum, cons
       tilts += w * v;
     });
   const float level = sum_of(levels) / C, tilt = sum_of(tilts) / C;
-  for_vectors(C, [&](int i, int n) AVFMAE_FLATTEN {
+  for_vectors(C, [&](int i, int n) {
     Vector d = beside ? beside.vector(i, n) : Vector{};
     if (grad) {
       d += inverse * (vector_at(g + i) - level - vector_at(x + i) * tilt);

@@ -14,7 +14,7 @@ namespace {
 using torch::stable::Tensor;
 
 // out row = x row + positions row
-AVFMAE_CLONES void place_token(const Numbers& x, int64_t from, const Numbers& positions, int64_t place, const Numbers& out, int64_t to,
+void place_token(const Numbers& x, int64_t from, const Numbers& positions, int64_t place, const Numbers& out, int64_t to,
                                int C, float* scratch) {
   x.load(from, scratch, C), positions.load(place * C, scratch + C, C);
   for (int i = 0; i < C; ++i) scratch[i] += scratch[C + i];

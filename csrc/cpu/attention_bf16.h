@@ -1,17 +1,17 @@
 // Attention of one head of bfloat16 rows, with products of AVX512-BF16: two neighbouring numbers are multiplied and summed at a time, in
-// float32. For sequences long enough to be bound by their products; attention.h does all others, and explains the order of things.
+// float32. For sequences long enough to be bound by their products; attention_float.h does all others, and explains the order of things.
 //
 // A product c = a·b sums over pairs: a's rows hold pairs side by side, b's rows are two rows of the matrix, interleaved.
 #pragma once
 
 #include <vector>
 
-#include "common/attention.h"
+#include "cpu/attention_float.h"
 #include "cpu/bf16.h"
 #include "cpu/matmul.h"
 #include "cpu/simd.h"
 
-#ifdef AVFMAE_HAS_BF16_PRODUCTS
+#ifdef __AVX512BF16__
 namespace avfmae::bf16 {
 
 AVFMAE_INLINE int padded_to_pairs(int n) { return (n + 2 * kBlock - 1) / (2 * kBlock) * (2 * kBlock); }
@@ -23,7 +23,7 @@ struct PairFactor {
 };
 
 template <int R, int W, bool kAdd>
-AVFMAE_BF16_INLINE void product_rows(const PairFactor& a, int first, const Pair* b, float* c, int pairs, int64_t N) {
+AVFMAE_INLINE void product_rows(const PairFactor& a, int first, const Pair* b, float* c, int pairs, int64_t N) {
   __m512 sum[R][W];
   for (int r = 0; r < R; ++r)
     for (int w = 0; w < W; ++w) sum[r][w] = kAdd ? _mm512_loadu_ps(c + r * N + w * kBlock) : _mm512_setzero_ps();
@@ -40,7 +40,7 @@ AVFMAE_BF16_INLINE void product_rows(const PairFactor& a, int first, const Pair*
 }
 
 template <int R, int W, bool kAdd>
-AVFMAE_BF16_INLINE void product_columns(const PairFactor& a, const Pair* b, float* c, int M, int N, int pairs) {
+AVFMAE_INLINE void product_columns(const PairFactor& a, const Pair* b, float* c, int M, int N, int pairs) {
   int m = 0;
   for (; m + R <= M; m += R) product_rows<R, W, kAdd>(a, m, b, c + int64_t{m} * N, pairs, N);
   if constexpr (R > 1)
@@ -49,14 +49,14 @@ AVFMAE_BF16_INLINE void product_columns(const PairFactor& a, const Pair* b, floa
 
 // c (M, N) = a (M, pairs)·b (pairs, N), or c += a·b; N is a multiple of 32.
 template <bool kAdd = false>
-AVFMAE_BF16_INLINE void product(const PairFactor& a, const Pair* b, float* c, int M, int N, int pairs) {
+AVFMAE_INLINE void product(const PairFactor& a, const Pair* b, float* c, int M, int N, int pairs) {
   int n = 0;
   for (; n + 4 * kBlock <= N; n += 4 * kBlock) product_columns<6, 4, kAdd>(a, b + n, c + n, M, N, pairs);
   for (; n < N; n += 2 * kBlock) product_columns<12, 2, kAdd>(a, b + n, c + n, M, N, pairs);
 }
 
 // n numbers of neighbouring rows x and y as pairs (x[i], y[i]); n is a multiple of 16.
-AVFMAE_BF16_INLINE void interleave(const uint16_t* x, const uint16_t* y, Pair* to, int n) {
+AVFMAE_INLINE void interleave(const uint16_t* x, const uint16_t* y, Pair* to, int n) {
   for (int i = 0; i < n; ++i) to[i] = x[i] | static_cast<Pair>(y[i]) << 16;
 }
 
@@ -87,15 +87,15 @@ AVFMAE_INLINE void store(const Numbers& to, const Rows& place, int64_t b, int fi
   for (int i = 0; i < count; ++i) to.store(place.at(b, first + i, h, size), from + i * D, size);
 }
 
-AVFMAE_BF16_INLINE void interleave_rows(const uint16_t* from, Pair* to, int rows, int columns) {
+AVFMAE_INLINE void interleave_rows(const uint16_t* from, Pair* to, int rows, int columns) {
   for (int r = 0; r < rows; r += 2) interleave(from + r * columns, from + (r + 1) * columns, to + r / 2 * columns, columns);
 }
 
-AVFMAE_BF16_INLINE void transpose_pairs(const uint16_t* from, Pair* to, int rows, int columns) {
+AVFMAE_INLINE void transpose_pairs(const uint16_t* from, Pair* to, int rows, int columns) {
   transpose(reinterpret_cast<const float*>(from), reinterpret_cast<float*>(to), rows, columns / 2);  // which moves 32 bits at a time
 }
 
-AVFMAE_BF16_INLINE void probabilities(const Attention& a, Scratch& s, int count) {
+AVFMAE_INLINE void probabilities(const Attention& a, Scratch& s, int count) {
   product({pairs(s.q), s.D / 2, 1}, s.k_t.data(), s.p.data(), count, s.N, s.D / 2);
   for (int i = 0; i < count; ++i) {
     softmax(s.p.data() + int64_t{i} * s.N, a.keys, s.N, a.scale);
@@ -103,12 +103,12 @@ AVFMAE_BF16_INLINE void probabilities(const Attention& a, Scratch& s, int count)
   }
 }
 
-AVFMAE_BF16_INLINE void answer(const Attention& a, const Numbers& out, int64_t b, int first, int count, int h, Scratch& s) {
+AVFMAE_INLINE void answer(const Attention& a, const Numbers& out, int64_t b, int first, int count, int h, Scratch& s) {
   product({pairs(s.p16), s.N / 2, 1}, s.v_pairs.data(), s.rows.data(), count, s.D, s.N / 2);
   store(out, a.out, b, first, count, h, a.size, s.rows.data(), s.D);
 }
 
-AVFMAE_BF16 inline void attend(const Attention& a, const AttentionData& t, int64_t b, int h, Scratch& s) {
+inline void attend(const Attention& a, const AttentionData& t, int64_t b, int h, Scratch& s) {
   load(t.kv, a.k, b, 0, a.keys, h, a.size, s.k.data(), s.D);
   load(t.kv, a.v, b, 0, a.keys, h, a.size, s.v.data(), s.D);
   transpose_pairs(s.k.data(), s.k_t.data(), s.N, s.D);
@@ -122,7 +122,7 @@ AVFMAE_BF16 inline void attend(const Attention& a, const AttentionData& t, int64
   }
 }
 
-AVFMAE_BF16 inline void attend_backward(const Attention& a, const AttentionData& t, int64_t b, int h, Scratch& s) {
+inline void attend_backward(const Attention& a, const AttentionData& t, int64_t b, int h, Scratch& s) {
   const int D = s.D, N = s.N;
   load(t.kv, a.k, b, 0, a.keys, h, a.size, s.k.data(), D);
   load(t.kv, a.v, b, 0, a.keys, h, a.size, s.v.data(), D);
@@ -167,7 +167,7 @@ AVFMAE_BF16 inline void attend_backward(const Attention& a, const AttentionData&
 
 // Whether this processor has the products, and the sequences are worth the packing.
 inline bool serves(const Attention& a, const AttentionData& t) {
-  return kSupported && t.q.type == ScalarType::BFloat16 && a.keys >= 64 && a.queries >= 64;
+  return t.q.type == ScalarType::BFloat16 && a.keys >= 64 && a.queries >= 64;
 }
 
 }  // namespace avfmae::bf16

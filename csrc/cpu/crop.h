@@ -57,8 +57,8 @@ class CroppedTubelet {
     for (int i = 0; i < grid_.ph; ++i) stack(lines_.data() + (first_y_[i] - top) * stride, &weights_y_[i * taps_y_], out + i * width);
   }
 
-  // 16 stored lines at the places' columns. They lie side by side in vectors meanwhile, so that a place's columns need no gathering.
-  AVFMAE_VECTOR_CLONES void squeeze(const uint8_t* from, int64_t line, int count, int left, int stored, float* out) {
+  // As many stored lines as a vector has numbers, at the places' columns. They lie side by side in vectors meanwhile, so that a place's columns need no gathering.
+  void squeeze(const uint8_t* from, int64_t line, int count, int left, int stored, float* out) {
     for (int i = 0; i < stored; i += kBlock) {
       Vector x[kBlock];
       for (int l = 0; l < kBlock; ++l) x[l] = vector_of(from + std::min(l, count - 1) * line + i, stored - i);
@@ -76,9 +76,9 @@ class CroppedTubelet {
     transpose(squeezed_.data(), out, padded(grid_.pw * kChannels), kBlock);
   }
 
-  AVFMAE_VECTOR_CLONES void stack(const float* lines, const float* weight, float* out) const {
+  void stack(const float* lines, const float* weight, float* out) const {
     const int width = grid_.pw * kChannels, stride = padded(width);
-    for_vectors(width, [&](int i, int n) AVFMAE_FLATTEN {
+    for_vectors(width, [&](int i, int n) {
       Vector sum{};
       for (int k = 0; k < taps_y_; ++k) sum += weight[k] * vector_at(lines + k * stride + i);
       sum = to_range(sum) + kHalf;  // to_level

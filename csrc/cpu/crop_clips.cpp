@@ -9,7 +9,7 @@ namespace {
 
 using torch::stable::Tensor;
 
-AVFMAE_CLONES void to_bytes(const float* in, uint8_t* out, int64_t size) {
+void to_bytes(const float* in, uint8_t* out, int64_t size) {
   for (int64_t i = 0; i < size; ++i) out[i] = static_cast<uint8_t>(in[i]);
 }
 

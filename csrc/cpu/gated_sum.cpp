@@ -24,7 +24,7 @@ struct Branch {
   }
 };
 
-AVFMAE_CLONES void sum_row(const Branch& a, const Branch& b, const Numbers& out, int64_t r, int C, float* scratch) {
+void sum_row(const Branch& a, const Branch& b, const Numbers& out, int64_t r, int C, float* scratch) {
   float *ga = scratch, *x = ga + C, *gb = x + C, *y = gb + C;
   a.gate.load(r * a.gate_row, ga, C), a.x.load(r * a.row, x, C), b.gate.load(r * b.gate_row, gb, C), b.x.load(r * b.row, y, C);
   for (int i = 0; i < C; ++i) x[i] = sigmoid(ga[i]) * x[i] + sigmoid(gb[i]) * y[i];
@@ -32,7 +32,7 @@ AVFMAE_CLONES void sum_row(const Branch& a, const Branch& b, const Numbers& out,
 }
 
 // One branch's slopes: to its gate and to itself.
-AVFMAE_CLONES void slope_row(const Branch& a, const Numbers& grad, const Numbers& d_gate, const Numbers& d_x, int64_t r, int C,
+void slope_row(const Branch& a, const Numbers& grad, const Numbers& d_gate, const Numbers& d_x, int64_t r, int C,
                              float* scratch) {
   float *gate = scratch, *x = gate + C, *g = x + C;
   a.gate.load(r * a.gate_row, gate, C), a.x.load(r * a.row, x, C), grad.load(r * C, g, C);

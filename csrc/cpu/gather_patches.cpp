@@ -11,12 +11,12 @@ namespace {
 
 // Writes a tubelet's embedding row from number `first` of `out` on. line and plane: memory for a line of pixels, and for one channel of it.
 template <typename In>
-AVFMAE_VECTOR_CLONES void gather_row(const In* tubelet, const Numbers& out, int64_t first, const PatchGrid& grid, const Normalise& normalise,
+void gather_row(const In* tubelet, const Numbers& out, int64_t first, const PatchGrid& grid, const Normalise& normalise,
                                      float* line, float* plane) {
   for (int dt = 0; dt < grid.pt; ++dt)
     for (int dy = 0; dy < grid.ph; ++dy, first += grid.pw) {
       const In* source = tubelet + grid.line(dt, dy);
-      for_vectors(grid.pw * kChannels, [&](int i, int n) AVFMAE_FLATTEN { Numbers(line).put(i, vector_of(source + i, n), n); });
+      for_vectors(grid.pw * kChannels, [&](int i, int n) { Numbers(line).put(i, vector_of(source + i, n), n); });
       for (int c = 0; c < kChannels; ++c) {
         for (int dx = 0; dx < grid.pw; ++dx) plane[dx] = normalise(line[dx * kChannels + c], c);
         out.store(first + c * grid.pixels(), plane, grid.pw);

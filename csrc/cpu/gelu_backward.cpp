@@ -23,7 +23,7 @@ AVFMAE_INLINE void normal(float x, float& below, float& density) {
   density = 0.39894228f * e;
 }
 
-AVFMAE_CLONES void gelu_backward_chunk(const Numbers& grad, const Numbers& x, const Numbers& slope, const Numbers& out, int64_t first, int n) {
+void gelu_backward_chunk(const Numbers& grad, const Numbers& x, const Numbers& slope, const Numbers& out, int64_t first, int n) {
   float v[kChunk], g[kChunk];
   slope.prefetch_to_write(first, n), out.prefetch_to_write(first, n);
   x.load(first, v, n);

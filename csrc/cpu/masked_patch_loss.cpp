@@ -31,10 +31,10 @@ void fold(std::vector<float>& line, int channels, double scale) {
 
 // row.target becomes the standardised frame-difference target of a tubelet.
 template <typename In>
-AVFMAE_VECTOR_CLONES void standardise(const In* tubelet, const PatchGrid& grid, float eps, Row& row) {
+void standardise(const In* tubelet, const PatchGrid& grid, float eps, Row& row) {
   const int line = grid.pw * grid.channels, lines = grid.pt * grid.ph, n = grid.pixels();
   const Numbers x(row.target.data()), mean(row.mean.data()), inverse(row.inverse.data());
-  for_vectors(line, [&](int i, int count) AVFMAE_FLATTEN {
+  for_vectors(line, [&](int i, int count) {
     Vector sum{};
     for (int dt = 0, at = i; dt < grid.pt; ++dt)
       for (int dy = 0; dy < grid.ph; ++dy, at += line) {
@@ -45,7 +45,7 @@ AVFMAE_VECTOR_CLONES void standardise(const In* tubelet, const PatchGrid& grid, 
     mean.put(i, sum, count);
   });
   fold(row.mean, grid.channels, 1.0 / n);
-  for_vectors(line, [&](int i, int count) AVFMAE_FLATTEN {
+  for_vectors(line, [&](int i, int count) {
     const Vector middle = mean.vector(i, count);
     Vector sum{};
     for (int l = 0; l < lines; ++l) {
@@ -56,7 +56,7 @@ AVFMAE_VECTOR_CLONES void standardise(const In* tubelet, const PatchGrid& grid, 
   });
   fold(row.inverse, grid.channels, 1.0 / (n - 1));
   for (float& v : row.inverse) v = 1 / (std::sqrt(v) + eps);
-  for_vectors(line, [&](int i, int count) AVFMAE_FLATTEN {
+  for_vectors(line, [&](int i, int count) {
     const Vector middle = mean.vector(i, count), scale = inverse.vector(i, count);
     for (int l = lines - 1; l >= 0; --l) {  // later frames first: each is replaced by its difference to the one before
       const Vector before = l < grid.ph ? middle : x.vector((l - grid.ph) * line + i, count);
@@ -65,18 +65,18 @@ AVFMAE_VECTOR_CLONES void standardise(const In* tubelet, const PatchGrid& grid, 
   });
 }
 
-AVFMAE_VECTOR_CLONES float square_error(const Numbers& pred, int64_t first, const Numbers& target, int size) {
+float square_error(const Numbers& pred, int64_t first, const Numbers& target, int size) {
   Vector squares{};
-  for_vectors(size, [&](int i, int n) AVFMAE_FLATTEN {
+  for_vectors(size, [&](int i, int n) {
     const Vector d = pred.vector(first + i, n) - target.vector(i, n);
     squares += d * d;
   });
   return sum_of(squares);
 }
 
-AVFMAE_VECTOR_CLONES void slopes_of(const Numbers& pred, int64_t first, const Numbers& target, int size, float scale, const Numbers& slopes) {
+void slopes_of(const Numbers& pred, int64_t first, const Numbers& target, int size, float scale, const Numbers& slopes) {
   slopes.prefetch_to_write(first, size);
-  for_vectors(size, [&](int i, int n) AVFMAE_FLATTEN { slopes.put(first + i, scale * (pred.vector(first + i, n) - target.vector(i, n)), n); });
+  for_vectors(size, [&](int i, int n) { slopes.put(first + i, scale * (pred.vector(first + i, n) - target.vector(i, n)), n); });
 }
 
 // Calls body(row, target) for every scored row and skip(row) for the others, rows spread over all cores.

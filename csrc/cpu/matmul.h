@@ -1,4 +1,4 @@
-// Small matrix products in registers, for matrices that lie in cache: padded to blocks of 16 columns, and row-major.
+// Small matrix products in registers, for matrices that lie in cache: padded to whole vectors of columns, and row-major.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +44,7 @@ AVFMAE_INLINE void matmul_columns(const Factor& a, const float* b, float* c, int
   for (; m < M; ++m) matmul_rows<1, W, kAdd>(a, m, b, c + int64_t{m} * N, K, N, N);
 }
 
-// c (M, N) = a (M, K)·b (K, N), or c += a·b. N is a multiple of 16; rows of b and c follow one another.
+// c (M, N) = a (M, K)·b (K, N), or c += a·b. N is a multiple of kBlock; rows of b and c follow one another.
 template <bool kAdd = false>
 AVFMAE_INLINE void matmul(const Factor& a, const float* b, float* c, int M, int N, int K) {
   int n = 0;
@@ -63,7 +63,7 @@ AVFMAE_INLINE Vector pick(const Vector& a, const Vector& b, const Lanes& lanes) 
 #endif
 }
 
-// Swaps blocks of S lanes between rows i and i + S of every pair: a step of the transposition of 16 by 16 numbers.
+// Swaps blocks of S lanes between rows i and i + S of every pair: a step of the transposition of kBlock by kBlock numbers.
 template <int S>
 AVFMAE_INLINE void swap_blocks(Vector (&x)[kBlock]) {
   Lanes low, high;
@@ -79,9 +79,13 @@ AVFMAE_INLINE void swap_blocks(Vector (&x)[kBlock]) {
   }
 }
 
-AVFMAE_INLINE void transpose(Vector (&x)[kBlock]) { swap_blocks<8>(x), swap_blocks<4>(x), swap_blocks<2>(x), swap_blocks<1>(x); }
+AVFMAE_INLINE void transpose(Vector (&x)[kBlock]) {
+  if constexpr (kBlock > 8) swap_blocks<8>(x);
+  if constexpr (kBlock > 4) swap_blocks<4>(x);
+  swap_blocks<2>(x), swap_blocks<1>(x);
+}
 
-// to (columns, rows) = from (rows, columns) transposed; both numbers are multiples of 16.
+// to (columns, rows) = from (rows, columns) transposed; both numbers are multiples of kBlock.
 AVFMAE_INLINE void transpose(const float* from, float* to, int rows, int columns) {
   for (int r = 0; r < rows; r += kBlock) {
     for (int c = 0; c < columns; c += kBlock) {

@@ -4,6 +4,7 @@
 // first, so that the innermost loop reads its memory in order: the left one into blocks of up to 14 rows, the right one into panels of 32
 // columns, each in pairs of neighbours along the summed dimension, which one instruction multiplies and adds up. 28 of the 32 registers
 // hold a block's sums with a panel. A panel stays in the first cache while all blocks pass.
+#ifdef __AVX512BF16__
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -24,8 +25,6 @@ namespace avfmae {
 namespace {
 
 using torch::stable::Tensor;
-
-#ifdef AVFMAE_HAS_BF16_PRODUCTS
 
 using bf16::Pair;
 
@@ -60,7 +59,7 @@ Lines lines(const Tensor& t, int line, const char* what) {
 
 // 16 numbers from x and 16 from y as bfloat16, only those of the masks read.
 template <typename Number>
-AVFMAE_BF16_INLINE __m512i load(const Number* x, const Number* y, __mmask16 of_x, __mmask16 of_y) {
+AVFMAE_INLINE __m512i load(const Number* x, const Number* y, __mmask16 of_x, __mmask16 of_y) {
   if constexpr (sizeof(Number) == sizeof(float))
     return (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(of_y, y), _mm512_maskz_loadu_ps(of_x, x));
   else
@@ -71,7 +70,7 @@ AVFMAE_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>(n
 
 // Lines first to first + count as pairs, pair k of line i at to[k * width + i]; a missing last half is zero.
 template <typename Number>
-AVFMAE_BF16_INLINE void pack_along(const Number* from, int64_t stride, int count, int64_t depth, Pair* to, int width) {
+AVFMAE_INLINE void pack_along(const Number* from, int64_t stride, int count, int64_t depth, Pair* to, int width) {
   for (int i = 0; i < count; i += kLanes, from += kLanes * stride) {
     const int n = std::min(kLanes, count - i);
     const __mmask16 lanes = first_lanes(n);
@@ -92,7 +91,7 @@ AVFMAE_BF16_INLINE void pack_along(const Number* from, int64_t stride, int count
 
 // The same of lines that lie across: a pair's numbers are in neighbouring rows, of which those 16 pairs on are fetched.
 template <typename Number>
-AVFMAE_BF16_INLINE void pack_across(const Number* from, int64_t stride, int count, int64_t depth, Pair* to, int width) {
+AVFMAE_INLINE void pack_across(const Number* from, int64_t stride, int count, int64_t depth, Pair* to, int width) {
   for (int64_t k = 0; k < depth; k += 2, from += 2 * stride, to += width) {
     for (int row = 0; row < 2; ++row) __builtin_prefetch(from + (2 * kLanes + row) * stride);
     for (int i = 0; i < count; i += kLanes) {
@@ -104,13 +103,13 @@ AVFMAE_BF16_INLINE void pack_across(const Number* from, int64_t stride, int coun
 }
 
 template <typename Number>
-AVFMAE_BF16_INLINE void pack_lines(const Lines& m, const void* from, int count, int64_t depth, Pair* to, int width) {
+AVFMAE_INLINE void pack_lines(const Lines& m, const void* from, int count, int64_t depth, Pair* to, int width) {
   if (m.along) pack_along(static_cast<const Number*>(from), m.stride, count, depth, to, width);
   else pack_across(static_cast<const Number*>(from), m.stride, count, depth, to, width);
 }
 
 // `depth` numbers of `count` lines, from number k of line `first` on.
-AVFMAE_BF16 void pack(const Lines& m, int64_t first, int count, int64_t k, int64_t depth, Pair* to, int width) {
+void pack(const Lines& m, int64_t first, int count, int64_t k, int64_t depth, Pair* to, int width) {
   if (m.wide) pack_lines<float>(m, m.at(first, k), count, depth, to, width);
   else pack_lines<uint16_t>(m, m.at(first, k), count, depth, to, width);
 }
@@ -131,7 +130,7 @@ struct Tile {
   }
 };
 
-AVFMAE_BF16_INLINE void store(const Tile& t, int row, __m512 left, __m512 right) {
+AVFMAE_INLINE void store(const Tile& t, int row, __m512 left, __m512 right) {
   const __mmask32 mask = t.columns >= kColumns ? ~__mmask32{0} : (__mmask32{1} << t.columns) - 1;
   left = _mm512_add_ps(left, t.bias[0]);
   right = _mm512_add_ps(right, t.bias[1]);
@@ -161,13 +160,13 @@ struct Ahead {
 };
 
 template <int R>
-AVFMAE_BF16 void multiply(const Pair* block, const Pair* panel, int64_t pairs, const Tile& tile, const Ahead& to_fetch) {
+void multiply(const Pair* block, const Pair* panel, int64_t pairs, const Tile& tile, const Ahead& to_fetch) {
   tile.prefetch(R);
   Ahead ahead = to_fetch;
   __m512 left[R], right[R];
 #pragma GCC unroll 14
   for (int r = 0; r < R; ++r) left[r] = right[r] = _mm512_setzero_ps();
-  const auto add_pair = [&]() AVFMAE_BF16 __attribute__((always_inline)) {
+  const auto add_pair = [&]() __attribute__((always_inline)) {
     const __m512bh b0 = (__m512bh)_mm512_load_si512(panel), b1 = (__m512bh)_mm512_load_si512(panel + kLanes);
 #pragma GCC unroll 14
     for (int r = 0; r < R; ++r) {
@@ -209,7 +208,7 @@ class Workspace {
   int64_t size_ = 0;
 };
 
-AVFMAE_BF16 Tile tile_of(const Tensor& out, const Numbers& bias, int64_t column) {
+Tile tile_of(const Tensor& out, const Numbers& bias, int64_t column) {
   Tile t{nullptr, out.scalar_type() == ScalarType::Float, out.size(1), static_cast<int>(std::min<int64_t>(kColumns, out.size(1) - column)), {}};
   t.data = static_cast<char*>(const_cast<void*>(out.const_data_ptr())) + column * (t.wide ? sizeof(float) : sizeof(uint16_t));
   float b[kColumns] = {};
@@ -240,13 +239,12 @@ struct Part {
 };
 
 Product product_of(const Tensor& a, const Tensor& b) {
-  STD_TORCH_CHECK(bf16::kSupported, "matmul_bf16: this processor has no AVX512-BF16");
   STD_TORCH_CHECK(a.size(1) == b.size(0), "matmul_bf16: got (", a.size(0), ", ", a.size(1), ") times (", b.size(0), ", ", b.size(1), ")");
   return {lines(a, 0, "a"), lines(b, 1, "b"), a.size(0), b.size(1), a.size(1)};
 }
 
 // Packs one of the left factor's blocks, and sums up its lines if asked to.
-AVFMAE_BF16 void pack_block(const Product& p, int64_t block, Pair* to, float* sums) {
+void pack_block(const Product& p, int64_t block, Pair* to, float* sums) {
   const int64_t first = p.first_row(block);
   const int rows = static_cast<int>(p.first_row(block + 1) - first);
   pack(p.a, first, rows, 0, p.K, to, rows);
@@ -277,7 +275,7 @@ Ahead ahead_of(const Lines& m, int64_t first, int64_t count, const Slice& s, int
   return {static_cast<const char*>(m.at(first, s.k)), lines, m.stride * m.bytes(), length, static_cast<int>(rate)};
 }
 
-AVFMAE_BF16 void pack_slice(const Product& p, int64_t number, const Slice& s, Pair* panel) {
+void pack_slice(const Product& p, int64_t number, const Slice& s, Pair* panel) {
   const int columns = static_cast<int>(std::min<int64_t>(kColumns, p.N - number * kColumns));
   Pair* to = panel + s.k / 2 * kColumns;
   if (columns < kColumns) std::fill_n(to, (s.depth + 1) / 2 * kColumns, 0);
@@ -289,7 +287,7 @@ AVFMAE_BF16 void pack_slice(const Product& p, int64_t number, const Slice& s, Pa
 // wait long, since lines that are a power of two apart push each other out of a cache. Blocks pass in chunks that stay in the second cache; if
 // that takes several rounds, panels are kept.
 template <typename Take>
-AVFMAE_BF16_INLINE void pass(const Product& p, const Part& part, Take take) {
+AVFMAE_INLINE void pass(const Product& p, const Part& part, Take take) {
   static thread_local Workspace of_blocks, of_panels;
   const auto [begin, end] = part.panels;
   const int64_t top = p.first_row(part.blocks.begin), height = p.first_row(part.blocks.end) - top;
@@ -343,10 +341,10 @@ void for_parts(const Product& p, Body body) {
   });
 }
 
-AVFMAE_BF16 void write(const Product& p, const Part& part, const Tensor& out, const Numbers& bias) {
+void write(const Product& p, const Part& part, const Tensor& out, const Numbers& bias) {
   Tile top;
   int64_t of = -1;
-  pass(p, part, [&](int64_t number, int64_t, int64_t first, int rows, const Pair* block, const Pair* panel, const Ahead& ahead) AVFMAE_BF16 {
+  pass(p, part, [&](int64_t number, int64_t, int64_t first, int rows, const Pair* block, const Pair* panel, const Ahead& ahead) {
     if (std::exchange(of, number) != number) top = tile_of(out, bias, number * kColumns);
     Tile tile = top;
     tile.data = top.row(first);
@@ -356,7 +354,7 @@ AVFMAE_BF16 void write(const Product& p, const Part& part, const Tensor& out, co
 
 // Gradients of a block with a panel, for the weights that begin at `index`; their squares' sum is returned.
 template <typename Moments>
-AVFMAE_BF16 float update_weights(const Rule rule, const float* gradient, int rows, float* weight, Moments moments, int64_t index, int64_t stride) {
+float update_weights(const Rule rule, const float* gradient, int rows, float* weight, Moments moments, int64_t index, int64_t stride) {
   const float squares = dot(gradient, gradient, rows * kColumns);
   if (!std::isfinite(squares)) return squares;
   for (int r = 0; r < rows; ++r, index += stride, gradient += kColumns)
@@ -371,7 +369,7 @@ AVFMAE_BF16 float update_weights(const Rule rule, const float* gradient, int row
 // Panels in groups that stay in the second cache; blocks one after the other, each with all panels of a group: its weights and moments lie in long
 // pieces of rows, which memory gives faster than short ones of many.
 template <typename Moments>
-AVFMAE_BF16 void update(const Product& p, const Part& part, const Rule& rule, float* weight, Moments moments, float* lines, std::vector<float>& sums) {
+void update(const Product& p, const Part& part, const Rule& rule, float* weight, Moments moments, float* lines, std::vector<float>& sums) {
   static thread_local Workspace of_blocks, of_panels;
   const int64_t size = p.pairs * kColumns, count = part.panels.end - part.panels.begin;
   const int64_t groups = std::clamp<int64_t>((count * size + kResident - 1) / kResident, 1, count);
@@ -396,18 +394,13 @@ AVFMAE_BF16 void update(const Product& p, const Part& part, const Rule& rule, fl
   }
 }
 
-#endif
 
 // a (M, K)·b (K, N) + bias (N), both factors contiguous in either dimension.
 void matmul_bf16_into(const Tensor& a, const Tensor& b, std::optional<Tensor> bias, ScalarType, const Tensor out) {
-#ifdef AVFMAE_HAS_BF16_PRODUCTS
   const Product p = product_of(a, b);
   STD_TORCH_CHECK(!bias || bias->numel() == p.N, "matmul_bf16: bias must have a number a column");
   STD_TORCH_CHECK(out.is_contiguous() && out.numel() == p.M * p.N, "matmul_bf16: out must be contiguous (", p.M, ", ", p.N, ")");
   for_parts(p, [&](const Part& part) { write(p, part, out, bias ? Numbers(*bias) : Numbers()); });
-#else
-  STD_TORCH_CHECK(false, "matmul_bf16: was built without AVX512-BF16 (x86-64, Linux, GCC)");
-#endif
 }
 
 Tensor matmul_bf16(const Tensor& a, const Tensor& b, std::optional<Tensor> bias, ScalarType dtype) {
@@ -419,7 +412,6 @@ Tensor matmul_bf16(const Tensor& a, const Tensor& b, std::optional<Tensor> bias,
 // AdamW's step with the gradient a·b, which is never written. Gives sums of a's rows.
 void matmul_adamw_into(const Tensor& a, const Tensor& b, const Tensor param, const Tensor exp_avg, const Tensor exp_avg_sq, const Tensor step_of,
                        const Tensor lr, double beta1, double beta2, double eps, double weight_decay, const Tensor squares, const Tensor lines) {
-#ifdef AVFMAE_HAS_BF16_PRODUCTS
   const Product p = product_of(a, b);
   const bool compact = exp_avg.scalar_type() == ScalarType::Char;
   STD_TORCH_CHECK(p.N % kColumns == 0, "matmul_adamw: columns must be a multiple of 32");
@@ -437,9 +429,6 @@ void matmul_adamw_into(const Tensor& a, const Tensor& b, const Tensor param, con
     else update(p, part, rule, w, Wide{data<float>(exp_avg), data<float>(exp_avg_sq)}, of_rows, sums);
   });
   scalar(squares) += static_cast<float>(sum_in_order(sums));
-#else
-  STD_TORCH_CHECK(false, "matmul_adamw: was built without AVX512-BF16 (x86-64, Linux, GCC)");
-#endif
 }
 
 Tensor matmul_adamw(const Tensor& a, const Tensor& b, const Tensor param, const Tensor exp_avg, const Tensor exp_avg_sq, const Tensor step_of,
@@ -458,3 +447,4 @@ STABLE_TORCH_LIBRARY_IMPL(avfmae, CPU, m) {
   m.impl("matmul_adamw", TORCH_BOX(&avfmae::matmul_adamw));
   m.impl("matmul_adamw.out", TORCH_BOX(&avfmae::matmul_adamw_into));
 }
+#endif

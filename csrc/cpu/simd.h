@@ -1,7 +1,7 @@
 // Rows of numbers on the CPU: loaded from any dtype into float32, worked on in loops that the compiler vectorises, stored back.
 //
-// A wheel is built for any x86-64; AVFMAE_CLONES compiles a function once per processor generation and picks at load
-// time. Helpers are always inlined, so that they are compiled for the generation of whoever calls them.
+// Everything under csrc/cpu is compiled once for each processor generation, into a module of its own (setup.py); Python loads the newest that the
+// processor runs. So the compiler alone knows the generation, and nothing here asks for it at run time.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -17,17 +17,6 @@
 #include <cstring>
 
 #include "cpu/bf16.h"
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define AVFMAE_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-// Of work on Vectors: where these are no registers, GCC's 256-bit code for them is slower than its 128-bit code.
-#define AVFMAE_VECTOR_CLONES __attribute__((target_clones("arch=x86-64-v4", "default")))
-#else
-#define AVFMAE_CLONES
-#define AVFMAE_VECTOR_CLONES
-#endif
-#define AVFMAE_FLATTEN __attribute__((always_inline))  // of a lambda, which is compiled for the generation of its caller only if it is inlined
-#define AVFMAE_INLINE inline AVFMAE_FLATTEN
 
 namespace avfmae {
 
@@ -51,9 +40,9 @@ AVFMAE_INLINE void prefetch_to_write(const void* line) {
 #endif
 }
 
-// n numbers to bfloat16, by one instruction for 32 of them where the processor has it.
-#ifdef AVFMAE_HAS_BF16_PRODUCTS
-AVFMAE_BF16 inline void round_by_processor(const float* in, uint16_t* out, int n) {
+#ifdef __AVX512BF16__
+// n numbers to bfloat16, by one instruction for 32 of them.
+inline void round_by_processor(const float* in, uint16_t* out, int n) {
   int i = 0;
   for (; i + 32 <= n; i += 32)
     _mm512_storeu_si512(out + i, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(in + i + 16), _mm512_loadu_ps(in + i)));
@@ -67,13 +56,21 @@ AVFMAE_BF16 inline void round_by_processor(const float* in, uint16_t* out, int n
 #endif
 
 AVFMAE_INLINE void round_to_bfloat16(const float* in, uint16_t* out, int n) {
-#ifdef AVFMAE_HAS_BF16_PRODUCTS
-  if (bf16::kSupported) return round_by_processor(in, out, n);
-#endif
+#ifdef __AVX512BF16__
+  round_by_processor(in, out, n);
+#else
   for (int i = 0; i < n; ++i) out[i] = to_bfloat16(in[i]);
+#endif
 }
 
-constexpr int kBlock = 16;  // numbers of a vector
+// Numbers of a vector: as many as a register holds.
+#if defined(__AVX512F__)
+constexpr int kBlock = 16;
+#elif defined(__AVX2__)
+constexpr int kBlock = 8;
+#else
+constexpr int kBlock = 4;
+#endif
 
 typedef float Vector __attribute__((vector_size(4 * kBlock), aligned(4), may_alias));
 typedef int32_t Lanes __attribute__((vector_size(4 * kBlock)));

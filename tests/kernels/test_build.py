@@ -10,15 +10,16 @@ import pytest
 
 import avfmae_kernels
 from avfmae_kernels import aot
-from avfmae_kernels.dispatch import COMPILED_MISSING, TRITON_INSTALLED
+from avfmae_kernels.compiled import MISSING
+from avfmae_kernels.dispatch import TRITON_INSTALLED
 from avfmae_kernels.schemas import SCHEMAS, WITHOUT_TRITON
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.skipif(COMPILED_MISSING is not None or shutil.which("nm") is None, reason="no compiled module, or no nm")
-def test_the_module_keeps_to_the_stable_abi():
-    (module,) = Path(avfmae_kernels.__file__).parent.glob("_C.abi3.so")
+@pytest.mark.skipif(MISSING["cpu"] is not None or shutil.which("nm") is None, reason="no compiled module, or no nm")
+@pytest.mark.parametrize("module", sorted(Path(avfmae_kernels.__file__).parent.glob("*.abi3.so")), ids=lambda path: path.name)
+def test_the_modules_keep_to_the_stable_abi(module):
     undefined = subprocess.run(
         ["nm", "-DC", "--undefined-only", module], capture_output=True, text=True, check=True
     ).stdout

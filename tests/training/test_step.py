@@ -20,7 +20,7 @@ from avfmae.training.config import OptimConfig
 from avfmae.training.optim import learning_rate
 from avfmae.training.pretrain import pretraining_loss
 from avfmae.training.step import TrainingStep, linear_parameters, resolve
-from avfmae_kernels import matmul
+from avfmae_kernels import matmul, processor
 
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 
@@ -242,8 +242,7 @@ def test_a_compiled_forward_gives_the_same_loss(monkeypatch):
 def test_precision_auto_is_what_the_processor_multiplies():
     cpu = torch.device("cpu")
     assert resolve("float32", cpu) == torch.float32 and resolve("bf16", cpu) == torch.bfloat16
-    has = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    assert resolve("auto", cpu) == (torch.bfloat16 if has else torch.float32)
+    assert resolve("auto", cpu) == (torch.bfloat16 if processor.has("avx512_bf16") else torch.float32)
 
 
 @pytest.mark.gpu
