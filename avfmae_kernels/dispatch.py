@@ -87,20 +87,9 @@ def why_not(op: str, implementation: str, device: str) -> str | None:
     return None
 
 
-# Their C++ keeps vectors of 512 bits; where these are no registers, plain PyTorch is mostly 1.5 to 4 times as fast.
-FOR_AVX512 = {"region_attention", "region_attention_backward", "cross_attention", "cross_attention_backward"}
-
-
-def _slow(op: str, implementation: str, device: str) -> bool:
-    """Whether another implementation is faster. Triton's interpreter is for proving kernels."""
-    if implementation == "triton":
-        return device != "cuda"
-    return implementation == "cpp" and op in FOR_AVX512 and not processor.has("avx512")
-
-
 def _automatic(op: str, device: str) -> str:
-    """The first implementation that runs and is fast."""
-    return next(i for i in IMPLEMENTATIONS if not _slow(op, i, device) and why_not(op, i, device) is None)
+    """The first implementation that runs and is fast: Triton's interpreter is for proving kernels."""
+    return next(i for i in IMPLEMENTATIONS if (i, device) != ("triton", "cpu") and why_not(op, i, device) is None)
 
 
 AUTOMATIC = {(op, device): _automatic(op, device) for op in SCHEMAS for device in ("cpu", "cuda")}

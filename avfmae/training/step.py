@@ -113,6 +113,11 @@ class TrainingStep:
             for module, name, _, weight in self.places:
                 module._parameters[name] = weight
 
+    def follow_frozen(self) -> None:
+        """Copies of weights that are frozen, or no longer so, are frozen with them."""
+        for _, _, leaf, weight in self.places:
+            leaf.requires_grad_(weight.requires_grad)
+
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
@@ -136,6 +141,7 @@ class TrainingStep:
         micro-batches and processes), ``grad_norm``, ``lr``, ``skipped`` and ``in_a_row`` (steps left out as not finite)."""
         if not self.model.training:
             self.model.train()
+        self.follow_frozen()
         values = (self.captured or self.run)(batches)
         for leaf in self.leaves.values():
             leaf.grad = None

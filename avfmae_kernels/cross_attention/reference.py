@@ -4,21 +4,24 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from avfmae_kernels import softmax_attention
 from avfmae_kernels.arguments import at_least_float32
 
 
 def cross_attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
-    x = rearrange(at_least_float32(q), "b n (h d) -> b h n d", h=heads)
-    k, v = rearrange(at_least_float32(kv), "b n (two h d) -> two b h n d", two=2, h=heads)
-    probabilities = (x @ k.mT * x.shape[-1] ** -0.5).softmax(dim=-1)
-    return rearrange(probabilities @ v, "b h n d -> b n (h d)").to(q.dtype)
+    x, (k, v) = _heads(q, heads), rearrange(at_least_float32(kv), "b n (two h d) -> two b h n d", two=2, h=heads)
+    return rearrange(softmax_attention.attention(x, k, v), "b h n d -> b n (h d)").to(q.dtype)
 
 
 def cross_attention_backward(
     grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.enable_grad():
-        q, kv = q.detach().requires_grad_(), kv.detach().requires_grad_()
-        out = cross_attention(q, kv, heads)
-    dq, dkv = torch.autograd.grad(out, (q, kv), grad)
-    return dq, dkv, out.detach() if again else out.new_empty(0)
+    x, (k, v) = _heads(q, heads), rearrange(at_least_float32(kv), "b n (two h d) -> two b h n d", two=2, h=heads)
+    dq, dk, dv, out = softmax_attention.attention_backward(_heads(grad, heads), x, k, v)
+    dq, out = (rearrange(t, "b h n d -> b n (h d)").to(q.dtype) for t in (dq, out))
+    dkv = rearrange(torch.stack((dk, dv)), "two b h n d -> b n (two h d)").to(kv.dtype)
+    return dq, dkv, out if again else q.new_empty(0)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    return rearrange(at_least_float32(x), "b n (h d) -> b h n d", h=heads)

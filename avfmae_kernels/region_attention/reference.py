@@ -4,18 +4,18 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from avfmae_kernels import softmax_attention
 from avfmae_kernels.arguments import at_least_float32
 
 
 def region_attention(qkv: Tensor, heads: int) -> Tensor:
     q, k, v = rearrange(at_least_float32(qkv), "n s (three h d) -> three n h s d", three=3, h=heads)
-    probabilities = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
-    return rearrange(probabilities @ v, "n h s d -> n s (h d)").to(qkv.dtype)
+    return rearrange(softmax_attention.attention(q, k, v), "n h s d -> n s (h d)").to(qkv.dtype)
 
 
 def region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, again: bool) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        qkv = qkv.detach().requires_grad_()
-        out = region_attention(qkv, heads)
-    (slope,) = torch.autograd.grad(out, qkv, grad)
-    return slope, out.detach() if again else out.new_empty(0)
+    q, k, v = rearrange(at_least_float32(qkv), "n s (three h d) -> three n h s d", three=3, h=heads)
+    grad = rearrange(at_least_float32(grad), "n s (h d) -> n h s d", h=heads)
+    *slopes, out = softmax_attention.attention_backward(grad, q, k, v)
+    dqkv = rearrange(torch.stack(slopes), "three n h s d -> n s (three h d)").to(qkv.dtype)
+    return dqkv, rearrange(out, "n h s d -> n s (h d)").to(qkv.dtype) if again else qkv.new_empty(0)
