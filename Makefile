@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test test-isa lint bench gpu-check clean
 
 .venv/.installed: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -16,6 +16,10 @@ demo: .venv/.installed
 
 test: .venv/.installed lint
 	$(BIN)/pytest
+
+# What depends on the processor, as on one that AVFMAE_ISA names (avx2, avx512).
+test-isa: .venv/.installed
+	$(BIN)/pytest -m isa
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

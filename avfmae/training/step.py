@@ -87,7 +87,8 @@ class TrainingStep:
         ]
         self.forward = torch.compile(model) if compiled else model
         waits = self.world > 1 or micro_batches > 1 or optim.clip_grad or self.places or self.plain
-        self.early = EarlyUpdate(self.optimiser, rounded) if early and device.type == "cpu" and not waits else None
+        self.may_update_early, self.rounded, self.early, self.trained = early and device.type == "cpu" and not waits, rounded, None, None
+        self.follow_frozen()
         self.average = GradientAverage(list(self.leaves.values())) if self.world > 1 else None
         self.batch_statistics = [b for m in model.modules() if isinstance(m, nn.BatchNorm1d) for b in m.buffers()]
         self.averaged = [p.detach().clone() for p in model.parameters()] if optim.ema else []
@@ -114,9 +115,15 @@ class TrainingStep:
                 module._parameters[name] = weight
 
     def follow_frozen(self) -> None:
-        """Copies of weights that are frozen, or no longer so, are frozen with them."""
+        """Weights may be frozen, and thawed, between two steps: their copies and their early updates follow."""
+        trained = tuple(p.requires_grad for p in self.model.parameters())
+        if trained == self.trained:
+            return
+        self.trained = trained
         for _, _, leaf, weight in self.places:
             leaf.requires_grad_(weight.requires_grad)
+        if self.may_update_early:
+            self.early = EarlyUpdate(self.optimiser, products=self.rounded)
 
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -149,7 +156,7 @@ class TrainingStep:
 
     def settings(self) -> Hashable:
         """What a captured step depends on."""
-        return K.chosen(), tuple(p.requires_grad for p in self.leaves.values())
+        return K.chosen(), self.trained
 
     def run(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         early = self.early if len(batches) == 1 else None

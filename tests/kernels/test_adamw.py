@@ -6,6 +6,8 @@ from backends import each_backend, require
 
 import avfmae_kernels as K
 
+pytestmark = pytest.mark.isa
+
 SIZES = [(3, 5), (1,), (4097,), (129, 65)]  # below, at and above a chunk
 
 

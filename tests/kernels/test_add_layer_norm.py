@@ -8,6 +8,8 @@ from correctness import TOLERANCE, check, poisoned
 
 import avfmae_kernels as K
 
+pytestmark = pytest.mark.isa
+
 SHAPES = {
     "stage I": (4, 8, 11, 512),
     "large": (2, 8, 4, 640),

@@ -7,6 +7,8 @@ from correctness import TOLERANCE, check
 
 import avfmae_kernels as K
 
+pytestmark = pytest.mark.isa
+
 SHAPES = {  # clips, visible, masked, positions, width
     "video decoder": (2, 80, 400, 800, 384),
     "audio decoder": (3, 24, 64, 128, 512),

@@ -11,6 +11,8 @@ from PIL import Image
 import avfmae_kernels as K
 from avfmae_kernels import crop_clips
 
+pytestmark = pytest.mark.isa
+
 CASES = {  # stored frames, boxes, size of the crop
     "smaller": ((176, 176), [(10.0, 20.0, 126.5, 136.25), (0.0, 0.0, 176.0, 176.0)], (160, 160)),
     "much smaller": ((90, 160), [(0.0, 0.0, 160.0, 90.0), (33.3, 5.1, 158.9, 80.0)], (32, 48)),

@@ -8,6 +8,8 @@ from correctness import TOLERANCE, check, poisoned
 import avfmae_kernels as K
 from avfmae_kernels.cross_attention import cross_attention_backward, reference
 
+pytestmark = pytest.mark.isa
+
 SHAPES = {  # sequences, queries, keys, heads, head size
     "pre video III": (4, 80, 8, 8, 64),
     "pre audio III": (4, 24, 8, 8, 64),

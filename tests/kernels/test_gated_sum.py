@@ -7,6 +7,8 @@ from correctness import TOLERANCE, check, poisoned
 
 import avfmae_kernels as K
 
+pytestmark = pytest.mark.isa
+
 SHAPES = {"fusion": (2, 80, 512), "huge": (3, 768), "odd": (5, 3, 7), "one number": (1,)}
 
 

@@ -6,6 +6,8 @@ from backends import DEVICES, each_backend, interpret, require
 
 import avfmae_kernels as K
 
+pytestmark = pytest.mark.isa
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SHAPES = {  # clip (B, T, H, W), tubelet, gathered tokens
     "pretraining": ((3, 16, 160, 160), (2, 16, 16), 80),

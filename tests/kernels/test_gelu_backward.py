@@ -9,6 +9,8 @@ from correctness import TOLERANCE, error, poisoned
 import avfmae_kernels as K
 from avfmae_kernels.gelu_backward import gelu_backward
 
+pytestmark = pytest.mark.isa
+
 SHAPES = {"feed-forward": (2, 80, 2048), "odd": (3, 5, 7), "one number": (1,), "over a chunk": (2049,)}
 
 

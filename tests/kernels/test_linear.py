@@ -11,6 +11,8 @@ from avfmae_kernels import matmul
 from avfmae_kernels.cross_attention.reference import cross_attention
 from avfmae_kernels.region_attention.reference import region_attention
 
+pytestmark = pytest.mark.isa
+
 C, H, O = 32, 2, 24
 
 

@@ -7,6 +7,8 @@ from backends import DEVICES, each_backend, interpret, require
 import avfmae_kernels as K
 from avfmae_kernels.masked_patch_loss.reference import patch_targets
 
+pytestmark = pytest.mark.isa
+
 SHAPES = {  # source, patch, tokens a clip
     "video": ((2, 16, 160, 160, 3), (2, 16, 16), 40),
     "audio": ((3, 1, 256, 128), (16, 16), 64),

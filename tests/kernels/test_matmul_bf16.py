@@ -6,6 +6,8 @@ from backends import require
 
 import avfmae_kernels as K
 
+pytestmark = pytest.mark.isa
+
 SIZES = [
     (1, 1, 1),
     (4, 512, 64),

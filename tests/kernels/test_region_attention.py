@@ -8,6 +8,8 @@ from correctness import TOLERANCE, check, poisoned
 import avfmae_kernels as K
 from avfmae_kernels.region_attention import reference, region_attention_backward
 
+pytestmark = pytest.mark.isa
+
 SHAPES = {  # sequences, length, heads, head size
     "video stage I": (16, 11, 8, 64),
     "audio stage I": (16, 4, 8, 64),

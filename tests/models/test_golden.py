@@ -11,6 +11,8 @@ import avfmae_kernels as K
 from avfmae.training.optim import decays
 from avfmae_kernels.masked_patch_loss.reference import patch_targets
 
+pytestmark = pytest.mark.isa
+
 OUTPUT, GRADIENT = 1e-4, 1e-3
 PLACES = [  # implementation and device; every number must hold in each
     *(pytest.param((name, "cpu"), id=name) for name in ("auto", "cpp", "reference")),

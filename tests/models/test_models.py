@@ -17,6 +17,8 @@ from avfmae.models.attention import CrossAttention, SelfAttention, drop_path
 from avfmae.models.iavcl import EvolutionaryRefinement
 from avfmae.models.lgi import LGIBlock
 
+pytestmark = pytest.mark.isa
+
 TINY = ModelConfig.preset("tiny")
 
 

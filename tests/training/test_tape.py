@@ -17,6 +17,8 @@ from avfmae.training.step import TrainingStep
 from avfmae.training.tape import Diverged, Recorder, Tape
 from avfmae_benchmarks.sides import finetuning_loss, host_batch
 
+pytestmark = pytest.mark.isa
+
 STEPS = EAGER_STEPS + 4
 
 
