@@ -24,7 +24,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 CHOICE = os.environ.get("AVFMAE_BUILD", "auto")
@@ -231,6 +231,13 @@ def keep_record(modules: list[Extension], missing: dict[str, str]) -> None:
         print(f"avfmae: without avfmae_kernels.{name}: {reason}", file=sys.stderr)
 
 
+def packages() -> dict[str, str]:
+    """Every package by name, with its folder. What is called otherwise here than when it is installed comes last."""
+    found = {name: name.replace(".", "/") for name in find_packages(include=["avfmae", "avfmae.*", "avfmae_kernels", "avfmae_kernels.*"])}
+    found |= {f"avfmae_{name}": name.replace(".", "/") for name in find_packages(include=["benchmarks", "benchmarks.*"])}
+    return found | {"avfmae.configs": "train/configs"}
+
+
 modules, missing = extensions()
 keep_record(modules, missing)
-setup(ext_modules=modules, cmdclass={"build_ext": BuildExt})
+setup(packages=[*packages()], package_dir=packages(), ext_modules=modules, cmdclass={"build_ext": BuildExt})
