@@ -5,6 +5,7 @@
 ``avfmae_kernels._host``   NumPy-facing helpers for data workers (pybind11).
 
 AVFMAE_BUILD = auto (default) | cuda | cpu | none chooses. ``auto`` builds what can be built; ``cuda`` and ``cpu`` fail where that cannot.
+AVFMAE_CPU_LEVELS = "avx2;avx512;avx512_bf16" chooses processor generations.
 AVFMAE_CUDA_ARCHS = "80;90;100+PTX;120+PTX" chooses GPU generations; "+PTX" adds code that later ones compile.
 AVFMAE_TORCH = the folder of the torch package to compile against, where it is not found by itself.
 
@@ -38,9 +39,12 @@ X86_GENERATIONS = {
     "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"],
 }
 GENERATIONS = X86_GENERATIONS if platform.machine() in ("x86_64", "AMD64") else {"baseline": []}
+LEVELS = os.environ.get("AVFMAE_CPU_LEVELS", ";".join(GENERATIONS)).split(";")
 
 if CHOICE not in ("auto", "cuda", "cpu", "none"):
     sys.exit(f"AVFMAE_BUILD={CHOICE!r}: expected auto, cuda, cpu or none")
+if not set(LEVELS) <= set(GENERATIONS):
+    sys.exit(f"AVFMAE_CPU_LEVELS={';'.join(LEVELS)!r}: expected some of {';'.join(GENERATIONS)}")
 
 
 class Missing(Exception):
@@ -161,7 +165,7 @@ def linked_to_torch(name: str, sources: list[str], flags: list[str], libraries: 
 
 def cpu_kernels() -> list[Extension]:
     sources = sorted(map(str, Path("csrc/cpu").glob("*.cpp")))
-    return [linked_to_torch(f"_cpu_{name}", sources, flags, []) for name, flags in GENERATIONS.items()]
+    return [linked_to_torch(f"_cpu_{name}", sources, GENERATIONS[name], []) for name in LEVELS]
 
 
 def cuda_kernels() -> list[Extension]:

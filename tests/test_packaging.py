@@ -16,6 +16,7 @@ import pytest
 from avfmae.data.manifest import Clip, write_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
 from avfmae.training.logging import RunLog
+from avfmae_kernels import processor
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -73,9 +74,10 @@ def unpacked(sdist, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheel(unpacked, tmp_path_factory) -> Path:
-    """A wheel of the sdist, with what can be compiled here."""
+    """A wheel of the sdist, compiled for this processor where there is a compiler."""
     out = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", out, ".", cwd=unpacked)
+    level = (processor.module() or "_cpu_avx2").removeprefix("_cpu_")
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", out, ".", cwd=unpacked, AVFMAE_CPU_LEVELS=level)
     return next(out.glob("*.whl"))
 
 
@@ -146,7 +148,7 @@ def test_extras_that_are_missing_are_named(tmp_path, monkeypatch):
     write_manifest(tmp_path / "clips.csv", [Clip(0, "a.mp4")])
     with pytest.raises(RuntimeError, match=r"--engine ray needs ray: pip install 'avfmae\[ray\]'"):
         prepare(PrepareConfig(tmp_path / "clips.csv", tmp_path / "set", engine="ray"))
-    named = {e for p in (ROOT / "avfmae").rglob("*.py") for e in re.findall(r"avfmae\[(\w+)\]", p.read_text())}
+    named = {e for p in (ROOT / "avfmae").rglob("*.py") for e in re.findall(r"avfmae\[([a-z]+)\]", p.read_text())}
     assert {"tensorboard"} <= named <= set(PROJECT["optional-dependencies"])
 
 
