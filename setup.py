@@ -6,7 +6,7 @@
 
 AVFMAE_BUILD = auto (default) | cuda | cpu | abi3 | none chooses. ``auto`` builds what can be built; ``cuda``, ``cpu`` and ``abi3`` fail
 where that cannot. ``abi3`` is for a wheel that every Python from 3.11 loads: the CPU's kernels without ``_host``, as what pybind11 makes
-loads in one version of Python only; NumPy draws the masks then, in 0.6 ms a clip rather than 0.03.
+loads in one version of Python only; NumPy draws the masks then.
 AVFMAE_CPU_LEVELS = "avx2;avx512;avx512_bf16" chooses processor generations.
 AVFMAE_CUDA_ARCHS = "80;90;100+PTX;120+PTX" chooses GPU generations; "+PTX" adds code that later ones compile.
 AVFMAE_TORCH = the folder of the torch package to compile against, where it is not found by itself.
