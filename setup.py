@@ -4,7 +4,10 @@
 ``avfmae_kernels._cuda``   kernels for NVIDIA GPUs, where torch has CUDA and a toolkit is found.
 ``avfmae_kernels._host``   NumPy-facing helpers for data workers (pybind11).
 
-AVFMAE_BUILD = auto (default) | cuda | cpu | none chooses. ``auto`` builds what can be built; ``cuda`` and ``cpu`` fail where that cannot.
+AVFMAE_BUILD = auto (default) | cuda | cpu | abi3 | none chooses. ``auto`` builds what can be built; ``cuda``, ``cpu`` and ``abi3`` fail
+where that cannot. ``abi3`` is for a wheel that every Python from 3.11 loads: the CPU's kernels without ``_host``, as what pybind11 makes
+loads in one version of Python only; NumPy draws the masks then.
+AVFMAE_CPU_LEVELS = "avx2;avx512;avx512_bf16" chooses processor generations.
 AVFMAE_CUDA_ARCHS = "80;90;100+PTX;120+PTX" chooses GPU generations; "+PTX" adds code that later ones compile.
 AVFMAE_TORCH = the folder of the torch package to compile against, where it is not found by itself.
 
@@ -22,9 +25,10 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 CHOICE = os.environ.get("AVFMAE_BUILD", "auto")
@@ -38,9 +42,13 @@ X86_GENERATIONS = {
     "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"],
 }
 GENERATIONS = X86_GENERATIONS if platform.machine() in ("x86_64", "AMD64") else {"baseline": []}
+LEVELS = os.environ.get("AVFMAE_CPU_LEVELS", ";".join(GENERATIONS)).split(";")
 
-if CHOICE not in ("auto", "cuda", "cpu", "none"):
-    sys.exit(f"AVFMAE_BUILD={CHOICE!r}: expected auto, cuda, cpu or none")
+LEFT_OUT = {"auto": (), "cuda": (), "cpu": ("_cuda",), "abi3": ("_cuda", "_host"), "none": ("_cpu", "_cuda", "_host")}
+if CHOICE not in LEFT_OUT:
+    sys.exit(f"AVFMAE_BUILD={CHOICE!r}: expected one of {', '.join(LEFT_OUT)}")
+if not set(LEVELS) <= set(GENERATIONS):
+    sys.exit(f"AVFMAE_CPU_LEVELS={';'.join(LEVELS)!r}: expected some of {';'.join(GENERATIONS)}")
 
 
 class Missing(Exception):
@@ -91,11 +99,18 @@ def torch_version(torch: Path) -> tuple[str, str | None]:
     return version[1], cuda and cuda[1]
 
 
+@cache
 def cxx() -> str:
-    """The C++ compiler."""
+    """A C++ compiler that knows C++20 and the processor generations, and finds Python's headers."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if not compiler or not shutil.which(shlex.split(compiler)[0]):
         raise Missing(f"no C++ compiler was found when the package was built ({'CXX=' + compiler if compiler else 'c++, g++ or clang++ on PATH'})")
+    flags = ["-std=c++20", *(flag for level in LEVELS for flag in GENERATIONS[level]), f"-I{sysconfig.get_path('include')}"]
+    probe = [*shlex.split(compiler), *flags, "-fsyntax-only", "-x", "c++", "-"]
+    said = subprocess.run(probe, input="#include <Python.h>\n#include <concepts>\n", capture_output=True, text=True)
+    if said.returncode:
+        reason = next((line for line in said.stderr.splitlines() if "error" in line), f"exit code {said.returncode}")
+        raise Missing(f"the C++ compiler {compiler} failed when the package was built ({reason}); GCC 11 or Clang 14 and python3-dev are needed")
     return compiler
 
 
@@ -128,18 +143,15 @@ def cuda_home() -> Path:
 
 def extensions() -> tuple[list[Extension], dict[str, str]]:
     """The modules to build, and why the others are not."""
-    if CHOICE == "none":
-        return [], dict.fromkeys(("_cpu", "_cuda", "_host"), "AVFMAE_BUILD=none when the package was built")
-    wanted = {"_cpu": cpu_kernels, "_host": host, "_cuda": cuda_kernels}
-    if CHOICE == "cpu":
-        del wanted["_cuda"]
-    modules, missing = [], {"_cuda": "AVFMAE_BUILD=cpu when the package was built"} if CHOICE == "cpu" else {}
-    for name, make in wanted.items():
+    modules, missing = [], dict.fromkeys(LEFT_OUT[CHOICE], f"AVFMAE_BUILD={CHOICE} when the package was built")
+    for name, make in {"_cpu": cpu_kernels, "_host": host, "_cuda": cuda_kernels}.items():
+        if name in missing:
+            continue
         try:
             cxx(), ninja()
             modules += make()
         except Missing as reason:
-            if CHOICE == "cuda" or (CHOICE == "cpu" and name != "_cuda"):
+            if CHOICE != "auto":
                 sys.exit(f"AVFMAE_BUILD={CHOICE}, but {reason}")
             missing[name] = str(reason)
     return modules, missing
@@ -161,7 +173,7 @@ def linked_to_torch(name: str, sources: list[str], flags: list[str], libraries: 
 
 def cpu_kernels() -> list[Extension]:
     sources = sorted(map(str, Path("csrc/cpu").glob("*.cpp")))
-    return [linked_to_torch(f"_cpu_{name}", sources, flags, []) for name, flags in GENERATIONS.items()]
+    return [linked_to_torch(f"_cpu_{name}", sources, GENERATIONS[name], []) for name in LEVELS]
 
 
 def cuda_kernels() -> list[Extension]:
@@ -174,8 +186,10 @@ def cuda_kernels() -> list[Extension]:
 
 
 def host() -> list[Extension]:
-    import pybind11
-
+    try:
+        import pybind11
+    except ImportError:
+        raise Missing("pybind11 was not found when the package was built; `pip install pybind11`, then reinstall") from None
     sources = sorted(map(str, Path("csrc/host").glob("*.cpp")))
     includes = ["csrc", pybind11.get_include(), sysconfig.get_path("include")]
     return [Extension("avfmae_kernels._host", sources, include_dirs=includes, extra_compile_args=[*OPTIMISE, "-fvisibility=hidden"])]
@@ -201,7 +215,8 @@ class BuildExt(build_ext):
         build.mkdir(parents=True, exist_ok=True)
         (build / "build.ninja").write_text("\n".join(self.ninja_lines(build)))
         jobs = [f"-j{self.parallel}"] if self.parallel else []
-        subprocess.run([ninja(), "-C", build, *jobs], check=True)
+        if subprocess.run([ninja(), "-C", build, *jobs]).returncode:
+            sys.exit("avfmae: the kernels do not compile (see above); AVFMAE_BUILD=none installs without them")
 
     def ninja_lines(self, build: Path) -> Iterator[str]:
         yield "ninja_required_version = 1.5"
@@ -231,6 +246,19 @@ def keep_record(modules: list[Extension], missing: dict[str, str]) -> None:
         print(f"avfmae: without avfmae_kernels.{name}: {reason}", file=sys.stderr)
 
 
+def packages() -> dict[str, str]:
+    """Every package by name, with its folder. What is called otherwise here than when it is installed comes last."""
+    found = {name: name.replace(".", "/") for name in find_packages(include=["avfmae", "avfmae.*", "avfmae_kernels", "avfmae_kernels.*"])}
+    found |= {f"avfmae_{name}": name.replace(".", "/") for name in find_packages(include=["benchmarks", "benchmarks.*"])}
+    return found | {"avfmae.configs": "train/configs"}
+
+
 modules, missing = extensions()
 keep_record(modules, missing)
-setup(ext_modules=modules, cmdclass={"build_ext": BuildExt})
+setup(
+    packages=[*packages()],
+    package_dir=packages(),
+    ext_modules=modules,
+    cmdclass={"build_ext": BuildExt},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if CHOICE == "abi3" else {},
+)

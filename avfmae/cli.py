@@ -4,13 +4,9 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
-import tyro
-
-from avfmae.training.config import FinetuneConfig, PretrainConfig, PSIConfig, read_toml
+# Each command imports its options to parse them, and what it runs only then: help needs neither torch nor decoders.
 
 T = TypeVar("T")
 
@@ -28,95 +24,88 @@ usage: avfmae COMMAND [options]        (avfmae COMMAND --help for the options)
   bench        speed against HiCMAE as published and AVF-MAE++ as released: step, kernels, loader, scaling, plot
   doctor       what was built, which torch, GPU and decoders, and which kernels run here and why
 
-A TOML file gives a stage's settings (--config train/configs/base_pretrain.toml), and the command line overrides it:
+A published recipe gives a stage's settings (--recipe base, as train/configs has them), a TOML file other ones (--config mine.toml);
+the file overrides the recipe, and the command line both:
 
-  avfmae pretrain --config train/configs/base_pretrain.toml --manifest clips.csv --out runs/mine --optim.epochs 50
+  avfmae pretrain --recipe base --manifest clips.csv --out runs/mine --optim.epochs 50
 """
 
 
-@dataclass
-class EvaluateConfig:
-    """A fine-tuned model on clips: metrics where the manifest has labels, predictions always.
-
-    Attributes:
-        weights: ``weights.safetensors`` of a fine-tuning run.
-        clips: videos, or one manifest (.csv, .parquet, .txt).
-        out: write the predictions to this CSV file; otherwise they are printed.
-        segments: views a clip in time.
-        crops: views a clip in space.
-        missing_audio: ``silence`` lets a clip without sound pass.
-        workers: decoding processes.
-    """
-
-    weights: Annotated[Path, tyro.conf.Positional]
-    clips: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    out: Path | None = None
-    segments: int = 2
-    crops: int = 2
-    missing_audio: Literal["error", "silence"] = "error"
-    workers: int = 2
-
-
-@dataclass
-class ImportListConfig:
-    """A released space-separated list as a manifest.
-
-    Attributes:
-        source: the list: ``<video> 0``, ``<video or frame folder> <wav> <label>`` or ``<frame folder> <label>`` a line.
-        manifest: the CSV or Parquet file to write.
-    """
-
-    source: Annotated[Path, tyro.conf.Positional]
-    manifest: Annotated[Path, tyro.conf.Positional]
-
-
 def parse(kind: type[T], command: str, arguments: Sequence[str]) -> T:
-    """The command line over the TOML file that ``--config`` names, over the defaults of ``kind``."""
-    default = None
-    for i, argument in enumerate(arguments):
-        if argument == "--config" and i + 1 < len(arguments):
-            default = read_toml(kind, arguments[i + 1])
-        elif argument.startswith("--config="):
-            default = read_toml(kind, argument.partition("=")[2])
-    if default is None:
-        return tyro.cli(kind, prog=f"avfmae {command}", args=arguments)
-    return tyro.cli(kind, prog=f"avfmae {command}", args=arguments, default=default)
+    """The command line over the file that ``--config`` names, over the published ``--recipe``, over the defaults of ``kind``."""
+    import tyro
+
+    from avfmae.training.config import RunConfig, read_recipe, read_toml
+
+    given = {}
+    if issubclass(kind, RunConfig):
+        if (recipe := last_value("--recipe", arguments)) is not None:
+            given["default"] = read_recipe(kind, command, recipe)
+        if (path := last_value("--config", arguments)) is not None:
+            given["default"] = read_toml(kind, path, **given)
+    return tyro.cli(kind, prog=f"avfmae {command}", args=arguments, **given)
+
+
+def last_value(option: str, arguments: Sequence[str]) -> str | None:
+    """What the last ``--option VALUE`` or ``--option=VALUE`` of a command line says; None if there is none."""
+    value = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == option:
+            value = following
+        elif argument.startswith(f"{option}="):
+            value = argument.partition("=")[2]
+    return value
 
 
 def run_demo(arguments: Sequence[str]) -> None:
-    from avfmae.demo import DemoConfig, demo
+    from avfmae.options import DemoConfig
 
-    demo(parse(DemoConfig, "demo", arguments))
+    run = parse(DemoConfig, "demo", arguments)
+    from avfmae.demo import demo
+
+    demo(run)
 
 
 def run_pretrain(arguments: Sequence[str]) -> None:
+    from avfmae.training.config import PretrainConfig
+
+    run = parse(PretrainConfig, "pretrain", arguments)
     from avfmae.training.pretrain import pretrain
 
-    pretrain(parse(PretrainConfig, "pretrain", arguments))
+    pretrain(run)
 
 
 def run_psi(arguments: Sequence[str]) -> None:
+    from avfmae.training.config import PSIConfig
+
+    run = parse(PSIConfig, "psi", arguments)
     from avfmae.training.psi import psi
 
-    psi(parse(PSIConfig, "psi", arguments))
+    psi(run)
 
 
 def run_finetune(arguments: Sequence[str]) -> None:
+    from avfmae.training.config import FinetuneConfig
+
+    run = parse(FinetuneConfig, "finetune", arguments)
     from avfmae.report import print_results
     from avfmae.training.finetune import finetune
 
-    print_results(finetune(parse(FinetuneConfig, "finetune", arguments)))
+    print_results(finetune(run))
 
 
 def run_evaluate(arguments: Sequence[str]) -> None:
-    from avfmae.evaluation import evaluate
+    from avfmae.options import EvaluateConfig
 
     run = parse(EvaluateConfig, "evaluate", arguments)
+    from avfmae.evaluation import evaluate
+
     evaluate(**{f.name: getattr(run, f.name) for f in dataclasses.fields(run)})
 
 
 def run_import_list(arguments: Sequence[str]) -> None:
     from avfmae.data.manifest import read_released_list, write_manifest
+    from avfmae.options import ImportListConfig
 
     run = parse(ImportListConfig, "import-list", arguments)
     if not run.source.is_file():
@@ -127,15 +116,21 @@ def run_import_list(arguments: Sequence[str]) -> None:
 
 
 def run_prepare(arguments: Sequence[str]) -> None:
-    from avfmae.data.prepare import PrepareConfig, prepare
+    from avfmae.data.config import PrepareConfig
 
-    prepare(parse(PrepareConfig, "prepare", arguments))
+    run = parse(PrepareConfig, "prepare", arguments)
+    from avfmae.data.prepare import prepare
+
+    prepare(run)
 
 
 def run_inspect(arguments: Sequence[str]) -> None:
-    from avfmae.inspect import InspectConfig, inspect
+    from avfmae.options import InspectConfig
 
-    inspect(parse(InspectConfig, "inspect", arguments))
+    run = parse(InspectConfig, "inspect", arguments)
+    from avfmae.inspect import inspect
+
+    inspect(run)
 
 
 def run_bench(arguments: Sequence[str]) -> None:
@@ -145,13 +140,13 @@ def run_bench(arguments: Sequence[str]) -> None:
 
 
 def run_doctor(arguments: Sequence[str]) -> None:
-    from avfmae.doctor import doctor
-
     if arguments:
         print(
             "usage: avfmae doctor\n\nWhat was built, which torch, GPU and decoders, and which kernels run here and why."
         )
         return
+    from avfmae.doctor import doctor
+
     doctor()
 
 

@@ -1,6 +1,5 @@
 """``avfmae demo``: draw a data set, run all three stages of the tiny model on it, compare with training from scratch."""
 
-import dataclasses
 import os
 import time
 from pathlib import Path
@@ -8,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from avfmae.data.dataset import DataConfig
+from avfmae.data.config import DataConfig, PrepareConfig
 from avfmae.data.demo import EMOTIONS, DemoSet, make_demo_set
 from avfmae.data.manifest import read_manifest, write_manifest
-from avfmae.data.prepare import PrepareConfig, prepare
+from avfmae.data.prepare import prepare
+from avfmae.options import DemoConfig
 from avfmae.training.config import FinetuneConfig, HeldOut, OptimConfig, PretrainConfig, PSIConfig
 from avfmae.training.finetune import finetune
 from avfmae.training.logging import console
@@ -32,21 +32,6 @@ TEST_PEOPLE = 14
 PRETRAINING = OptimConfig(lr=2.4e-2, epochs=8, warmup_epochs=1, total_batch=32, clip_grad=1.0)
 INJECTION = OptimConfig(lr=1.1e-2, epochs=32, warmup_epochs=2, total_batch=24, clip_grad=1.0)
 FINETUNING = OptimConfig(lr=5e-3, epochs=10, warmup_epochs=2, total_batch=12, clip_grad=1.0, layer_decay=0.9)
-
-
-@dataclasses.dataclass
-class DemoConfig:
-    """Draws faces and voices, pre-trains, injects semantics, fine-tunes on people it has not tested on, and shows it all.
-
-    Attributes:
-        out: where everything goes; ``report.html`` is the thing to open.
-        seeds: fine-tunings, each from the trained weights and from scratch.
-        workers: decoding processes.
-    """
-
-    out: Path = Path("runs/demo")
-    seeds: tuple[int, ...] = (0, 1, 2)
-    workers: int = 2
 
 
 def demo(run: DemoConfig) -> Path:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 import avfmae
 import avfmae_kernels
-from avfmae.data.audio import fbank_backend
+from avfmae.training.config import recipe_folder
 from avfmae_kernels import processor
 from avfmae_kernels.compiled import MISSING
 
@@ -39,7 +39,7 @@ def facts() -> dict[str, str]:
         "compiled for CUDA": MISSING["cuda"] or "avfmae_kernels._cuda",
         "compiled for workers": MISSING["host"] or "avfmae_kernels._host",
         "decoders": ", ".join(decoders) or "none: install decord2 or av",
-        "filterbank": fbank_backend(),
+        "recipes": str(recipe_folder()),
         "flash-attn": _version("flash-attn") or "not installed (optional)",
     }
 

@@ -5,11 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -17,39 +15,16 @@ from rich.table import Table
 from avfmae.config import ModelConfig
 from avfmae.data import augment, faces, shards
 from avfmae.data.audio import SHORTEST, filterbank
-from avfmae.data.dataset import DataConfig, read_window_audio, sample_window
+from avfmae.data.config import DataConfig
+from avfmae.data.dataset import read_window_audio, sample_window
 from avfmae.data.decode import probe, read_frames
 from avfmae.data.manifest import MANIFESTS, Clip, read_manifest
 from avfmae.data.media import MediaError
 from avfmae.data.prepare import cut_sound, find_clips
 from avfmae.data.workers import Desk, Lost, Workers
 from avfmae.masking import DualMask
+from avfmae.options import InspectConfig
 from avfmae.report import Page
-
-
-@dataclass
-class InspectConfig:
-    """Draws what the model will see: 16 frames with their masks, the spectrogram under them in step, the face's box, flags and drift.
-
-    Attributes:
-        sources: videos; or one prepared set, manifest (.csv, .parquet, .txt) or folder of videos, of which clips are sampled.
-        out: a folder, for report.html and pictures.
-        preset: the model whose sizes and masks are shown.
-        clips: how many of a set are drawn.
-        seed: of the choice, and of the masks.
-        face_margin: around the face of clips that are not prepared.
-        time_limit: seconds that one clip may take.
-        workers: processes.
-    """
-
-    sources: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    out: Path = Path("runs/inspect")
-    preset: str = "base"
-    clips: int = 8
-    seed: int = 0
-    face_margin: float = 0.3
-    time_limit: float = 60.0
-    workers: int = 2
 
 
 @dataclass

@@ -4,7 +4,6 @@ import csv
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,9 +12,10 @@ import avfmae
 from avfmae.checkpoints import save_weights
 from avfmae.cli import COMMANDS, main, parse
 from avfmae.data.manifest import Clip, read_manifest, write_manifest
-from avfmae.training.config import FinetuneConfig, PretrainConfig, PSIConfig, read_toml
+from avfmae.training.config import FinetuneConfig, PretrainConfig, PSIConfig, read_recipe, recipe_folder, recipes
 
-CONFIGS = Path(__file__).parents[1] / "train" / "configs"
+STAGES = {"pretrain": PretrainConfig, "psi": PSIConfig, "finetune": FinetuneConfig}
+HEAVY = {"torch", "av", "cv2", "matplotlib", "pyarrow", "triton", "decord"}  # what takes long to import
 
 
 def fails(capsys, *arguments):
@@ -44,18 +44,55 @@ def test_top_help_names_every_command(capsys):
     assert "no command 'train'" in fails(capsys, "train")
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*_*.toml")), ids=lambda p: p.stem)
-def test_every_recipe_is_read(path):
-    if path.stem == "label_map":
-        return
-    kind = {"pretrain": PretrainConfig, "psi": PSIConfig, "finetune": FinetuneConfig}[path.stem.rpartition("_")[2]]
-    config = read_toml(kind, path)
-    assert config.preset == path.stem.rpartition("_")[0] and config.model_config()
-    assert (
-        config.optim.lr == (2e-4 if config.preset == "huge" else 3e-4)
-        if kind is PretrainConfig
-        else config.optim.lr == 1e-3
-    )
+def loaded_by(code: str) -> set[str]:
+    """Which of the heavy packages a fresh interpreter has imported after ``code``."""
+    code = f"import contextlib, io, sys\nwith contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n    {code}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "avfmae" in done.stdout.split()
+    return HEAVY & set(done.stdout.split())
+
+
+def test_the_package_is_imported_without_torch_and_gives_every_name():
+    assert not loaded_by("import avfmae")
+    assert {"AVFMAEForPretraining", "ModelConfig", "load_released"} <= set(avfmae.__all__)
+    assert all(getattr(avfmae, name) is not None for name in avfmae.__all__)
+    with pytest.raises(AttributeError, match="Predictr"):
+        avfmae.Predictr  # noqa: B018
+
+
+@pytest.mark.parametrize("command", ["", *(c for c in COMMANDS if c != "bench")])
+def test_help_needs_neither_torch_nor_decoders(command):
+    assert not loaded_by(f"from avfmae.cli import main; main({[command, '--help'] if command else ['--help']!r})")
+
+
+def test_heavy_packages_are_seen_where_they_are_loaded():
+    assert loaded_by("import avfmae; avfmae.DualMask") >= {"torch"}
+
+
+@pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage in STAGES for name in recipes(stage)])
+def test_every_recipe_is_read(stage, name):
+    config = parse(STAGES[stage], stage, ["--recipe", name])
+    assert (config.recipe, config.preset) == (name, name) and config.model_config()
+    assert config.optim.lr == (1e-3 if stage != "pretrain" else 2e-4 if name == "huge" else 3e-4)
+
+
+def test_recipes_lie_where_they_are_edited():
+    """In a source tree; tests/test_packaging.py looks for them in a wheel."""
+    found = {f"{name}_{stage}.toml" for stage in STAGES for name in recipes(stage)}
+    assert found == {p.name for p in recipe_folder().glob("*.toml")} - {"label_map.toml"} and len(found) == 10
+
+
+def test_an_unknown_recipe_is_named_with_those_there_are(capsys):
+    message = fails(capsys, "finetune", "--recipe", "hicmae_base")
+    assert "--recipe: got 'hicmae_base', expected one of base, huge, large for finetune" in message
+
+
+def test_the_file_overrides_the_recipe_and_the_command_line_both(tmp_path):
+    (tmp_path / "mine.toml").write_text("[optim]\nepochs = 7\nlr = 1e-4\n")
+    run = parse(PretrainConfig, "pretrain", ["--recipe=huge", "--config", str(tmp_path / "mine.toml"), "--optim.lr", "2e-4"])
+    recipe = read_recipe(PretrainConfig, "pretrain", "huge")
+    assert (run.preset, run.optim.epochs, run.optim.lr) == ("huge", 7, 2e-4)
+    assert run.optim.total_batch == recipe.optim.total_batch and recipe.optim.epochs != 7
 
 
 def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path):
@@ -72,8 +109,8 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path)
     ("text", "words"),
     [("presett = 'base'", "unknown key 'presett'"), ("[optim]\nlearning_rate = 1", "[optim]: unknown key 'learning_rate'"),
      ("[optim]\nlr = 'high'", "lr is 'high', expected float"), ("preset = 3", "preset is 3, expected str"), ("optim = 1", "expected a table"),
-     ("precision = 'fp8'", "precision is 'fp8'"), ("preset =", "is no TOML")],
-    ids=["key", "nested key", "type", "string", "table", "literal", "toml"],
+     ("precision = 'fp8'", "precision is 'fp8'"), ("preset =", "is no TOML"), ("recipe = 'base'", "'recipe' goes on the command line")],
+    ids=["key", "nested key", "type", "string", "table", "literal", "toml", "recipe"],
 )  # fmt: skip
 def test_a_bad_configuration_is_named(text, words, tmp_path, capsys):
     (tmp_path / "bad.toml").write_text(text)

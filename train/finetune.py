@@ -1,4 +1,4 @@
-"""For torchrun: ``torchrun --nproc-per-node 8 train/finetune.py --config train/configs/base_finetune.toml ...``, as ``avfmae finetune ...``."""
+"""For torchrun: ``torchrun --nproc-per-node 8 train/finetune.py --recipe base ...``, as ``avfmae finetune ...``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""For torchrun: ``torchrun --nproc-per-node 8 train/pretrain.py --config train/configs/base_pretrain.toml ...``, as ``avfmae pretrain ...``."""
+"""For torchrun: ``torchrun --nproc-per-node 8 train/pretrain.py --recipe base ...``, as ``avfmae pretrain ...``."""
 
 import sys
 

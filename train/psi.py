@@ -1,4 +1,4 @@
-"""For torchrun: ``torchrun --nproc-per-node 8 train/psi.py --config train/configs/base_psi.toml ...``, as ``avfmae psi ...``."""
+"""For torchrun: ``torchrun --nproc-per-node 8 train/psi.py --recipe base ...``, as ``avfmae psi ...``."""
 
 import sys
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One stage on any number of nodes:
-#   sbatch --nodes 2 --gpus-per-node 8 train/slurm.sh pretrain --config train/configs/base_pretrain.toml --manifest ... --out ...
+#   sbatch --nodes 2 --gpus-per-node 8 train/slurm.sh pretrain --recipe base --manifest ... --out ...
 # A job that is stopped before its time limit saves a checkpoint; submitting the same line again continues it.
 #SBATCH --ntasks-per-node 1
 #SBATCH --cpus-per-gpu 12

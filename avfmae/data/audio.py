@@ -1,8 +1,7 @@
-"""From waveforms to the model's audio: Kaldi log-mel filterbanks, normalised. A batch at a time, on any device; and one, by a library."""
+"""From waveforms to the model's audio: Kaldi log-mel filterbanks, normalised; a batch at a time, on any device."""
 
 from functools import lru_cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,56 +13,6 @@ AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 SHORTEST = 400  # samples: one 25 ms window
 HOP = 160  # samples from one window to the next
 FFT = 512
-
-
-@lru_cache(maxsize=1)
-def fbank_backend() -> str:
-    """``"torchaudio"`` where it imports, else ``"kaldi-native-fbank"``; both give the same numbers."""
-    try:
-        import torchaudio.compliance.kaldi  # noqa: F401
-    except (ImportError, OSError):
-        return "kaldi-native-fbank"
-    return "torchaudio"
-
-
-def fbank(waveform: np.ndarray, backend: str | None = None) -> np.ndarray:
-    """Kaldi-compatible log-mel filterbank by a library: 128 bins, 25 ms Hann window every 10 ms, preemphasis 0.97, no dither.
-
-    The measure for :func:`filterbank`, which training uses. The waveform's mean is removed first, and each window's again.
-
-    Args:
-        waveform: (samples,) float32, 16 kHz mono, at least 400 samples.
-
-    Returns:
-        (frames, 128) float32; frames = 1 + (samples − 400) // 160.
-    """
-    if waveform.ndim != 1 or len(waveform) < SHORTEST:
-        raise ValueError(f"waveform: got shape {waveform.shape}, expected (samples,) of at least {SHORTEST}")
-    waveform = (waveform - waveform.mean()).astype(np.float32)
-    return {"torchaudio": _torchaudio, "kaldi-native-fbank": _kaldi_native}[backend or fbank_backend()](waveform)
-
-
-def _torchaudio(waveform: np.ndarray) -> np.ndarray:
-    import torchaudio.compliance.kaldi as kaldi
-
-    return kaldi.fbank(torch.from_numpy(waveform)[None], htk_compat=True, sample_frequency=SAMPLE_RATE, use_energy=False,
-                       window_type="hanning", num_mel_bins=MELS, dither=0.0, frame_shift=10).numpy()  # fmt: skip
-
-
-def _kaldi_native(waveform: np.ndarray) -> np.ndarray:
-    import kaldi_native_fbank as knf
-
-    options = knf.FbankOptions()
-    options.frame_opts.samp_freq = SAMPLE_RATE
-    options.frame_opts.dither = 0.0
-    options.frame_opts.window_type = "hanning"
-    options.mel_opts.num_bins = MELS
-    options.htk_compat = True
-    options.use_energy = False
-    computer = knf.OnlineFbank(options)
-    computer.accept_waveform(SAMPLE_RATE, waveform.tolist())
-    computer.input_finished()
-    return np.stack([computer.get_frame(i) for i in range(computer.num_frames_ready)])
 
 
 def roll_mag(sound: Tensor, lengths: Tensor, shift: Tensor, gain: Tensor) -> Tensor:
@@ -92,9 +41,9 @@ def model_inputs(sound: Tensor, lengths: Tensor, frames: int = 256) -> Tensor:
 
 
 def filterbank(sound: Tensor, lengths: Tensor) -> Tensor:
-    """What :func:`fbank` gives, of a batch (B, S): (B, frames, 128), zero from each sound's last frame on.
+    """Kaldi's log-mel filterbank of a batch (B, S): (B, frames, 128), zero from each sound's last frame on.
 
-    Windows of 25 ms every 10 ms: less their mean, pre-emphasised (x_t − 0.97·x_{t−1}), under a Hann window; the power spectrum through
+    frames = 1 + (samples − 400) // 160. The sound's mean is removed. Windows of 25 ms every 10 ms: less their mean, pre-emphasised (x_t − 0.97·x_{t−1}), under a Hann window; the power spectrum through
     128 triangles that are even on the mel scale; the logarithm, of 2^-23 at least.
     """
     if sound.ndim != 2 or sound.shape[1] < SHORTEST:

@@ -48,7 +48,7 @@ def flash_attention():
         from flash_attn import flash_attn_func
     except ImportError as error:
         raise RuntimeError(
-            f"attention='flash' was asked for, but flash-attn does not import ({error}); use 'sdpa'"
+            f"attention='flash' was asked for, but flash-attn does not import ({error}); pip install 'avfmae[flash]', or use 'sdpa'"
         ) from error
     return flash_attn_func
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from avfmae.config import ModelConfig
-from avfmae.data.dataset import DataConfig
+from avfmae.data.config import DataConfig
 
 
 @dataclass
@@ -55,6 +55,7 @@ class RunConfig:
     """What all stages share.
 
     Attributes:
+        recipe: a published recipe by its name (base, large, huge; pre-training also hicmae_base); a configuration file overrides it.
         config: a TOML file with any of these settings; the command line overrides it.
         out: the run's folder: logs, checkpoints, weights, report. A run found there is continued.
         preset: model size: tiny, base, large, huge (pre-training also hicmae_base).
@@ -68,9 +69,11 @@ class RunConfig:
         recompute: what blocks do again on the way back to save memory: nothing, the cheap, or everything.
         save_steps: a checkpoint every so many steps, and at the end.
         log_steps: a line of log every so many steps; between them nothing waits for the device.
+        tensorboard: write TensorBoard event files too, beside log.jsonl (``pip install 'avfmae[tensorboard]'``).
         stop_after: end the run after this many steps, as if interrupted; for tests and probes.
     """
 
+    recipe: str | None = None
     config: Path | None = None
     out: Path = Path("runs/run")
     preset: str = "base"
@@ -84,6 +87,7 @@ class RunConfig:
     recompute: Literal["none", "selective", "full"] = "none"
     save_steps: int = 500
     log_steps: int = 10
+    tensorboard: bool = False
     stop_after: int | None = None
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -167,7 +171,7 @@ class PSIConfig(SupervisedConfig):
 
     Attributes:
         manifests: the labelled sets.
-        label_map: TOML: ``classes`` and, by data set, ``[map.NAME] source = "hybrid"``; see train/configs/label_map.toml.
+        label_map: TOML: ``classes`` and, by data set, ``[map.NAME] source = "hybrid"``; unset: the recipes' label_map.toml.
     """
 
     manifests: tuple[Path, ...] = ()
@@ -201,8 +205,34 @@ class FinetuneConfig(SupervisedConfig):
 T = TypeVar("T")
 
 
-def read_toml(kind: type[T], path: str | Path) -> T:
-    """A configuration of ``kind`` from a TOML file; paths in it are relative to the working directory.
+def recipe_folder() -> Path:
+    """Where the published recipes lie: ``avfmae/configs`` of an installed package, ``train/configs`` of a source tree."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "train" / "configs"
+
+
+def recipes(stage: str) -> list[str]:
+    """The names of a stage's published recipes. ``stage``: ``pretrain``, ``psi`` or ``finetune``."""
+    return sorted(path.stem.removesuffix(f"_{stage}") for path in recipe_folder().glob(f"*_{stage}.toml"))
+
+
+def read_recipe(kind: type[T], stage: str, name: str) -> T:
+    """A published recipe of a stage as a configuration of ``kind``.
+
+    Raises:
+        ValueError: the stage has no recipe of this name; lists those that it has.
+    """
+    if name not in recipes(stage):
+        raise ValueError(
+            f"--recipe: got {name!r}, expected one of {', '.join(recipes(stage))} for {stage} (from {recipe_folder()}); "
+            "a file of your own goes by --config"
+        )
+    return read_toml(kind, recipe_folder() / f"{name}_{stage}.toml")
+
+
+def read_toml(kind: type[T], path: str | Path, default: T | None = None) -> T:
+    """A configuration of ``kind`` from a TOML file, over ``default``; paths in it are relative to the working directory.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -215,23 +245,24 @@ def read_toml(kind: type[T], path: str | Path) -> T:
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is no TOML ({error})") from error
-    return _build(kind, table, str(path))
+    for key in ("recipe", "config"):
+        if key in table:
+            raise ValueError(f"{path}: {key!r} goes on the command line, not into a configuration file")
+    return _build(kind() if default is None else default, table, str(path))
 
 
-def _build(kind: type, table: dict, where: str) -> Any:
-    known = typing.get_type_hints(kind)
+def _build(default: Any, table: dict, where: str) -> Any:
+    """A copy of ``default`` with what the table gives; what the table leaves out stays."""
+    known = typing.get_type_hints(type(default))
     unknown = sorted(set(table) - set(known))
     if unknown:
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
     changes = {}
-    default = kind()
     for key, value in table.items():
         if dataclasses.is_dataclass(known[key]):
             if not isinstance(value, dict):
                 raise ValueError(f"{where}: {key} is {value!r}, expected a table")
-            nested = _build(known[key], value, f"{where} [{key}]")
-            given = {k: getattr(nested, k) for k in value}  # what the table leaves out keeps this stage's default
-            changes[key] = dataclasses.replace(getattr(default, key), **given)
+            changes[key] = _build(getattr(default, key), value, f"{where} [{key}]")
         else:
             changes[key] = _convert(known[key], value, f"{where}: {key}")
     return dataclasses.replace(default, **changes)

@@ -1,4 +1,4 @@
-"""What a run tells: JSON lines and TensorBoard for machines, a progress bar for people."""
+"""What a run tells: JSON lines and, if asked, TensorBoard for machines, a progress bar for people."""
 
 import csv
 import json
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from avfmae.data.dataset import Bad
+from avfmae.extras import need
 from avfmae.files import atomic_write
 
 IS_MAIN = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
@@ -29,14 +30,18 @@ def memory_gb(device: torch.device) -> float:
 
 
 class RunLog:
-    """``log.jsonl`` (one line a logged step), TensorBoard event files, and the progress bar; silent but on the main process."""
+    """``log.jsonl`` (one line a logged step), TensorBoard event files if asked, and the progress bar; silent but on the main process."""
 
-    def __init__(self, out: Path, steps: int, first_step: int, title: str, active: bool):
+    def __init__(self, out: Path, steps: int, first_step: int, title: str, active: bool, tensorboard: bool = False):
         self.active = active
         if not active:
             return
-        from torch.utils.tensorboard import SummaryWriter  # a second to import: not for every command
+        self.board = None
+        if tensorboard:
+            need("tensorboard", "tensorboard", "--tensorboard")
+            from torch.utils.tensorboard import SummaryWriter
 
+            self.board = SummaryWriter(out / "tensorboard", purge_step=first_step)
         out.mkdir(parents=True, exist_ok=True)
         self.path = out / "log.jsonl"
         kept = [
@@ -45,7 +50,6 @@ class RunLog:
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115  (closed in __exit__)
-        self.board = SummaryWriter(out / "tensorboard", purge_step=first_step)
         self.progress = Progress(
             TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn(),
             console=console, disable=not sys.stderr.isatty(),
@@ -62,15 +66,15 @@ class RunLog:
         if self.active:
             self.progress.stop()
             self.file.close()
-            self.board.close()
+            if self.board is not None:
+                self.board.close()
 
     def step(self, step: int, values: dict[str, float]) -> None:
         """One optimiser step's numbers."""
         if not self.active:
             return
         self.file.write(json.dumps({"step": step, **values}) + "\n")
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+        self._draw(step, values)
         text = (f"loss {values['loss']:.4f}  {values['clips_per_s']:.1f} clips/s  waiting for data {values['data_wait']:.0%}"
                 f"  {values['memory_gb']:.1f} GB")  # fmt: skip
         self.progress.update(self.task, completed=step + 1, text=text)
@@ -85,9 +89,12 @@ class RunLog:
         self.file.write(json.dumps({"step": step, "evaluation": metrics}) + "\n")
         for split, values in metrics.items():
             if isinstance(values, dict):
-                for name, value in values.items():
-                    if isinstance(value, float):
-                        self.board.add_scalar(f"{split}/{name}", value, step)
+                self._draw(step, {f"{split}/{name}": value for name, value in values.items() if isinstance(value, float)})
+
+    def _draw(self, step: int, values: dict[str, float]) -> None:
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
 
     def say(self, text: str) -> None:
         if self.active:

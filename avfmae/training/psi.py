@@ -15,7 +15,7 @@ from pathlib import Path
 from avfmae.data import shards
 from avfmae.data.manifest import Clip, read_manifest
 from avfmae.files import digest
-from avfmae.training.config import HeldOut, PSIConfig
+from avfmae.training.config import HeldOut, PSIConfig, recipe_folder
 from avfmae.training.distributed import processes
 from avfmae.training.finetune import SupervisedStage, labelled
 from avfmae.training.logging import console
@@ -158,9 +158,9 @@ def refuse_leaks(clips: list[Clip], held: HeldOut) -> list[Clip]:
 
 def psi(run: PSIConfig) -> Path:
     """Runs or continues the stage. Returns the weights, ``out/weights.safetensors``."""
-    if not run.manifests or run.label_map is None:
-        raise ValueError("manifests, label_map: both must be set")
-    label_map = LabelMap.read(Path(run.label_map))
+    if not run.manifests:
+        raise ValueError("manifests: none is set")
+    label_map = LabelMap.read(Path(run.label_map or recipe_folder() / "label_map.toml"))
     clips = refuse_leaks(merge(run.manifests, label_map), run.held_out)
     split = Split(
         "hybrid", [c for c in clips if c.split not in ("val", "test")], [c for c in clips if c.split == "val"], []

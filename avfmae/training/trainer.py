@@ -89,7 +89,7 @@ class Trainer:
         batches = uploaded(loader(
             self.dataset, self.plan.micro_batches(first, last), self.run.data.workers, pin=self.at.device.type == "cuda"
         ), self.at.device)  # fmt: skip
-        with RunLog(self.out, self.steps, first, self.title, self.at.is_main) as log, _Interrupt() as interrupt:
+        with RunLog(self.out, self.steps, first, self.title, self.at.is_main, self.run.tensorboard) as log, _Interrupt() as interrupt:
             if first:
                 log.say(f"{self.title}: continuing at step {first} of {self.steps}")
             begun, waited, logged = time.perf_counter(), 0.0, first

@@ -10,10 +10,11 @@ from pillow_augment import RAND_AUGMENT
 import avfmae
 from avfmae.data import augment
 from avfmae.data import dataset as datasets
-from avfmae.data.audio import AUDIOSET_MEAN, AUDIOSET_STD, fbank
+from avfmae.data.audio import AUDIOSET_MEAN, AUDIOSET_STD
 from avfmae.data.dataset import ClipDataset, DataConfig, PretrainDataset
 from avfmae.data.manifest import Clip
 from avfmae.data.preprocess import preprocess
+from avfmae_benchmarks.peers.filterbank import fbank
 
 TINY = avfmae.ModelConfig.preset("tiny")
 

@@ -1,0 +1,171 @@
+"""What is installed: every package and recipe, without what only some need, and honest about the oldest versions."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from avfmae.data.manifest import Clip, write_manifest
+from avfmae.data.prepare import PrepareConfig, prepare
+from avfmae.training.logging import RunLog
+from avfmae_kernels import processor
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOT_IN_AN_SDIST = {".ci/run", ".gitignore"}
+# Where a wheel has what lies elsewhere in the source tree.
+INSTALLED = {"avfmae/": "avfmae/", "avfmae_kernels/": "avfmae_kernels/", "benchmarks/": "avfmae_benchmarks/", "train/configs/": "avfmae/configs/"}
+IMPORT_ALL = """
+import importlib, importlib.util, pkgutil, sys
+import avfmae, avfmae_kernels, avfmae_benchmarks
+names = []
+for package in (avfmae, avfmae_kernels, avfmae_benchmarks):
+    names += [m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+names = [n for n in names if not n.rpartition(".")[2].startswith("_")]  # __main__ runs; what is compiled is loaded by dispatch
+if importlib.util.find_spec("triton") is None:
+    names = [n for n in names if not n.rpartition(".")[2].startswith("triton")]
+for name in names:
+    importlib.import_module(name)
+print(len(names), avfmae.__file__)
+"""
+
+
+def run(*command: object, cwd: Path, **environment: str) -> str:
+    """The output of a command that must succeed, apart from this source tree."""
+    variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | environment
+    done = subprocess.run([*map(str, command)], cwd=cwd, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def source_files() -> set[str]:
+    """What git has, or would have: of a tree that is no repository nothing can be said."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this source tree is no git repository")
+    return {name for name in listed.stdout.split("\n") if name and (ROOT / name).exists()}
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> Path:
+    """An sdist of the working tree, built in a copy of it."""
+    tree = tmp_path_factory.mktemp("source")
+    for name in source_files():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tree / name)
+    run(sys.executable, "-c", "import setuptools.build_meta as b; b.build_sdist('dist')", cwd=tree)
+    return next((tree / "dist").glob("*.tar.gz"))
+
+
+@pytest.fixture(scope="module")
+def unpacked(sdist, tmp_path_factory) -> Path:
+    with tarfile.open(sdist) as file:
+        file.extractall(folder := tmp_path_factory.mktemp("sdist"), filter="data")
+    return next(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def wheel(unpacked, tmp_path_factory) -> Path:
+    """A wheel of the sdist, compiled for this processor where there is a compiler."""
+    out = tmp_path_factory.mktemp("wheel")
+    level = (processor.module() or "_cpu_avx2").removeprefix("_cpu_")
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", out, ".", cwd=unpacked, AVFMAE_CPU_LEVELS=level)
+    return next(out.glob("*.whl"))
+
+
+def test_an_sdist_has_every_file(sdist):
+    with tarfile.open(sdist) as file:
+        found = {m.name.partition("/")[2] for m in file.getmembers() if m.isfile()}
+    made = {name for name in found if name in ("PKG-INFO", "setup.cfg") or ".egg-info/" in name}
+    assert found - made == source_files() - NOT_IN_AN_SDIST
+
+
+def test_a_wheel_has_every_module_recipe_and_licence(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        found = set(file.namelist())
+    wanted = {
+        installed + name.removeprefix(here)
+        for here, installed in INSTALLED.items()
+        for name in source_files()
+        if name.startswith(here) and name.endswith((".py", ".pyi", ".toml", "py.typed"))
+    }
+    # No package is left out, as avfmae_kernels.matmul_bf16 once was.
+    assert {"avfmae/configs/base_pretrain.toml", "avfmae/py.typed", "avfmae/__init__.pyi", "avfmae_kernels/matmul_bf16/__init__.py"} <= wanted
+    compiled = {name for name in found if name.startswith("avfmae_kernels/") and name.endswith((".so", "_build.json"))}
+    about = {name for name in found if ".dist-info/" in name}
+    assert found - compiled - about == wanted
+    assert any(name.endswith("licenses/LICENSE") for name in about) and "avfmae_kernels/_build.json" in compiled
+
+
+@pytest.mark.slow
+def test_a_wheel_of_an_sdist_works_in_a_fresh_environment(wheel, media, tmp_path):
+    """Every module imports, the doctor speaks, the recipes are found, and a step of fine-tuning is made; all from the wheel."""
+    run(sys.executable, "-m", "venv", "--without-pip", "fresh", cwd=tmp_path)
+    python = tmp_path / "fresh" / "bin" / "python"
+    site = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
+    # The dependencies are this environment's, seen by a path: its own avfmae, installed for editing, is not.
+    (site / "dependencies.pth").write_text("\n".join({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}))
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+
+    number, file = run(python, "-c", IMPORT_ALL, cwd=tmp_path).split()
+    assert Path(file).is_relative_to(site) and int(number) > 90
+    avfmae = tmp_path / "fresh" / "bin" / "avfmae"
+    assert str(site / "avfmae" / "configs") in run(avfmae, "doctor", cwd=tmp_path, COLUMNS="300")
+
+    clips = [Clip(i, media[name], label=label, split=split) for i, (name, label, split) in enumerate(
+        (("good_mp4", "a", "train"), ("short_mp4", "b", "train"), ("good_mkv", "a", "test"), ("slow_mp4", "b", "test")))]  # fmt: skip
+    write_manifest(tmp_path / "clips.csv", clips)
+    small = ("--preset", "tiny", "--optim.epochs", "1", "--optim.total-batch", "2", "--optim.micro-batch", "2", "--val-share", "0",
+             "--data.workers", "0", "--data.segments", "1", "--data.crops", "1")  # fmt: skip
+    run(avfmae, "finetune", "--recipe", "base", *small, "--manifest", "clips.csv", "--out", "run", cwd=tmp_path)
+    assert (tmp_path / "run" / "weights.safetensors").exists() and (tmp_path / "run" / "results.json").exists()
+
+
+def test_without_triton_everything_imports_and_the_kernels_say_so(tmp_path):
+    code = f"""
+import sys
+sys.modules["triton"] = None
+{IMPORT_ALL}
+from avfmae_kernels.dispatch import why_not
+assert why_not("gather_patches", "triton", "cpu") == why_not("gather_patches", "triton", "cuda") == "triton is not installed"
+"""
+    assert run(sys.executable, "-c", code, cwd=tmp_path)
+
+
+def test_extras_that_are_missing_are_named(tmp_path, monkeypatch):
+    for module in ("tensorboard", "ray", "kaldi_native_fbank"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(RuntimeError, match=r"--tensorboard needs tensorboard: pip install 'avfmae\[tensorboard\]'"):
+        RunLog(tmp_path, steps=1, first_step=0, title="run", active=True, tensorboard=True)
+    write_manifest(tmp_path / "clips.csv", [Clip(0, "a.mp4")])
+    with pytest.raises(RuntimeError, match=r"--engine ray needs ray: pip install 'avfmae\[ray\]'"):
+        prepare(PrepareConfig(tmp_path / "clips.csv", tmp_path / "set", engine="ray"))
+    named = {e for p in (ROOT / "avfmae").rglob("*.py") for e in re.findall(r"avfmae\[([a-z]+)\]", p.read_text())}
+    assert {"tensorboard"} <= named <= set(PROJECT["optional-dependencies"])
+
+
+def floors() -> dict[str, str]:
+    """The oldest version that is allowed of every requirement that names one."""
+    lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    found = [re.match(r"([\w.-]+)>=([\w.]+)", line) for line in lines + build]
+    return {m[1]: m[2] for m in found if m}
+
+
+def test_every_requirement_has_a_floor_and_the_oldest_versions_are_tested():
+    without = [line for line in PROJECT["dependencies"] if not re.match(r"[\w.-]+>=", line)]
+    assert not without, f"no floor: {without}"
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints-oldest.txt").read_text(), re.MULTILINE))
+    assert floors().keys() == pins.keys()
+    release = {name: tuple(map(int, version.split("."))) for name, version in pins.items()}
+    for name, floor in floors().items():
+        parts = tuple(map(int, floor.split(".")))
+        assert release[name][: len(parts)] == parts and not any(release[name][len(parts) :]), f"{name}: >={floor}, tested with {pins[name]}"
