@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from avfmae.data.dataset import DataConfig
+from avfmae.data.config import DataConfig
 from avfmae.data.demo import EMOTIONS, DemoSet, make_demo_set
 from avfmae.data.manifest import read_manifest, write_manifest
 from avfmae.data.prepare import PrepareConfig, prepare

@@ -17,7 +17,8 @@ from rich.table import Table
 from avfmae.config import ModelConfig
 from avfmae.data import augment, faces, shards
 from avfmae.data.audio import SHORTEST, filterbank
-from avfmae.data.dataset import DataConfig, read_window_audio, sample_window
+from avfmae.data.config import DataConfig
+from avfmae.data.dataset import read_window_audio, sample_window
 from avfmae.data.decode import probe, read_frames
 from avfmae.data.manifest import MANIFESTS, Clip, read_manifest
 from avfmae.data.media import MediaError

@@ -14,13 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import avfmae
 import avfmae_kernels as K
-from avfmae.data.dataset import Batch
+from avfmae.data.batch import Batch
 from avfmae.models.pretraining import init_xavier
-from avfmae.training import pretrain
 from avfmae.training.capture import EAGER_STEPS
 from avfmae.training.config import OptimConfig
+from avfmae.training.objectives import pretraining_loss
 from avfmae.training.step import TrainingStep, resolve
-from avfmae.training.trainer import uploaded
+from avfmae.training.upload import uploaded
 from avfmae_benchmarks.peers import training as published
 from avfmae_benchmarks.peers.hicmae import HiCMAE
 from avfmae_benchmarks.peers.released import ReleasedAVFMAE, ReleasedClassifier
@@ -114,7 +114,7 @@ def finetuning_loss(model: Callable, batch: Batch) -> tuple[Tensor, dict[str, Te
 def useful_flops(cfg: avfmae.ModelConfig, stage: Stage) -> float:
     """Matrix products of one clip's forward and backward pass that reach the loss or a gradient, multiply and add counted."""
     model, batch = our_model(cfg, stage), host_batch(cfg, stage, 2)
-    loss = pretrain.pretraining_loss if stage == "pretrain" else finetuning_loss
+    loss = pretraining_loss if stage == "pretrain" else finetuning_loss
     with K.use("reference"), FlopCounterMode(display=False) as counter:
         loss(model, batch)[0].backward()
     return counter.get_total_flops() / 2
@@ -131,7 +131,7 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
             raise ValueError(f"{side}: trains in bf16 or float32, asked for was fp16")
         with K.use("reference") if side == "reference" else nullcontext():
             model = our_model(cfg, stage).to(device)
-            loss = pretrain.pretraining_loss if stage == "pretrain" else finetuning_loss
+            loss = pretraining_loss if stage == "pretrain" else finetuning_loss
             step = TrainingStep(model, loss, OPTIM, 10_000, 100, precision=precision, compiled=side == "compiled")
         source = uploaded(itertools.repeat(pinned(clips, device)), device)
 
@@ -188,7 +188,7 @@ def check(sides: list[SideName], stage: Stage, size: Size, device: torch.device)
         clips = host_batch(cfg, stage, 2)
         torch.manual_seed(1)
         own = our_model(cfg, stage).to(device)
-        loss = pretrain.pretraining_loss if stage == "pretrain" else finetuning_loss
+        loss = pretraining_loss if stage == "pretrain" else finetuning_loss
         if side in ("ours", "compiled"):
             numbers, still = [], OptimConfig(lr=0, min_lr=0, warmup_lr=0)  # a rate of 0: every step is the first
             for way, times in (("auto", EAGER_STEPS + 2), ("reference", 1)):  # the last one is replayed

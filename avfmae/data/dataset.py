@@ -5,69 +5,25 @@ the order of clips by (seed, epoch), and each process takes its rows of each tot
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from avfmae.config import ModelConfig
 from avfmae.data import augment, shards
 from avfmae.data.audio import SHORTEST
+from avfmae.data.batch import Bad, Batch, Raw
+from avfmae.data.config import DataConfig
 from avfmae.data.decode import probe, read_audio, read_frames
 from avfmae.data.manifest import Clip
 from avfmae.data.media import LARGEST_WHOLE, SAMPLE_RATE, Arena, MediaError, VideoInfo
-from avfmae.data.preprocess import Raw
 from avfmae.masking import DualMask
 from avfmae_kernels import random_bits
 
 REPLACEMENT, ORDER = 16, 17  # streams of random numbers; 0 to 3 are the masks'
 ATTEMPTS = 16  # replacements that are tried for one bad clip
-
-
-@dataclass
-class DataConfig:
-    """How clips are read.
-
-    Attributes:
-        stride: frames between two sampled ones at 25 to 30 frames a second; other rates sample the same time span.
-        sampling: ``"window"``: 16 frames from stride·16; ``"uniform"``: 16 frames spread over all of the clip, for
-            micro-expressions of a few frames.
-        face_margin: room around a manifest's face box, in shares of its side.
-        roll: shift pre-training sound in time (the released code does not, in effect).
-        multi_scales: shares of the short side that pre-training crops have.
-        rand_augment: magnitude and number of operations for training with labels; 0 operations: none.
-        crop_scale: area shares of the random crop for training with labels.
-        flip: probability of a mirrored clip, for training with labels.
-        erase: probability of an erased rectangle, for training with labels.
-        missing_audio: ``"error"``: a clip without sound is a bad clip; ``"silence"``: it gets silence.
-        max_bad_share: the run stops when more than this share of its clips is bad.
-        segments: evaluation views in time.
-        crops: evaluation views in space.
-        workers: decoding processes; 0 decodes in the training process, unwatched.
-        clip_seconds: time limit for reading one clip; one that takes longer is a bad clip.
-        recycle: clips after which a decoding process is replaced.
-        mixed_shards: of a prepared set, shards whose clips are shuffled together, one lot after the other.
-    """
-
-    stride: int = 4
-    sampling: Literal["window", "uniform"] = "window"
-    face_margin: float = 0.3
-    roll: bool = True
-    multi_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
-    rand_augment: tuple[float, int] = (7.0, 4)
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    flip: float = 0.5
-    erase: float = 0.25
-    missing_audio: Literal["error", "silence"] = "error"
-    max_bad_share: float = 0.05
-    segments: int = 2
-    crops: int = 2
-    workers: int = 2
-    clip_seconds: float = 30.0
-    recycle: int = 20_000
-    mixed_shards: int = 64
 
 
 @dataclass(frozen=True)
@@ -145,57 +101,6 @@ def read_window_audio(clip: Clip, info: VideoInfo, window: Window, missing: str)
             f"has {len(waveform)} samples of sound at {window.start:.2f} s, too few for one spectrum",
         )
     return waveform
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A clip that was set aside."""
-
-    id: int
-    path: str
-    reason: str
-
-
-@dataclass
-class Batch:
-    """Clips on their way to the model.
-
-    Attributes:
-        video: (B, T, H, W, 3) uint8, or None where the model does not look; evaluation: B·views.
-        audio: (B, 1, frames, mels) float32, or None.
-        labels: (B,) int64 classes or (B, outputs) float32 values, or None in pre-training.
-        masks: pre-training's.
-        clips: ids of the clips that are in it.
-        views: evaluation views a clip, consecutive in ``video`` and ``audio``.
-        bad: clips that were to be in it and are not.
-        boxes: (B, 4) float32, what the model sees of ``video`` (left, top, right, bottom); None: all of it.
-        raw: what ``video`` and ``audio`` will be made of (:func:`avfmae.data.preprocess.preprocess`), or None when they are.
-    """
-
-    video: Tensor | None
-    audio: Tensor | None
-    labels: Tensor | None
-    masks: DualMask | None
-    clips: list[int]
-    views: int = 1
-    bad: list[Bad] = field(default_factory=list)
-    boxes: Tensor | None = None
-    raw: Raw | None = None
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        """The same batch with ``function`` of every tensor."""
-        tensors = {n: getattr(self, n) for n in ("video", "audio", "labels", "boxes")}
-        parts = {n: getattr(self, n) for n in ("masks", "raw")}
-        return replace(self, **{n: function(t) for n, t in tensors.items() if t is not None},
-                       **{n: p.map(function) for n, p in parts.items() if p is not None})  # fmt: skip
-
-    def tensors(self) -> list[Tensor]:
-        found: list[Tensor] = []
-        self.map(lambda t: found.append(t) or t)
-        return found
-
-    def to(self, device: torch.device) -> "Batch":
-        return self.map(lambda t: t.to(device, non_blocking=True))
 
 
 @dataclass

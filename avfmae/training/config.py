@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from avfmae.config import ModelConfig
-from avfmae.data.dataset import DataConfig
+from avfmae.data.config import DataConfig
 
 
 @dataclass

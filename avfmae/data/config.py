@@ -1,0 +1,48 @@
+"""How clips are read, as a run is told."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class DataConfig:
+    """How clips are read.
+
+    Attributes:
+        stride: frames between two sampled ones at 25 to 30 frames a second; other rates sample the same time span.
+        sampling: ``"window"``: 16 frames from stride·16; ``"uniform"``: 16 frames spread over all of the clip, for
+            micro-expressions of a few frames.
+        face_margin: room around a manifest's face box, in shares of its side.
+        roll: shift pre-training sound in time (the released code does not, in effect).
+        multi_scales: shares of the short side that pre-training crops have.
+        rand_augment: magnitude and number of operations for training with labels; 0 operations: none.
+        crop_scale: area shares of the random crop for training with labels.
+        flip: probability of a mirrored clip, for training with labels.
+        erase: probability of an erased rectangle, for training with labels.
+        missing_audio: ``"error"``: a clip without sound is a bad clip; ``"silence"``: it gets silence.
+        max_bad_share: the run stops when more than this share of its clips is bad.
+        segments: evaluation views in time.
+        crops: evaluation views in space.
+        workers: decoding processes; 0 decodes in the training process, unwatched.
+        clip_seconds: time limit for reading one clip; one that takes longer is a bad clip.
+        recycle: clips after which a decoding process is replaced.
+        mixed_shards: of a prepared set, shards whose clips are shuffled together, one lot after the other.
+    """
+
+    stride: int = 4
+    sampling: Literal["window", "uniform"] = "window"
+    face_margin: float = 0.3
+    roll: bool = True
+    multi_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    rand_augment: tuple[float, int] = (7.0, 4)
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    flip: float = 0.5
+    erase: float = 0.25
+    missing_audio: Literal["error", "silence"] = "error"
+    max_bad_share: float = 0.05
+    segments: int = 2
+    crops: int = 2
+    workers: int = 2
+    clip_seconds: float = 30.0
+    recycle: int = 20_000
+    mixed_shards: int = 64
