@@ -1,5 +1,6 @@
 """What a machine for GPU tests and benchmarks must have installed, and what it need not."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,8 @@ DATA_PATH = ("av", "cv2", "decord", "PIL", "webdataset", "ray", "tyro", "matplot
 def run_without(libraries, code):
     """Runs ``code`` where importing any of the libraries fails as if it were not installed."""
     hidden = f"import sys\nsys.modules.update(dict.fromkeys({libraries!r}))\n"
-    return subprocess.run([sys.executable, "-c", hidden + code], capture_output=True, text=True, cwd=HERE.parent)
+    return subprocess.run([sys.executable, "-c", hidden + code], capture_output=True, text=True, cwd=HERE.parent,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
 
 
 def test_gpu_tests_are_collected_without_the_data_path():
