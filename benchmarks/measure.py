@@ -1,6 +1,7 @@
 """How things are timed: interleaved, after a warm-up, medians with the spread beside them; memory; and the machine's own limits."""
 
 import datetime
+import gc
 import platform
 import re
 import subprocess
@@ -62,6 +63,13 @@ def interleave(
                     seconds[name].append((time.perf_counter() - begun) / repeats)
                 progress.update(task, advance=1, description=f"{title}: {name}")
     return {name: Timing.of(s) for name, s in seconds.items()}
+
+
+def free(device: torch.device) -> None:
+    """Gives memory back that nobody holds any more; a step and its graph know each other."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def held(tensors: list[Tensor]) -> int:
