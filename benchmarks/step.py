@@ -88,9 +88,10 @@ def step(run: StepConfig, where: dict[str, str] | None = None) -> list[dict]:
     device = pick_device(run.device)
     names = tuple(run.sides) or default_sides(run.stage, run.size, device)
     batch = run.batch or {"pretrain": (256, 4), "finetune": (32, 2)}[run.stage][device.type == "cpu"]
-    rows = results.of_run("step", run.out, where, stage=run.stage, size=run.size)
-    measured = {row["pair"] for row in rows}
-    missing = [pair for pair in pairs(names, run, device) if title(pair) not in measured]
+    wanted = list(pairs(names, run, device))
+    before = results.of_run("step", run.out, where, stage=run.stage, size=run.size)
+    rows = [row for row in before if row["pair"] in map(title, wanted)]
+    missing = [pair for pair in wanted if title(pair) not in {row["pair"] for row in rows}]
     where = where or machine(device)
     sound = checked(tuple(dict.fromkeys(name for pair in missing for name, _ in pair)), run.stage, run.size, device)
     rates = {p: matrix_rate(device, DTYPES[p]) for p in dict.fromkeys(p for pair in missing for _, p in pair)}
