@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test lint bench gpu-first gpu-wheels clean
 
 .venv/.installed: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -23,8 +23,11 @@ lint: .venv/.installed
 bench: .venv/.installed
 	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
-gpu-check: .venv/.installed
-	$(BIN)/python benchmarks/gpu_check.py
+gpu-first: .venv/.installed
+	$(BIN)/python benchmarks/gpu_first.py
+
+gpu-wheels: .venv/.installed
+	$(BIN)/python tools/gpu_wheels.py
 
 clean:
 	rm -rf build .venv/.installed avfmae_kernels/*.so *.egg-info

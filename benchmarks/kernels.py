@@ -54,7 +54,7 @@ def kernels(run: KernelsConfig, where: dict[str, str] | None = None) -> list[dic
     rows = results.of_run("kernels", run.out, where)
     measured = {(row["case"], row["precision"]) for row in rows}
     where, fastest, sound = where or machine(device), bandwidth(device), True
-    products = {p: matrix_rate(device, getattr(torch, p)) for p in run.precisions}
+    products = {p: matrix_rate(device, getattr(torch, p), run.rounds) for p in run.precisions}
     for name, (op, make) in cases.items():
         for precision in run.precisions:
             if (name, precision) in measured:

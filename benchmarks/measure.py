@@ -87,12 +87,12 @@ def peak_of_cpu(run: Callable) -> int:
     return int(np.maximum.accumulate(np.cumsum([0, *(e.nbytes() for e in events)]))[-1])
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 20) -> float:
     """Operations a second of a large square product: what the best of the libraries at hand reaches on this machine."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     with torch.no_grad():
-        timing = interleave({"product": lambda: linear(a, b, None)}, device, rounds=20, warm_up=3, title="matrix rate")
+        timing = interleave({"product": lambda: linear(a, b, None)}, device, rounds, warm_up=3, title="matrix rate")
     return 2 * n**3 / timing["product"].best
 
 

@@ -94,7 +94,7 @@ def step(run: StepConfig, where: dict[str, str] | None = None) -> list[dict]:
     missing = [pair for pair in wanted if title(pair) not in {row["pair"] for row in rows}]
     where = where or machine(device)
     sound = checked(tuple(dict.fromkeys(name for pair in missing for name, _ in pair)), run.stage, run.size, device)
-    rates = {p: matrix_rate(device, DTYPES[p]) for p in dict.fromkeys(p for pair in missing for _, p in pair)}
+    rates = {p: matrix_rate(device, DTYPES[p], 3 * run.rounds) for p in dict.fromkeys(p for pair in missing for _, p in pair)}
     profiled: set[str] = set()
     for pair in missing:
         release(device)  # also what a compiler has learnt of the batch of the check

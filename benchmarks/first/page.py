@@ -34,6 +34,8 @@ def picture(figure, run: Run, name: str) -> str:
     """A figure inside the page, and as a file of its own."""
     if figure is None:
         return ""
+    if run.dry:
+        figure.text(0.5, 0.5, "dry run", color="#c53030", alpha=0.35, fontsize=90, weight="bold", rotation=20, ha="center", va="center")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     (run.out / name).write_bytes(buffer.getvalue())

@@ -66,6 +66,7 @@ class Run:
         """``avfmae bench step``, gone on with where it was broken off. Says how fast the first side is."""
         from avfmae_benchmarks.step import StepConfig, speed_up, step
 
+        sides = sides[:2] if self.dry else sides
         settings = {"device": self.device, "out": self.out, "sides": sides} | settings | (PLAIN if self.dry else {})
         rows = step(StepConfig(**settings), self.where)
         said = [f"{up:.2f} × {other}" for row in rows if row["side"] == "ours" for other, up in speed_up(rows, row).items()]
@@ -101,7 +102,7 @@ def doctor(run: Run) -> str:
         raise Failed("torch sees no CUDA device; --device cpu makes a dry run")
     found, device = facts(), torch.device(run.device)
     dtype = torch.float32 if run.dry else torch.bfloat16
-    limits = {"copy GB/s": bandwidth(device) / 1e9, f"{str(dtype).removeprefix('torch.')} TFLOP/s": matrix_rate(device, dtype) / 1e12}
+    limits = {"copy GB/s": bandwidth(device) / 1e9, f"{str(dtype).removeprefix('torch.')} TFLOP/s": matrix_rate(device, dtype, 2 if run.dry else 20) / 1e12}
     run.journal.add(facts=found, runs={op: next(i for i, s in states.items() if s == "runs") for op, states in avfmae_kernels.explain().items()})
     run.journal.add(limits=limits)
     return f"{run.where['device']}: " + ", ".join(f"{value:.4g} {name}" for name, value in limits.items())
