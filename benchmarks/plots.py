@@ -92,7 +92,7 @@ def table(folder: Path) -> str:
             if not row["ms"]:
                 parts.append(f"| {name} | {row['note']} " + "| " * (len(head) - 2) + "|")
                 continue
-            ups = [f"{up:.2f} × {other}" for other, up in speed_up(rows, row).items()]
+            ups = [f"{up:.2f} × {other}" for other, up in speed_up(rows, row).items() if row["side"] not in PEERS]
             cells = [
                 name, f"{number(row['ms'])} ({number(row['ms_p20'])} to {number(row['ms_p80'])})", f"{float(row['clips_per_s']):.2f}",
                 f"{float(row['matrix_share']):.0%}", f"{float(row['peak_gb']):.2f}", f"{float(row['kept_gb']):.2f}", "<br>".join(ups),
@@ -122,7 +122,7 @@ def bars(folder: Path) -> Figure | None:
         for y, (row, top) in enumerate(zip(rows, speeds + np.maximum(0, spread[1]), strict=True)):
             ups = speed_up(rows, row).items() if row["side"] not in PEERS else ()
             axis.text(top, y, "   ".join([f" {speeds[y]:.2f}", *(f"{up:.2f} × {other}" for other, up in ups)]), va="center")
-        axis.set(xlabel="clips/s; × what it took turns with", xlim=(0, speeds.max() * 1.6))
+        axis.set(xlabel="clips/s; × what it took turns with", xlim=(0, speeds.max() * 2))
         axis.set_title(f"pre-training step, batch {rows[0]['batch']}, {device}", loc="left", fontsize="medium")
     return figure
 

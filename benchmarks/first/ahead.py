@@ -14,12 +14,10 @@ import torch
 from torch import Tensor
 
 import avfmae_kernels as K
-from avfmae.models import attention  # noqa: F401  (registers what it launches)
 from avfmae_benchmarks.first.process import die_with_parent
 from avfmae_benchmarks.sides import OPTIM, Size, Stage, config, finetuning_loss, host_batch, our_model
 from avfmae_kernels import dispatch
-
-KERNELS = ("add_layer_norm", "assemble_tokens", "cross_attention", "gated_sum", "gather_patches", "gelu_backward", "masked_patch_loss", "region_attention")
+from avfmae_kernels.schemas import SCHEMAS, WITHOUT_TRITON
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,12 @@ def of_step(stage: Stage, size: Size, precision: str, batch: int, device: torch.
 
 def of(work: Callable[[], None]) -> list[Request]:
     """What ``work()`` would compile if every op ran in Triton, where it has a kernel."""
-    for op in KERNELS:
-        importlib.import_module(f"avfmae_kernels.{op}.triton")
+    for op in {name.removesuffix("_backward") for name in set(SCHEMAS) - WITHOUT_TRITON}:
+        importlib.import_module(f"avfmae_kernels.{op}.triton")  # which also registers it
     from avfmae_kernels.triton_tools import recorded
 
     automatic = dispatch.AUTOMATIC
-    dispatch.AUTOMATIC = {place: "reference" if place[0] in dispatch.WITHOUT_TRITON else "triton" for place in automatic}
+    dispatch.AUTOMATIC = {place: before if place[0] in WITHOUT_TRITON else in_triton(before) for place, before in automatic.items()}
     try:
         with K.use("auto"), recorded() as launches:
             work()
@@ -71,6 +69,11 @@ def of(work: Callable[[], None]) -> list[Request]:
             requests[repr(request)] = request
     launches.clear()
     return list(requests.values())
+
+
+def in_triton(automatic: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Dispatch's automatic choice, or order of choices, with Triton first."""
+    return "triton" if isinstance(automatic, str) else ("triton", *automatic)
 
 
 class Description:
