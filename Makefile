@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-isa test-oldest lint bench wheel gpu-check clean
+.PHONY: demo test test-isa test-oldest lint bench wheel gpu-first gpu-wheels clean
 
 .venv/.installed: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -42,8 +42,11 @@ wheel: .venv/.installed
 	AVFMAE_BUILD=abi3 $(BIN)/pip wheel --no-deps --no-build-isolation -w build/wheel .
 	PATH=$(BIN):$$PATH $(BIN)/auditwheel repair --exclude "libtorch*" --exclude "libc10*" -w dist build/wheel/*.whl
 
-gpu-check: .venv/.installed
-	$(BIN)/python benchmarks/gpu_check.py
+gpu-first: .venv/.installed
+	$(BIN)/python benchmarks/gpu_first.py
+
+gpu-wheels: .venv/.installed
+	$(BIN)/python tools/gpu_wheels.py
 
 clean:
 	rm -rf build .venv/.installed .venv-oldest avfmae_kernels/*.so *.egg-info

@@ -12,8 +12,9 @@ from safetensors import safe_open
 
 from avfmae import metrics
 from avfmae.checkpoints import load_released, read_about
+from avfmae.data.batch import Bad
 from avfmae.data.config import DataConfig
-from avfmae.data.dataset import Bad, ClipDataset
+from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.manifest import MANIFESTS, Clip, label_vector, read_manifest
 from avfmae.data.preprocess import preprocess

@@ -2,7 +2,7 @@
 
 Kernels are bare ``@triton.jit`` functions, so that they run in the interpreter and compile without a GPU; tuning is a second
 object over them. Under the interpreter, and where AVFMAE_AUTOTUNE=0, the first configuration is used. On a GPU the
-configurations are timed once per kernel, constants and dtypes, and the choice is kept for the process.
+configurations are timed once per kernel, constants and dtypes, and the choice is kept for the process, or in a file (:mod:`avfmae_kernels.tuning`).
 """
 
 import functools
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import triton
 import triton.language as tl
+
+from avfmae_kernels import tuning
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 OPTIONS = ("num_warps", "num_stages")  # of a configuration; the rest are constants of the kernel
@@ -62,7 +64,14 @@ def _autotuned(kernel, configurations: tuple):
     ]
     tuned = {name for c in configurations for name, _ in c}
     key = [p.name for p in kernel.params if p.is_constexpr and p.name not in tuned]
-    return triton.autotune(choices, key=key)(kernel)
+    tuner = triton.autotune(choices, key=key)(kernel)
+    if tuning.FILE:
+        tuning.recall(tuner, _name(kernel, configurations), tuning.FILE)
+    return tuner
+
+
+def _name(kernel, configurations: tuple) -> str:
+    return f"{kernel.fn.__module__}.{kernel.fn.__name__} {configurations}"
 
 
 @dataclass
@@ -113,6 +122,11 @@ def launch(kernel: triton.JITFunction, grid: tuple | Callable, configurations: l
         _recorded.append(Launch(kernel, configurations, args, constants))
     elif AUTOTUNE and _forced is None and len(configurations) > 1:
         _say_that_kernels_are_timed()
-        _autotuned(kernel, tuple(tuple(c.items()) for c in configurations))[grid](*args, **constants)
+        choices = tuple(tuple(c.items()) for c in configurations)
+        tuner = _autotuned(kernel, choices)
+        known = len(tuner.cache)
+        tuner[grid](*args, **constants)
+        if tuning.FILE and len(tuner.cache) > known:
+            tuning.keep(tuner, _name(kernel, choices), tuning.FILE)
     else:
         kernel[grid](*args, **constants, **configurations[(_forced or 0) % len(configurations)])

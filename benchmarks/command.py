@@ -3,8 +3,6 @@
 import sys
 from collections.abc import Sequence
 
-import tyro
-
 USAGE = """\
 usage: avfmae bench SUBJECT [options]        (avfmae bench SUBJECT --help for the options)
 
@@ -27,6 +25,8 @@ def bench(arguments: Sequence[str]) -> None:
 
 
 def _parsed(kind: type, subject: str, arguments: Sequence[str]):
+    import tyro  # the only need of it: who calls the benchmarks from Python does without
+
     return tyro.cli(kind, prog=f"avfmae bench {subject}", args=arguments)
 
 

@@ -1,5 +1,6 @@
 """``avfmae bench kernels``: every op at the shapes of Base pre-training, every implementation that runs here."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,7 @@ from rich.table import Table
 import avfmae_kernels as K
 from avfmae.training.logging import console
 from avfmae_benchmarks import results
-from avfmae_benchmarks.measure import bandwidth, interleave, machine, matrix_rate, show
+from avfmae_benchmarks.measure import bandwidth, free, interleave, machine, matrix_rate, show, wait
 from avfmae_benchmarks.ops import CASES
 from avfmae_benchmarks.step import pick_device
 from avfmae_kernels.dispatch import IMPLEMENTATIONS, why_not
@@ -39,66 +40,111 @@ class KernelsConfig:
     out: Path = results.FOLDER
 
 
-def kernels(run: KernelsConfig) -> list[dict]:
-    """Runs the comparison and prints its table. Returns the rows."""
+def kernels(run: KernelsConfig, where: dict[str, str] | None = None) -> list[dict]:
+    """Runs the comparison and prints its table. Returns the rows.
+
+    Args:
+        where: what rows say of the machine and the time. What ``run.out`` has rows of the same time of is not measured again.
+    """
     device = pick_device(run.device)
     batch = run.batch or (256 if device.type == "cuda" else 8)
     cases = {name: case for name, case in CASES.items() if case[0] and (not run.only or name.startswith(tuple(run.only)))}
     if not cases:
         raise ValueError(f"only: no op begins with {' or '.join(run.only)}; there are {', '.join(CASES)}")
-    where, fastest, rows, sound = machine(device), bandwidth(device), [], True
-    products = {p: matrix_rate(device, getattr(torch, p)) for p in run.precisions}
+    rows = results.of_run("kernels", run.out, where)
+    measured = {(row["case"], row["precision"]) for row in rows}
+    where, fastest, sound = where or machine(device), bandwidth(device), True
+    products = {p: matrix_rate(device, getattr(torch, p), run.rounds) for p in run.precisions}
+    for name, (op, make) in cases.items():
+        for precision in run.precisions:
+            if (name, precision) in measured:
+                continue
+            found = []
+            for row in timed(name, op, make, precision, batch, run.rounds, device):
+                roofs = {"copy_gb_per_s": fastest / 1e9, "matrix_gflops": products[precision] / 1e9}
+                share = {} if "note" in row else {"bandwidth_share": row["gb_per_s"] * 1e9 / fastest}
+                found.append(where | {"case": name, "op": op, "precision": precision, "batch": batch} | row | share | roofs)
+            rows += found
+            sound &= not any("note" in row for row in found)
+            if run.save and (right := [row for row in found if row.get("note") != WRONG]):
+                results.append("kernels", right, run.out)
+            free(device)
     table = Table(title=f"ops at Base's shapes, batch {batch}, {where['device']}; a copy moves {fastest / 1e9:.0f} GB/s")
     for column in ("op", "dtype", "direction", "implementation", "µs (p20 to p80)", "GB/s", "of a copy", "× reference"):
         table.add_column(column, justify="left" if column in ("op", "dtype", "direction", "implementation") else "right")
-    for name, (op, make) in cases.items():
-        for precision in run.precisions:
-            calls, floors = prepared(op, make, batch, getattr(torch, precision), device)
-            for direction in ("forward", "backward"):
-                here = {i: c[direction] for i, c in calls.items() if direction in c}
-                if not here:
-                    continue
-                wrong = disagreeing(here, 1e-4 if precision == "float32" else 2e-2)
-                sound &= not wrong
-                repeats = 20 if device.type == "cuda" else 1
-                timings = interleave(here, device, run.rounds, 3, repeats, f"{name} {precision} {direction}")
-                for implementation, t in timings.items():
-                    floor = floors[direction]
-                    rate = floor.bytes / t.median
-                    rows.append(where | {
-                        "case": name, "op": op, "precision": precision, "direction": direction, "implementation": implementation,
-                        "batch": batch, "us": t.median * 1e6, "us_p20": t.p20 * 1e6, "us_p80": t.p80 * 1e6,
-                        "gb_per_s": rate / 1e9, "bandwidth_share": rate / fastest, "flops_per_byte": floor.flops / floor.bytes,
-                        "gflops": floor.flops / t.median / 1e9, "copy_gb_per_s": fastest / 1e9, "matrix_gflops": products[precision] / 1e9,
-                    })  # fmt: skip
-                    against = timings["reference"].median / t.median if "reference" in timings else None
-                    table.add_row(
-                        name, precision, direction, implementation, f"{t.median * 1e6:.0f} ({t.p20 * 1e6:.0f} to {t.p80 * 1e6:.0f})",
-                        f"{rate / 1e9:.1f}", f"{rate / fastest:.0%}",
-                        "wrong" if implementation in wrong else f"{against:.2f}" if against else "",
-                    )  # fmt: skip
+    for row in rows:
+        cells = [row["case"], row["precision"], row["direction"], row["implementation"]]
+        if row.get("note"):
+            table.add_row(*cells, "", "", "", row["note"])
+            continue
+        us, low, high, rate, share = (float(row[k]) for k in ("us", "us_p20", "us_p80", "gb_per_s", "bandwidth_share"))
+        plain = [r for r in rows if r["implementation"] == "reference" and all(r[k] == row[k] for k in ("case", "precision", "direction"))]
+        against = f"{float(plain[0]['us']) / us:.2f}" if plain and plain[0].get("us") else ""
+        table.add_row(*cells, f"{us:.0f} ({low:.0f} to {high:.0f})", f"{rate:.1f}", f"{share:.0%}", against)
     show(table)
+    if run.save and rows:
+        console.print(f"added to {run.out / 'kernels.csv'}", highlight=False)
     if not sound:
-        console.print("An implementation's answer is not the reference's: nothing is saved.", style="red")
+        console.print("An implementation does not run, or its answer is not the reference's: that one's time is not saved.", style="red")
         raise SystemExit(1)
-    if run.save:
-        console.print(f"added to {results.append('kernels', rows, run.out)}", highlight=False)
     return rows
 
 
+WRONG = "wrong"
+
+
+def timed(name: str, op: str, make: Callable, precision: str, batch: int, rounds: int, device: torch.device) -> Iterator[dict]:
+    """Rows of one case, both directions; with a note in place of numbers for an implementation that fails or is wrong."""
+    calls, floors, failed = prepared(op, make, batch, getattr(torch, precision), device)
+    for implementation, reason in failed.items():
+        yield {"direction": "", "implementation": implementation, "note": reason}
+    for direction in ("forward", "backward"):
+        here = {i: c[direction] for i, c in calls.items() if direction in c}
+        for implementation in list(here):
+            try:
+                here[implementation]()
+                wait(device)
+            except RuntimeError as error:  # of memory, of a compiler, of a launch
+                del here[implementation]
+                yield {"direction": direction, "implementation": implementation, "note": first_line(error)}
+        if not here:
+            continue
+        for implementation in disagreeing(here, 1e-4 if precision == "float32" else 2e-2):
+            del here[implementation]
+            yield {"direction": direction, "implementation": implementation, "note": WRONG}
+        repeats = 20 if device.type == "cuda" else 1
+        timings = interleave(here, device, rounds, 3, repeats, f"{name} {precision} {direction}")
+        for implementation, t in timings.items():
+            floor = floors[direction]
+            yield {
+                "direction": direction, "implementation": implementation, "us": t.median * 1e6, "us_p20": t.p20 * 1e6, "us_p80": t.p80 * 1e6,
+                "gb_per_s": floor.bytes / t.median / 1e9, "flops_per_byte": floor.flops / floor.bytes, "gflops": floor.flops / t.median / 1e9,
+            }  # fmt: skip
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+
+
 def prepared(op: str, make, batch: int, dtype: torch.dtype, device: torch.device):
-    """By implementation, its calls by direction on the same numbers; and by direction a :class:`Run`, for its floors."""
+    """By implementation, its calls by direction on the same numbers; by direction a :class:`Run`, for its floors; and by implementation why
+    it could not even be set up."""
     calls: dict[str, dict] = {}
     floors: dict = {}
+    failed: dict[str, str] = {}
     for implementation in IMPLEMENTATIONS:
         if why_not(op, implementation, device.type):
             continue
         torch.manual_seed(0)
-        with K.use(implementation):
-            runs = make(batch, dtype, device)
+        try:
+            with K.use(implementation):
+                runs = make(batch, dtype, device)
+        except RuntimeError as error:
+            failed[implementation] = first_line(error)
+            continue
         calls[implementation] = {d: _under(implementation, r.call) for d, r in runs.items()}
         floors |= runs
-    return calls, floors
+    return calls, floors, failed
 
 
 def _under(implementation: str, call):

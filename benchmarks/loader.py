@@ -17,7 +17,8 @@ from rich.table import Table
 
 from avfmae.config import ModelConfig
 from avfmae.data import augment
-from avfmae.data.dataset import DataConfig, Plan, PretrainDataset
+from avfmae.data.config import DataConfig
+from avfmae.data.dataset import Plan, PretrainDataset
 from avfmae.data.decode import probe, read_audio, read_frames
 from avfmae.data.demo import EMOTIONS, DemoSet, make_demo_set
 from avfmae.data.loader import loader

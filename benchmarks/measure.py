@@ -1,6 +1,7 @@
 """How things are timed: interleaved, after a warm-up, medians with the spread beside them; memory; and the machine's own limits."""
 
 import datetime
+import gc
 import platform
 import re
 import subprocess
@@ -64,6 +65,13 @@ def interleave(
     return {name: Timing.of(s) for name, s in seconds.items()}
 
 
+def free(device: torch.device) -> None:
+    """Gives memory back that nobody holds any more; a step and its graph know each other."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def held(tensors: list[Tensor]) -> int:
     """Bytes of the memory behind tensors, each counted once."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
@@ -79,12 +87,12 @@ def peak_of_cpu(run: Callable) -> int:
     return int(np.maximum.accumulate(np.cumsum([0, *(e.nbytes() for e in events)]))[-1])
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 20) -> float:
     """Operations a second of a large square product: what the best of the libraries at hand reaches on this machine."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     with torch.no_grad():
-        timing = interleave({"product": lambda: linear(a, b, None)}, device, rounds=20, warm_up=3, title="matrix rate")
+        timing = interleave({"product": lambda: linear(a, b, None)}, device, rounds, warm_up=3, title="matrix rate")
     return 2 * n**3 / timing["product"].best
 
 

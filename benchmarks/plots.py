@@ -19,10 +19,10 @@ from avfmae_benchmarks.step import speed_up
 ROOT = results.CHECKOUT or Path()
 BEGIN, END = "<!-- avfmae bench plot: begin -->", "<!-- end -->"
 NAMES = {
-    "ours": "**avfmae**", "compiled": "avfmae, compiled", "reference": "avfmae, plain PyTorch",
+    "ours": "**avfmae**", "ours-eager": "avfmae, not captured", "compiled": "avfmae, compiled", "reference": "avfmae, plain PyTorch",
     "hicmae": "HiCMAE-B as published", "hicmae-compiled": "HiCMAE-B, bf16, SDPA, compiled", "released": "AVF-MAE++ as released",
 }  # fmt: skip
-COLOURS = {"ours": BLUE, "compiled": "#63b3ed", "reference": "#bee3f8", "hicmae": ORANGE, "hicmae-compiled": "#f6ad55", "released": GREY}
+COLOURS = {"ours": BLUE, "ours-eager": "#90cdf4", "compiled": "#63b3ed", "reference": "#bee3f8", "hicmae": ORANGE, "hicmae-compiled": "#f6ad55", "released": GREY}
 MARKS = {"cpp": "o", "triton": "^", "cuda": "s", "reference": "x"}
 
 
@@ -67,7 +67,8 @@ def shown(name: str, folder: Path) -> dict[str, list[dict[str, str]]]:
         return results.latest(results.read("kernels", folder))
     if name == "bench_loader":
         return results.latest(results.read("loader", folder), purpose="one core")
-    return results.latest(results.read("step", folder), stage="pretrain")
+    newest = results.latest(results.read("step", folder), stage="pretrain")
+    return {device: [r for r in rows if r["size"] == rows[0]["size"]] for device, rows in newest.items()}
 
 
 def digest(name: str, folder: Path) -> str:
@@ -79,19 +80,22 @@ def table(folder: Path) -> str:
     """The README's part: by device a table of the newest pre-training comparison."""
     parts = [BEGIN]
     for device, rows in shown("bench_step", folder).items():
-        peers = [r for r in rows if r["side"] in PEERS]
         first = rows[0]
-        head = ["", "ms a step (p20 to p80)", "clips/s", "of the matrix rate", "peak GB", "GB beyond weights and moments"]
+        head = ["", "ms a step (p20 to p80)", "clips/s", "of the matrix rate", "peak GB", "GB beyond weights and moments", "speed"]
         parts += [
             f"\n{device}, batch {first['batch']}, torch {first['torch']}, {first['date'][:10]}, revision {first['revision']}:\n",
-            "| " + " | ".join([*head, *(f"× {p['side']} {p['precision']}" for p in peers)]) + " |",
-            "| --- " + "| ---: " * (len(head) - 1 + len(peers)) + "|",
+            "| " + " | ".join(head) + " |",
+            "| --- " + "| ---: " * (len(head) - 2) + "| --- |",
         ]
         for row in rows:
+            name = f"{NAMES[row['side']]} {row['precision']}"
+            if not row["ms"]:
+                parts.append(f"| {name} | {row['note']} " + "| " * (len(head) - 2) + "|")
+                continue
+            ups = [f"{up:.2f} × {other}" for other, up in speed_up(rows, row).items() if row["side"] not in PEERS]
             cells = [
-                f"{NAMES[row['side']]} {row['precision']}", f"{number(row['ms'])} ({number(row['ms_p20'])} to {number(row['ms_p80'])})",
-                f"{float(row['clips_per_s']):.2f}", f"{float(row['matrix_share']):.0%}", f"{float(row['peak_gb']):.2f}",
-                f"{float(row['kept_gb']):.2f}", *(f"{up:.2f}" for up in speed_up(rows, row).values()),
+                name, f"{number(row['ms'])} ({number(row['ms_p20'])} to {number(row['ms_p80'])})", f"{float(row['clips_per_s']):.2f}",
+                f"{float(row['matrix_share']):.0%}", f"{float(row['peak_gb']):.2f}", f"{float(row['kept_gb']):.2f}", "<br>".join(ups),
             ]  # fmt: skip
             parts.append("| " + " | ".join(cells) + " |")
     return "\n".join([*parts, "", END])
@@ -104,22 +108,21 @@ def number(ms: str) -> str:
 
 def bars(folder: Path) -> Figure | None:
     """Clips a second, a panel a device and a bar a side; the whiskers are the 20th and 80th percentile."""
-    devices = shown("bench_step", folder)
-    if not devices:
+    devices = {device: [r for r in rows if r["ms"]] for device, rows in shown("bench_step", folder).items()}
+    if not any(devices.values()):
         return None
     figure, axes = plt.subplots(len(devices), 1, figsize=(8, 0.9 + 0.42 * sum(map(len, devices.values()))), squeeze=False, layout="constrained")
     for axis, (device, rows) in zip(axes[:, 0], devices.items(), strict=True):
-        rows = sorted(rows, key=lambda r: float(r["clips_per_s"]))
+        rows = sorted(rows, key=lambda r: (r.get("pair", ""), float(r["clips_per_s"])))
         speeds = np.array([float(r["clips_per_s"]) for r in rows])
         spread = [[s - int(r["batch"]) / float(r["ms_p80"]) * 1e3 for s, r in zip(speeds, rows, strict=True)],
                   [int(r["batch"]) / float(r["ms_p20"]) * 1e3 - s for s, r in zip(speeds, rows, strict=True)]]  # fmt: skip
-        labels = [f"{NAMES[r['side']].strip('*')} {r['precision']}" for r in rows]
-        axis.barh(labels, speeds, xerr=np.maximum(0, spread), color=[COLOURS[r["side"]] for r in rows], error_kw={"lw": 1}, height=0.7)
-        published = [float(r["clips_per_s"]) for r in rows if r["side"] == "hicmae"]
-        for y, (s, top) in enumerate(zip(speeds, speeds + np.maximum(0, spread[1]), strict=True)):
-            against = f"   {s / published[-1]:.2f} ×" if published else ""
-            axis.text(top, y, f" {s:.2f}{against}", va="center")
-        axis.set(xlabel="clips/s" + ("; × the fastest HiCMAE as published" if published else ""), xlim=(0, speeds.max() * 1.3))
+        axis.barh(range(len(rows)), speeds, xerr=np.maximum(0, spread), color=[COLOURS[r["side"]] for r in rows], error_kw={"lw": 1}, height=0.7)
+        axis.set_yticks(range(len(rows)), [f"{NAMES[r['side']].strip('*')} {r['precision']}" for r in rows])
+        for y, (row, top) in enumerate(zip(rows, speeds + np.maximum(0, spread[1]), strict=True)):
+            ups = speed_up(rows, row).items() if row["side"] not in PEERS else ()
+            axis.text(top, y, "   ".join([f" {speeds[y]:.2f}", *(f"{up:.2f} × {other}" for other, up in ups)]), va="center")
+        axis.set(xlabel="clips/s; × what it took turns with", xlim=(0, speeds.max() * 2))
         axis.set_title(f"pre-training step, batch {rows[0]['batch']}, {device}", loc="left", fontsize="medium")
     return figure
 
@@ -148,7 +151,7 @@ def roofline(folder: Path) -> Figure | None:
         return None
     figure, axes = plt.subplots(1, len(devices), figsize=(8 * len(devices), 5), squeeze=False, layout="constrained")
     for axis, (device, rows) in zip(axes[0], devices.items(), strict=True):
-        rows = [r for r in rows if float(r["gflops"]) > 0]
+        rows = [r for r in rows if r["gflops"] and float(r["gflops"]) > 0]
         copy, products = float(rows[0]["copy_gb_per_s"]), {r["precision"]: float(r["matrix_gflops"]) for r in rows}
         x = np.geomspace(0.1, 300, 200)
         for precision, rate in products.items():

@@ -35,8 +35,8 @@ def kind(name: str) -> str:
     return "other" if name.startswith("aten::") or "kernel" in name.lower() else "Python and bookkeeping"
 
 
-def breakdown(run, device: torch.device, steps: int, trace: Path | None = None) -> tuple[dict[str, float], float]:
-    """Seconds a step by kind of work, and of wall time; on a GPU what is missing from the wall time is idle."""
+def by_name(run, device: torch.device, steps: int, trace: Path | None = None) -> tuple[dict[str, tuple[int, float]], float]:
+    """Of some steps, calls and seconds of each kernel on a GPU, of each op itself on a CPU; and seconds of wall time, without the profiler."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     wait(device)
@@ -44,22 +44,33 @@ def breakdown(run, device: torch.device, steps: int, trace: Path | None = None) 
     for _ in range(steps):
         run()
     wait(device)
-    wall = (time.perf_counter() - begun) / steps
+    wall = time.perf_counter() - begun
     with profile(activities=activities) as profiler:
         for _ in range(steps):
             run()
         wait(device)
-    seconds: Counter[str] = Counter()
     if on_gpu:
-        for event in profiler.events():
-            if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("ProfilerStep", "## ")):
-                seconds[kind(event.name)] += event.time_range.elapsed_us() / 1e6 / steps
+        kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA and not e.name.startswith(("ProfilerStep", "## "))]
+        times = [(e.name, 1, e.time_range.elapsed_us()) for e in kernels]
     else:
-        for event in profiler.key_averages():
-            seconds[kind(event.key)] += event.self_cpu_time_total / 1e6 / steps
+        times = [(e.key, e.count, e.self_cpu_time_total) for e in profiler.key_averages()]
     if trace is not None:
         trace.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(trace))
+    found: dict[str, tuple[int, float]] = {}
+    for name, calls, microseconds in times:
+        before = found.get(name, (0, 0.0))
+        found[name] = before[0] + calls, before[1] + microseconds / 1e6
+    return found, wall
+
+
+def breakdown(run, device: torch.device, steps: int, trace: Path | None = None) -> tuple[dict[str, float], float]:
+    """Seconds a step by kind of work, and of wall time; on a GPU what is missing from the wall time is idle."""
+    found, wall = by_name(run, device, steps, trace)
+    seconds: Counter[str] = Counter()
+    for name, (_, spent) in found.items():
+        seconds[kind(name)] += spent / steps
+    wall /= steps
     busy = sum(seconds.values())
     if wall > busy:
         seconds["idle"] = wall - busy

@@ -1,6 +1,7 @@
-"""``avfmae bench step``: training steps of avfmae and of its peers, side by side in one process."""
+"""``avfmae bench step``: training steps of avfmae and of its peers, two sides at a time, in turns in one process."""
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,30 +12,31 @@ from rich.table import Table
 from avfmae.training.capture import EAGER_STEPS
 from avfmae.training.logging import console
 from avfmae_benchmarks import measure, results, sides
-from avfmae_benchmarks.measure import held, interleave, machine, matrix_rate, peak_of_cpu, wait
+from avfmae_benchmarks.measure import free, held, interleave, machine, matrix_rate, peak_of_cpu, wait
 from avfmae_benchmarks.profiles import profile_sides
 from avfmae_benchmarks.sides import PEERS, Side, SideName, Size, Stage
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Member = tuple[SideName, str]  # of a pair: a side and its precision
 
 
 @dataclass
 class StepConfig:
-    """A training step: a batch on the host, forward, backward, clipping, AdamW. All sides in turns, in one process.
+    """A training step: a batch on the host, forward, backward, clipping, AdamW. Sides are built and timed in pairs, a pair's in turns.
 
     What is timed is checked first: ours against the plain path, each peer against our model of its weights. Where a check fails no
-    speed-up is printed, and the command fails.
+    speed-up is printed, and the command fails. A side that does not fit into memory is a row that says so.
 
     Attributes:
         stage: pre-training or fine-tuning.
         size: of avfmae and of AVF-MAE++ as released; HiCMAE has one, base.
-        sides: what is compared; speed-ups are given against every peer among them.
+        sides: the first is paired with each of the others; a speed-up is of one pair's own turns.
         precisions: of every side; empty: bf16 (fp16 as published) on a GPU, float32 and bf16 on a CPU that multiplies bf16.
         batch: clips a step; 0: 256 on a GPU (fine-tuning 32), 4 on a CPU (fine-tuning 2).
         rounds: timed turns. warm_up: turns before them.
         device: auto, cpu or cuda.
         profile: write a trace of every side, and print where a step's time goes.
-        save: append rows to the results.
+        save: append rows to the results, pair by pair.
         out: the folder of results.
     """
 
@@ -64,52 +66,94 @@ def default_sides(stage: Stage, size: Size, device: torch.device) -> tuple[SideN
     if device.type == "cpu":
         return ("ours", "hicmae") if (stage, size) == ("pretrain", "base") else ("ours", "released")
     peers = ("hicmae", "hicmae-compiled") if (stage, size) == ("pretrain", "base") else ()
-    return ("ours", "compiled", "reference", *peers, "released")
+    return ("ours", *peers, "released", "ours-eager", "compiled", "reference")
 
 
-def step(run: StepConfig) -> list[dict]:
-    """Runs the comparison and prints its table. Returns the rows."""
+def pairs(names: tuple[SideName, ...], run: StepConfig, device: torch.device) -> Iterator[tuple[Member, ...]]:
+    """The first side with each of the others, in each precision; a side that has no other is measured by itself."""
+    def members(name):
+        return [(name, precision) for precision in run.precisions or sides.precisions(name, device)]
+
+    first, *others = names
+    for group in [(first, other) for other in others] or [(first,)]:
+        yield from zip(*map(members, group), strict=True)
+
+
+def step(run: StepConfig, where: dict[str, str] | None = None) -> list[dict]:
+    """Runs the comparison and prints its table. Returns the rows.
+
+    Args:
+        where: what rows say of the machine and the time. Pairs of which ``run.out`` has rows of the same time are not measured again.
+    """
     device = pick_device(run.device)
     names = tuple(run.sides) or default_sides(run.stage, run.size, device)
     batch = run.batch or {"pretrain": (256, 4), "finetune": (32, 2)}[run.stage][device.type == "cpu"]
-    sound = checked(names, run.stage, run.size, device)
-    rates = {}
-    built: dict[str, Side] = {}
-    peaks: dict[str, int] = {}
-    for name in names:
-        for precision in run.precisions or sides.precisions(name, device):
-            label = f"{name} {precision}"
-            console.print(f"building {label} …", highlight=False)
-            try:
-                built[label], peaks[label] = measured_alone(
-                    functools.partial(sides.build, name, run.stage, run.size, precision, batch, device), device
-                )
-            except torch.cuda.OutOfMemoryError:
-                console.print(f"{label}: does not fit at batch {batch}", style="yellow")
-                torch.cuda.empty_cache()
-                continue
-            if precision not in rates:
-                rates[precision] = matrix_rate(device, DTYPES[precision])
-    repeats = 5 if device.type == "cuda" else 1
-    timings = interleave({label: s.run for label, s in built.items()}, device, run.rounds, run.warm_up, repeats)
-    where = machine(device)
-    rows = [
-        where
-        | {
-            "stage": run.stage, "size": "base" if s.name.startswith("hicmae") else run.size, "side": s.name, "precision": s.precision,
-            "batch": batch, "ms": t.median * 1e3, "ms_p20": t.p20 * 1e3, "ms_p80": t.p80 * 1e3, "clips_per_s": batch / t.median,
-            "peak_gb": peaks[label] / 1e9, "kept_gb": (peaks[label] - held(s.state())) / 1e9,
-            "tflops": s.flops / t.median / 1e12, "matrix_share": s.flops / t.median / rates[s.precision],
-        }
-        for (label, s), t in zip(built.items(), timings.values(), strict=True)
-    ]  # fmt: skip
+    wanted = list(pairs(names, run, device))
+    before = results.of_run("step", run.out, where, stage=run.stage, size=run.size)
+    rows = [row for row in before if row["pair"] in map(title, wanted)]
+    missing = [pair for pair in wanted if title(pair) not in {row["pair"] for row in rows}]
+    where = where or machine(device)
+    sound = checked(tuple(dict.fromkeys(name for pair in missing for name, _ in pair)), run.stage, run.size, device)
+    rates = {p: matrix_rate(device, DTYPES[p], 3 * run.rounds) for p in dict.fromkeys(p for pair in missing for _, p in pair)}
+    profiled: set[str] = set()
+    for pair in missing:
+        release(device)  # also what a compiler has learnt of the batch of the check
+        found = [where | row for row in take_turns(pair, run, batch, rates, device, profiled)]
+        rows += found
+        if run.save and sound:
+            console.print(f"added to {results.append('step', found, run.out)}", highlight=False)
+    release(device)
     show(rows, sound, f"{run.stage} {run.size}, batch {batch}, {where['device']}")
-    if run.profile:
-        profile_sides(built, device, run.out / "traces")
-    if run.save and sound:
-        console.print(f"added to {results.append('step', rows, run.out)}", highlight=False)
     if not sound:
         raise SystemExit(1)
+    return rows
+
+
+def title(pair: tuple[Member, ...]) -> str:
+    return " and ".join(" ".join(member) for member in pair)
+
+
+def release(device: torch.device) -> None:
+    """Gives back what sides that nobody holds any more have left, in memory and in the compiler."""
+    torch._dynamo.reset()
+    free(device)
+
+
+def take_turns(
+    pair: tuple[Member, ...], run: StepConfig, batch: int, rates: dict[str, float], device: torch.device, profiled: set[str]
+) -> list[dict]:
+    """Builds the sides of a pair and times them in turns. Gives a row for each, with a note in place of numbers where it does not fit."""
+    built: dict[str, Side] = {}
+    peaks: dict[str, int] = {}
+    rows = []
+    for name, precision in pair:
+        label = f"{name} {precision}"
+        console.print(f"building {label} …", highlight=False)
+        rows.append({"stage": run.stage, "size": run.size, "side": name, "precision": precision, "batch": batch, "pair": title(pair)})
+        try:
+            built[label], peaks[label] = measured_alone(
+                functools.partial(sides.build, name, run.stage, run.size, precision, batch, device), device
+            )
+        except torch.OutOfMemoryError:
+            beside = f" beside {' and '.join(built)}" if built else ""
+            rows[-1]["note"] = f"does not fit at batch {batch}{beside}"
+            console.print(f"{label}: {rows[-1]['note']}", style="yellow", highlight=False)
+        if label not in built:
+            free(device)
+    timings = interleave({label: s.run for label, s in built.items()}, device, run.rounds, run.warm_up, 5 if device.type == "cuda" else 1)
+    for row in rows:
+        label = f"{row['side']} {row['precision']}"
+        if label in built:
+            s, t = built[label], timings[label]
+            row |= {
+                "ms": t.median * 1e3, "ms_p20": t.p20 * 1e3, "ms_p80": t.p80 * 1e3, "clips_per_s": batch / t.median,
+                "peak_gb": peaks[label] / 1e9, "kept_gb": (peaks[label] - held(s.state())) / 1e9,
+                "tflops": s.flops / t.median / 1e12, "matrix_share": s.flops / t.median / rates[s.precision],
+            }  # fmt: skip
+    if run.profile:
+        new = {label: s for label, s in built.items() if label not in profiled}
+        profile_sides(new, device, run.out / "traces")
+        profiled |= set(new)
     return rows
 
 
@@ -141,29 +185,32 @@ def measured_alone(build, device: torch.device) -> tuple[Side, int]:
 
 
 def speed_up(rows: list[dict], row: dict) -> dict[str, float]:
-    """How many times as fast ``row`` is as the peers of its run: by precision of the peer."""
-    return {
-        f"{peer['side']} {peer['precision']}": float(row["clips_per_s"]) / float(peer["clips_per_s"])
-        for peer in rows
-        if peer["side"] in PEERS
-    }
+    """How many times as fast ``row`` is as the other side of its pair; in a run of before there were pairs, as each peer."""
+    if not row.get("ms"):
+        return {}
+    pair = row.get("pair")
+    others = [r for r in rows if r.get("ms") and (r["pair"] == pair and r["side"] != row["side"] if pair else r["side"] in PEERS)]
+    return {f"{r['side']} {r['precision']}": float(row["clips_per_s"]) / float(r["clips_per_s"]) for r in others}
 
 
 def show(rows: list[dict], sound: bool, title: str) -> None:
     table = Table(title=title)
-    peers = [f"{r['side']} {r['precision']}" for r in rows if r["side"] in PEERS]
-    columns = ["side", "ms (p20 to p80)", "clips/s", "useful TFLOP/s", "of matrix rate", "peak GB", "beyond state"]
-    for column in [*columns, *(f"× {p}" for p in peers if sound)]:
-        table.add_column(column, justify="left" if column == "side" else "right")
+    for column in ["side", "ms (p20 to p80)", "clips/s", "useful TFLOP/s", "of matrix rate", "peak GB", "beyond state", *(["speed"] if sound else [])]:
+        table.add_column(column, justify="left" if column in ("side", "speed") else "right")
     for row in rows:
-        ups = speed_up(rows, row)
+        label = f"{row['side']} {row['precision']}"
+        if not row.get("ms"):
+            table.add_row(label, row["note"])
+            continue
+        row = row | {name: float(row[name]) for name in NUMBERS}
+        ups = [f"{up:.2f} × {other}" for other, up in speed_up(rows, row).items()]
         table.add_row(
-            f"{row['side']} {row['precision']}", f"{row['ms']:.1f} ({row['ms_p20']:.1f} to {row['ms_p80']:.1f})",
-            f"{row['clips_per_s']:.2f}", f"{row['tflops']:.3f}", f"{row['matrix_share']:.0%}", f"{row['peak_gb']:.2f}",
-            f"{row['kept_gb']:.2f}", *(f"{ups[p]:.2f}" for p in peers if sound),
+            label, f"{row['ms']:.1f} ({row['ms_p20']:.1f} to {row['ms_p80']:.1f})", f"{row['clips_per_s']:.2f}", f"{row['tflops']:.3f}",
+            f"{row['matrix_share']:.0%}", f"{row['peak_gb']:.2f}", f"{row['kept_gb']:.2f}", *([", ".join(ups)] if sound else []),
         )  # fmt: skip
     measure.show(table)
     if not sound:
         console.print("A check failed: no speed-up is given.", style="red")
 
 
+NUMBERS = ("ms", "ms_p20", "ms_p80", "clips_per_s", "tflops", "matrix_share", "peak_gb", "kept_gb")

@@ -1,17 +1,49 @@
-"""Small real media files, made once a session."""
+"""Which tests can be collected here, and small real media files, made once a session."""
 
+import importlib.util
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 from media_files import RATE, click, counted_frames, write_wav
 
-from avfmae.data.demo import encode
+HERE = Path(__file__).parent
+# What tests import beside torch, numpy, einops, safetensors and pytest; a machine that is there to test kernels need not have it.
+DATA_PATH = ("av", "cv2", "PIL", "tyro", "webdataset")
+NEEDED = {
+    "media": DATA_PATH,
+    "media/test_audio.py": (),
+    "media/test_augment.py": ("PIL",),
+    "test_cli.py": DATA_PATH,
+    "training/test_training.py": DATA_PATH,
+    "benchmarks/test_bench.py": (*DATA_PATH, "matplotlib"),
+}
+
+
+def missing(path: Path) -> list[str]:
+    """The libraries that a test file needs and that are not installed."""
+    place = path.relative_to(HERE)
+    needed = NEEDED.get(place.as_posix(), NEEDED.get(place.parts[0], ()))
+    return [name for name in needed if importlib.util.find_spec(name) is None]
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    if collection_path.name.startswith("test_") and collection_path.is_file() and missing(collection_path):
+        return True
+    return None
+
+
+def pytest_report_header() -> list[str]:
+    lacking = sorted({name for path in NEEDED for name in missing(HERE / path)})
+    return [f"tests that need {', '.join(lacking)} are left out, as these are not installed"] if lacking else []
 
 
 @pytest.fixture(scope="session")
 def media(tmp_path_factory):
     """name -> path."""
+    from avfmae.data.demo import encode
+
     root, files = tmp_path_factory.mktemp("media"), {}
     rng = np.random.default_rng(0)
     speech = 0.1 * rng.standard_normal(round(3.2 * RATE))

@@ -3,9 +3,9 @@
 import torch
 
 import avfmae
-from avfmae.data.dataset import Batch
+from avfmae.data.batch import Batch
 from avfmae.training.config import OptimConfig
-from avfmae.training.pretrain import pretraining_loss
+from avfmae.training.objectives import pretraining_loss
 from avfmae.training.step import TrainingStep
 
 TINY = avfmae.ModelConfig.preset("tiny")

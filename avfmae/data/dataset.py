@@ -5,21 +5,20 @@ the order of clips by (seed, epoch), and each process takes its rows of each tot
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from avfmae.config import ModelConfig
 from avfmae.data import augment, shards
 from avfmae.data.audio import SHORTEST
+from avfmae.data.batch import Bad, Batch, Raw
 from avfmae.data.config import DataConfig
 from avfmae.data.decode import probe, read_audio, read_frames
 from avfmae.data.manifest import Clip
 from avfmae.data.media import LARGEST_WHOLE, SAMPLE_RATE, Arena, MediaError, VideoInfo
-from avfmae.data.preprocess import Raw
 from avfmae.masking import DualMask
 from avfmae_kernels import random_bits
 
@@ -102,57 +101,6 @@ def read_window_audio(clip: Clip, info: VideoInfo, window: Window, missing: str)
             f"has {len(waveform)} samples of sound at {window.start:.2f} s, too few for one spectrum",
         )
     return waveform
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A clip that was set aside."""
-
-    id: int
-    path: str
-    reason: str
-
-
-@dataclass
-class Batch:
-    """Clips on their way to the model.
-
-    Attributes:
-        video: (B, T, H, W, 3) uint8, or None where the model does not look; evaluation: B·views.
-        audio: (B, 1, frames, mels) float32, or None.
-        labels: (B,) int64 classes or (B, outputs) float32 values, or None in pre-training.
-        masks: pre-training's.
-        clips: ids of the clips that are in it.
-        views: evaluation views a clip, consecutive in ``video`` and ``audio``.
-        bad: clips that were to be in it and are not.
-        boxes: (B, 4) float32, what the model sees of ``video`` (left, top, right, bottom); None: all of it.
-        raw: what ``video`` and ``audio`` will be made of (:func:`avfmae.data.preprocess.preprocess`), or None when they are.
-    """
-
-    video: Tensor | None
-    audio: Tensor | None
-    labels: Tensor | None
-    masks: DualMask | None
-    clips: list[int]
-    views: int = 1
-    bad: list[Bad] = field(default_factory=list)
-    boxes: Tensor | None = None
-    raw: Raw | None = None
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        """The same batch with ``function`` of every tensor."""
-        tensors = {n: getattr(self, n) for n in ("video", "audio", "labels", "boxes")}
-        parts = {n: getattr(self, n) for n in ("masks", "raw")}
-        return replace(self, **{n: function(t) for n, t in tensors.items() if t is not None},
-                       **{n: p.map(function) for n, p in parts.items() if p is not None})  # fmt: skip
-
-    def tensors(self) -> list[Tensor]:
-        found: list[Tensor] = []
-        self.map(lambda t: found.append(t) or t)
-        return found
-
-    def to(self, device: torch.device) -> "Batch":
-        return self.map(lambda t: t.to(device, non_blocking=True))
 
 
 @dataclass

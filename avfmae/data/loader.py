@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from avfmae.data.dataset import Batch, ClipDataset
+from avfmae.data.batch import Batch
+from avfmae.data.dataset import ClipDataset
 from avfmae.data.workers import Desk, Lost, Workers
 
 Items = Sequence[tuple[int, int]]  # (epoch, position) of a batch's clips

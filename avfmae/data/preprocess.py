@@ -4,52 +4,16 @@ Workers only read and decode, and draw what is random. Crops, colours and spectr
 crops are not made at all, but handed on as boxes to the kernels that read the clip.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
-
-from torch import Tensor
+from dataclasses import replace
 
 from avfmae.config import ModelConfig
 from avfmae.data import augment
 from avfmae.data.audio import model_inputs, roll_mag
+from avfmae.data.batch import Batch
 from avfmae_kernels import crop_clips
 
-if TYPE_CHECKING:
-    from avfmae.data.dataset import Batch
 
-
-@dataclass
-class Raw:
-    """Clips as they are stored, and what is to be done to them. N windows; each gives ``crops`` views.
-
-    Attributes:
-        frames: (N, T, H, W, 3) uint8 as decoded, or (N·crops, T, H, W, 3) cut already, where ``boxes`` is None.
-        boxes: (N·crops, 4) float32: left, top, right, bottom of each view.
-        filter: ``"bilinear"`` or ``"bicubic"``, of the crop.
-        draws: what training with labels does to each clip, or None.
-        sound: (N, samples) float32, 16 kHz; lengths: (N,) int64, how many of these each has.
-        shift, gain: (N,) pre-training's of the sound, or None.
-        crops: views of each window.
-    """
-
-    frames: Tensor | None = None
-    boxes: Tensor | None = None
-    filter: str = "bilinear"
-    draws: list[augment.Draw] | None = None
-    sound: Tensor | None = None
-    lengths: Tensor | None = None
-    shift: Tensor | None = None
-    gain: Tensor | None = None
-    crops: int = 1
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> "Raw":
-        """The same with ``function`` of every tensor."""
-        tensors = {n: getattr(self, n) for n in ("frames", "boxes", "sound", "lengths", "shift", "gain")}
-        return replace(self, **{n: function(t) for n, t in tensors.items() if t is not None})
-
-
-def preprocess(batch: "Batch", cfg: ModelConfig, fused: bool = False) -> "Batch":
+def preprocess(batch: Batch, cfg: ModelConfig, fused: bool = False) -> Batch:
     """Makes a batch's ``video`` and ``audio`` of what was read of its clips.
 
     Args:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from avfmae.data.dataset import Batch
+from avfmae.data.batch import Batch
 from avfmae.training.tape import Diverged, Recorder, Tape
 
 EAGER_STEPS = 3  # before it is captured: kernels are tuned, libraries make their workspaces, moments are made

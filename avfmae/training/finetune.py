@@ -16,7 +16,8 @@ from torch import Tensor
 
 from avfmae import evaluation, metrics
 from avfmae.checkpoints import load_released, save_weights
-from avfmae.data.dataset import Batch, ClipDataset
+from avfmae.data.batch import Batch
+from avfmae.data.dataset import ClipDataset
 from avfmae.data.manifest import ClassLabel, Clip, class_names, label_vector, read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.files import atomic_write

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
 
-import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from avfmae.data.dataset import Bad
+from avfmae.data.batch import Bad
 from avfmae.extras import need
 from avfmae.files import atomic_write
 
@@ -26,6 +25,8 @@ def memory_gb(device: torch.device) -> float:
     """Peak memory of the device that trains: a GPU's allocations, or this process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
+    import psutil  # which a benchmark does without
+
     return psutil.Process().memory_info().rss / 1e9
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avfmae.data.dataset import Batch
+from avfmae.data.batch import Batch
 
 
 def mix(

@@ -1,13 +1,11 @@
 """Stage 1: masked pre-training on unlabelled clips."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from avfmae.checkpoints import load_released
-from avfmae.data.dataset import Batch, PretrainDataset
+from avfmae.data.dataset import PretrainDataset
 from avfmae.data.manifest import read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.models.hicmae import HiCMAEForPretraining
@@ -15,16 +13,8 @@ from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.training.config import PretrainConfig
 from avfmae.training.distributed import processes
 from avfmae.training.logging import console
+from avfmae.training.objectives import pretraining_loss
 from avfmae.training.trainer import Trainer
-
-
-def pretraining_loss(model: Callable, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    out = model(batch.video, batch.audio, batch.masks, batch.boxes)
-    return out.loss, {
-        "loss_video": out.loss_video,
-        "loss_audio": out.loss_audio,
-        "loss_contrastive": out.loss_contrastive,
-    }
 
 
 def pretrain(run: PretrainConfig) -> Path:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import avfmae_kernels as K
-from avfmae.data.dataset import Batch
+from avfmae.data.batch import Batch
 from avfmae.losses import world_size
 from avfmae.models.attention import CrossAttention, SelfAttention
 from avfmae.training.capture import Graph, Replay

@@ -5,14 +5,15 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from avfmae.checkpoints import save_weights
-from avfmae.data.dataset import ATTEMPTS, Bad, Batch, ClipDataset, Plan
+from avfmae.data.batch import Bad, Batch
+from avfmae.data.dataset import ATTEMPTS, ClipDataset, Plan
 from avfmae.data.loader import loader
 from avfmae.data.shards import shard_numbers
 from avfmae.training.config import RunConfig
@@ -20,6 +21,7 @@ from avfmae.training.distributed import Processes
 from avfmae.training.logging import Quarantine, RunLog, memory_gb
 from avfmae.training.state import TrainingState, checkpoints, load_checkpoint, save_checkpoint
 from avfmae.training.step import LossFunction, TrainingStep
+from avfmae.training.upload import uploaded
 
 
 class Trainer:
@@ -168,31 +170,6 @@ class Trainer:
         if self.at.is_main:
             save_checkpoint(self.out / "checkpoints", self.model, self.step.optimiser, self.state, self.step.averaged)
         self.at.barrier()
-
-
-def uploaded(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Batches on their device. To a GPU, uint8 clips go on a stream of their own, one batch ahead of the work."""
-    if device.type != "cuda":
-        yield from batches
-        return
-    stream, ahead = torch.cuda.Stream(device), None
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            moved = batch.to(device)
-            arrived = stream.record_event()
-        if ahead is not None:
-            yield _arrive(*ahead)
-        ahead = moved, arrived
-    if ahead is not None:
-        yield _arrive(*ahead)
-
-
-def _arrive(batch: Batch, arrived: "torch.cuda.Event") -> Batch:
-    here = torch.cuda.current_stream()
-    here.wait_event(arrived)
-    for tensor in batch.tensors():
-        tensor.record_stream(here)
-    return batch
 
 
 class _Interrupt:

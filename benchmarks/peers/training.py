@@ -107,7 +107,7 @@ class PublishedStep:
         fused: bool = False,
         called: Callable | None = None,
     ):
-        self.model, self.loss, self.optim, self.fused, self.called = model, loss, optim, fused, called or model
+        self.model, self.loss, self.optim, self.fused, self.called = model, loss, optim, fused, model if called is None else called
         self.device = next(model.parameters()).device
         self.precision = {"fp16": torch.float16, "bf16": torch.bfloat16, "float32": torch.float32}[precision]
         self.optimiser = torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, fused=fused or None)

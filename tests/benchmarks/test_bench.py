@@ -1,6 +1,7 @@
 """What the benchmark prints is checked, saved and drawn; and what stands in the README is what was saved."""
 
 import csv
+import weakref
 
 import pytest
 import torch
@@ -23,14 +24,87 @@ QUICK = {"size": "tiny", "rounds": 2, "warm_up": 1, "batch": 2, "device": "cpu"}
 
 def test_a_step_of_every_side_is_checked_timed_and_saved(tmp_path, capsys):
     rows = step(StepConfig(sides=("ours", "reference", "released"), precisions=("float32",), out=tmp_path, **QUICK))
-    assert [r["side"] for r in rows] == ["ours", "reference", "released"]
+    assert [r["side"] for r in rows] == ["ours", "reference", "ours", "released"]
     saved = results.read("step", tmp_path)
-    assert len(saved) == 3 and all(float(r["clips_per_s"]) > 0 and float(r["peak_gb"]) > 0 and r["revision"] for r in saved)
-    assert speed_up(rows, rows[0]) == {"released float32": rows[0]["clips_per_s"] / rows[2]["clips_per_s"]}
+    assert len(saved) == 4 and all(float(r["clips_per_s"]) > 0 and float(r["peak_gb"]) > 0 and r["revision"] for r in saved)
+    assert speed_up(rows, rows[0]) == {"reference float32": rows[0]["clips_per_s"] / rows[1]["clips_per_s"]}
+    assert speed_up(rows, rows[2]) == {"released float32": rows[2]["clips_per_s"] / rows[3]["clips_per_s"]}  # of their own turns
     step(StepConfig(sides=("ours",), precisions=("float32",), stage="finetune", out=tmp_path, **QUICK))
-    assert len(results.read("step", tmp_path)) == 4  # rows are added, never replaced
+    assert len(results.read("step", tmp_path)) == 5  # rows are added, never replaced
     shown = capsys.readouterr().err
     assert "holds: released against our model of its weights" in shown and "× released" in shown
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """Comparisons begin at once, as if their checks had held."""
+    monkeypatch.setattr(sides, "check", lambda *_: iter(()))
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Weak references to the models of all sides that are built; a side can be made to find no memory."""
+    real, models, full = sides.build, [], set()
+
+    def build(name, *rest):
+        if name in full:
+            raise torch.OutOfMemoryError(f"no memory for {name}")
+        side = real(name, *rest)
+        alive = sum(model() is not None for _, model, _ in models)
+        models.append((name, weakref.ref(side.model), alive))
+        return side
+
+    monkeypatch.setattr(sides, "build", build)
+    return models, full
+
+
+def test_no_more_than_a_pair_is_in_memory(tmp_path, unchecked, built):
+    models, _ = built
+    step(StepConfig(sides=("ours", "ours-eager", "reference", "released"), precisions=("float32",), out=tmp_path, **QUICK))
+    assert [(name, alive) for name, _, alive in models] == [
+        ("ours", 0), ("ours-eager", 1), ("ours", 0), ("reference", 1), ("ours", 0), ("released", 1)
+    ]  # fmt: skip
+
+
+def test_a_side_that_does_not_fit_is_a_row_that_says_so(tmp_path, unchecked, built):
+    _, full = built
+    full.add("released")
+    rows = step(StepConfig(sides=("ours", "released", "reference"), precisions=("float32",), out=tmp_path, **QUICK))
+    assert [r.get("note") for r in rows] == [None, "does not fit at batch 2 beside ours float32", None, None]
+    saved = results.read("step", tmp_path)
+    assert saved[1]["ms"] == "" and saved[1]["note"] == rows[1]["note"] and float(saved[0]["ms"]) > 0
+    assert speed_up(saved, saved[0]) == {} and set(speed_up(saved, saved[2])) == {"reference float32"}
+    assert "does not fit at batch 2 beside ours float32" in plots.table(tmp_path) and plots.bars(tmp_path) is not None
+
+
+def test_a_run_is_gone_on_with(tmp_path, unchecked, built):
+    models, _ = built
+    where = {"date": "then", "device": "here", "revision": "r", "torch": "t"}
+    step(StepConfig(sides=("ours", "reference"), precisions=("float32",), out=tmp_path, **QUICK), where)
+    rows = step(StepConfig(sides=("ours", "reference", "ours-eager"), precisions=("float32",), out=tmp_path, **QUICK), where)
+    assert [name for name, *_ in models] == ["ours", "reference", "ours", "ours-eager"] and len(rows) == 4
+    only = {"only": ("gated_sum",), "precisions": ("float32",), "batch": 2, "rounds": 1, "device": "cpu", "out": tmp_path}
+    first, again = kernels(KernelsConfig(**only), where), kernels(KernelsConfig(**only), where)
+    assert len(first) == len(again) == len(results.read("kernels", tmp_path)) > 0
+    small = {"sizes": ("tiny",), "precision": "float32", "rounds": 1, "device": "cpu", "out": tmp_path}
+    scaling(ScalingConfig(batches=(2,), **small), where)
+    scaling(ScalingConfig(batches=(2, 4), **small), where)
+    assert [r["batch"] for r in results.read("scaling", tmp_path)] == ["2", "4"]
+
+
+def test_a_compiled_side_is_measured_with_shapes_that_its_compiler_knows(tmp_path, monkeypatch):
+    """Its check runs at another batch before, which would make the batch a symbol."""
+    batches = set()
+
+    def note(graph, inputs):
+        batches.update(type(size) for t in inputs if isinstance(t, torch.Tensor) for size in t.shape)
+        batches.update(type(i) for i in inputs if not isinstance(i, torch.Tensor))
+        return graph.forward
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compile(model, backend=note, **options))
+    step(StepConfig(sides=("compiled",), precisions=("float32",), out=tmp_path, **QUICK | {"batch": 3}))
+    assert batches == {int}
 
 
 def test_a_failed_check_prints_no_speed_up_and_saves_nothing(tmp_path, monkeypatch, capsys):
@@ -56,7 +130,26 @@ def test_a_wrong_kernel_is_found_before_its_speed_is_saved(tmp_path, monkeypatch
     monkeypatch.setattr(ops.K, "gated_sum", wrong)
     with pytest.raises(SystemExit):
         kernels(KernelsConfig(only=("gated_sum",), precisions=("float32",), batch=2, rounds=2, device="cpu", out=tmp_path))
-    assert "not the reference's" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert "not the reference's" in capsys.readouterr().err
+    saved = {(r["implementation"], r["direction"]) for r in results.read("kernels", tmp_path)}
+    assert ("reference", "forward") in saved and ("cpp", "forward") not in saved
+
+
+def test_a_kernel_that_fails_is_a_row_that_says_so(tmp_path, monkeypatch):
+    from avfmae_benchmarks import ops
+
+    real = K.gated_sum
+
+    def broken(*args):
+        if not K.plain():
+            raise RuntimeError("out of resource: shared memory")
+        return real(*args)
+
+    monkeypatch.setattr(ops.K, "gated_sum", broken)
+    with pytest.raises(SystemExit):
+        kernels(KernelsConfig(only=("gated_sum",), precisions=("float32",), batch=2, rounds=2, device="cpu", out=tmp_path))
+    notes = {r["note"] for r in results.read("kernels", tmp_path) if r["implementation"] == "cpp" and r["direction"] == "forward"}
+    assert notes == {"RuntimeError: out of resource: shared memory"} and plots.roofline(tmp_path) is not None
 
 
 def test_kernels_scaling_and_loader_save_rows(tmp_path):

@@ -6,7 +6,6 @@ import test_gather_patches as gather
 import test_masked_patch_loss as loss
 import torch
 from backends import each_backend, interpret, require
-from PIL import Image
 
 import avfmae_kernels as K
 from avfmae_kernels import crop_clips
@@ -54,6 +53,7 @@ def test_is_pillows_resize(filter, implementation, device, stored, boxes, size):
     require("crop_clips", implementation, device)
     with K.use(implementation):
         got = crop_clips(video.to(device), torch.tensor(boxes, device=device), size, filter).cpu().int()
+    Image = pytest.importorskip("PIL.Image")
     resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[filter]
     want = torch.stack([
         torch.stack([torch.from_numpy(np.array(Image.fromarray(f.numpy()).resize(size[::-1], resample, box=box))) for f in clip_])

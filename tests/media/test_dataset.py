@@ -8,7 +8,8 @@ import torch
 
 from avfmae.config import ModelConfig
 from avfmae.data import augment
-from avfmae.data.dataset import ClipDataset, DataConfig, Plan, PretrainDataset, sample_window
+from avfmae.data.config import DataConfig
+from avfmae.data.dataset import ClipDataset, Plan, PretrainDataset, sample_window
 from avfmae.data.loader import loader
 from avfmae.data.manifest import ClassLabel, Clip, read_manifest, read_released_list, write_manifest
 from avfmae.data.media import VideoInfo

@@ -10,7 +10,8 @@ import pytest
 from media_files import RATE, counted_frames
 
 from avfmae.data import decode
-from avfmae.data.dataset import DataConfig, read_window_audio, sample_window
+from avfmae.data.config import DataConfig
+from avfmae.data.dataset import read_window_audio, sample_window
 from avfmae.data.decode import probe, read_audio, read_frames
 from avfmae.data.demo import encode
 from avfmae.data.manifest import Clip

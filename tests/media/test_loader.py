@@ -10,7 +10,8 @@ from test_shards import talking
 from avfmae.config import ModelConfig
 from avfmae.data import dataset as datasets
 from avfmae.data import shards
-from avfmae.data.dataset import ClipDataset, DataConfig, Plan, PretrainDataset
+from avfmae.data.config import DataConfig
+from avfmae.data.dataset import ClipDataset, Plan, PretrainDataset
 from avfmae.data.loader import loader
 from avfmae.data.manifest import Clip
 

@@ -13,7 +13,8 @@ import webdataset
 
 from avfmae.config import ModelConfig
 from avfmae.data import shards
-from avfmae.data.dataset import ClipDataset, DataConfig
+from avfmae.data.config import DataConfig
+from avfmae.data.dataset import ClipDataset
 from avfmae.data.decode import probe, read_audio, read_frames
 from avfmae.data.manifest import Clip, read_manifest
 from avfmae.data.media import MediaError

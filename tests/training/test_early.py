@@ -14,8 +14,8 @@ import avfmae
 import avfmae_kernels as K
 from avfmae.training.config import OptimConfig
 from avfmae.training.early import EarlyUpdate
+from avfmae.training.objectives import pretraining_loss
 from avfmae.training.optim import AdamW
-from avfmae.training.pretrain import pretraining_loss
 from avfmae.training.step import TrainingStep
 from avfmae_kernels import matmul
 

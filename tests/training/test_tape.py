@@ -12,7 +12,7 @@ import avfmae_kernels as K
 from avfmae.models.iavcl import BatchNorm
 from avfmae.training.capture import EAGER_STEPS, Replay
 from avfmae.training.config import OptimConfig
-from avfmae.training.pretrain import pretraining_loss
+from avfmae.training.objectives import pretraining_loss
 from avfmae.training.step import TrainingStep
 from avfmae.training.tape import Diverged, Recorder, Tape
 from avfmae_benchmarks.sides import finetuning_loss, host_batch

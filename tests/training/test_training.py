@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 import avfmae
-from avfmae.data.dataset import Batch, DataConfig
+from avfmae.data.batch import Batch
+from avfmae.data.config import DataConfig
 from avfmae.data.demo import DemoSet, make_demo_set
 from avfmae.data.manifest import Clip, read_manifest, write_manifest
 from avfmae.data.prepare import PrepareConfig, prepare

@@ -1,0 +1,205 @@
+"""A GPU's first run, on a processor and tiny shapes: every part runs, is killed and gone on with, and the page says what it is."""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from avfmae_benchmarks import results
+from avfmae_benchmarks.first import __main__ as runner
+from avfmae_benchmarks.first import process
+from avfmae_benchmarks.first.journal import Journal
+from avfmae_benchmarks.first.parts import PARTS, Failed, LeftOut, Part
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def first(out, *arguments):
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_first.py"), "--device", "cpu", "--out", str(out), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, process, seconds=600):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end, process.stdout.read()
+        time.sleep(0.05)
+
+
+def test_a_dry_run_does_all_parts_and_goes_on_where_it_was_killed(tmp_path):
+    journal, begun = Journal(tmp_path), first(tmp_path)
+    wait_for(lambda: results.read("kernels", tmp_path), begun)  # in the middle of a part, with a row that is written
+    begun.kill()
+    begun.wait()
+    before, rows = journal.states(), len(results.read("kernels", tmp_path))
+    assert before["hicmae"]["state"] == "done" and before["kernels"]["state"] == "begun" and "tests" not in before
+    time.sleep(1)
+    assert len(results.read("kernels", tmp_path)) == rows  # the part's process has died with it
+    again = first(tmp_path)
+    said, _ = again.communicate()
+    assert again.returncode == 0, said + (tmp_path / "log.txt").read_text()[-3000:]
+    states = {name: event["state"] for name, event in journal.states().items()}
+    assert states == {part.name: "left out" if part.name == "sanitizer" else "done" for part in PARTS}
+    times = Counter(event["part"] for event in journal.events() if event.get("state") == "begun")
+    assert times == {part.name: 2 if part.every or part.name == "kernels" else 1 for part in PARTS}
+    assert {row["pair"] for row in results.read("step", tmp_path)} == {
+        "ours float32", "ours float32 and hicmae float32", "ours float32 and hicmae-compiled float32", "ours float32 and released float32",
+        "ours float32 and ours-eager float32"}  # fmt: skip
+    for subject, key in (("step", ("stage", "size", "pair", "side")), ("kernels", ("case", "precision", "direction", "implementation")),
+                         ("scaling", ("size", "batch"))):  # fmt: skip
+        found = Counter(tuple(row[name] for name in key) for row in results.read(subject, tmp_path))
+        assert found and set(found.values()) == {1}, found  # nothing is measured twice
+    assert {row["op"] for row in results.read("kernels", tmp_path)} == {"gated_sum", "gelu_backward"}
+    page = (tmp_path / "page.html").read_text()
+    assert "Dry run on a processor" in page and page.count("data:image/png;base64") == 2 and "aten::addmm" in page and "http" not in page
+    assert len(list(tmp_path.iterdir())) <= 8  # a loan of a machine gives few files back
+    kept = subprocess.run([sys.executable, ROOT / "benchmarks" / "gpu_first.py", "--out", tmp_path, "--keep"], capture_output=True, text=True)
+    assert kept.returncode and "is a dry run" in kept.stderr
+
+
+@pytest.fixture
+def supervised(tmp_path, monkeypatch):
+    """Runs parts of the test's own, in their processes; gives the exit code, and each part's last event."""
+    def run(parts, *arguments):
+        monkeypatch.setattr(runner, "PARTS", parts)
+        monkeypatch.setattr(process, "run", in_a_fork(parts))
+        code = runner.main(["--device", "cpu", "--out", str(tmp_path), *arguments])
+        return code, Journal(tmp_path).states()
+
+    def in_a_fork(parts):
+        by_name = {part.name: part for part in parts}
+
+        def run(command, seconds, log, environment):
+            name = command[command.index("--work") + 1]
+            if name == "page":
+                return 0
+            child = os.fork()
+            if child == 0:
+                runner.NAMES = by_name
+                code = runner.work(argparse.Namespace(out=tmp_path, device="cpu", work=name))
+                os._exit(code)
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                if (done := os.waitpid(child, os.WNOHANG))[0]:
+                    return os.waitstatus_to_exitcode(done[1])
+                time.sleep(0.02)
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return None
+
+        return run
+
+    return run
+
+
+def raises(error):
+    def work(run):
+        raise error
+
+    return work
+
+
+def test_a_part_that_fails_or_takes_too_long_is_told_and_the_next_goes_on(supervised, capsys):
+    parts = (
+        Part("wrong", "", 9, raises(Failed("two are wrong"))),
+        Part("broken", "", 9, raises(KeyError("x"))),
+        Part("dies", "", 9, lambda run: os._exit(7)),
+        Part("hangs", "", 1, lambda run: time.sleep(60)),
+        Part("absent", "", 9, raises(LeftOut("no tool"))),
+        Part("good", "", 9, lambda run: "all well"),
+    )
+    code, states = supervised(parts)
+    assert code == 1 and {name: event["state"] for name, event in states.items()} == {
+        "wrong": "failed", "broken": "failed", "dies": "failed", "hangs": "over its limit", "absent": "left out", "good": "done"
+    }  # fmt: skip
+    assert states["wrong"]["says"] == "two are wrong" and "KeyError" in states["broken"]["says"] and "ended with 7" in states["dies"]["says"]
+    assert "failed: wrong, broken, dies, hangs" in capsys.readouterr().out
+
+
+def test_what_does_not_fit_into_the_time_is_left_for_the_next_command(supervised, monkeypatch, capsys):
+    monkeypatch.setattr(runner, "PAGE_SECONDS", 0)
+    monkeypatch.setattr(runner, "LEAST", 1)
+    parts = (Part("short", "", 9, lambda run: "x"), Part("long", "", 60, lambda run: time.sleep(60)), Part("later", "", 60, lambda run: "y"))
+    code, states = supervised(parts, "--minutes", "0.05")
+    assert code == 0 and states["long"]["state"] == "stopped" and "later" not in states
+    assert "left for the next command: long, later" in capsys.readouterr().out
+    quick = (parts[0], Part("long", "", 60, lambda run: "z"), parts[2])
+    code, states = supervised(quick)
+    assert code == 0 and {event["state"] for event in states.values()} == {"done"}
+
+
+def test_a_process_past_its_time_is_killed_with_its_children(tmp_path):
+    note = tmp_path / "pid"
+    code = f"import subprocess, sys; p = subprocess.Popen(['sleep', '60']); open({str(note)!r}, 'w').write(str(p.pid)); p.wait()"
+    assert process.run([sys.executable, "-c", code], 2, tmp_path / "log", dict(os.environ)) is None
+    child = Path("/proc") / note.read_text() / "stat"
+    assert not child.exists() or child.read_text().split(") ")[1][0] == "Z"
+
+
+def test_a_line_that_was_cut_off_costs_only_itself(tmp_path):
+    journal = Journal(tmp_path)
+    journal.add(part="a", state="done")
+    with journal.path.open("a") as file:
+        file.write(json.dumps({"part": "b", "state": "done"})[:-4])
+    journal.add(part="c", state="begun")
+    assert list(journal.states()) == ["a", "c"]
+
+
+def test_results_of_another_machine_are_not_mixed_in(tmp_path):
+    Journal(tmp_path).add(where={"device": "NVIDIA H200", "date": "then"})
+    ended = first(tmp_path, "--parts", "doctor")
+    said, _ = ended.communicate()
+    assert ended.returncode == 1 and "holds results of NVIDIA H200" in said and "nothing can be measured here" in said
+
+
+AHEAD = """
+import os
+from pathlib import Path
+
+import torch
+
+import avfmae_kernels as K
+from avfmae_benchmarks.first import ahead
+
+
+def work():
+    x = [torch.randn(32, 640, dtype=torch.bfloat16, requires_grad=True) for _ in range(4)]
+    K.gated_sum(*x).sum().backward()
+
+
+def cubins():
+    return set(Path(os.environ["TRITON_CACHE_DIR"]).rglob("*.cubin"))
+
+
+if __name__ == "__main__":
+    requests = ahead.of(work)
+    assert {r.name for r in requests} == {"gated_sum_kernel", "gated_sum_backward_kernel"}, requests
+    assert list(ahead.compile_all(requests, 90, 1)) == [None] * len(requests)
+    compiled = cubins()
+    assert len(compiled) >= 2
+
+    from triton.runtime import driver
+
+    driver.set_active(ahead.Description(90))
+    for request in requests:  # as the launcher specialises a kernel by real tensors
+        kernel = getattr(ahead.importlib.import_module(request.module), request.name)
+        tensors = [torch.empty(32, 640, dtype=a) if isinstance(a, torch.dtype) else a for a in request.args]
+        assert kernel.run(*tensors, grid=(1,), warmup=True, **dict(request.constants)) is not None
+    assert cubins() == compiled
+"""
+
+
+def test_what_is_compiled_ahead_is_what_a_launch_looks_for(tmp_path):
+    pytest.importorskip("triton")
+    script = tmp_path / "script.py"
+    script.write_text(AHEAD)
+    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
