@@ -1,9 +1,12 @@
 """Frames and sound out of media files, on one clock.
 
-Presentation time stamps come from the container's packets (PyAV) whatever decodes the pixels, because they are what
-picture and sound share: decord counts every video from zero, and drops the first frames of containers that it cannot
-seek exactly (MPEG program streams). So decord serves the containers where it is exact, PyAV everything else; and H.264,
-where PyAV leaves out the frames that are neither wanted nor needed by others.
+PyAV decodes. A frame's number is its place in the order of showing, which the containers' time stamps give (``STAMPED``)
+or, where these are not those of showing (AVI), the order in which frames come when all of the file is decoded. A window
+is decoded from the last key frame before it at which decoding may begin, and H.264's frames that are neither wanted nor
+needed by others are left out. Whatever way is taken, a frame is bit for bit what decoding the whole file gives.
+
+decord is there for those who ask for it, and for streams without frames out of order only: of others it gives wrong frames, and says
+nothing (``DECORD_EXACT``).
 
 A path with a tar file in it (``set/000003.tar/clip``) is a clip of a prepared set (:mod:`avfmae.data.shards`).
 """
@@ -20,7 +23,8 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from avfmae.data import shards
-from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, blaming, is_disposable
+from avfmae.data.bitstream import begins_anew, is_disposable, length_size
+from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, blaming
 
 av.logging.set_level(av.logging.PANIC)  # what is wrong with a file is told by our own errors
 
@@ -28,7 +32,8 @@ LONGEST = 86_400.0  # seconds; a file whose stamps claim more is broken
 LARGEST_FRAME = 40_000_000  # pixels; what claims more is broken
 SEEK_BACK = 0.5  # seconds before a window from which its sound is decoded: codecs need the packets before
 NOMINAL_FPS = 25.0  # of frame images and of sound alone, which carry no frame times
-EXACT_SEEK = {"mov", "mp4", "matroska", "webm", "flv"}  # containers in which decord's frame numbers are right
+SEEKABLE = {"mov", "mp4", "matroska", "webm", "flv"}  # containers in which every packet carries its own time stamp
+STAMPED = SEEKABLE | {"mpeg", "mpegts", "asf"}  # whose stamps are of showing
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp"}
 
 
@@ -74,20 +79,26 @@ def _probe(path: str, container: av.container.InputContainer, need_video: bool, 
     stream = (container.streams.video or container.streams.audio)[0]
     if stream.type == "video" and stream.codec_context.width * stream.codec_context.height > LARGEST_FRAME:
         raise MediaError(path, f"claims frames of {stream.codec_context.width} x {stream.codec_context.height} pixels")
-    keys, end = [], 0.0
+    formats, keys, end, hidden = set(container.format.name.split(",")), [], 0.0, 0
+    codec = stream.codec_context.codec.canonical_name
+    stamped, size = bool(formats & STAMPED), length_size(stream) if stream.type == "video" else 0
     for packet in container.demux():
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is None:
             continue
         end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-        if packet.stream is stream and packet.size and not packet.is_discard:
+        if packet.stream is stream and packet.size:
+            if packet.is_discard:  # an edit list hides it
+                hidden += 1
+                continue
             ticks.append(stamp)
-            if packet.is_keyframe:
+            stamped &= packet.pts is not None
+            if begins_anew(packet, codec, size):
                 keys.append(stamp)
     if not ticks:
         raise MediaError(path, "has no frames")
-    if stream.frames > len(ticks) + 1:
-        raise MediaError(path, f"is truncated: {len(ticks)} of {stream.frames} frames are there")
+    if stream.frames > len(ticks) + hidden + 1:
+        raise MediaError(path, f"is truncated: {len(ticks) + hidden} of {stream.frames} frames are there")
     start = (container.start_time or 0) / av.time_base
     expected = start + (container.duration or 0) / av.time_base
     if expected - end > max(0.5, 0.1 * expected) and "mpeg" not in container.format.name:
@@ -99,11 +110,9 @@ def _probe(path: str, container: av.container.InputContainer, need_video: bool, 
     if times[-1] - times[0] > LONGEST:
         raise MediaError(path, f"claims to last {times[-1] - times[0]:.3g} s")
     fps = (len(times) - 1) / (times[-1] - times[0]) if times[-1] > times[0] else float(stream.average_rate or NOMINAL_FPS)
-    formats = set(container.format.name.split(","))
-    return VideoInfo(
-        times, start, fps, bool(container.streams.audio), bool(formats & EXACT_SEEK),
-        np.searchsorted(np.sort(ticks), np.sort(keys or ticks[:1])), stream.codec_context.name,
-    )  # fmt: skip
+    exact_seek = stamped and bool(formats & SEEKABLE)
+    numbers = np.searchsorted(np.sort(ticks), np.sort(keys)) if exact_seek and keys else np.zeros(1, int)
+    return VideoInfo(times, start, fps, bool(container.streams.audio), exact_seek, numbers, codec, stamped)
 
 
 def read_frames(
@@ -131,13 +140,9 @@ def read_frames(
         return shards.open_clip(path).frames(indices, arena)
     if Path(path).is_dir():
         return _read_images(path, indices)
-    if backend == "decord" or (backend == "auto" and info.exact_seek and info.codec != "h264"):
-        try:
-            with blaming(path, "decord cannot read it"):
-                return _read_decord(path, indices, len(info.times))
-        except MediaError:
-            if backend == "decord":
-                raise
+    if backend == "decord":
+        with blaming(path, "decord cannot read it"):
+            return _read_decord(path, indices, len(info.times))
     return _read_pyav(path, indices, info, arena)
 
 
@@ -157,17 +162,33 @@ def _read_decord(path: str, indices: np.ndarray, count: int) -> np.ndarray:
 
 
 def _read_pyav(path: str, indices: np.ndarray, info: VideoInfo, arena: Arena | None) -> np.ndarray:
-    wanted = set(indices.tolist())
-    first = int(info.keys[max(0, np.searchsorted(info.keys, indices[0], "right") - 1)]) if info.exact_seek else 0
-    frames = _decode(path, wanted, info, first)
-    if first and wanted - set(frames):  # some files' indices mislead
-        frames = _decode(path, wanted, info, 0)
+    wanted, frames = set(indices.tolist()), {}
+    for key in _starts(info, int(indices[0])):
+        try:
+            frames = _decode(path, wanted, info, key)
+        except MediaError:
+            if not key:
+                raise
+        if not wanted - set(frames):
+            break
     if missing := sorted(wanted - set(frames)):
         raise MediaError(path, f"frame {missing[0]} of {len(info.times)} does not decode")
     if len({frame.shape for frame in frames.values()}) > 1:
         raise MediaError(path, "changes its picture size on the way")
     shown = [frames[i] for i in indices.tolist()]
     return np.stack(shown, out=None if arena is None else arena.place((len(shown), *shown[0].shape)))
+
+
+def _starts(info: VideoInfo, first: int) -> Iterator[int]:
+    """The key frames to begin at for frame ``first``: the last before it, then ever farther back, at the end 0 for the file's beginning.
+
+    Containers lie about their key frames, and their indices mislead: where a wanted frame does not come, decoding begins earlier.
+    """
+    place, back = int(np.searchsorted(info.keys, first, "right")) - 1, 0
+    while place - back >= 0 and info.keys[place - back]:
+        yield int(info.keys[place - back])
+        back = 2 * back + 1
+    yield 0
 
 
 def frames_between(path: str, low: int, high: int) -> Iterator[np.ndarray]:
@@ -195,35 +216,73 @@ def frames_between(path: str, low: int, high: int) -> Iterator[np.ndarray]:
         raise MediaError(path, f"frame {expected} of {len(info.times)} does not decode")
 
 
-def _decode(path: str, wanted: set[int], info: VideoInfo, first: int) -> dict[int, np.ndarray]:
-    """The wanted frames by number, decoding from frame ``first``, at which decoding can begin."""
+def _decode(path: str, wanted: set[int], info: VideoInfo, key: int) -> dict[int, np.ndarray]:
+    """The wanted frames by number, as far as decoding from frame ``key`` gives them."""
     frames = {}
-    for number, frame in _decoded_frames(path, info, first, wanted):
+    for number, frame in _decoded_frames(path, info, key, wanted):
         frames[number] = frame
         if len(frames) == len(wanted):
             break
     return frames
 
 
-def _decoded_frames(path: str, info: VideoInfo, first: int, wanted: set[int] | None) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, picture) of the wanted frames, or of all, from frame ``first``."""
-    order = first
+def _decoded_frames(path: str, info: VideoInfo, key: int, wanted: set[int] | None) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, picture) of the wanted frames, or of all, from key frame ``key``, or from the file's beginning where that is 0."""
     with blaming(path, "does not decode"), _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
-        if first:
-            container.seek(round(info.times[first] / stream.time_base), stream=stream)
-        avcc = stream.codec_context.name == "h264" and (stream.codec_context.extradata or b"")[:1] == b"\x01"
+        clock = _Clock(info, stream)
+        if key:
+            container.seek(int(clock.ticks[key]), stream=stream)
+        size = length_size(stream) if info.codec == "h264" and clock.distinct and wanted is not None else 0
+        begun = not key
         for packet in container.demux(stream):
-            if avcc and wanted is not None and packet.pts is not None and packet.size:
-                number = _nearest(info.times, float(packet.pts * packet.time_base))
-                if number not in wanted and is_disposable(packet):
+            if not begun:  # a seek may end elsewhere
+                key, begun = clock.key(packet), clock.key(packet) is not None
+                if not begun:
                     continue
+                clock.passed = key - 1
+            if size and packet.size and packet.pts is not None and clock.nearest(packet.pts) not in wanted and is_disposable(packet, size):
+                continue
             for frame in packet.decode():
-                number = order if frame.pts is None else _nearest(info.times, frame.time)
-                order += 1
-                if wanted is None or number in wanted:
+                number = clock.number(frame)
+                if number >= key and (wanted is None or number in wanted):  # before the key frame are leading pictures
                     yield number, np.rot90(_to_rgb(frame), round(frame.rotation / 90))
+
+
+class _Clock:
+    """Tells the numbers of packets and frames as they come, in the order of showing.
+
+    Attributes:
+        ticks: (n,) time stamps of all frames, ascending. distinct: whether no two are the same, and all are of showing.
+        passed: the number of the last frame.
+    """
+
+    def __init__(self, info: VideoInfo, stream: av.VideoStream):
+        self.ticks = np.rint(info.times / float(stream.time_base)).astype(np.int64)
+        self.stamped, self.keys, self.passed = info.stamped, info.keys, -1
+        self.distinct = info.stamped and bool((np.diff(self.ticks) > 0).all())
+
+    def number(self, frame: av.VideoFrame) -> int:
+        """The frame's; of several with one stamp the first comes first."""
+        self.passed = self.passed + 1 if frame.pts is None or not self.stamped else max(self.nearest(frame.pts), self._again(frame.pts))
+        return self.passed
+
+    def _again(self, tick: int) -> int:
+        following = self.passed + 1
+        return following if following < len(self.ticks) and self.ticks[following] == tick else -1
+
+    def nearest(self, tick: int) -> int:
+        after = int(np.searchsorted(self.ticks, tick))
+        before = after == len(self.ticks) or (after and tick - self.ticks[after - 1] < self.ticks[after] - tick)
+        return after - 1 if before else after
+
+    def key(self, packet: av.Packet) -> int | None:
+        """The number of a packet at which decoding can begin."""
+        if packet.pts is None or not packet.is_keyframe:
+            return None
+        number = self.nearest(packet.pts)
+        return number if self.ticks[number] == packet.pts and number in self.keys else None
 
 
 _reformatter = VideoReformatter()  # making one anew for every frame takes longer than its work
@@ -231,11 +290,6 @@ _reformatter = VideoReformatter()  # making one anew for every frame takes longe
 
 def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
     return _reformatter.reformat(frame, format="rgb24").to_ndarray()
-
-
-def _nearest(times: np.ndarray, time: float) -> int:
-    after = int(np.searchsorted(times, time))
-    return after - 1 if after == len(times) or (after and time - times[after - 1] < times[after] - time) else after
 
 
 def read_audio(path: str, start: float, end: float) -> np.ndarray:
@@ -258,7 +312,7 @@ def read_audio(path: str, start: float, end: float) -> np.ndarray:
         if not container.streams.audio:
             raise MediaError(path, "has no audio track")
         stream = container.streams.audio[0]
-        exact = set(container.format.name.split(",")) & EXACT_SEEK and stream.time_base == Fraction(1, stream.rate)
+        exact = set(container.format.name.split(",")) & SEEKABLE and stream.time_base == Fraction(1, stream.rate)
         if start > 1.0 + SEEK_BACK and exact:  # in the sound's own track: the picture's key frames are far apart
             container.seek(int((start - SEEK_BACK) / stream.time_base), stream=stream)
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
