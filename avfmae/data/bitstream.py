@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import av
 
-KEY_CODECS = {"mpeg1video", "mpeg2video", "mpeg4", "msmpeg4v3", "wmv2", "flv1", "vp8", "vp9", "av1", "mjpeg", "prores", "ffv1"}
+KEY_CODECS = {"mpeg1video", "mpeg2video", "mpeg4", "flv1", "vp8", "vp9", "av1", "mjpeg", "prores", "ffv1"}
 """Codecs whose key frames all keep that promise: nothing after them in the order of showing refers to what was before."""
 
 SLICE, IDR_SLICE, SUPPLEMENT = 1, 5, 6  # H.264's types of units
@@ -25,9 +25,9 @@ def length_size(stream: av.VideoStream) -> int:
 
 
 def units(packet: bytes | av.Packet, size: int) -> Iterator[memoryview]:
-    """The units of a packet whose lengths take ``size`` bytes each."""
+    """The units of a packet whose lengths take ``size`` bytes each; none where ``size`` is 0, since start codes part them."""
     data, at = memoryview(packet), 0
-    while at + size < len(data):
+    while size and at + size < len(data):
         end = at + size + int.from_bytes(data[at : at + size], "big")
         yield data[at + size : end]
         at = end
@@ -37,6 +37,11 @@ def is_disposable(packet: bytes | av.Packet, size: int = 4) -> bool:
     """Whether no other frame is predicted from this one: an H.264 picture all of whose slices have nal_ref_idc 0."""
     ranks = [unit[0] >> 5 & 3 for unit in units(packet, size) if len(unit) and unit[0] & 31 in (SLICE, IDR_SLICE)]
     return bool(ranks) and not any(ranks)
+
+
+def is_reset(packet: av.Packet, size: int) -> bool:
+    """Whether nothing that follows this H.264 picture, in whatever order, depends on what was before it: an IDR picture."""
+    return any(unit[0] & 31 == IDR_SLICE for unit in units(packet, size) if len(unit))
 
 
 def begins_anew(packet: av.Packet, codec: str, size: int) -> bool:
@@ -55,8 +60,7 @@ def begins_anew(packet: av.Packet, codec: str, size: int) -> bool:
     if codec == "hevc":
         kinds = [unit[0] >> 1 & 63 for unit in coded]
         return any(kind in HEVC_ACCESS for kind in kinds if kind < 32)
-    kinds = {unit[0] & 31 for unit in coded}
-    return IDR_SLICE in kinds or any(_recovers(bytes(unit)) for unit in coded if unit[0] & 31 == SUPPLEMENT)
+    return is_reset(packet, size) or any(_recovers(bytes(unit)) for unit in coded if unit[0] & 31 == SUPPLEMENT)
 
 
 def _recovers(unit: bytes) -> bool:

@@ -5,8 +5,8 @@ or, where these are not those of showing (AVI), the order in which frames come w
 is decoded from the last key frame before it at which decoding may begin, and H.264's frames that are neither wanted nor
 needed by others are left out. Whatever way is taken, a frame is bit for bit what decoding the whole file gives.
 
-decord is there for those who ask for it, and for streams without frames out of order only: of others it gives wrong frames, and says
-nothing (``DECORD_EXACT``).
+decord is there for those who ask for it, and reads only what it reads rightly (``DECORD_EXACT``): where frames are shown before the key
+frame that they are coded after, it gives wrong ones and says nothing.
 
 A path with a tar file in it (``set/000003.tar/clip``) is a clip of a prepared set (:mod:`avfmae.data.shards`).
 """
@@ -23,7 +23,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from avfmae.data import shards
-from avfmae.data.bitstream import begins_anew, is_disposable, length_size
+from avfmae.data.bitstream import begins_anew, is_disposable, is_reset, length_size
 from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, blaming
 
 av.logging.set_level(av.logging.PANIC)  # what is wrong with a file is told by our own errors
@@ -33,7 +33,10 @@ LARGEST_FRAME = 40_000_000  # pixels; what claims more is broken
 SEEK_BACK = 0.5  # seconds before a window from which its sound is decoded: codecs need the packets before
 NOMINAL_FPS = 25.0  # of frame images and of sound alone, which carry no frame times
 SEEKABLE = {"mov", "mp4", "matroska", "webm", "flv"}  # containers in which every packet carries its own time stamp
-STAMPED = SEEKABLE | {"mpeg", "mpegts", "asf"}  # whose stamps are of showing
+STAMPED = SEEKABLE | {"mpegts", "asf"}  # whose stamps are of showing; of an MPEG program stream many are guesses
+DECORD_EXACT = {"h264", "vp8", "vp9", "av1", "mjpeg", "prores", "ffv1", "flv1"}
+"""Codecs of which decord gives the right frames, in ``SEEKABLE`` containers, H.264 without open groups."""
+BACKENDS = ("auto", "pyav", "decord")
 IMAGES = {".png", ".jpg", ".jpeg", ".bmp"}
 
 
@@ -79,7 +82,7 @@ def _probe(path: str, container: av.container.InputContainer, need_video: bool, 
     stream = (container.streams.video or container.streams.audio)[0]
     if stream.type == "video" and stream.codec_context.width * stream.codec_context.height > LARGEST_FRAME:
         raise MediaError(path, f"claims frames of {stream.codec_context.width} x {stream.codec_context.height} pixels")
-    formats, keys, end, hidden = set(container.format.name.split(",")), [], 0.0, 0
+    formats, keys, end, shown, open_groups = set(container.format.name.split(",")), [], 0.0, 0, False
     codec = stream.codec_context.codec.canonical_name
     stamped, size = bool(formats & STAMPED), length_size(stream) if stream.type == "video" else 0
     for packet in container.demux():
@@ -89,18 +92,21 @@ def _probe(path: str, container: av.container.InputContainer, need_video: bool, 
         end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
         if packet.stream is stream and packet.size:
             if packet.is_discard:  # an edit list hides it
-                hidden += 1
                 continue
+            shown = max(shown, stamp + (packet.duration or 0))
             ticks.append(stamp)
             stamped &= packet.pts is not None
             if begins_anew(packet, codec, size):
                 keys.append(stamp)
+            open_groups |= codec == "h264" and packet.is_keyframe and not is_reset(packet, size)
     if not ticks:
         raise MediaError(path, "has no frames")
-    if stream.frames > len(ticks) + hidden + 1:
-        raise MediaError(path, f"is truncated: {len(ticks) + hidden} of {stream.frames} frames are there")
+    until = None if stream.duration is None else (stream.start_time or 0) + stream.duration  # without what an edit list hides
+    a_frame = (max(ticks) - min(ticks)) / max(1, len(ticks) - 1)
+    if stream.frames > len(ticks) + 1 and (until is None or until - shown > a_frame):
+        raise MediaError(path, f"is truncated: {len(ticks)} of {stream.frames} frames are there")
     start = (container.start_time or 0) / av.time_base
-    expected = start + (container.duration or 0) / av.time_base
+    expected = (container.duration or 0) / av.time_base + ("matroska" not in formats) * start  # Matroska counts from zero
     if expected - end > max(0.5, 0.1 * expected) and "mpeg" not in container.format.name:
         raise MediaError(path, f"is truncated: {end:.2f} of {expected:.2f} s are there")
     if stream.type == "audio":
@@ -110,9 +116,10 @@ def _probe(path: str, container: av.container.InputContainer, need_video: bool, 
     if times[-1] - times[0] > LONGEST:
         raise MediaError(path, f"claims to last {times[-1] - times[0]:.3g} s")
     fps = (len(times) - 1) / (times[-1] - times[0]) if times[-1] > times[0] else float(stream.average_rate or NOMINAL_FPS)
+    stamped &= len(set(ticks)) == len(ticks)
     exact_seek = stamped and bool(formats & SEEKABLE)
     numbers = np.searchsorted(np.sort(ticks), np.sort(keys)) if exact_seek and keys else np.zeros(1, int)
-    return VideoInfo(times, start, fps, bool(container.streams.audio), exact_seek, numbers, codec, stamped)
+    return VideoInfo(times, start, fps, bool(container.streams.audio), exact_seek, numbers, codec, open_groups, stamped)
 
 
 def read_frames(
@@ -123,16 +130,19 @@ def read_frames(
     Args:
         path: a video file, or a folder of frame images.
         indices: ascending frame numbers; repeats are allowed.
-        backend: ``"decord"``, ``"pyav"``, or ``"auto"``: PyAV for H.264; decord for what else its numbers are exact of, and
-            PyAV where they are not, or decord is not installed or fails. Ignored inside a prepared set.
+        backend: ``"pyav"``; ``"decord"``, for streams of which it gives the right frames; or ``"auto"``, which is PyAV: it
+            gives the right frames of all, and decord was faster for none. Ignored inside a prepared set.
         arena: where the frames are to lie.
 
     Returns:
         (len(indices), H, W, 3) uint8, RGB.
 
     Raises:
-        MediaError: a frame does not decode.
+        MediaError: a frame does not decode, or is asked of decord where decord gives wrong ones.
+        ValueError: there is no such frame, or no such backend.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: got {backend!r}, expected one of {', '.join(map(repr, BACKENDS))}")
     indices, info = np.asarray(indices), probe(path)
     if len(indices) == 0 or indices.min() < 0 or indices.max() >= len(info.times):
         raise ValueError(f"indices: got {indices.tolist()}, expected frame numbers from 0 to {len(info.times) - 1}")
@@ -141,8 +151,7 @@ def read_frames(
     if Path(path).is_dir():
         return _read_images(path, indices)
     if backend == "decord":
-        with blaming(path, "decord cannot read it"):
-            return _read_decord(path, indices, len(info.times))
+        return _read_decord(path, indices, info)
     return _read_pyav(path, indices, info, arena)
 
 
@@ -152,13 +161,16 @@ def _read_images(path: str, indices: np.ndarray) -> np.ndarray:
         return np.stack([np.asarray(Image.open(files[i]).convert("RGB")) for i in indices])
 
 
-def _read_decord(path: str, indices: np.ndarray, count: int) -> np.ndarray:
-    import decord
+def _read_decord(path: str, indices: np.ndarray, info: VideoInfo) -> np.ndarray:
+    if not (info.exact_seek and info.codec in DECORD_EXACT and not info.open_groups):
+        raise MediaError(path, f"decord gives wrong frames of such files ({info.codec}); read it with backend='pyav'")
+    with blaming(path, "decord cannot read it"):
+        import decord
 
-    reader = decord.VideoReader(path, num_threads=1)
-    if len(reader) != count:
-        raise ValueError(f"decord counts {len(reader)} frames, the container {count}")
-    return reader.get_batch(indices.tolist()).asnumpy()
+        reader = decord.VideoReader(path, num_threads=1)
+        if len(reader) != len(info.times):
+            raise ValueError(f"decord counts {len(reader)} frames, the container {len(info.times)}")
+        return reader.get_batch(indices.tolist()).asnumpy()
 
 
 def _read_pyav(path: str, indices: np.ndarray, info: VideoInfo, arena: Arena | None) -> np.ndarray:
@@ -234,14 +246,13 @@ def _decoded_frames(path: str, info: VideoInfo, key: int, wanted: set[int] | Non
         clock = _Clock(info, stream)
         if key:
             container.seek(int(clock.ticks[key]), stream=stream)
-        size = length_size(stream) if info.codec == "h264" and clock.distinct and wanted is not None else 0
+        size = length_size(stream) if info.codec == "h264" and info.stamped and wanted is not None else 0
         begun = not key
         for packet in container.demux(stream):
             if not begun:  # a seek may end elsewhere
-                key, begun = clock.key(packet), clock.key(packet) is not None
-                if not begun:
+                if (number := clock.key(packet)) is None:
                     continue
-                clock.passed = key - 1
+                key, begun = number, True
             if size and packet.size and packet.pts is not None and clock.nearest(packet.pts) not in wanted and is_disposable(packet, size):
                 continue
             for frame in packet.decode():
@@ -254,23 +265,20 @@ class _Clock:
     """Tells the numbers of packets and frames as they come, in the order of showing.
 
     Attributes:
-        ticks: (n,) time stamps of all frames, ascending. distinct: whether no two are the same, and all are of showing.
-        passed: the number of the last frame.
+        ticks: (n,) time stamps of all frames, ascending.
     """
 
     def __init__(self, info: VideoInfo, stream: av.VideoStream):
         self.ticks = np.rint(info.times / float(stream.time_base)).astype(np.int64)
-        self.stamped, self.keys, self.passed = info.stamped, info.keys, -1
-        self.distinct = info.stamped and bool((np.diff(self.ticks) > 0).all())
+        self.stamped, self.keys, self.passed = info.stamped, info.keys, None
 
     def number(self, frame: av.VideoFrame) -> int:
-        """The frame's; of several with one stamp the first comes first."""
-        self.passed = self.passed + 1 if frame.pts is None or not self.stamped else max(self.nearest(frame.pts), self._again(frame.pts))
+        """The frame's, by its stamp; or where stamps do not tell, the next, after the first."""
+        if frame.pts is not None and (self.stamped or self.passed is None):
+            self.passed = self.nearest(frame.pts)
+        else:
+            self.passed = 0 if self.passed is None else self.passed + 1
         return self.passed
-
-    def _again(self, tick: int) -> int:
-        following = self.passed + 1
-        return following if following < len(self.ticks) and self.ticks[following] == tick else -1
 
     def nearest(self, tick: int) -> int:
         after = int(np.searchsorted(self.ticks, tick))

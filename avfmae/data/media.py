@@ -47,6 +47,7 @@ class VideoInfo:
         keys: numbers of the frames at which decoding can begin (:func:`avfmae.data.bitstream.begins_anew`); where
             ``exact_seek`` is not given, the first.
         codec: of the picture; "" where there is none.
+        open_groups: whether an H.264 key frame is there that frames coded after it look back across.
         stamped: whether a frame's number follows from its time stamp; else from its place in the order of decoding all.
     """
 
@@ -57,6 +58,7 @@ class VideoInfo:
     exact_seek: bool
     keys: np.ndarray = field(default_factory=lambda: np.zeros(1, int))
     codec: str = ""
+    open_groups: bool = False
     stamped: bool = True
 
 
