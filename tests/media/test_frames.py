@@ -164,7 +164,7 @@ def from_rgb(picture: np.ndarray, weights: tuple[float, float], full: bool) -> a
 
 
 def test_colours_come_back_right(tmp_path):
-    """Of every matrix and range, one after the other: PyAV 14 to 16 take BT.709 for BT.601 and remember the last file's range, 17 does not know BT.2020."""
+    """Of every matrix and range, one after the other: PyAV 14 to 16 take BT.709 for BT.601, and remember the settings of the file before."""
     for matrix, levels in product(MATRICES, RANGES):
         path = tmp_path / f"{matrix}-{levels}.mp4"
         write_colours(path, MATRICES[matrix], RANGES[levels])
