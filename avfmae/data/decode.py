@@ -1,6 +1,6 @@
 """Frames and sound out of media files, on one clock.
 
-PyAV decodes. A frame's number is its place in the order of showing, which the containers' time stamps give (``STAMPED``)
+PyAV decodes. A frame's number is its place in the order of showing, which the time stamps give
 or, where these are not those of showing (AVI), the order in which frames come when all of the file is decoded. A window
 is decoded from the last key frame before it at which decoding may begin, and H.264's frames that are neither wanted nor
 needed by others are left out. Whatever way is taken, a frame is bit for bit what decoding the whole file gives.
@@ -13,7 +13,6 @@ A path with a tar file in it (``set/000003.tar/clip``) is a clip of a prepared s
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -23,103 +22,14 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from avfmae.data import shards
-from avfmae.data.bitstream import begins_anew, is_disposable, is_reset, length_size
+from avfmae.data.bitstream import is_disposable, length_size
 from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, blaming
+from avfmae.data.probing import SEEKABLE, frame_files, open_media, probe
 
-av.logging.set_level(av.logging.PANIC)  # what is wrong with a file is told by our own errors
-
-LONGEST = 86_400.0  # seconds; a file whose stamps claim more is broken
-LARGEST_FRAME = 40_000_000  # pixels; what claims more is broken
 SEEK_BACK = 0.5  # seconds before a window from which its sound is decoded: codecs need the packets before
-NOMINAL_FPS = 25.0  # of frame images and of sound alone, which carry no frame times
-SEEKABLE = {"mov", "mp4", "matroska", "webm", "flv"}  # containers in which every packet carries its own time stamp
-STAMPED = SEEKABLE | {"mpegts", "asf"}  # whose stamps are of showing; of an MPEG program stream many are guesses
 DECORD_EXACT = {"h264", "vp8", "vp9", "av1", "mjpeg", "prores", "ffv1", "flv1"}
 """Codecs of which decord gives the right frames, in ``SEEKABLE`` containers, H.264 without open groups."""
 BACKENDS = ("auto", "pyav", "decord")
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp"}
-
-
-def _open(path: str) -> av.container.InputContainer:
-    file = Path(path)
-    if not file.exists():
-        raise MediaError(path, "no such file")
-    if file.stat().st_size == 0:
-        raise MediaError(path, "the file is empty")
-    with blaming(path, "is no readable media file"):
-        return av.open(path)
-
-
-def frame_files(folder: str) -> list[Path]:
-    """The frame images of a folder, in the order of their names."""
-    return sorted(f for f in Path(folder).iterdir() if f.suffix.lower() in IMAGES)
-
-
-@lru_cache(maxsize=65536)
-def probe(path: str, need_video: bool = True) -> VideoInfo:
-    """Reads a video's frame times without decoding it.
-
-    Args:
-        need_video: a file of sound alone is an error; else it gets the frame times that a video beside it would have.
-
-    Raises:
-        MediaError: missing, empty, truncated, or no video.
-    """
-    if shards.is_inside(path):
-        return shards.open_clip(path).info
-    if Path(path).is_dir():
-        if not (count := len(frame_files(path))):
-            raise MediaError(path, "the folder holds no frame images")
-        return VideoInfo(np.arange(count) / NOMINAL_FPS, 0.0, NOMINAL_FPS, False, False)
-    ticks: list[int] = []
-    with blaming(path, lambda: f"breaks off after {len(ticks)} frames"), _open(path) as container:
-        return _probe(path, container, need_video, ticks)
-
-
-def _probe(path: str, container: av.container.InputContainer, need_video: bool, ticks: list[int]) -> VideoInfo:
-    if not container.streams.video and (need_video or not container.streams.audio):
-        raise MediaError(path, "has no video track")
-    stream = (container.streams.video or container.streams.audio)[0]
-    if stream.type == "video" and stream.codec_context.width * stream.codec_context.height > LARGEST_FRAME:
-        raise MediaError(path, f"claims frames of {stream.codec_context.width} x {stream.codec_context.height} pixels")
-    formats, keys, end, shown, open_groups = set(container.format.name.split(",")), [], 0.0, 0, False
-    codec = stream.codec_context.codec.canonical_name
-    stamped, size = bool(formats & STAMPED), length_size(stream) if stream.type == "video" else 0
-    for packet in container.demux():
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if stamp is None:
-            continue
-        end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-        if packet.stream is stream and packet.size:
-            if packet.is_discard:  # an edit list hides it
-                continue
-            shown = max(shown, stamp + (packet.duration or 0))
-            ticks.append(stamp)
-            stamped &= packet.pts is not None
-            if begins_anew(packet, codec, size):
-                keys.append(stamp)
-            open_groups |= codec == "h264" and packet.is_keyframe and not is_reset(packet, size)
-    if not ticks:
-        raise MediaError(path, "has no frames")
-    until = None if stream.duration is None else (stream.start_time or 0) + stream.duration  # without what an edit list hides
-    a_frame = (max(ticks) - min(ticks)) / max(1, len(ticks) - 1)
-    if stream.frames > len(ticks) + 1 and (until is None or until - shown > a_frame):
-        raise MediaError(path, f"is truncated: {len(ticks)} of {stream.frames} frames are there")
-    start = (container.start_time or 0) / av.time_base
-    expected = (container.duration or 0) / av.time_base + ("matroska" not in formats) * start  # Matroska counts from zero
-    if expected - end > max(0.5, 0.1 * expected) and "mpeg" not in container.format.name:
-        raise MediaError(path, f"is truncated: {end:.2f} of {expected:.2f} s are there")
-    if stream.type == "audio":
-        times = start + np.arange(max(1, int((end - start) * NOMINAL_FPS))) / NOMINAL_FPS
-        return VideoInfo(times, start, NOMINAL_FPS, True, False)
-    times = np.sort(np.array(ticks)) * float(stream.time_base)
-    if times[-1] - times[0] > LONGEST:
-        raise MediaError(path, f"claims to last {times[-1] - times[0]:.3g} s")
-    fps = (len(times) - 1) / (times[-1] - times[0]) if times[-1] > times[0] else float(stream.average_rate or NOMINAL_FPS)
-    stamped &= len(set(ticks)) == len(ticks)
-    exact_seek = stamped and bool(formats & SEEKABLE)
-    numbers = np.searchsorted(np.sort(ticks), np.sort(keys)) if exact_seek and keys else np.zeros(1, int)
-    return VideoInfo(times, start, fps, bool(container.streams.audio), exact_seek, numbers, codec, open_groups, stamped)
 
 
 def read_frames(
@@ -131,7 +41,7 @@ def read_frames(
         path: a video file, or a folder of frame images.
         indices: ascending frame numbers; repeats are allowed.
         backend: ``"pyav"``; ``"decord"``, for streams of which it gives the right frames; or ``"auto"``, which is PyAV: it
-            gives the right frames of all, and decord was faster for none. Ignored inside a prepared set.
+            gives the right frames of all, and decord gains nothing. Ignored inside a prepared set.
         arena: where the frames are to lie.
 
     Returns:
@@ -240,7 +150,7 @@ def _decode(path: str, wanted: set[int], info: VideoInfo, key: int) -> dict[int,
 
 def _decoded_frames(path: str, info: VideoInfo, key: int, wanted: set[int] | None) -> Iterator[tuple[int, np.ndarray]]:
     """(number, picture) of the wanted frames, or of all, from key frame ``key``, or from the file's beginning where that is 0."""
-    with blaming(path, "does not decode"), _open(path) as container:
+    with blaming(path, "does not decode"), open_media(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         clock = _Clock(info, stream)
@@ -316,7 +226,7 @@ def read_audio(path: str, start: float, end: float) -> np.ndarray:
         return shards.open_clip(path).sound(start, end)
     length = round((end - start) * SAMPLE_RATE)
     window, filled = np.zeros(length, np.float32), 0
-    with blaming(path, "its sound does not decode"), _open(path) as container:
+    with blaming(path, "its sound does not decode"), open_media(path) as container:
         if not container.streams.audio:
             raise MediaError(path, "has no audio track")
         stream = container.streams.audio[0]
