@@ -1,7 +1,7 @@
 """Weights on disk: always the released layout, whatever a module packs together in memory.
 
-:func:`load_released` reads the published files (pickles, through torch's weights-only loader) and this project's
-own (safetensors with the same names); :func:`released_state_dict` gives any of our models in that layout.
+:func:`load_released` reads the published files (pickles, of which nothing is executed: :mod:`avfmae.pickles`) and this
+project's own (safetensors with the same names); :func:`released_state_dict` gives any of our models in that layout.
 """
 
 import json
@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from avfmae import archives
 from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.files import atomic_write
 
@@ -97,6 +98,8 @@ RENAMES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"(blocks(?:_audio)?\.\d+)\.mlp_norm\.", r"\1.norm2."),
 ]]  # fmt: skip
 PACKED = re.compile(r"(first|second)_attn\.qkv\.weight$")  # one matrix here, q and kv in the released files
+PLACES = ("model", "module", "state_dict", "model_state_dict", "model_ema", "ema", "ema_state_dict")
+"""The keys under which training codes keep the weights in a checkpoint; the first that holds tensors is taken."""
 FRESH = ("fc_norm.", "head.", "layer_weights_")  # may be absent, or of another size, when fine-tuning starts
 
 
@@ -139,16 +142,26 @@ def released_gradients(model: nn.Module) -> dict[str, Tensor]:
 
 @dataclass
 class LoadReport:
-    """What became of every tensor, under released names. ``print`` it."""
+    """What became of every tensor, under released names. ``print`` it.
+
+    Attributes:
+        source: the file.
+        place: the key under which the weights were; "" where they were bare.
+        others: the keys under which the file has further weights, which were not taken, such as an average's.
+    """
 
     source: str
+    place: str = ""
+    others: list[str] = field(default_factory=list)
     matched: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)  # in the file, not in the model
     missing: list[str] = field(default_factory=list)  # in the model, not in the file: left as initialised
     resized: list[str] = field(default_factory=list)  # a head of another size: left as initialised
 
     def __str__(self) -> str:
-        lines = [f"{self.source}: {len(self.matched)} tensors loaded"]
+        place = f" from '{self.place}'" if self.place else ""
+        others = f"; not from {', '.join(map(repr, self.others))}, which is there too" if self.others else ""
+        lines = [f"{self.source}: {len(self.matched)} tensors loaded{place}{others}"]
         for kind in ("dropped", "missing", "resized"):
             names = getattr(self, kind)
             if names:
@@ -165,19 +178,21 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
 
     Args:
         model: AVFMAEForPretraining, AVFMAEForFinetuning or HiCMAEForPretraining.
-        path_or_state_dict: a pickle with the weights under "model" or "module" (or bare), a safetensors file, or the
-            state dict itself. Prefixes ``_orig_mod.`` and ``module.`` are taken off.
+        path_or_state_dict: a file of ``torch.save`` with the weights under one of ``PLACES``, the first of them that
+            is there, or bare; a safetensors file; or the state dict itself. Prefixes ``_orig_mod.`` and ``module.`` are
+            taken off. Of a pickle nothing is executed, whatever it holds beside the weights.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: the file is unreadable or no checkpoint; a tensor has the wrong shape; or what is missing is more
             than a head.
     """
     if isinstance(path_or_state_dict, Mapping):
         source, state = "state dict", path_or_state_dict
     else:
-        source, state = str(path_or_state_dict), read_weights(path_or_state_dict)
-    state = _unwrap(state, source)
-    report, loaded, used = LoadReport(source), {}, set()
+        source, state = str(path_or_state_dict), read_weights(path_or_state_dict, mapped=True)
+    state, *places = _unwrap(state, source)
+    report, loaded, used = LoadReport(source, *places), {}, set()
     own = model.state_dict()
     shapes = {n: t.shape for n, t in to_released(model, {n: t.to("meta") for n, t in own.items()}).items()}
     for name, tensor in own.items():
@@ -211,19 +226,27 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
     return report
 
 
-def _unwrap(state: Mapping, source: str) -> dict[str, Tensor]:
-    for key in ("model", "module"):
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
-            break
-    state = {re.sub(r"^(?:_orig_mod\.|module\.)+", "", n): t for n, t in state.items() if isinstance(t, Tensor)}
+def _unwrap(content: object, source: str) -> tuple[dict[str, Tensor], str, list[str]]:
+    """The weights of a checkpoint's content without prefixes; the key that they were under; and keys of further ones."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{source}: holds {content!r:.100}, expected a dict of weights")
+    places = [key for key in PLACES if isinstance(content.get(key), Mapping) and _tensors(content[key])]
+    state = _tensors(content[places[0]] if places else content)
     if not state:
-        raise ValueError(f"{source}: holds no tensors, neither bare nor under 'model' or 'module'")
-    return state
+        has = ", ".join(map(str, list(content)[:8])) or "nothing"
+        raise ValueError(f"{source}: holds no tensors, neither bare nor under {', '.join(map(repr, PLACES))}; it has {has}")
+    return state, *((places[0], places[1:]) if places else ("", []))
 
 
-def read_weights(path: str | os.PathLike) -> dict:
-    """A checkpoint file's content: safetensors, or a pickle through torch's weights-only loader.
+def _tensors(state: Mapping) -> dict[str, Tensor]:
+    return {re.sub(r"^(?:_orig_mod\.|module\.)+", "", str(n)): t for n, t in state.items() if isinstance(t, Tensor)}
+
+
+def read_weights(path: str | os.PathLike, mapped: bool = False) -> object:
+    """A checkpoint file's content: safetensors, or what ``torch.save`` wrote, of which nothing is executed.
+
+    Args:
+        mapped: tensors of ``torch.save`` are views of the file (:func:`avfmae.archives.read`).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -231,14 +254,14 @@ def read_weights(path: str | os.PathLike) -> dict:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint")
+        raise FileNotFoundError(f"{path}: {'is a folder, expected a checkpoint' if path.is_dir() else 'no such checkpoint'}")
+    if not path.stat().st_size:
+        raise ValueError(f"{path}: is no readable checkpoint: the file is empty")
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else archives.read(path, mapped)
     except Exception as error:  # both readers raise a dozen kinds
-        reason = next(iter(str(error).splitlines()), "")[:200]
-        raise ValueError(f"{path}: is no readable checkpoint ({type(error).__name__}: {reason})") from error
+        reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+        raise ValueError(f"{path}: is no readable checkpoint: {reason}") from error
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike, **about: object) -> None:

@@ -1,16 +1,18 @@
 """Frames and sound out of media files, on one clock.
 
-Presentation time stamps come from the container's packets (PyAV) whatever decodes the pixels, because they are what
-picture and sound share: decord counts every video from zero, and drops the first frames of containers that it cannot
-seek exactly (MPEG program streams). So decord serves the containers where it is exact, PyAV everything else; and H.264,
-where PyAV leaves out the frames that are neither wanted nor needed by others.
+PyAV decodes. A frame's number is its place in the order of showing, which the time stamps give
+or, where these are not those of showing (AVI), the order in which frames come when all of the file is decoded. A window
+is decoded from the last key frame before it at which decoding may begin, and H.264's frames that are neither wanted nor
+needed by others are left out. Whatever way is taken, a frame is bit for bit what decoding the whole file gives.
+
+decord is there for those who ask for it, and reads only what it reads rightly (``DECORD_EXACT``): where frames are shown before the key
+frame that they are coded after, it gives wrong ones and says nothing.
 
 A path with a tar file in it (``set/000003.tar/clip``) is a clip of a prepared set (:mod:`avfmae.data.shards`).
 """
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
-from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -20,90 +22,14 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from avfmae.data import shards
-from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, blaming, is_disposable
+from avfmae.data.bitstream import is_disposable, length_size
+from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, blaming
+from avfmae.data.probing import SEEKABLE, frame_files, open_media, probe
 
-av.logging.set_level(av.logging.PANIC)  # what is wrong with a file is told by our own errors
-
-LONGEST = 86_400.0  # seconds; a file whose stamps claim more is broken
-LARGEST_FRAME = 40_000_000  # pixels; what claims more is broken
 SEEK_BACK = 0.5  # seconds before a window from which its sound is decoded: codecs need the packets before
-NOMINAL_FPS = 25.0  # of frame images and of sound alone, which carry no frame times
-EXACT_SEEK = {"mov", "mp4", "matroska", "webm", "flv"}  # containers in which decord's frame numbers are right
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp"}
-
-
-def _open(path: str) -> av.container.InputContainer:
-    file = Path(path)
-    if not file.exists():
-        raise MediaError(path, "no such file")
-    if file.stat().st_size == 0:
-        raise MediaError(path, "the file is empty")
-    with blaming(path, "is no readable media file"):
-        return av.open(path)
-
-
-def frame_files(folder: str) -> list[Path]:
-    """The frame images of a folder, in the order of their names."""
-    return sorted(f for f in Path(folder).iterdir() if f.suffix.lower() in IMAGES)
-
-
-@lru_cache(maxsize=65536)
-def probe(path: str, need_video: bool = True) -> VideoInfo:
-    """Reads a video's frame times without decoding it.
-
-    Args:
-        need_video: a file of sound alone is an error; else it gets the frame times that a video beside it would have.
-
-    Raises:
-        MediaError: missing, empty, truncated, or no video.
-    """
-    if shards.is_inside(path):
-        return shards.open_clip(path).info
-    if Path(path).is_dir():
-        if not (count := len(frame_files(path))):
-            raise MediaError(path, "the folder holds no frame images")
-        return VideoInfo(np.arange(count) / NOMINAL_FPS, 0.0, NOMINAL_FPS, False, False)
-    ticks: list[int] = []
-    with blaming(path, lambda: f"breaks off after {len(ticks)} frames"), _open(path) as container:
-        return _probe(path, container, need_video, ticks)
-
-
-def _probe(path: str, container: av.container.InputContainer, need_video: bool, ticks: list[int]) -> VideoInfo:
-    if not container.streams.video and (need_video or not container.streams.audio):
-        raise MediaError(path, "has no video track")
-    stream = (container.streams.video or container.streams.audio)[0]
-    if stream.type == "video" and stream.codec_context.width * stream.codec_context.height > LARGEST_FRAME:
-        raise MediaError(path, f"claims frames of {stream.codec_context.width} x {stream.codec_context.height} pixels")
-    keys, end = [], 0.0
-    for packet in container.demux():
-        stamp = packet.dts if packet.pts is None else packet.pts
-        if stamp is None:
-            continue
-        end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
-        if packet.stream is stream and packet.size and not packet.is_discard:
-            ticks.append(stamp)
-            if packet.is_keyframe:
-                keys.append(stamp)
-    if not ticks:
-        raise MediaError(path, "has no frames")
-    if stream.frames > len(ticks) + 1:
-        raise MediaError(path, f"is truncated: {len(ticks)} of {stream.frames} frames are there")
-    start = (container.start_time or 0) / av.time_base
-    expected = start + (container.duration or 0) / av.time_base
-    if expected - end > max(0.5, 0.1 * expected) and "mpeg" not in container.format.name:
-        raise MediaError(path, f"is truncated: {end:.2f} of {expected:.2f} s are there")
-    if stream.type == "audio":
-        times = start + np.arange(max(1, int((end - start) * NOMINAL_FPS))) / NOMINAL_FPS
-        return VideoInfo(times, start, NOMINAL_FPS, True, False)
-    times = np.sort(np.array(ticks)) * float(stream.time_base)
-    if times[-1] - times[0] > LONGEST:
-        raise MediaError(path, f"claims to last {times[-1] - times[0]:.3g} s")
-    fps = (len(times) - 1) / (times[-1] - times[0]) if times[-1] > times[0] else float(stream.average_rate or NOMINAL_FPS)
-    formats = set(container.format.name.split(","))
-    return VideoInfo(
-        times, start, fps, bool(container.streams.audio), bool(formats & EXACT_SEEK),
-        np.searchsorted(np.sort(ticks), np.sort(keys or ticks[:1])), stream.codec_context.name,
-    )  # fmt: skip
+DECORD_EXACT = {"h264", "vp8", "vp9", "av1", "mjpeg", "prores", "ffv1", "flv1"}
+"""Codecs of which decord gives the right frames, in ``SEEKABLE`` containers, H.264 without open groups."""
+BACKENDS = ("auto", "pyav", "decord")
 
 
 def read_frames(
@@ -114,16 +40,19 @@ def read_frames(
     Args:
         path: a video file, or a folder of frame images.
         indices: ascending frame numbers; repeats are allowed.
-        backend: ``"decord"``, ``"pyav"``, or ``"auto"``: PyAV for H.264; decord for what else its numbers are exact of, and
-            PyAV where they are not, or decord is not installed or fails. Ignored inside a prepared set.
+        backend: ``"pyav"``; ``"decord"``, for streams of which it gives the right frames; or ``"auto"``, which is PyAV: it
+            gives the right frames of all, and decord gains nothing. Ignored inside a prepared set.
         arena: where the frames are to lie.
 
     Returns:
         (len(indices), H, W, 3) uint8, RGB.
 
     Raises:
-        MediaError: a frame does not decode.
+        MediaError: a frame does not decode, or is asked of decord where decord gives wrong ones.
+        ValueError: there is no such frame, or no such backend.
     """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: got {backend!r}, expected one of {', '.join(map(repr, BACKENDS))}")
     indices, info = np.asarray(indices), probe(path)
     if len(indices) == 0 or indices.min() < 0 or indices.max() >= len(info.times):
         raise ValueError(f"indices: got {indices.tolist()}, expected frame numbers from 0 to {len(info.times) - 1}")
@@ -131,13 +60,8 @@ def read_frames(
         return shards.open_clip(path).frames(indices, arena)
     if Path(path).is_dir():
         return _read_images(path, indices)
-    if backend == "decord" or (backend == "auto" and info.exact_seek and info.codec != "h264"):
-        try:
-            with blaming(path, "decord cannot read it"):
-                return _read_decord(path, indices, len(info.times))
-        except MediaError:
-            if backend == "decord":
-                raise
+    if backend == "decord":
+        return _read_decord(path, indices, info)
     return _read_pyav(path, indices, info, arena)
 
 
@@ -147,27 +71,46 @@ def _read_images(path: str, indices: np.ndarray) -> np.ndarray:
         return np.stack([np.asarray(Image.open(files[i]).convert("RGB")) for i in indices])
 
 
-def _read_decord(path: str, indices: np.ndarray, count: int) -> np.ndarray:
-    import decord
+def _read_decord(path: str, indices: np.ndarray, info: VideoInfo) -> np.ndarray:
+    if not (info.exact_seek and info.codec in DECORD_EXACT and not info.open_groups):
+        raise MediaError(path, f"decord gives wrong frames of such files ({info.codec}); read it with backend='pyav'")
+    with blaming(path, "decord cannot read it"):
+        import decord
 
-    reader = decord.VideoReader(path, num_threads=1)
-    if len(reader) != count:
-        raise ValueError(f"decord counts {len(reader)} frames, the container {count}")
-    return reader.get_batch(indices.tolist()).asnumpy()
+        reader = decord.VideoReader(path, num_threads=1)
+        if len(reader) != len(info.times):
+            raise ValueError(f"decord counts {len(reader)} frames, the container {len(info.times)}")
+        return reader.get_batch(indices.tolist()).asnumpy()
 
 
 def _read_pyav(path: str, indices: np.ndarray, info: VideoInfo, arena: Arena | None) -> np.ndarray:
-    wanted = set(indices.tolist())
-    first = int(info.keys[max(0, np.searchsorted(info.keys, indices[0], "right") - 1)]) if info.exact_seek else 0
-    frames = _decode(path, wanted, info, first)
-    if first and wanted - set(frames):  # some files' indices mislead
-        frames = _decode(path, wanted, info, 0)
+    wanted, frames = set(indices.tolist()), {}
+    for key in _starts(info, int(indices[0])):
+        try:
+            frames = _decode(path, wanted, info, key)
+        except MediaError:
+            if not key:
+                raise
+        if not wanted - set(frames):
+            break
     if missing := sorted(wanted - set(frames)):
         raise MediaError(path, f"frame {missing[0]} of {len(info.times)} does not decode")
     if len({frame.shape for frame in frames.values()}) > 1:
         raise MediaError(path, "changes its picture size on the way")
     shown = [frames[i] for i in indices.tolist()]
     return np.stack(shown, out=None if arena is None else arena.place((len(shown), *shown[0].shape)))
+
+
+def _starts(info: VideoInfo, first: int) -> Iterator[int]:
+    """The key frames to begin at for frame ``first``: the last before it, then ever farther back, at the end 0 for the file's beginning.
+
+    Containers lie about their key frames, and their indices mislead: where a wanted frame does not come, decoding begins earlier.
+    """
+    place, back = int(np.searchsorted(info.keys, first, "right")) - 1, 0
+    while place - back >= 0 and info.keys[place - back]:
+        yield int(info.keys[place - back])
+        back = 2 * back + 1
+    yield 0
 
 
 def frames_between(path: str, low: int, high: int) -> Iterator[np.ndarray]:
@@ -195,35 +138,69 @@ def frames_between(path: str, low: int, high: int) -> Iterator[np.ndarray]:
         raise MediaError(path, f"frame {expected} of {len(info.times)} does not decode")
 
 
-def _decode(path: str, wanted: set[int], info: VideoInfo, first: int) -> dict[int, np.ndarray]:
-    """The wanted frames by number, decoding from frame ``first``, at which decoding can begin."""
+def _decode(path: str, wanted: set[int], info: VideoInfo, key: int) -> dict[int, np.ndarray]:
+    """The wanted frames by number, as far as decoding from frame ``key`` gives them."""
     frames = {}
-    for number, frame in _decoded_frames(path, info, first, wanted):
+    for number, frame in _decoded_frames(path, info, key, wanted):
         frames[number] = frame
         if len(frames) == len(wanted):
             break
     return frames
 
 
-def _decoded_frames(path: str, info: VideoInfo, first: int, wanted: set[int] | None) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, picture) of the wanted frames, or of all, from frame ``first``."""
-    order = first
-    with blaming(path, "does not decode"), _open(path) as container:
+def _decoded_frames(path: str, info: VideoInfo, key: int, wanted: set[int] | None) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, picture) of the wanted frames, or of all, from key frame ``key``, or from the file's beginning where that is 0."""
+    with blaming(path, "does not decode"), open_media(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
-        if first:
-            container.seek(round(info.times[first] / stream.time_base), stream=stream)
-        avcc = stream.codec_context.name == "h264" and (stream.codec_context.extradata or b"")[:1] == b"\x01"
+        clock = _Clock(info, stream)
+        if key:
+            container.seek(int(clock.ticks[key]), stream=stream)
+        size = length_size(stream) if info.codec == "h264" and info.stamped and wanted is not None else 0
+        begun = not key
         for packet in container.demux(stream):
-            if avcc and wanted is not None and packet.pts is not None and packet.size:
-                number = _nearest(info.times, float(packet.pts * packet.time_base))
-                if number not in wanted and is_disposable(packet):
+            if not begun:  # a seek may end elsewhere
+                if (number := clock.key(packet)) is None:
                     continue
+                key, begun = number, True
+            if size and packet.size and packet.pts is not None and clock.nearest(packet.pts) not in wanted and is_disposable(packet, size):
+                continue
             for frame in packet.decode():
-                number = order if frame.pts is None else _nearest(info.times, frame.time)
-                order += 1
-                if wanted is None or number in wanted:
+                number = clock.number(frame)
+                if number >= key and (wanted is None or number in wanted):  # before the key frame are leading pictures
                     yield number, np.rot90(_to_rgb(frame), round(frame.rotation / 90))
+
+
+class _Clock:
+    """Tells the numbers of packets and frames as they come, in the order of showing.
+
+    Attributes:
+        ticks: (n,) time stamps of all frames, ascending.
+    """
+
+    def __init__(self, info: VideoInfo, stream: av.VideoStream):
+        self.ticks = np.rint(info.times / float(stream.time_base)).astype(np.int64)
+        self.stamped, self.keys, self.passed = info.stamped, info.keys, None
+
+    def number(self, frame: av.VideoFrame) -> int:
+        """The frame's, by its stamp; or where stamps do not tell, the next, after the first."""
+        if frame.pts is not None and (self.stamped or self.passed is None):
+            self.passed = self.nearest(frame.pts)
+        else:
+            self.passed = 0 if self.passed is None else self.passed + 1
+        return self.passed
+
+    def nearest(self, tick: int) -> int:
+        after = int(np.searchsorted(self.ticks, tick))
+        before = after == len(self.ticks) or (after and tick - self.ticks[after - 1] < self.ticks[after] - tick)
+        return after - 1 if before else after
+
+    def key(self, packet: av.Packet) -> int | None:
+        """The number of a packet at which decoding can begin."""
+        if packet.pts is None or not packet.is_keyframe:
+            return None
+        number = self.nearest(packet.pts)
+        return number if self.ticks[number] == packet.pts and number in self.keys else None
 
 
 _reformatter = VideoReformatter()  # making one anew for every frame takes longer than its work
@@ -231,11 +208,6 @@ _reformatter = VideoReformatter()  # making one anew for every frame takes longe
 
 def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
     return _reformatter.reformat(frame, format="rgb24").to_ndarray()
-
-
-def _nearest(times: np.ndarray, time: float) -> int:
-    after = int(np.searchsorted(times, time))
-    return after - 1 if after == len(times) or (after and time - times[after - 1] < times[after] - time) else after
 
 
 def read_audio(path: str, start: float, end: float) -> np.ndarray:
@@ -254,11 +226,11 @@ def read_audio(path: str, start: float, end: float) -> np.ndarray:
         return shards.open_clip(path).sound(start, end)
     length = round((end - start) * SAMPLE_RATE)
     window, filled = np.zeros(length, np.float32), 0
-    with blaming(path, "its sound does not decode"), _open(path) as container:
+    with blaming(path, "its sound does not decode"), open_media(path) as container:
         if not container.streams.audio:
             raise MediaError(path, "has no audio track")
         stream = container.streams.audio[0]
-        exact = set(container.format.name.split(",")) & EXACT_SEEK and stream.time_base == Fraction(1, stream.rate)
+        exact = set(container.format.name.split(",")) & SEEKABLE and stream.time_base == Fraction(1, stream.rate)
         if start > 1.0 + SEEK_BACK and exact:  # in the sound's own track: the picture's key frames are far apart
             container.seek(int((start - SEEK_BACK) / stream.time_base), stream=stream)
         resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)

@@ -1,4 +1,4 @@
-"""What readers of media share: an error with the file's name, a video's clock, memory for frames, and which pictures nothing depends on."""
+"""What readers of media share: an error with the file's name, a video's clock, and memory for frames."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,9 +43,12 @@ class VideoInfo:
         start: seconds on that clock at which the file's first track begins.
         fps: average frames a second.
         has_audio: whether the same file has a sound track.
-        exact_seek: whether decord's frame numbers can be trusted here.
-        keys: numbers of the frames at which decoding can begin.
+        exact_seek: whether windows are reached by a seek: the container says of every packet when its frame is shown.
+        keys: numbers of the frames at which decoding can begin (:func:`avfmae.data.bitstream.begins_anew`); where
+            ``exact_seek`` is not given, the first.
         codec: of the picture; "" where there is none.
+        open_groups: whether an H.264 key frame is there that frames coded after it look back across.
+        stamped: whether a frame's number follows from its time stamp; else from its place in the order of decoding all.
     """
 
     times: np.ndarray
@@ -55,6 +58,8 @@ class VideoInfo:
     exact_seek: bool
     keys: np.ndarray = field(default_factory=lambda: np.zeros(1, int))
     codec: str = ""
+    open_groups: bool = False
+    stamped: bool = True
 
 
 class Arena:
@@ -83,18 +88,3 @@ class Arena:
         return self.memory is not None and len(windows) == self.count and all(
             w.ctypes.data == m.ctypes.data for w, m in zip(windows, self.memory, strict=True)
         )  # fmt: skip
-
-
-SLICE, KEY_SLICE = 1, 5
-
-
-def is_disposable(packet) -> bool:
-    """Whether no other frame is predicted from this one: an H.264 picture (as in mp4) whose slices have nal_ref_idc 0."""
-    data = memoryview(packet)
-    at = 0
-    while at + 5 <= len(data):
-        header = data[at + 4]
-        if header & 31 in (SLICE, KEY_SLICE):
-            return header >> 5 & 3 == 0
-        at += 4 + int.from_bytes(data[at : at + 4], "big")
-    return False

@@ -26,7 +26,8 @@ import av
 import numpy as np
 from safetensors.numpy import load, save
 
-from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, blaming, is_disposable
+from avfmae.data.bitstream import is_disposable
+from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, blaming
 from avfmae.files import atomic_write
 
 STRIDE = 4  # frames from one that others depend on to the next

@@ -1,0 +1,204 @@
+"""The files of ``torch.save``, both kinds, read without executing anything: tensors, plain values and inert stubs.
+
+Since torch 1.6 such a file is a zip archive: ``NAME/data.pkl`` is a pickle, in which tensors refer to the storages
+``NAME/data/KEY``. Before, it was a row of pickles with the storages behind them. The pickles are read by
+:mod:`avfmae.pickles`.
+"""
+
+import io
+import os
+import struct
+import sys
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from avfmae import pickles
+from avfmae.pickles import MAKERS, Global, Stub
+
+ZIP = b"PK\x03\x04"
+LEGACY, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of a file from before the zip archives
+STORAGES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8, "BoolStorage": torch.bool, "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128, "UntypedStorage": torch.uint8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Storage:
+    """Memory that tensors share.
+
+    Attributes:
+        memory: its bytes. dtype: of its elements, where a tensor does not say otherwise.
+    """
+
+    memory: torch.UntypedStorage
+    dtype: torch.dtype
+
+
+def read(path: str | os.PathLike, mapped: bool = False) -> object:
+    """What ``torch.save`` wrote, on the CPU, parameters as tensors without gradients.
+
+    Args:
+        mapped: tensors are views of the file, of which only what is used is read; they must not outlive it. Else
+            they are in memory.
+
+    Raises:
+        ValueError: it is no such file, or a damaged one.
+    """
+    with open(path, "rb") as file:
+        start = file.read(len(ZIP))
+        file.seek(0)
+        if start == ZIP:
+            return _read_zip(file, np.memmap(path, np.uint8, "c") if mapped else None)
+        return _read_legacy(file)
+
+
+def _read_zip(file: BinaryIO, whole: np.ndarray | None) -> object:
+    try:
+        archive = zipfile.ZipFile(file)
+    except zipfile.BadZipFile as error:
+        raise ValueError("it is truncated: its list of contents, which comes last, is missing") from error
+    records = {name.partition("/")[2]: info for name, info in archive.NameToInfo.items()}
+    if "data.pkl" not in records:
+        raise ValueError("it is a zip archive, but not one that torch.save wrote")
+    storages: dict[object, Storage] = {}
+
+    def record(name: str) -> np.ndarray:
+        if name not in records:
+            raise ValueError(f"record {name} is missing")
+        info = records[name]
+        if info.compress_type != zipfile.ZIP_STORED:
+            return np.frombuffer(bytearray(archive.read(info)), np.uint8)
+        file.seek(info.header_offset + 26)  # the lengths of the name and of what else stands before the bytes
+        start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
+        if whole is not None:
+            return whole[start : start + info.file_size]
+        file.seek(start)
+        return np.fromfile(file, np.uint8, info.file_size)
+
+    order = bytes(record("byteorder")).decode() if "byteorder" in records else "little"
+
+    def persistent(saved: object) -> object:
+        reference = _reference(saved)
+        if reference is None:
+            return Stub("persistent", saved)
+        dtype, key, count = reference
+        if key not in storages:
+            found = record(f"data/{key}")
+            if len(found) < count * dtype.itemsize:
+                raise ValueError(f"record data/{key} has {len(found)} bytes, expected {count * dtype.itemsize}")
+            if found.ctypes.data % dtype.itemsize:  # as another program packs it
+                found = found.copy()
+            memory = torch.from_numpy(found).untyped_storage()
+            if order != sys.byteorder:
+                memory.byteswap(dtype)
+            storages[key] = Storage(memory, dtype)
+        return storages[key]
+
+    return pickles.load(io.BytesIO(bytes(record("data.pkl"))), persistent)
+
+
+def _read_legacy(file: BinaryIO) -> object:
+    size = Path(file.name).stat().st_size
+    try:
+        head = [pickles.load(file) for _ in range(3)]  # the third tells of the machine that wrote it
+    except ValueError:
+        head = []
+    if head[:2] != [LEGACY, LEGACY_VERSION]:
+        raise ValueError("torch.save did not write it")
+    storages: dict[object, Storage] = {}
+
+    def persistent(saved: object) -> object:
+        reference = _reference(saved)
+        if reference is None:
+            return Stub("persistent", saved)
+        dtype, key, count = reference
+        if key not in storages:
+            if count * dtype.itemsize > size:
+                raise ValueError(f"storage {key} has {count} elements, more than the file")
+            storages[key] = Storage(torch.UntypedStorage(count * dtype.itemsize), dtype)
+        whole, part = storages[key], saved[5] if len(saved) > 5 else None
+        if part is None:
+            return whole
+        _, offset, count = part  # a view, of a time when storages had them
+        return Storage(whole.memory[offset * dtype.itemsize : (offset + count) * dtype.itemsize], dtype)
+
+    content = pickles.load(file, persistent)
+    keys = pickles.load(file)
+    if not isinstance(keys, list) or set(map(str, keys)) != set(storages):
+        raise ValueError("its list of storages is not of those that its tensors lie in")
+    for key in keys:  # their bytes, each after the number of its elements
+        storage = storages[str(key)]
+        into = torch.empty(0, dtype=torch.uint8).set_(storage.memory).numpy()
+        (count,) = struct.unpack("<q", file.read(8).ljust(8))
+        if count * storage.dtype.itemsize != len(into) or file.readinto(into) != len(into):
+            raise ValueError(f"it is truncated: of {len(storages)} storages, {key} is not whole")
+    return content
+
+
+def _reference(saved: object) -> tuple[torch.dtype, str, int] | None:
+    """Element type, key and number of elements of the storage that a pickle refers to, if that is what it refers to."""
+    if not (isinstance(saved, tuple) and len(saved) >= 5 and saved[0] == "storage" and isinstance(saved[1], Global)):
+        return None
+    dtype = STORAGES.get(saved[1].name.rpartition(".")[2])
+    if dtype is None or type(saved[4]) is not int or saved[4] < 0:
+        return None
+    return dtype, str(saved[2]), saved[4]
+
+
+def _tensor(storage: object = None, offset: int = 0, size: tuple = (), stride: tuple = (), *rest: object) -> object:
+    """``torch._utils._rebuild_tensor`` and its second version: (…, requires_grad, hooks, metadata)."""
+    if not isinstance(storage, Storage) or rest[2:3] not in ((), ({},), (None,)):
+        return NotImplemented
+    return _view(storage, offset, size, stride, storage.dtype)
+
+
+def _tensor_v3(*args: object) -> object:
+    """The version for element types that have no storage class: (…, requires_grad, hooks, dtype, metadata)."""
+    if len(args) < 7 or not isinstance(args[0], Storage) or not isinstance(args[6], torch.dtype) or any(args[7:]):
+        return NotImplemented
+    return _view(*args[:4], args[6])
+
+
+def _view(storage: Storage, offset: object, size: object, stride: object, dtype: torch.dtype) -> Tensor:
+    numbers = [offset, *size, *stride]
+    if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
+        raise ValueError(f"a tensor of size {size}, strides {stride} and offset {offset} cannot be")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if 0 not in size and (last + 1) * dtype.itemsize > storage.memory.nbytes():
+        raise ValueError(f"a tensor of size {tuple(size)} reaches beyond its storage")
+    return torch.empty(0, dtype=dtype).set_(storage.memory, offset if 0 not in size else 0, tuple(size), tuple(stride))
+
+
+def _first(*args: object) -> object:
+    """The tensor that a parameter, or a copy of a tensor of another device, is made of."""
+    if args and isinstance(args[0], np.ndarray):
+        return torch.from_numpy(args[0])
+    return args[0] if args and isinstance(args[0], Tensor) else NotImplemented
+
+
+def _subclass(function: object = None, kind: object = None, args: object = (), state: object = None) -> object:
+    """A tensor of a class of its own: the plain tensor."""
+    return pickles.made(function, args)
+
+
+MAKERS |= {
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _first,
+    "torch._utils._rebuild_device_tensor_from_numpy": _first,
+    "torch._utils._rebuild_xla_tensor": _first,
+    "torch._tensor._rebuild_from_type_v2": _subclass,
+    "torch.nn.parameter.Parameter": _first,
+}

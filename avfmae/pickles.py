@@ -1,0 +1,327 @@
+"""Pickles read as data: plain values and tensors are built, everything else becomes an inert stub, and nothing is executed.
+
+A pickle is a program for a small stack machine. Python's machine imports and calls whatever the program names, which is
+how a checkpoint of unknown origin takes over a computer. The machine here never looks a name up: a name is a string, and
+the only functions that run are those of a closed table, ``MAKERS``, on arguments that they check. What else the
+program calls, builds or fills becomes a :class:`Stub` that remembers it.
+"""
+
+import pickletools
+import re
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+VALUES = {
+    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
+    "BINBYTES8", "BYTEARRAY8",
+}  # fmt: skip
+"""The op codes that push their own argument."""
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
+PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # names of modules up to protocol 2
+
+
+class Global:
+    """A class or function that a pickle names; it has not been imported."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<{self.name}, not imported>"
+
+
+class Stub:
+    """What a pickle would have made by a call that is not allowed.
+
+    Attributes:
+        name: of the class or function, ``"argparse.Namespace"``.
+        args: what it would have been called with.
+        state: what its attributes would have been set from, most often a dict of them.
+        items: what would have been put into it: values of a list or set, pairs of a mapping.
+    """
+
+    def __init__(self, name: str, args: object = ()):
+        self.name, self.args, self.state, self.items = name, args, None, []
+
+    def __repr__(self) -> str:
+        return f"<{self.name}, not made>"
+
+
+class _EmptyArray:
+    """A NumPy array between the call that makes it and the state that fills it."""
+
+
+def load(file: BinaryIO, persistent: Callable[[object], object] = lambda saved: Stub("persistent", saved)) -> object:
+    """The value of the pickle that begins where the file stands; the file is left behind its end.
+
+    Args:
+        persistent: gives the value that stands outside the pickle under an identity; of a checkpoint, a storage.
+
+    Raises:
+        ValueError: the pickle breaks off, or is none.
+    """
+    machine = _Machine(persistent)
+    try:
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name == "STOP":
+                return machine.stack.pop()
+            machine.step(opcode.name, argument)
+    except Exception as error:  # of a damaged pickle any step may fail in any way
+        raise ValueError(f"its pickle is damaged: {error}") from error
+
+
+class _Machine:
+    def __init__(self, persistent: Callable[[object], object]):
+        self.persistent, self.memo = persistent, {}
+        self.stack, self.outer = [], []  # values since the last mark, and the stacks below each mark
+
+    def step(self, name: str, argument: object) -> None:
+        stack = self.stack
+        if name in VALUES:
+            stack.append(argument)
+            return
+        if name in CONSTANTS:
+            stack.append(CONSTANTS[name])
+            return
+        if name in EMPTY:
+            stack.append(EMPTY[name]())
+            return
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "MARK":
+                self.outer.append(stack)
+                self.stack = []
+            case "POP" if not stack:
+                self.to_mark()
+            case "POP":
+                stack.pop()
+            case "POP_MARK":
+                self.to_mark()
+            case "DUP":
+                stack.append(stack[-1])
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = stack[-1]
+            case "MEMOIZE":
+                self.memo[len(self.memo)] = stack[-1]
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[argument])
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack[-int(name[-1]) :] = [tuple(stack[-int(name[-1]) :])]
+            case "TUPLE" | "LIST" | "FROZENSET":
+                values = self.to_mark()
+                self.stack.append({"TUPLE": tuple, "LIST": list, "FROZENSET": frozenset}[name](values))
+            case "DICT":
+                values = self.to_mark()
+                self.stack.append(dict(_pairs(values)))
+            case "APPEND":
+                value = stack.pop()
+                _put(stack[-1], [value])
+            case "APPENDS" | "ADDITEMS":
+                values = self.to_mark()
+                _put(self.stack[-1], values)
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                _put(stack[-1], [(key, value)])
+            case "SETITEMS":
+                values = self.to_mark()
+                _put(self.stack[-1], _pairs(values))
+            case "GLOBAL":
+                stack.append(_named(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(_named(module, name))
+            case "REDUCE" | "NEWOBJ":
+                args, function = stack.pop(), stack.pop()
+                stack.append(made(function, args))
+            case "NEWOBJ_EX":
+                keywords, args, function = stack.pop(), stack.pop(), stack.pop()
+                stack.append(made(function, args) if not keywords else Stub(_name(function), (args, keywords)))
+            case "INST":
+                args = tuple(self.to_mark())
+                self.stack.append(made(_named(*argument.split(" ", 1)), args))
+            case "OBJ":
+                function, *args = self.to_mark()
+                self.stack.append(made(function, tuple(args)))
+            case "BUILD":
+                state = stack.pop()
+                self.replace(_built(stack[-1], state))
+            case "PERSID":
+                stack.append(self.persistent(argument))
+            case "BINPERSID":
+                stack.append(self.persistent(stack.pop()))
+            case "EXT1" | "EXT2" | "EXT4":
+                stack.append(Global(f"extension {argument}"))
+            case _:
+                raise ValueError(f"op code {name} is not allowed")
+
+    def to_mark(self) -> list:
+        values, self.stack = self.stack, self.outer.pop()
+        return values
+
+    def replace(self, value: object) -> None:
+        """Puts another object in the place of the last one, which nothing but the memo can refer to yet."""
+        old, self.stack[-1] = self.stack[-1], value
+        if value is not old:
+            self.memo = {key: value if known is old else known for key, known in self.memo.items()}
+
+
+def _pairs(values: list) -> list[tuple]:
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def _put(target: object, values: list) -> None:
+    if type(target) is list:
+        target.extend(values)
+    elif type(target) in (dict, set):
+        target.update(values)
+    elif type(target) is Stub:
+        target.items.extend(values)
+    else:
+        raise ValueError(f"a {type(target).__name__} takes no items")
+
+
+def _name(function: object) -> str:
+    return function.name if isinstance(function, (Global, Stub)) else type(function).__name__
+
+
+def _named(module: object, name: object) -> object:
+    name = f"{PYTHON_2.get(module, module)}.{name}" if isinstance(module, str) else f"{module!r}.{name!r}"
+    return DTYPES.get(name) or Global(name)
+
+
+def made(function: object, args: object) -> object:
+    """The value of a call: of an allowed one with fitting arguments, or else a stub of it."""
+    maker = MAKERS.get(function.name) if isinstance(function, Global) else None
+    made = maker(*args) if maker and isinstance(args, tuple) else NotImplemented
+    return Stub(_name(function), args) if made is NotImplemented else made
+
+
+def _built(value: object, state: object) -> object:
+    """The value with its state set: of NumPy's and of stubs; a dict's attributes (a state dict's ``_metadata``) are left out."""
+    if type(value) is _EmptyArray:
+        return _filled(state)
+    if isinstance(value, np.dtype):
+        return value.newbyteorder(state[1]) if isinstance(state, tuple) and state[1] in ("<", ">") else value
+    if type(value) is Stub:
+        value.state = state
+    return value
+
+
+# What may be made. Each maker checks its arguments and gives NotImplemented where they do not fit, which makes a stub.
+
+
+def _mapping(*args: object) -> object:
+    """A plain dict for OrderedDict(pairs), defaultdict(factory, values) and Counter(values)."""
+    values = args[-1] if args and isinstance(args[-1], (dict, list, tuple)) else {}
+    pairs = list(values.items() if isinstance(values, dict) else values)
+    return dict(pairs) if all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs) else NotImplemented
+
+
+def _collection(kind: type) -> Callable:
+    return lambda *args: (
+        kind(args[0]) if len(args) == 1 and isinstance(args[0], (list, tuple, set)) else kind() if not args else NotImplemented
+    )
+
+
+def _path(kind: type) -> Callable:
+    return lambda *parts: kind(*parts) if all(isinstance(p, str) for p in parts) else NotImplemented
+
+
+def _encoded(*args: object) -> object:
+    """Bytes, as protocols below 3 spell them."""
+    fits = len(args) == 2 and isinstance(args[0], str) and args[1] in ("latin1", "latin-1")
+    return args[0].encode("latin1") if fits else NotImplemented
+
+
+def _bytes(kind: type) -> Callable:
+    def make(*args: object) -> object:
+        if len(args) == 2:
+            args = (_encoded(*args),)
+        return kind(*args) if not args or isinstance(args[0], (bytes, bytearray)) else NotImplemented
+
+    return make
+
+
+def _complex(*args: object) -> object:
+    return complex(*args) if len(args) == 2 and all(type(a) in (int, float) for a in args) else NotImplemented
+
+
+def _size(*args: object) -> object:
+    return torch.Size(args[0]) if len(args) == 1 and _counts(args[0]) else NotImplemented
+
+
+def _device(*args: object) -> object:
+    try:
+        return torch.device(*args) if args and isinstance(args[0], str) else NotImplemented
+    except (RuntimeError, TypeError):  # a device that this torch does not know
+        return NotImplemented
+
+
+def _counts(values: object) -> bool:
+    return isinstance(values, (tuple, list)) and all(type(v) is int and v >= 0 for v in values)
+
+
+def _dtype(*args: object) -> object:
+    """A NumPy type of numbers or text; never of objects or of records."""
+    fits = args and isinstance(args[0], str) and re.fullmatch(r"b1|[iu][1248]|f(2|4|8|16)|c(8|16|32)|[SU]\d{1,6}", args[0])
+    return np.dtype(args[0]) if fits else NotImplemented
+
+
+def _scalar(*args: object) -> object:
+    fits = len(args) == 2 and isinstance(args[0], np.dtype) and isinstance(args[1], bytes)
+    return np.frombuffer(args[1], args[0], 1)[0] if fits and len(args[1]) == args[0].itemsize else NotImplemented
+
+
+def _filled(state: object) -> object:
+    if not (isinstance(state, tuple) and len(state) == 5):
+        return Stub("numpy.ndarray", state)
+    _, shape, dtype, fortran, data = state
+    if isinstance(data, str):  # of Python 2
+        data = data.encode("latin1")
+    array = _array(data, dtype, shape, "F" if fortran else "C")
+    return Stub("numpy.ndarray", state) if array is NotImplemented else array
+
+
+def _array(*args: object) -> object:
+    if len(args) != 4:
+        return NotImplemented
+    data, dtype, shape, order = args
+    fits = isinstance(data, (bytes, bytearray)) and isinstance(dtype, np.dtype) and _counts(shape)
+    if not fits or len(data) != dtype.itemsize * int(np.prod(shape, dtype=object)):
+        return NotImplemented
+    return np.frombuffer(bytearray(data), dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+DTYPES: Mapping[str, torch.dtype] = {f"torch.{n}": d for n, d in vars(torch).items() if isinstance(d, torch.dtype)}
+MAKERS: dict[str, Callable] = {
+    "collections.OrderedDict": _mapping,
+    "collections.defaultdict": _mapping,
+    "collections.Counter": _mapping,
+    "builtins.set": _collection(set),
+    "builtins.frozenset": _collection(frozenset),
+    "builtins.list": _collection(list),
+    "builtins.dict": _mapping,
+    "builtins.bytes": _bytes(bytes),
+    "builtins.bytearray": _bytes(bytearray),
+    "builtins.complex": _complex,
+    "_codecs.encode": _encoded,
+    "torch.Size": _size,
+    "torch.device": _device,
+    "numpy.dtype": _dtype,
+}
+"""Every function that a pickle can have called, by the name that it gives. :mod:`avfmae.archives` adds tensors."""
+for _module in ("numpy.core", "numpy._core"):
+    MAKERS[f"{_module}.multiarray.scalar"] = _scalar
+    MAKERS[f"{_module}.multiarray._reconstruct"] = lambda *args: _EmptyArray()
+    MAKERS[f"{_module}.numeric._frombuffer"] = _array
+for _module in ("pathlib", "pathlib._local"):
+    for _kind, _pure in {"Posix": PurePosixPath, "Windows": PureWindowsPath}.items():
+        MAKERS[f"{_module}.{_kind}Path"] = MAKERS[f"{_module}.Pure{_kind}Path"] = _path(_pure)
+    MAKERS[f"{_module}.Path"] = MAKERS[f"{_module}.PurePath"] = _path(PurePosixPath)

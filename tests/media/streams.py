@@ -1,0 +1,83 @@
+"""Small files of every kind of stream whose frames are easily taken for others: open groups, frames out of order, edit lists."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+FPS = 25
+X264 = "scenecut=0:b-adapt=0:bframes=3:b-pyramid=normal"
+X265 = "log-level=none:scenecut=0:bframes=4:min-keyint=12:keyint=12"
+OPEN = {"x264-params": f"{X264}:keyint=12:open-gop=1"}
+CLOSED = {"x264-params": f"{X264}:keyint=12:open-gop=0"}
+HIDDEN = {"g": "24", "auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good", "cpu-used": "5", "b": "200k"}
+BACKWARD = {"g": "12", "bf": "2"}
+
+# What it is called: (suffix, encoder, its options)
+KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "h264-mp4": (".mp4", "libx264", CLOSED), "h264-mkv": (".mkv", "libx264", CLOSED), "h264-flv": (".flv", "libx264", CLOSED),
+    "h264-long-group": (".mp4", "libx264", {"x264-params": f"{X264}:keyint=250"}),
+    "h264-open-mp4": (".mp4", "libx264", OPEN), "h264-open-mkv": (".mkv", "libx264", OPEN), "h264-open-mov": (".mov", "libx264", OPEN),
+    "h264-open-ts": (".ts", "libx264", OPEN), "h264-open-avi": (".avi", "libx264", OPEN),
+    "h264-groups-of-two": (".mp4", "libx264", {"x264-params": f"{X264}:keyint=2:open-gop=1"}),
+    "h264-without-b": (".mp4", "libx264", {"x264-params": "scenecut=0:keyint=8:bframes=0:ref=4"}),
+    "h264-refresh": (".mp4", "libx264", {"x264-params": "scenecut=0:intra-refresh=1:keyint=20:bframes=2"}),
+    "hevc-open-mp4": (".mp4", "libx265", {"x265-params": f"{X265}:open-gop=1"}),
+    "hevc-open-mkv": (".mkv", "libx265", {"x265-params": f"{X265}:open-gop=1"}),
+    "hevc-open-ts": (".ts", "libx265", {"x265-params": f"{X265}:open-gop=1"}),
+    "hevc-closed": (".mp4", "libx265", {"x265-params": f"{X265}:open-gop=0"}),
+    "hevc-radl": (".mp4", "libx265", {"x265-params": f"{X265}:open-gop=0:radl=2"}),
+    "mpeg4-mp4": (".mp4", "mpeg4", BACKWARD), "mpeg4-mkv": (".mkv", "mpeg4", BACKWARD), "mpeg4-avi": (".avi", "mpeg4", BACKWARD),
+    "mpeg2-mkv": (".mkv", "mpeg2video", BACKWARD), "mpeg2-ts": (".ts", "mpeg2video", BACKWARD), "mpeg2-mpg": (".mpg", "mpeg2video", BACKWARD),
+    "mpeg1-mpg": (".mpg", "mpeg1video", BACKWARD), "mpeg1-mkv": (".mkv", "mpeg1video", BACKWARD),
+    "vp8-webm": (".webm", "libvpx", HIDDEN), "vp9-webm": (".webm", "libvpx-vp9", HIDDEN), "vp9-mp4": (".mp4", "libvpx-vp9", HIDDEN),
+    "av1-mp4": (".mp4", "libsvtav1", {"preset": "10", "svtav1-params": "keyint=24:irefresh-type=2"}),
+    "av1-open": (".mp4", "libsvtav1", {"preset": "10", "svtav1-params": "keyint=24:irefresh-type=1"}),
+    "mjpeg-mov": (".mov", "mjpeg", {}), "mjpeg-avi": (".avi", "mjpeg", {}), "prores-mov": (".mov", "prores_ks", {}),
+    "ffv1-mkv": (".mkv", "ffv1", {"g": "10"}), "flv1-flv": (".flv", "flv", {"g": "12"}), "wmv2-asf": (".asf", "wmv2", {"g": "12"}),
+}  # fmt: skip
+
+
+def clock(number: int, height: int = 64, width: int = 112) -> np.ndarray:
+    """A picture that tells its number in eight blocks of black or white, with something that moves beneath."""
+    frame = np.full((height, width, 3), 60, np.uint8)
+    for bit in range(8):
+        top, left = 16 * (bit // 4), width // 4 * (bit % 4)
+        frame[top : top + 16, left : left + width // 4] = 235 if number >> bit & 1 else 16
+    x = number * 5 % (width - 24)
+    frame[40:52, x : x + 24], frame[52:, width - 24 - x : width - x] = (200, 120, 60), (40, 90, 220)
+    return frame
+
+
+def told(frame: np.ndarray) -> int:
+    """The number that a picture of :func:`clock` tells."""
+    width = frame.shape[1] // 4
+    blocks = (frame[16 * (b // 4) + 4 :, width * (b % 4) + 6 :][:8, : width - 12].mean() for b in range(8))
+    return sum((block > 125) << bit for bit, block in enumerate(blocks))
+
+
+def write(path: Path, encoder: str, options: dict[str, str], count: int = 64, first: int = 0, **container: str) -> None:
+    """Writes ``count`` clocks. The first is shown at frame time ``first``; what is before 0 an edit list hides, in mp4.
+
+    Args:
+        container: options of the container.
+    """
+    with av.open(str(path), "w", options=container) as out:
+        stream = out.add_stream(encoder, rate=FPS)
+        stream.height, stream.width = clock(0).shape[:2]
+        stream.pix_fmt = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le"}.get(encoder, "yuv420p")
+        stream.codec_context.thread_count, stream.options = 1, options
+        for number in range(count):
+            picture = av.VideoFrame.from_ndarray(clock(number), format="rgb24")
+            picture.pts, picture.time_base = first + number, Fraction(1, FPS)
+            out.mux(stream.encode(picture))
+        out.mux(stream.encode())
+
+
+def decode_all(path: str) -> np.ndarray:
+    """All frames, decoded in order by PyAV alone."""
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
