@@ -116,7 +116,7 @@ def run_import_list(arguments: Sequence[str]) -> None:
 
 
 def run_prepare(arguments: Sequence[str]) -> None:
-    from avfmae.data.config import PrepareConfig
+    from avfmae.options import PrepareConfig
 
     run = parse(PrepareConfig, "prepare", arguments)
     from avfmae.data.prepare import prepare

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from avfmae.data.config import DataConfig, PrepareConfig
+from avfmae.data.config import DataConfig
 from avfmae.data.demo import EMOTIONS, DemoSet, make_demo_set
 from avfmae.data.manifest import read_manifest, write_manifest
 from avfmae.data.prepare import prepare
-from avfmae.options import DemoConfig
+from avfmae.options import DemoConfig, PrepareConfig
 from avfmae.training.config import FinetuneConfig, HeldOut, OptimConfig, PretrainConfig, PSIConfig
 from avfmae.training.finetune import finetune
 from avfmae.training.logging import console

@@ -81,3 +81,53 @@ class InspectConfig:
     face_margin: float = 0.3
     time_limit: float = 60.0
     workers: int = 2
+
+
+@dataclass
+class PrepareConfig:
+    """Raw videos to training shards: finds and crops the face, resamples the sound, re-encodes, packs. A broken-off run is continued.
+
+    Attributes:
+        source: a manifest (.csv, .parquet, .txt), or a folder, all of whose videos are taken.
+        out: the folder of the prepared set; train with its manifest.csv.
+        detector: haar comes with OpenCV; yunet needs its model; precropped takes the frames as faces; manifest takes its boxes.
+        yunet: YuNet's .onnx file.
+        every: frames from one in which the face is looked for to the next.
+        choose: of several faces, the one seen most, or the largest.
+        follow: the crop moves with the face, smoothly; else it stands still.
+        margin: room around the face, in shares of its side.
+        size: of the stored frames, pixels.
+        quality: x264's rate factor; lower is better and larger.
+        min_frames: clips of fewer are short.
+        keep: of the flags no-face, no-audio and short: clips with these are kept (no face: the middle of the frame), others set aside.
+        shard_clips: clips of the source a shard.
+        workers: processes; 0: one a core.
+        time_limit: seconds that one clip may take.
+        engine: on this machine, or as tasks of a Ray cluster that sees the same paths.
+        ray_address: of a cluster; none: one is started here.
+    """
+
+    source: Annotated[Path, tyro.conf.Positional]
+    out: Path
+    detector: Literal["haar", "yunet", "precropped", "manifest"] = "haar"
+    yunet: Path | None = None
+    every: int = 5
+    choose: Literal["persistent", "largest"] = "persistent"
+    follow: bool = False
+    margin: float = 0.3
+    size: int = 176
+    quality: int = 21
+    min_frames: int = 16
+    keep: tuple[Literal["no-face", "no-audio", "short"], ...] = ("no-audio",)
+    shard_clips: int = 256
+    workers: int = 0
+    time_limit: float = 300.0
+    engine: Literal["local", "ray"] = "local"
+    ray_address: str | None = None
+
+    def __post_init__(self):
+        for name, low in (("every", 1), ("size", 32), ("min_frames", 1), ("shard_clips", 1), ("workers", 0), ("margin", 0)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {low}")
+        if self.size % 2:
+            raise ValueError(f"size: got {self.size}, expected an even number (colours are stored at half the size)")

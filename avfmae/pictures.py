@@ -14,7 +14,6 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from avfmae.config import ModelConfig
-from avfmae.data.dataset import PretrainDataset
 from avfmae.data.preprocess import preprocess
 from avfmae.masking import DualMask, ModalityMask
 from avfmae.models.embed import audio_patches
@@ -22,6 +21,7 @@ from avfmae.models.pretraining import MaskedAutoencoder
 from avfmae.training.logging import read_log
 
 if TYPE_CHECKING:
+    from avfmae.data.dataset import PretrainDataset
     from avfmae.inspect import Look
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
@@ -65,7 +65,7 @@ def confusion_picture(matrix: Sequence[Sequence[int]], classes: Sequence[str], t
 
 
 @torch.no_grad()
-def reconstruction(model: MaskedAutoencoder, dataset: PretrainDataset, device: torch.device, clips: int = 2) -> Figure:
+def reconstruction(model: MaskedAutoencoder, dataset: "PretrainDataset", device: torch.device, clips: int = 2) -> Figure:
     """Original, masked and reconstructed frames and spectrograms; the model predicts everything that the encoder did not see.
 
     The model predicts standardised patches; the true patch's mean and scale put them back into view.

@@ -21,7 +21,7 @@ def unpack(wheels: Path) -> None:
     """Installs carried wheels into a folder of their own, and puts carried compiled modules where the package looks for them."""
     if not wheels.is_dir():
         sys.exit(f"--wheels: there is no folder {wheels}")
-    for module in [*wheels.glob("avfmae_kernels/*.so"), *wheels.glob("avfmae_kernels/_build.json")]:
+    for module in wheels.glob("avfmae_kernels/*.so"):
         shutil.copy2(module, ROOT / "avfmae_kernels" / module.name)
     found, mark = sorted(map(str, wheels.glob("*.whl"))), CARRIED / "wheels.txt"
     if not found or (mark.exists() and mark.read_text().split("\n") == found):

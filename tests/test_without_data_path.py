@@ -44,6 +44,25 @@ kernels(KernelsConfig(only=("gated_sum",), precisions=("float32",), batch=1, rou
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+def test_the_page_of_a_first_run_is_drawn_without_decoders(tmp_path):
+    """matplotlib, which draws, and Pillow, which it needs, are there."""
+    code = f"""
+from pathlib import Path
+from avfmae_benchmarks import results
+from avfmae_benchmarks.first.page import write
+from avfmae_benchmarks.first.parts import Run
+
+out = Path({str(tmp_path)!r})
+row = dict(device="d", date="t", case="c", op="o", precision="float32", direction="forward", implementation="cpp", gflops=1.0, flops_per_byte=1.0)
+results.append("kernels", [row | dict(copy_gb_per_s=1.0, matrix_gflops=9.0)], out)
+write(Run(out, "cuda"))
+"""
+    done = run_without(tuple(set(DATA_PATH) - {"matplotlib", "PIL"}), code)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = (tmp_path / "page.html").read_text()
+    assert "data:image/png" in page and "No pictures" not in page and "Dry run" not in page
+
+
 @pytest.mark.parametrize("library", ["av", "PIL"])
 def test_the_test_fails_where_a_library_is_needed(library):
     assert run_without((library,), "import avfmae.data.decode").returncode != 0

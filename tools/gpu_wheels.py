@@ -37,14 +37,14 @@ def download(folder: Path, python: str) -> list[Path]:
 
 
 def modules(folder: Path, torch: Path | None, archs: str, scratch: Path) -> list[Path]:
-    """The compiled modules that do not depend on Python's version, built against a torch with CUDA. Returns their copies."""
+    """The CUDA module, built against a torch with CUDA, and the CPU's as the source tree has them. Returns their copies."""
     scratch.mkdir(parents=True, exist_ok=True)
     log = scratch / "log.txt"
     torch = torch or install("2.11.0", scratch, False, log)
     version_of(torch)  # refuses one without CUDA
-    built = build(torch, scratch, archs, log).parent
+    built = [build(torch, scratch, archs, log), *sorted((ROOT / "avfmae_kernels").glob("_cpu_*.abi3.so"))]
     (folder / "avfmae_kernels").mkdir()
-    return [Path(shutil.copy2(file, folder / "avfmae_kernels")) for file in (*sorted(built.glob("*.abi3.so")), built / "_build.json")]
+    return [Path(shutil.copy2(file, folder / "avfmae_kernels")) for file in built]
 
 
 def main() -> int:

@@ -23,7 +23,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from avfmae.data import faces
-from avfmae.data.config import PrepareConfig
 from avfmae.data.dataset import frame_range, read_sound
 from avfmae.data.decode import frame_files, frames_between, probe
 from avfmae.data.manifest import COLUMNS, FACE, MANIFESTS, Clip, read_manifest
@@ -32,6 +31,7 @@ from avfmae.data.shards import Sample, Shard, encode_sound, encode_video, write_
 from avfmae.data.workers import Desk, Lost, Workers
 from avfmae.extras import need
 from avfmae.files import atomic_write, digest
+from avfmae.options import PrepareConfig
 
 MEDIA = {".mp4", ".mkv", ".webm", ".flv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v", ".wmv", ".3gp", ".ts", ".ogv"}
 DRIFT = 0.04  # seconds by which sound and picture may begin or end apart before it is flagged

@@ -13,6 +13,7 @@ from avfmae_benchmarks.first.parts import PARTS, Failed, LeftOut, Part, Run
 
 PAGE_SECONDS = 40  # kept for the page at the end
 LEAST = 30  # seconds with which a part is begun
+DRY = 4  # times as long as on a GPU may a part take in a dry run
 LEFT_OUT = 3  # the exit code of a part that cannot be run here
 NAMES = {part.name: part for part in PARTS}
 
@@ -52,10 +53,10 @@ def main(given: list[str] | None = None) -> int:
         ended = state in (("done",) if asked else ENDED)
         if (args.parts and not asked and not part.every) or (ended and not part.every):
             continue
-        left = end - time.monotonic()
-        if left < min(LEAST, part.limit):
+        left, limit = end - time.monotonic(), part.limit * (DRY if args.device == "cpu" else 1)
+        if left < min(LEAST, limit):
             break
-        state = supervise(part, min(part.limit, left), journal, args)
+        state = supervise(part, limit, left, journal, args)
         if part.name == "doctor" and state != "done":
             print("nothing can be measured here")
             break
@@ -77,19 +78,19 @@ def environment(args: argparse.Namespace) -> dict[str, str]:
     return os.environ | {"AVFMAE_AUTOTUNE_FILE": str(args.out / "choices.json"), "PYTHONUNBUFFERED": "1", "COLUMNS": "160"} | dry
 
 
-def supervise(part: Part, seconds: float, journal: Journal, args: argparse.Namespace) -> str:
-    """Runs a part in a process of its own, for at most so long, and notes how it ended. Returns its state."""
+def supervise(part: Part, limit: float, left: float, journal: Journal, args: argparse.Namespace) -> str:
+    """Runs a part in a process of its own until its limit, or until no time is left, and notes how it ended. Returns its state."""
     print(f"{part.name:11} …", end=" ", flush=True)
     journal.add(part=part.name, state="begun")
     command = [sys.executable, "-m", "avfmae_benchmarks.first", "--out", str(args.out), "--device", args.device, "--work", part.name]
     log, begun = args.out / "log.txt", time.monotonic()
     with log.open("a") as file:
         print(f"\n=== {part.name}: {part.tells} ===", file=file)
-    code = process.run(command, seconds, log, environment(args))
+    code = process.run(command, min(limit, left), log, environment(args))
     took = round(time.monotonic() - begun, 1)
     event = journal.states()[part.name]
     if code is None:
-        state, says = ("over its limit", f"killed after {took:.0f} s") if seconds == part.limit else ("stopped", "the time of this command was up")
+        state, says = ("over its limit", f"killed after {took:.0f} s") if limit <= left else ("stopped", "the time of this command was up")
         journal.add(part=part.name, state=state, seconds=took, says=says)
     elif event["state"] == "begun":  # it died without a word
         journal.add(part=part.name, state="failed", seconds=took, says=f"ended with {code}; see log.txt")

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ import avfmae_kernels as K
 from avfmae_benchmarks.first.process import die_with_parent
 from avfmae_benchmarks.sides import OPTIM, Size, Stage, config, finetuning_loss, host_batch, our_model
 from avfmae_kernels import dispatch
-from avfmae_kernels.schemas import SCHEMAS, WITHOUT_TRITON
+from avfmae_kernels.schemas import WITHOUT_TRITON
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def of_step(stage: Stage, size: Size, precision: str, batch: int, device: torch.
 
 def of(work: Callable[[], None]) -> list[Request]:
     """What ``work()`` would compile if every op ran in Triton, where it has a kernel."""
-    for op in {name.removesuffix("_backward") for name in set(SCHEMAS) - WITHOUT_TRITON}:
-        importlib.import_module(f"avfmae_kernels.{op}.triton")  # which also registers it
+    for file in Path(K.__file__).parent.glob("*/triton.py"):
+        importlib.import_module(f"avfmae_kernels.{file.parent.name}.triton")  # which registers the op's kernel
     from avfmae_kernels.triton_tools import recorded
 
     automatic = dispatch.AUTOMATIC
