@@ -5,12 +5,13 @@ takes the keys block by block, with a running maximum and sum. Backward is one p
 shorter side are sums in registers and need no atomics.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.schemas import library
-from avfmae_kernels.triton_tools import dot, launch, store, tile_of
+from avfmae_kernels.triton_tools import dot, launch, registers, store, tile_of
 
 
 @triton.jit
@@ -167,9 +168,9 @@ def few_queries_backward_kernel(
     store(dq + packed, slope, mask)
 
 
-def configurations(few: int, many: int, D: int) -> list[dict]:
+def configurations(few: int, many: int, D: int, dtype: torch.dtype) -> list[dict]:
     """Blocks of the longer side and warps worth trying: none of them spills (``avfmae_kernels.aot``). The first is used untuned."""
-    wide = max(1, tile_of(D) // 64)
+    wide = registers(D, dtype)
     choices = (
         ((32, 4), (32, 2), (16, 2))
         if few <= 16
@@ -186,7 +187,7 @@ def _arguments(q: Tensor, kv: Tensor, heads: int) -> tuple[tuple, dict, list[dic
     D, few_keys = C // heads, Nk <= Nq
     numbers = (Nq, Nk, q.stride(0), q.stride(1), kv.stride(0), kv.stride(1), D**-0.5, C, heads)
     constants = {"D": D, "D_TILE": tile_of(D), ("KEYS" if few_keys else "QUERIES"): tile_of(min(Nq, Nk))}
-    return numbers, constants, configurations(min(Nq, Nk), max(Nq, Nk), D), few_keys
+    return numbers, constants, configurations(min(Nq, Nk), max(Nq, Nk), D, q.dtype), few_keys
 
 
 def cross_attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
