@@ -61,13 +61,13 @@ NAMES = {
 }
 
 
-def sources() -> dict[tuple, tuple]:
-    """Every distinct (kernel, signature, constants, options) of the recorded launches, with what compiles it."""
+def sources(arch: int) -> dict[tuple, tuple]:
+    """Every distinct (kernel, signature, constants, options) of the launches on such a chip, with what compiles it."""
     from avfmae_kernels.aot_launches import record_launches
     from avfmae_kernels.triton_tools import OPTIONS
 
     found = {}
-    for launch in record_launches():
+    for launch in record_launches(arch):
         for configuration in launch.configurations:
             values = dict(zip((p.name for p in launch.kernel.params), launch.args, strict=False)) | launch.constants
             values |= {k: v for k, v in configuration.items() if k not in OPTIONS}
@@ -193,11 +193,11 @@ def rows(archs: list[int], jobs: int, only_largest: bool = False) -> Iterator[Ro
         print("CUDA sources: not compiled, as there is no nvcc or no source tree", file=sys.stderr)
         cuda = []
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what every release so far does
-    triton = largest(sources()) if only_largest else sources()
+    triton = {arch: (largest(sources(arch)) if only_largest else sources(arch)).values() for arch in archs}
     with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(jobs) as pool:
         os.environ["TRITON_CACHE_DIR"] = cache  # of its own: what was compiled before would seem to take no time
         tasks = [pool.submit(compile_cuda, source, arch) for arch in archs for source in cuda]
-        tasks += [pool.submit(compile_triton, source, arch) for arch in archs for source in triton.values()]
+        tasks += [pool.submit(compile_triton, source, arch) for arch in archs for source in triton[arch]]
         for task in tasks:
             result = task.result()
             yield from result if isinstance(result, list) else [result]

@@ -1,7 +1,10 @@
 """Every Triton launch of the presets' pre-training and fine-tuning steps, noted down from tensors without memory."""
 
+from collections.abc import Callable
+
 import torch
 
+from avfmae_kernels import chip
 from avfmae_kernels.add_layer_norm import triton as add_layer_norm
 from avfmae_kernels.arguments import FLOATS, fits_a_tile
 from avfmae_kernels.assemble_tokens import triton as assemble_tokens
@@ -25,14 +28,14 @@ BATCH = 4  # no kernel is specialised by it
 WIDE, INDEX = torch.float32, torch.int64
 
 
-def record_launches() -> list[Launch]:
-    """The launches of every preset, in every dtype that the kernels compute in."""
+def record_launches(capability: int) -> list[Launch]:
+    """The launches of every preset, in every dtype that the kernels compute in, but for what dispatch keeps from such a chip."""
     encoders = [(*shape, ENCODER_SEQUENCES, ENCODER_PAIRS) for shape in ENCODERS]
     decoders = [(*shape, DECODER_SEQUENCES, DECODER_PAIRS) for shape in DECODERS]
     with recorded() as launches:
         for dtype in FLOATS:
             for width, heads, sequences, pairs in encoders + decoders:
-                _attention(dtype, width, heads, sequences, pairs)
+                _attention(capability, dtype, width, heads, sequences, pairs)
                 _rows(dtype, width)
             _clips(dtype)
     return launches
@@ -42,15 +45,19 @@ def _empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _attention(dtype: torch.dtype, C: int, heads: int, sequences: tuple, pairs: tuple) -> None:
+def _attention(capability: int, dtype: torch.dtype, C: int, heads: int, sequences: tuple, pairs: tuple) -> None:
+    def on_chip(op: Callable, *args) -> None:
+        if chip.why_not(op.__name__, "triton", capability, args) is None:
+            op(*args)
+
     for S in (S for S in sequences if fits_a_tile(S, C // heads)):
         qkv, grad = _empty(BATCH, S, 3 * C, dtype=dtype), _empty(BATCH, S, C, dtype=dtype)
-        region_attention.region_attention(qkv, heads)
-        region_attention.region_attention_backward(grad, qkv, heads, True)
+        on_chip(region_attention.region_attention, qkv, heads)
+        on_chip(region_attention.region_attention_backward, grad, qkv, heads, True)
     for Nq, Nk in (pair for pair in pairs if fits_a_tile(min(pair), C // heads)):
         q, kv = _empty(BATCH, Nq, C, dtype=dtype), _empty(BATCH, Nk, 2 * C, dtype=dtype)
-        cross_attention.cross_attention(q, kv, heads)
-        cross_attention.cross_attention_backward(q, q, kv, heads, True)
+        on_chip(cross_attention.cross_attention, q, kv, heads)
+        on_chip(cross_attention.cross_attention_backward, q, q, kv, heads, True)
 
 
 def _rows(dtype: torch.dtype, C: int) -> None:

@@ -3,6 +3,7 @@
 Nothing here needs a GPU. ``pretended(86)`` answers as an RTX 3090 would, for tests and for planning.
 """
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 OLDEST = 80  # bfloat16 on the tensor cores, and asynchronous copies
 # KiB of shared memory that one block may ask for, by compute capability (CUDA C++ programming guide)
-SHARED_KIB = {75: 64, 80: 163, 86: 99, 87: 163, 88: 99, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
+SHARED_KIB = {80: 163, 86: 99, 87: 163, 88: 99, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 LEAST_KIB = 99  # of every chip from sm_80 on: what is assumed of one that is not in the table
 
 _pretended: int | None = None
@@ -35,9 +36,14 @@ def pretended(capability: int) -> Iterator[None]:
 
 @torch.compiler.assume_constant_result
 def compute_capability(index: int | None) -> int:
-    """Of a CUDA device (None: the current one), as one number: 90 for 9.0. torch keeps the answer."""
-    if _pretended is not None:
-        return _pretended
+    """Of a CUDA device (None: the current one), as one number: 90 for 9.0."""
+    return _pretended or _asked(index)
+
+
+@functools.cache
+def _asked(index: int | None) -> int:
+    if not torch.cuda.is_available():  # tensors without memory, which are traced as for the oldest
+        return OLDEST
     major, minor = torch.cuda.get_device_capability(index)
     return 10 * major + minor
 
@@ -53,8 +59,12 @@ def why_not(op: str, implementation: str, capability: int, args: tuple = ()) -> 
         return None
     if capability < OLDEST:
         return f"needs compute capability {OLDEST / 10} or later, and this GPU has {capability / 10}"
+    if not args:
+        return None
+    if implementation == "triton" and op in SHORTER_SIDE and _spills(*SHORTER_SIDE[op](*args)):
+        return "float32 gradients of this shape do not fit the registers"
     needs = SHARED_MEMORY.get((op, implementation))
-    if needs is None or not args:
+    if needs is None:
         return None
     needed, limit = needs(*args), shared_memory(capability)
     if needed <= limit:
@@ -91,4 +101,25 @@ SHARED_MEMORY: dict[tuple[str, str], Callable[..., int]] = {
     ("region_attention_backward", "cuda"): _cuda_region_attention_backward,
     ("masked_patch_loss", "cuda"): _cuda_masked_patch_loss,
     ("masked_patch_loss_backward", "cuda"): _cuda_masked_patch_loss_backward,
+}
+
+
+def _spills(length: int, head_size: int, dtype: torch.dtype) -> bool:
+    """Whether a Triton backward would keep its registers in memory (``avfmae_kernels.aot`` tells): float32 numbers are held in two parts."""
+    tile, columns = (max(16, 1 << (n - 1).bit_length()) for n in (length, head_size))
+    return dtype == torch.float32 and tile * columns > 32 * 64
+
+
+def _side_of_region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, again: bool) -> tuple[int, int, torch.dtype]:
+    return qkv.shape[1], qkv.shape[2] // 3 // heads, qkv.dtype
+
+
+def _side_of_cross_attention_backward(grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool) -> tuple[int, int, torch.dtype]:
+    return min(q.shape[1], kv.shape[1]), q.shape[2] // heads, q.dtype
+
+
+# Rows that stay in registers while the others stream by, the head's size, and the dtype
+SHORTER_SIDE: dict[str, Callable[..., tuple[int, int, torch.dtype]]] = {
+    "region_attention_backward": _side_of_region_attention_backward,
+    "cross_attention_backward": _side_of_cross_attention_backward,
 }

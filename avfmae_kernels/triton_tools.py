@@ -57,6 +57,14 @@ def dot(a, b):
 
 
 @triton.jit
+def bound(n):
+    """n as the bound of a loop. Triton 3.6's interpreter makes an array of it, which NumPy 2.4 no longer takes for an integer."""
+    if INTERPRETED:
+        return n.handle.data.item()
+    return n
+
+
+@triton.jit
 def rounded(x, pointer):
     """float32 numbers in the pointer's dtype, rounded to nearest even."""
     if INTERPRETED and pointer.dtype.scalar.element_ty == tl.bfloat16:  # which would cut the bits off

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.schemas import library
-from avfmae_kernels.triton_tools import dot, launch, registers, store, tile_of
+from avfmae_kernels.triton_tools import bound, dot, launch, registers, store, tile_of
 
 
 @triton.jit
@@ -72,7 +72,7 @@ def few_keys_backward_kernel(
     k, v = _keys_and_values(kv + kv_first, j, kv_row, d, key, C)
     dk = tl.zeros((KEYS, D_TILE), tl.float32)
     dv = tl.zeros((KEYS, D_TILE), tl.float32)
-    for start in range(0, Nq, BLOCK):
+    for start in range(0, bound(Nq), BLOCK):
         i = start + tl.arange(0, BLOCK)
         mask = (i < Nq)[:, None] & wide
         packed = out_first + i[:, None] * C + d[None, :]
@@ -100,7 +100,7 @@ def _running_softmax(
     top = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     answer = tl.zeros((QUERIES, D_TILE), tl.float32)
-    for start in range(0, Nk, BLOCK):
+    for start in range(0, bound(Nk), BLOCK):
         j = start + tl.arange(0, BLOCK)
         key = (j < Nk)[:, None] & wide
         k, v = _keys_and_values(kv + kv_first, j, kv_row, d, key, C)
@@ -153,7 +153,7 @@ def few_queries_backward_kernel(
         store(out + packed, answer, mask)
     mean = tl.sum(answer * g.to(tl.float32), 1)  # Σ_j p_j·dp_j, as answer = Σ_j p_j·v_j
     slope = tl.zeros((QUERIES, D_TILE), tl.float32)
-    for start in range(0, Nk, BLOCK):
+    for start in range(0, bound(Nk), BLOCK):
         j = start + tl.arange(0, BLOCK)
         key = (j < Nk)[:, None] & wide
         k, v = _keys_and_values(kv + kv_first, j, kv_row, d, key, C)
@@ -170,7 +170,7 @@ def few_queries_backward_kernel(
 
 def configurations(few: int, many: int, D: int, dtype: torch.dtype) -> list[dict]:
     """Blocks of the longer side and warps worth trying: none of them spills (``avfmae_kernels.aot``). The first is used untuned."""
-    wide = registers(D, dtype)
+    wide, most = registers(D, dtype), 8 if dtype == torch.float32 else 16
     choices = (
         ((32, 4), (32, 2), (16, 2))
         if few <= 16
@@ -178,7 +178,7 @@ def configurations(few: int, many: int, D: int, dtype: torch.dtype) -> list[dict
         if few * wide <= 32
         else ((16, 8 if few > 32 else 4),)
     )
-    kept = [{"BLOCK": block, "num_warps": min(16, warps * wide)} for block, warps in choices if block <= tile_of(many)]
+    kept = [{"BLOCK": block, "num_warps": min(most, warps * wide)} for block, warps in choices if block <= tile_of(many)]
     return kept or [{"BLOCK": 16, "num_warps": 2 * wide}]
 
 

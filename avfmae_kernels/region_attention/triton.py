@@ -85,9 +85,11 @@ LONGEST = 64  # rows that a tile of whole sequences takes; longer ones are atten
 def configurations(S: int, D: int, dtype: torch.dtype) -> list[dict]:
     """Tiles and warps worth trying for sequences of S rows: none of them spills (``avfmae_kernels.aot``). The first is used untuned."""
     least, wide = tile_of(S), registers(D, dtype)
+    largest = max(least, 64 // wide)
     return [
         {"PACK": tile // S, "TILE": tile, "num_warps": warps * wide}
         for tile in (least, 2 * least)
+        if tile <= largest
         for warps in {16: (1, 2), 32: (2, 4), 64: (4,)}.get(tile, ())
     ]
 
