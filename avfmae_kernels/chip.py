@@ -10,9 +10,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from avfmae_kernels.arguments import fits_a_tile
+
 OLDEST = 80  # bfloat16 on the tensor cores, and asynchronous copies
 # KiB of shared memory that one block may ask for, by compute capability (CUDA C++ programming guide)
 SHARED_KIB = {80: 163, 86: 99, 87: 163, 88: 99, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
+SMALLEST = 16  # rows and columns of a product on the tensor cores
 LEAST_KIB = 99  # of every chip from sm_80 on: what is assumed of one that is not in the table
 
 _pretended: int | None = None
@@ -61,8 +64,8 @@ def why_not(op: str, implementation: str, capability: int, args: tuple = ()) -> 
         return f"needs compute capability {OLDEST / 10} or later, and this GPU has {capability / 10}"
     if not args:
         return None
-    if implementation == "triton" and op in SHORTER_SIDE and _spills(*SHORTER_SIDE[op](*args)):
-        return "float32 gradients of this shape do not fit the registers"
+    if implementation == "triton" and op in ROWS_HELD and not _fits_registers(op, *ROWS_HELD[op](*args)):
+        return "its tiles do not fit the registers at this shape and dtype"
     needs = SHARED_MEMORY.get((op, implementation))
     if needs is None:
         return None
@@ -104,22 +107,28 @@ SHARED_MEMORY: dict[tuple[str, str], Callable[..., int]] = {
 }
 
 
-def _spills(length: int, head_size: int, dtype: torch.dtype) -> bool:
-    """Whether a Triton backward would keep its registers in memory (``avfmae_kernels.aot`` tells): float32 numbers are held in two parts."""
-    tile, columns = (max(16, 1 << (n - 1).bit_length()) for n in (length, head_size))
-    return dtype == torch.float32 and tile * columns > 32 * 64
+def _fits_registers(op: str, rows: int, head_size: int, dtype: torch.dtype) -> bool:
+    """Whether Triton holds this many rows of a head without spilling (``avfmae_kernels.aot`` tells).
+
+    Products of float32 numbers take them in two parts, and a backward has four such tiles.
+    """
+    if dtype == torch.float32 and op.endswith("_backward"):
+        return fits_a_tile(4 * max(rows, SMALLEST), max(head_size, SMALLEST))
+    return fits_a_tile(rows, head_size)
 
 
-def _side_of_region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, again: bool) -> tuple[int, int, torch.dtype]:
+def _rows_of_region_attention(qkv: Tensor, heads: int) -> tuple[int, int, torch.dtype]:
     return qkv.shape[1], qkv.shape[2] // 3 // heads, qkv.dtype
 
 
-def _side_of_cross_attention_backward(grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool) -> tuple[int, int, torch.dtype]:
+def _rows_of_cross_attention(q: Tensor, kv: Tensor, heads: int) -> tuple[int, int, torch.dtype]:
     return min(q.shape[1], kv.shape[1]), q.shape[2] // heads, q.dtype
 
 
-# Rows that stay in registers while the others stream by, the head's size, and the dtype
-SHORTER_SIDE: dict[str, Callable[..., tuple[int, int, torch.dtype]]] = {
-    "region_attention_backward": _side_of_region_attention_backward,
-    "cross_attention_backward": _side_of_cross_attention_backward,
+# Of attention in Triton: the rows that stay in registers while the others stream by, the head's size, and the dtype
+ROWS_HELD: dict[str, Callable[..., tuple[int, int, torch.dtype]]] = {
+    "region_attention": _rows_of_region_attention,
+    "region_attention_backward": lambda grad, qkv, heads, again: _rows_of_region_attention(qkv, heads),
+    "cross_attention": _rows_of_cross_attention,
+    "cross_attention_backward": lambda grad, q, kv, heads, again: _rows_of_cross_attention(q, kv, heads),
 }

@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 NEEDED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "avfmae_kernels")  # of the source tree, for a build
-LEFT_OUT = ("cpu", "*.so", "__pycache__", "_build.json")  # the CPU's kernels take minutes, and every other test builds them
+LEFT_OUT = ("*.so", "__pycache__", "_build.json")
 
 
 class Failed(Exception):
@@ -58,14 +58,15 @@ def version_of(torch: Path) -> str:
     return re.search(r"^__version__ *= *['\"](.+?)['\"]", text, re.MULTILINE)[1]
 
 
-def build(torch: Path, folder: Path, archs: str, log: Path) -> Path:
-    """The compiled CUDA module, built from a copy of the sources."""
+def build(torch: Path, folder: Path, archs: str, log: Path, cuda_only: bool = False) -> Path:
+    """The compiled CUDA module, built from a copy of the sources; the CPU's lie beside it, with ``cuda_only`` without kernels."""
     source = folder / "source"
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)
+    left_out = (*LEFT_OUT, "cpu") if cuda_only else LEFT_OUT
     for name in NEEDED:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns(*left_out))
         else:
             shutil.copy(ROOT / name, source / name)
     command = ["-C", source, sys.executable, "setup.py", "build_ext", "--inplace", "--build-temp", folder / "temp"]
@@ -121,7 +122,7 @@ def check(version: str, args: argparse.Namespace) -> str:
     log.unlink(missing_ok=True)
     torch = install(version, folder, args.load, log)
     found, began = version_of(torch), time.monotonic()
-    module = build(torch, folder, args.archs, log)
+    module = build(torch, folder, args.archs, log, args.cuda_only)
     seconds, ops = time.monotonic() - began, registered_ops(folder / "source")
     asked = check_symbols(module, torch)
     check_ops(module, ops)
@@ -137,6 +138,7 @@ def main() -> int:
     parser.add_argument("--torch", nargs="+", default=["2.11.0", "newest"], metavar="VERSION", help="versions, or newest")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "cuda-check", help="where all of it goes")
     parser.add_argument("--archs", default="80;90;100+PTX;120+PTX", help="as AVFMAE_CUDA_ARCHS")
+    parser.add_argument("--cuda-only", action="store_true", help="leave out the CPU's kernels, which take minutes")
     parser.add_argument("--load", action="store_true", help="install torch's dependencies and import the module")
     args = parser.parse_args()
     for tool in ("nvcc", "nm"):

@@ -40,14 +40,31 @@ def test_chips_without_bfloat16_get_the_reference(with_all):
     assert "compute capability 8.0 or later, and this GPU has 7.5" in chip.why_not("region_attention", "triton", 75)
 
 
-def test_float32_gradients_of_long_sequences_are_plain_pytorchs(with_all):
-    """On the tensor cores they need more registers and shared memory than any chip has; in plain CUDA they fit the larger chips."""
+def test_float32_gradients_of_long_sequences_are_not_tritons(with_all):
+    """They need more registers than any chip has."""
     qkv, grad = (torch.empty(4, 101, n * 512, device="meta") for n in (3, 1))
     with chip.pretended(90):
         assert dispatch.choose("region_attention", GPU, (qkv, 8)) == "cuda"
+        assert dispatch.choose("region_attention_backward", GPU, (grad, qkv, 8, True)) == "cuda"
+    with chip.pretended(86):
+        assert dispatch.choose("region_attention_backward", GPU, (grad, qkv, 8, True)) == "cuda"  # 80 KiB of logits
     assert "do not fit the registers" in chip.why_not("region_attention_backward", "triton", 90, (grad, qkv, 8, True))
+    assert chip.why_not("region_attention_backward", "triton", 90, (grad.bfloat16(), qkv.bfloat16(), 8, True)) is None
     short = torch.empty(4, 32, 3 * 512, device="meta")
     assert chip.why_not("region_attention_backward", "triton", 86, (grad[:, :32], short, 8, True)) is None
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "D", "dtype", "op", "runs"),
+    [(480, 80, 64, torch.bfloat16, "cross_attention_backward", True), (480, 80, 64, torch.float32, "cross_attention_backward", False),
+     (480, 80, 64, torch.float32, "cross_attention", True), (88, 24, 80, torch.float32, "cross_attention_backward", False),
+     (88, 24, 64, torch.float32, "cross_attention_backward", True), (8, 800, 8, torch.float32, "cross_attention_backward", True),
+     (128, 128, 128, torch.bfloat16, "cross_attention", False)],
+)  # fmt: skip
+def test_tiles_that_do_not_fit_the_registers_are_not_tritons(queries, keys, D, dtype, op, runs):
+    q, kv = torch.empty(2, queries, 4 * D, dtype=dtype, device="meta"), torch.empty(2, keys, 8 * D, dtype=dtype, device="meta")
+    args = (q, q, kv, 4, True) if op.endswith("_backward") else (q, kv, 4)
+    assert (chip.why_not(op, "triton", 90, args) is None) == runs
 
 
 def test_an_implementation_asked_for_by_name_says_why_it_cannot_run(monkeypatch):
