@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-isa test-oldest lint bench wheel gpu-first gpu-wheels clean
+.PHONY: demo test test-isa test-oldest lint bench wheel gpu-first gpu-wheels cuda-build-check triton-check clean
 
 .venv/.installed: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -47,6 +47,14 @@ gpu-first: .venv/.installed
 
 gpu-wheels: .venv/.installed
 	$(BIN)/python tools/gpu_wheels.py
+
+# The CUDA kernels against the oldest torch that is supported and the newest, each in a folder of its own under build/ (some gigabytes).
+cuda-build-check: .venv/.installed
+	$(BIN)/python tools/cuda_build_check.py
+
+# The Triton kernels in the interpreter and through the compiler, with the oldest Triton that is supported and the newest.
+triton-check: .venv/.installed
+	$(BIN)/python tools/triton_check.py
 
 clean:
 	rm -rf build .venv/.installed .venv-oldest avfmae_kernels/*.so *.egg-info

@@ -1,12 +1,14 @@
 """Compiles every kernel for chosen GPUs, on a machine that need not have one.
 
-``python -m avfmae_kernels.aot --arch 80 90 100`` compiles each Triton kernel at every shape and configuration that the presets
-use, and each CUDA source, and prints what they take of a multiprocessor. It fails on a spill, a stack frame, or more shared
-memory than the chip has: what would be slow or would not launch is found before a GPU is.
+``python -m avfmae_kernels.aot --arch 80 86 89 90 100 120`` compiles each Triton kernel at every dtype, shape and configuration that
+the presets use (:mod:`avfmae_kernels.aot_launches`), and each CUDA source, and prints what they take of a multiprocessor and how long
+they took to compile. It fails on a spill, a stack frame, more shared memory than the chip has, or a compilation of more than
+20 seconds: what would be slow, would not launch, or would keep the first step waiting is found before a GPU is.
 """
 
 import argparse
 import importlib
+import math
 import os
 import re
 import shutil
@@ -21,22 +23,14 @@ from pathlib import Path
 
 import torch
 
-# KiB of shared memory that a block may ask for, by compute capability (CUDA C++ programming guide)
-SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-# The presets: width and heads, sequences that attend to themselves, queries and keys. The video decoder's 480 tokens to
-# themselves are scaled_dot_product_attention's.
-ENCODERS = ((512, 8), (640, 10), (768, 12))
-ENCODER_SEQUENCES = (2, 4, 8, 11, 17, 24, 80, 101)
-ENCODER_PAIRS = ((80, 8), (24, 8), (800, 8), (128, 8), (8, 80), (8, 24), (8, 800), (8, 128), (80, 24), (24, 80))
-DECODERS = ((384, 6), (512, 8), (640, 8))
-DECODER_SEQUENCES = (88,)
-DECODER_PAIRS = ((480, 80), (88, 24))
-BATCH = 4  # no kernel is specialised by it
+from avfmae_kernels.chip import shared_memory
+
+SLOW = 20  # seconds of processor time that a Triton kernel may take to compile
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a compiled kernel takes: registers a thread, bytes of stack a thread, bytes of shared memory a block."""
+    """What a compiled kernel takes: registers a thread, bytes of stack a thread, bytes of shared memory a block, seconds to compile."""
 
     kernel: str
     constants: str
@@ -44,80 +38,17 @@ class Row:
     registers: int
     stack: int
     shared: int
+    seconds: float
 
     @property
     def fault(self) -> str:
         if self.stack:
             return f"{self.stack} bytes of stack: registers spill"
-        if self.shared > SHARED_LIMIT.get(self.arch, 99) * 1024:
-            return f"more than the {SHARED_LIMIT.get(self.arch, 99)} KiB of shared memory that sm_{self.arch} has"
+        if self.shared > shared_memory(self.arch):
+            return f"more than the {shared_memory(self.arch) // 1024} KiB of shared memory that sm_{self.arch} has"
+        if self.seconds > SLOW and ".cu:" not in self.kernel:
+            return f"{self.seconds:.0f} s to compile, more than {SLOW}"
         return ""
-
-
-def record_launches() -> list:
-    """All launches of the presets' pre-training and fine-tuning steps, noted down from tensors without memory."""
-    from avfmae_kernels.add_layer_norm import triton as add_layer_norm
-    from avfmae_kernels.arguments import fits_a_tile
-    from avfmae_kernels.assemble_tokens import triton as assemble_tokens
-    from avfmae_kernels.cross_attention import triton as cross_attention
-    from avfmae_kernels.gated_sum import triton as gated_sum
-    from avfmae_kernels.gather_patches import triton as gather_patches
-    from avfmae_kernels.gelu_backward import triton as gelu_backward
-    from avfmae_kernels.masked_patch_loss import triton as masked_patch_loss
-    from avfmae_kernels.region_attention import triton as region_attention
-    from avfmae_kernels.triton_tools import recorded
-
-    def empty(*shape, dtype=torch.bfloat16):
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    wide, whole = torch.float32, torch.int64
-    with recorded() as launches:
-        encoders = [(*shape, ENCODER_SEQUENCES, ENCODER_PAIRS) for shape in ENCODERS]
-        decoders = [(*shape, DECODER_SEQUENCES, DECODER_PAIRS) for shape in DECODERS]
-        for C, heads, sequences, pairs in encoders + decoders:
-            for S in (S for S in sequences if fits_a_tile(S, C // heads)):
-                region_attention.region_attention(empty(BATCH, S, 3 * C), heads)
-                region_attention.region_attention_backward(empty(BATCH, S, C), empty(BATCH, S, 3 * C), heads, True)
-            for Nq, Nk in (pair for pair in pairs if fits_a_tile(min(pair), C // heads)):
-                q, kv = empty(BATCH, Nq, C), empty(BATCH, Nk, 2 * C)
-                cross_attention.cross_attention(q, kv, heads)
-                cross_attention.cross_attention_backward(q, q, kv, heads, True)
-            for stream in (torch.bfloat16, wide):
-                x, branch, w, stats = (
-                    empty(BATCH, 8, C, dtype=stream),
-                    empty(BATCH, 8, C),
-                    empty(C, dtype=stream),
-                    empty(32, 2, dtype=wide),
-                )
-                add_layer_norm.add_layer_norm(x, branch, w, w, 1e-6, x, branch, stats)
-                add_layer_norm.add_layer_norm(x, None, w, w, 1e-6, None, branch, stats)
-                for slope in (None, branch):
-                    parts = empty(2, 2, C, dtype=wide)
-                    add_layer_norm.add_layer_norm_backward(x, branch, x, stats, w, w, x, slope, branch, parts)
-                gated_sum.gated_sum(empty(32, C), empty(32, C, dtype=stream), empty(32, C), empty(32, C, dtype=stream))
-                gated_sum.gated_sum_backward(
-                    *(empty(32, C, dtype=d) for d in (stream, torch.bfloat16, stream, torch.bfloat16, stream))
-                )
-            gelu_backward.gelu_backward(empty(BATCH, 4 * C), empty(BATCH, 4 * C))
-            index, table = empty(BATCH, 80, dtype=whole), empty(800, C, dtype=wide)
-            assemble_tokens.assemble_tokens(
-                empty(BATCH, 80, C), empty(C, dtype=wide), table, index, empty(BATCH, 400, dtype=whole), wide
-            )
-            assemble_tokens.assemble_tokens(empty(BATCH, 80, C), None, table, index, None, wide)
-        clip, index = empty(BATCH, 16, 160, 160, 3, dtype=torch.uint8), empty(BATCH, 400, dtype=whole)
-        stored = empty(BATCH, 16, 176, 176, 3, dtype=torch.uint8)  # of a prepared set, seen through boxes
-        whole_clip, cropped = (None, None), (empty(BATCH, 4, dtype=wide), [160, 160])
-        for frames, boxes in ((clip, whole_clip), (stored, cropped)):
-            gather_patches.gather_patches(frames, index, [2, 16, 16], [0.5] * 3, [0.2] * 3, torch.bfloat16, *boxes)
-        sound, few = empty(BATCH, 1, 256, 128, dtype=wide), empty(BATCH, 64, dtype=whole)
-        video, audio = (index, [2, 16, 16], 1536), (few, [16, 16], 256)
-        for source, (tokens, patch, numbers), boxes in ((clip, video, whole_clip), (stored, video, cropped), (sound, audio, whole_clip)):
-            pred, scored = empty(*tokens.shape, numbers), empty(*tokens.shape, dtype=torch.bool)
-            masked_patch_loss.masked_patch_loss(pred, source, tokens, scored, patch, *boxes)
-            masked_patch_loss.masked_patch_loss_backward(
-                empty(*tokens.shape, dtype=wide), pred, source, tokens, scored, patch, *boxes
-            )
-    return launches
 
 
 NAMES = {
@@ -130,12 +61,13 @@ NAMES = {
 }
 
 
-def sources() -> dict[tuple, tuple]:
-    """Every distinct (kernel, signature, constants, options) of the recorded launches, with what compiles it."""
+def sources(arch: int) -> dict[tuple, tuple]:
+    """Every distinct (kernel, signature, constants, options) of the launches on such a chip, with what compiles it."""
+    from avfmae_kernels.aot_launches import record_launches
     from avfmae_kernels.triton_tools import OPTIONS
 
     found = {}
-    for launch in record_launches():
+    for launch in record_launches(arch):
         for configuration in launch.configurations:
             values = dict(zip((p.name for p in launch.kernel.params), launch.args, strict=False)) | launch.constants
             values |= {k: v for k, v in configuration.items() if k not in OPTIONS}
@@ -170,6 +102,21 @@ def sources() -> dict[tuple, tuple]:
     return found
 
 
+def largest(found: dict[tuple, tuple]) -> dict[tuple, tuple]:
+    """Of each kernel and its dtypes the source with the largest tiles for the fewest warps: the first to spill or to need too much."""
+
+    def size(source: tuple) -> float:
+        _, _, _, constants, _, options = source
+        return math.prod(v for v in constants.values() if type(v) is int and v > 1) / options["num_warps"]
+
+    chosen = {}
+    for key, source in found.items():
+        dtypes = source[1], *(kind for kind in source[2].values() if kind.startswith("*"))
+        if dtypes not in chosen or size(source) > size(found[chosen[dtypes]]):
+            chosen[dtypes] = key
+    return {key: found[key] for key in chosen.values()}
+
+
 def tool(name: str) -> str | None:
     """Path of a CUDA binary tool: the toolkit's, or the one that Triton brings along."""
     import triton
@@ -187,6 +134,12 @@ def resources(cubin: Path) -> list[tuple[str, int, int, int]]:
     ]
 
 
+def processor_time() -> float:
+    """Seconds of this process and of those that it has waited for (ptxas); other work on the machine does not count."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def compile_triton(source: tuple, arch: int) -> Row:
     import triton
     from triton.backends.compiler import GPUTarget
@@ -195,7 +148,9 @@ def compile_triton(source: tuple, arch: int) -> Row:
     module, name, signature, constants, divisible, options = source
     kernel = getattr(importlib.import_module(module), name)
     ast = ASTSource(kernel, signature, constexprs=constants, attrs=divisible)
+    began = processor_time()
     compiled = triton.compile(ast, target=GPUTarget("cuda", arch, 32), options=options)
+    seconds = processor_time() - began
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -203,7 +158,7 @@ def compile_triton(source: tuple, arch: int) -> Row:
     words = [f"{k}={v}" for k, v in (constants | options).items()] + sorted(
         {s for s in signature.values() if s.startswith("*")}
     )
-    return Row(name, " ".join(words), arch, registers, stack, max(static, compiled.metadata.shared))
+    return Row(name, " ".join(words), arch, registers, stack, max(static, compiled.metadata.shared), seconds)
 
 
 def compile_cuda(source: Path, arch: int) -> list[Row]:
@@ -213,7 +168,9 @@ def compile_cuda(source: Path, arch: int) -> list[Row]:
         cubin = Path(folder) / "kernels.cubin"
         command = ["nvcc", "-cubin", source, "-o", cubin, f"-I{source.parents[1]}", f"-I{include}", "-O3", "-std=c++20", "-DUSE_CUDA",
                    "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY", f"-arch=sm_{arch}"]  # fmt: skip
+        began = processor_time()
         done = subprocess.run(command, capture_output=True, text=True)
+        seconds = processor_time() - began
         if done.returncode:
             raise RuntimeError(f"{source.name} for sm_{arch}:\n{done.stderr[-3000:]}")
         found = resources(cubin)
@@ -225,20 +182,22 @@ def compile_cuda(source: Path, arch: int) -> list[Row]:
     for name, (_, registers, stack, shared) in zip(names, found, strict=True):
         match = re.search(r"(\w+)<(.*?)>\(", name)
         kernel, types = match.groups() if match else (name, "")
-        rows.append(Row(f"{source.name}: {kernel}", types, arch, registers, stack, shared))
+        rows.append(Row(f"{source.name}: {kernel}", types, arch, registers, stack, shared, seconds))
     return rows
 
 
-def rows(archs: list[int], jobs: int) -> Iterator[Row]:
-    """Compiles everything; rows come as they are done."""
+def rows(archs: list[int], jobs: int, only_largest: bool = False) -> Iterator[Row]:
+    """Compiles everything, or of each Triton kernel and its dtypes the largest tiles; rows come as they are done."""
     cuda = sorted((Path(__file__).parents[1] / "csrc" / "cuda").glob("*.cu"))
     if shutil.which("nvcc") is None or not cuda:
         print("CUDA sources: not compiled, as there is no nvcc or no source tree", file=sys.stderr)
         cuda = []
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # what every release so far does
-    with ProcessPoolExecutor(jobs) as pool:
+    triton = {arch: (largest(sources(arch)) if only_largest else sources(arch)).values() for arch in archs}
+    with tempfile.TemporaryDirectory() as cache, ProcessPoolExecutor(jobs) as pool:
+        os.environ["TRITON_CACHE_DIR"] = cache  # of its own: what was compiled before would seem to take no time
         tasks = [pool.submit(compile_cuda, source, arch) for arch in archs for source in cuda]
-        tasks += [pool.submit(compile_triton, source, arch) for arch in archs for source in sources().values()]
+        tasks += [pool.submit(compile_triton, source, arch) for arch in archs for source in triton[arch]]
         for task in tasks:
             result = task.result()
             yield from result if isinstance(result, list) else [result]
@@ -246,38 +205,34 @@ def rows(archs: list[int], jobs: int) -> Iterator[Row]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--arch", type=int, nargs="+", default=[90], help="compute capabilities, such as 80 90 100")
+    parser.add_argument("--arch", type=int, nargs="+", default=[90], help="compute capabilities, such as 80 90 120")
+    parser.add_argument("--largest", action="store_true", help="of each Triton kernel and its dtypes only the largest tiles")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--quiet", action="store_true", help="only each kernel's largest figures")
     args = parser.parse_args()
     if tool("cuobjdump") is None:
         sys.exit("aot: cuobjdump was found neither in a CUDA toolkit nor in Triton; install either")
-    print(f"{'arch':>5} {'registers':>9} {'shared':>7} {'stack':>5}  kernel")
+    print(f"{'arch':>5} {'registers':>9} {'shared':>7} {'stack':>5} {'seconds':>7}  kernel")
     faults, done, worst = [], 0, {}
-    for row in rows(args.arch, args.jobs):
+    for row in rows(args.arch, args.jobs, args.largest):
         done += 1
-        key = (row.arch, row.kernel)
-        before = worst.get(key, row)
-        worst[key] = Row(
-            row.kernel,
-            "",
-            row.arch,
-            *(max(getattr(row, f), getattr(before, f)) for f in ("registers", "stack", "shared")),
-        )
+        worst.setdefault((row.arch, row.kernel), []).append(row)
         if not args.quiet:
-            print(
-                f"sm_{row.arch:<3} {row.registers:8} {row.shared:7} {row.stack:5}  {row.kernel} {row.constants}",
-                flush=True,
-            )
+            print(line(row), flush=True)
         if row.fault:
             faults.append(f"sm_{row.arch} {row.kernel} {row.constants}: {row.fault}")
     if args.quiet:
-        for row in worst.values():
-            print(f"sm_{row.arch:<3} {row.registers:8} {row.shared:7} {row.stack:5}  {row.kernel}")
+        for (arch, kernel), found in worst.items():
+            figures = (max(getattr(row, name) for row in found) for name in ("registers", "stack", "shared", "seconds"))
+            print(line(Row(kernel, "", arch, *figures)))
     print(f"{done} kernels compiled for {', '.join(f'sm_{a}' for a in args.arch)}; {len(faults)} at fault")
     for fault in faults:
         print(f"  {fault}")
     return 1 if faults or not done else 0
+
+
+def line(row: Row) -> str:
+    return f"sm_{row.arch:<3} {row.registers:8} {row.shared:7} {row.stack:5} {row.seconds:7.1f}  {row.kernel} {row.constants}".rstrip()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """What ops ask of their arguments, in words for the user; the same for every implementation."""
 
-import math
-
 import torch
 
 TILE = 128  # rows that one tile of the attention kernels holds on a GPU; a CPU takes any number
@@ -12,8 +10,8 @@ def fits_a_tile(length: int, head_size: int) -> bool:
 
     Attention with more of both sides is better left to ``scaled_dot_product_attention``.
     """
-    padded = (1 << (n - 1).bit_length() for n in (length, head_size))
-    return length <= TILE and math.prod(padded) <= TILE * 64
+    rows, columns = 1 << (length - 1).bit_length(), 1 << (head_size - 1).bit_length()
+    return length <= TILE and rows * columns <= TILE * 64
 
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)

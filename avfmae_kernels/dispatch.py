@@ -7,13 +7,19 @@ from contextlib import contextmanager
 
 import torch
 
-from avfmae_kernels import processor
+from avfmae_kernels import chip, processor
 from avfmae_kernels.compiled import MISSING
 from avfmae_kernels.schemas import SCHEMAS, WITHOUT_TRITON, library
 
-IMPLEMENTATIONS = ("cuda", "triton", "cpp", "reference")  # in the order that "auto" prefers them
+IMPLEMENTATIONS = ("triton", "cuda", "cpp", "reference")  # in the order that "auto" prefers them, but for CUDA_FIRST
 CHOICES = ("auto", *IMPLEMENTATIONS)
-
+# Triton is preferred where an op has both: its kernels know their shape when they are compiled, and are tuned on the chip that they
+# run on. None of it has been measured on a GPU; the exceptions are ops whose Triton kernel does more work by its design.
+CUDA_FIRST = {
+    "masked_patch_loss": "reads, or resamples, every pixel once; Triton twice for each channel",
+    "masked_patch_loss_backward": "as masked_patch_loss",
+    "gather_patches": "resamples a pixel's three channels together; Triton works out the filter's weights for each",
+}
 
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -87,19 +93,32 @@ def why_not(op: str, implementation: str, device: str) -> str | None:
     return None
 
 
-def _automatic(op: str, device: str) -> str:
-    """The first implementation that runs and is fast: Triton's interpreter is for proving kernels."""
-    return next(i for i in IMPLEMENTATIONS if (i, device) != ("triton", "cpu") and why_not(op, i, device) is None)
+def _automatic(op: str, device: str) -> tuple[str, ...]:
+    """The implementations that run and are fast, the best first; which of them a chip can run is asked at the call.
+
+    Triton's interpreter is for proving kernels.
+    """
+    order = sorted(IMPLEMENTATIONS, key=lambda i: i != "cuda") if op in CUDA_FIRST else IMPLEMENTATIONS
+    return tuple(i for i in order if (i, device) != ("triton", "cpu") and why_not(op, i, device) is None)
 
 
 AUTOMATIC = {(op, device): _automatic(op, device) for op in SCHEMAS for device in ("cpu", "cuda")}
 
 
-def choose(op: str, device: torch.device) -> str:
-    """The implementation that runs for ``op`` on ``device`` under the current choice."""
-    if _choice == "auto":
-        return AUTOMATIC.get((op, device.type), "reference")
-    if reason := why_not(op, _choice, device.type):
+def choose(op: str, device: torch.device, args: tuple = ()) -> str:
+    """The implementation that runs for ``op`` on ``device``, on a GPU for these arguments, under the current choice."""
+    if device.type != "cuda":
+        if _choice == "auto":
+            return AUTOMATIC.get((op, device.type), ("reference",))[0]
+        reason = why_not(op, _choice, device.type)
+    else:
+        capability = chip.compute_capability(device.index)
+        if _choice == "auto":
+            for implementation in AUTOMATIC[op, "cuda"]:
+                if chip.why_not(op, implementation, capability, args) is None:
+                    return implementation
+        reason = why_not(op, _choice, device.type) or chip.why_not(op, _choice, capability, args)
+    if reason:
         raise RuntimeError(f"{op}: implementation {_choice!r} was asked for, but {reason}")
     return _choice
 
@@ -112,7 +131,7 @@ def run_reference(reference: Callable, device: torch.device, *args):
 
 def call(op: str, reference: Callable, device: torch.device, *args) -> torch.Tensor:
     """Runs ``op`` on checked arguments with the implementation that :func:`choose` names."""
-    implementation = choose(op, device)
+    implementation = choose(op, device, args)
     if implementation == "reference":
         return run_reference(reference, device, *args)
     if implementation == "triton":
@@ -133,7 +152,10 @@ def explain() -> dict[str, dict[str, str]]:
     for op in (
         op for op in SCHEMAS if op.removesuffix("_backward") == op or op.removesuffix("_backward") not in SCHEMAS
     ):
-        chosen = choose(op, torch.device(device))
-        table[op] = {i: "runs" if i == chosen else why_not(op, i, device) or "can run" for i in IMPLEMENTATIONS}
+        chosen, reasons = choose(op, torch.device(device)), {i: why_not(op, i, device) for i in IMPLEMENTATIONS}
+        if device == "cuda":
+            capability = chip.compute_capability(None)
+            reasons = {i: reason or chip.why_not(op, i, capability) for i, reason in reasons.items()}
+        table[op] = {i: "runs" if i == chosen else reason or "can run" for i, reason in reasons.items()}
     table["sample_masks"] = {"cpp": MISSING["host"] or "runs", "reference": "runs" if MISSING["host"] else "can run"}
     return table

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 
@@ -27,12 +28,40 @@ def tile_of(n: int) -> int:
     return max(16, triton.next_power_of_2(n))
 
 
+def registers(head_size: int, dtype: torch.dtype) -> int:
+    """How many times the registers of heads of 64 in 16 bits a tile of rows takes, and so how many times the warps."""
+    return max(1, tile_of(head_size) // 64) * (2 if dtype == torch.float32 else 1)
+
+
+@triton.jit
+def _tf32(x):
+    """float32 rounded to the tensor cores' 11 bits."""
+    return ((x.to(tl.uint32, bitcast=True) + 0x1000) & 0xFFFFE000).to(tl.float32, bitcast=True)
+
+
 @triton.jit
 def dot(a, b):
-    """a b with sums in float32, on the tensor cores where b is of 16 bits (a is rounded to b's dtype); 16 rows and columns at least."""
-    if INTERPRETED:  # which would multiply the bit patterns of bfloat16 numbers
+    """a b on the tensor cores with sums in float32, at least 16 rows and columns; a is rounded to b's dtype.
+
+    float32 numbers are split in two of 11 bits each, which makes three products ("tf32x3") and an error of some 2^-22. Exact
+    products would be left to the ordinary cores, which unroll them into minutes of compilation.
+    """
+    if not INTERPRETED:
+        return tl.dot(a.to(b.dtype), b, input_precision="tf32x3")
+    if b.dtype != tl.float32:  # the interpreter would multiply the bit patterns of bfloat16 numbers
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a.to(b.dtype), b, input_precision="ieee")
+    a_high, b_high = _tf32(a), _tf32(b)  # what the tensor cores make of it
+    a_low, b_low = _tf32(a - a_high), _tf32(b - b_high)
+    low = tl.dot(a_low, b_high, input_precision="ieee") + tl.dot(a_high, b_low, input_precision="ieee")
+    return low + tl.dot(a_high, b_high, input_precision="ieee")
+
+
+@triton.jit
+def bound(n):
+    """n as the bound of a loop. Triton 3.6's interpreter makes an array of it, which NumPy 2.4 no longer takes for an integer."""
+    if INTERPRETED:
+        return n.handle.data.item()
+    return n
 
 
 @triton.jit

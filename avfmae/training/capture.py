@@ -5,6 +5,7 @@ GPU gets a thousand kernels in one launch, a CPU a list of ops without modules, 
 """
 
 import gc
+import sys
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import contextmanager
 
@@ -58,7 +59,7 @@ class Captured:
 
 
 class Graph(Captured):
-    """One CUDA graph, on memory of its own."""
+    """One CUDA graph, on memory of its own. A step that cannot be captured goes on eagerly, and says why."""
 
     def __init__(self, function: Step, device: torch.device, settings: Callable[[], Hashable] = lambda: None):
         super().__init__(function, settings)
@@ -73,17 +74,40 @@ class Graph(Captured):
             return self.function(batches)
 
     def capture(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        self.graph = torch.cuda.CUDAGraph()
         inputs = [batch.map(torch.clone) for batch in batches]
+        reason = self.try_to_capture(inputs)
+        if reason is not None:  # nothing has run: what is captured is only noted down
+            text = f"avfmae: the step is not captured as a CUDA graph and goes on eagerly, which is slower ({reason})"
+            print(text, file=sys.stderr, flush=True)
+            return self.eagerly(batches)
         self.inputs = [t for batch in inputs for t in batch.tensors()]
-        torch.cuda.synchronize()
-        # data workers' pinning threads may call CUDA meanwhile: only this thread's calls must be fit for capture
-        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
-            self.outputs = self.function(inputs)
         self.graph.replay()
         return self.outputs
 
+    def try_to_capture(self, inputs: Sequence[Batch]) -> str | None:
+        """Makes the graph. Returns None, or why there is none; random numbers, memory and the current stream are as before then."""
+        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        surrounding, generator = torch.cuda.current_stream(), torch.cuda.default_generators[self.stream.device.index]
+        drawn = generator.clone_state()
+        torch.cuda.synchronize()
+        try:
+            # data workers' pinning threads may call CUDA meanwhile: only this thread's calls must be fit for capture
+            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+                self.outputs = self.function(inputs)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        else:
+            self.graph = graph
+            return None
+        # a capture that CUDA has broken off is ended by nobody: torch leaves its stream, its pool and its generator as they were inside
+        torch.cuda.set_stream(surrounding)
+        generator.graphsafe_set_state(drawn)
+        give_back(pool, self.stream.device.index)
+        return reason
+
     def replay(self, tensors: list[Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
+        if self.graph is None:
+            return self.eagerly(batches)
         for own, given in zip(self.inputs, tensors, strict=True):
             own.copy_(given, non_blocking=True)
         self.graph.replay()
@@ -96,6 +120,15 @@ class Graph(Captured):
         with torch.cuda.stream(self.stream):
             yield
         torch.cuda.current_stream().wait_stream(self.stream)
+
+
+def give_back(pool: tuple[int, int], device: int) -> None:
+    """Ends a broken capture's claim to a memory pool, without which memory that several streams have used is never freed."""
+    try:
+        torch._C._cuda_endAllocateToPool(device, pool)
+    except RuntimeError:  # the capture was ended in order, and the graph gives its pool back
+        return
+    torch._C._cuda_releasePool(device, pool)
 
 
 class Replay(Captured):

@@ -62,7 +62,7 @@ def adamw(
     bfloat16 28 a weight, where torch's fused kernel and the two casts move 40. Where a scalar is a tensor it is read on its device.
 
     Args:
-        params: float32, contiguous. exp_avgs, exp_avg_sqs: float32, or int8 and bfloat16: compact.
+        params: float32, contiguous. exp_avgs, exp_avg_sqs: float32, or int8 and bfloat16: compact, on a CPU.
         steps: a float32 scalar each, the steps done; becomes one more.
         grads: float32, bfloat16 or float16; divided by ``divisor``, in effect (clipping).
         copies: empty, or a tensor a parameter in the dtype that the model computes in.
@@ -71,12 +71,14 @@ def adamw(
             they are then, and perhaps some around them.
 
     Raises:
-        ValueError: a list has another length than ``params``, or compact moments cannot be had with these betas.
+        ValueError: a list has another length than ``params``, or compact moments cannot be had with these betas or on this device.
     """
     if not params:
         return
     if exp_avgs and exp_avgs[0].dtype == torch.int8:
         bound(betas)
+        if params[0].device.type == "cuda":
+            raise ValueError("exp_avgs: got compact moments on a GPU, expected torch.float32 (use from_compact_moments)")
     lists = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps, "copies": copies}
     for name, tensors in lists.items():
         if len(tensors) != len(params) and (tensors or name != "copies"):

@@ -1,4 +1,5 @@
-"""adamw and gradient_norm by torch's own multi-tensor kernels, compact moments in plain PyTorch: oracle, fallback, and what runs on a GPU."""
+"""adamw and gradient_norm by torch's own multi-tensor kernels, compact moments in plain PyTorch: oracle, fallback, and
+what runs on a GPU, but for compact moments."""
 
 from collections.abc import Sequence
 from math import sqrt

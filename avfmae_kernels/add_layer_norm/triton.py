@@ -5,7 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.schemas import library
-from avfmae_kernels.triton_tools import launch, rounded, store
+from avfmae_kernels.triton_tools import bound, launch, rounded, store
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def add_layer_norm_backward_kernel(
     b = tl.load(bias + column, mask=mask, other=0).to(tl.float32)
     d_weight = tl.zeros((COLUMNS,), tl.float32)
     d_bias = tl.zeros((COLUMNS,), tl.float32)
-    for row in range(part, rows, P):
+    for row in range(bound(part), bound(rows), bound(P)):
         i, j = row // inner, row % inner
         d = tl.zeros((COLUMNS,), tl.float32)
         if GRAD_TOTAL:

@@ -5,12 +5,13 @@ takes the keys block by block, with a running maximum and sum. Backward is one p
 shorter side are sums in registers and need no atomics.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.schemas import library
-from avfmae_kernels.triton_tools import dot, launch, store, tile_of
+from avfmae_kernels.triton_tools import bound, dot, launch, registers, store, tile_of
 
 
 @triton.jit
@@ -71,7 +72,7 @@ def few_keys_backward_kernel(
     k, v = _keys_and_values(kv + kv_first, j, kv_row, d, key, C)
     dk = tl.zeros((KEYS, D_TILE), tl.float32)
     dv = tl.zeros((KEYS, D_TILE), tl.float32)
-    for start in range(0, Nq, BLOCK):
+    for start in range(0, bound(Nq), BLOCK):
         i = start + tl.arange(0, BLOCK)
         mask = (i < Nq)[:, None] & wide
         packed = out_first + i[:, None] * C + d[None, :]
@@ -99,7 +100,7 @@ def _running_softmax(
     top = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     answer = tl.zeros((QUERIES, D_TILE), tl.float32)
-    for start in range(0, Nk, BLOCK):
+    for start in range(0, bound(Nk), BLOCK):
         j = start + tl.arange(0, BLOCK)
         key = (j < Nk)[:, None] & wide
         k, v = _keys_and_values(kv + kv_first, j, kv_row, d, key, C)
@@ -152,7 +153,7 @@ def few_queries_backward_kernel(
         store(out + packed, answer, mask)
     mean = tl.sum(answer * g.to(tl.float32), 1)  # Σ_j p_j·dp_j, as answer = Σ_j p_j·v_j
     slope = tl.zeros((QUERIES, D_TILE), tl.float32)
-    for start in range(0, Nk, BLOCK):
+    for start in range(0, bound(Nk), BLOCK):
         j = start + tl.arange(0, BLOCK)
         key = (j < Nk)[:, None] & wide
         k, v = _keys_and_values(kv + kv_first, j, kv_row, d, key, C)
@@ -167,9 +168,9 @@ def few_queries_backward_kernel(
     store(dq + packed, slope, mask)
 
 
-def configurations(few: int, many: int, D: int) -> list[dict]:
+def configurations(few: int, many: int, D: int, dtype: torch.dtype) -> list[dict]:
     """Blocks of the longer side and warps worth trying: none of them spills (``avfmae_kernels.aot``). The first is used untuned."""
-    wide = max(1, tile_of(D) // 64)
+    wide, most = registers(D, dtype), 8 if dtype == torch.float32 else 16
     choices = (
         ((32, 4), (32, 2), (16, 2))
         if few <= 16
@@ -177,7 +178,7 @@ def configurations(few: int, many: int, D: int) -> list[dict]:
         if few * wide <= 32
         else ((16, 8 if few > 32 else 4),)
     )
-    kept = [{"BLOCK": block, "num_warps": min(16, warps * wide)} for block, warps in choices if block <= tile_of(many)]
+    kept = [{"BLOCK": block, "num_warps": min(most, warps * wide)} for block, warps in choices if block <= tile_of(many)]
     return kept or [{"BLOCK": 16, "num_warps": 2 * wide}]
 
 
@@ -186,7 +187,7 @@ def _arguments(q: Tensor, kv: Tensor, heads: int) -> tuple[tuple, dict, list[dic
     D, few_keys = C // heads, Nk <= Nq
     numbers = (Nq, Nk, q.stride(0), q.stride(1), kv.stride(0), kv.stride(1), D**-0.5, C, heads)
     constants = {"D": D, "D_TILE": tile_of(D), ("KEYS" if few_keys else "QUERIES"): tile_of(min(Nq, Nk))}
-    return numbers, constants, configurations(min(Nq, Nk), max(Nq, Nk), D), few_keys
+    return numbers, constants, configurations(min(Nq, Nk), max(Nq, Nk), D, q.dtype), few_keys
 
 
 def cross_attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:

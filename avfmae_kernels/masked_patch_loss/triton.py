@@ -29,8 +29,9 @@ def _target(source, base, frame, y, x0, box, H, W, stored_h, stored_w, TAPS_Y: t
     centred = tl.where(inside, x - mean, 0.0)
     variance = tl.sum(tl.sum(centred * centred, 1), 0) / (pixels - 1)
     inverse = 1.0 / (tl.sqrt(variance) + EPS)
-    if TAPS_Y:
-        before = cropped_pixel(source, box, frame + t - 1, row, column, CHANNEL, inside & (t > 0), H, W, stored_h, stored_w, TAPS_Y, TAPS_X)
+    if TAPS_Y:  # the frame before is among those that were resampled
+        of, other = tl.arange(0, T_BLOCK)[:, None, None], tl.arange(0, T_BLOCK)[None, :, None]
+        before = tl.sum(tl.where(other == of - 1, x[None, :, :], 0.0), 1)
     else:
         before = tl.load(source + base + (place - H * W) * C + CHANNEL, mask=inside & (t > 0), other=0).to(tl.float32)
     return tl.where(inside, (x - tl.where(t > 0, before, mean)) * inverse, 0.0)

@@ -3,13 +3,14 @@
 The logits of a tile that belong to two different sequences are set to -inf, so that one product serves all of them.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.cross_attention import triton as few_keys
 from avfmae_kernels.schemas import library
-from avfmae_kernels.triton_tools import dot, launch, store, tile_of
+from avfmae_kernels.triton_tools import dot, launch, registers, store, tile_of
 
 
 @triton.jit
@@ -81,12 +82,14 @@ def region_attention_backward_kernel(
 LONGEST = 64  # rows that a tile of whole sequences takes; longer ones are attention to few keys, block by block
 
 
-def configurations(S: int, D: int) -> list[dict]:
+def configurations(S: int, D: int, dtype: torch.dtype) -> list[dict]:
     """Tiles and warps worth trying for sequences of S rows: none of them spills (``avfmae_kernels.aot``). The first is used untuned."""
-    least, wide = tile_of(S), max(1, tile_of(D) // 64)
+    least, wide = tile_of(S), registers(D, dtype)
+    largest = max(least, 64 // wide)
     return [
         {"PACK": tile // S, "TILE": tile, "num_warps": warps * wide}
         for tile in (least, 2 * least)
+        if tile <= largest
         for warps in {16: (1, 2), 32: (2, 4), 64: (4,)}.get(tile, ())
     ]
 
@@ -111,7 +114,7 @@ def region_attention(qkv: Tensor, heads: int) -> Tensor:
     launch(
         region_attention_kernel,
         _grid(qkv, heads),
-        configurations(qkv.shape[1], qkv.shape[2] // 3 // heads),
+        configurations(qkv.shape[1], qkv.shape[2] // 3 // heads, qkv.dtype),
         qkv,
         out,
         *numbers,
@@ -129,7 +132,7 @@ def region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, again: bool
     out = qkv.new_empty(grad.shape if again else (0,))
     numbers, constants = _arguments(qkv, heads)
     launch(
-        region_attention_backward_kernel, _grid(qkv, heads), configurations(qkv.shape[1], qkv.shape[2] // 3 // heads),
+        region_attention_backward_kernel, _grid(qkv, heads), configurations(qkv.shape[1], qkv.shape[2] // 3 // heads, qkv.dtype),
         grad, qkv, slopes, out, *numbers, **constants, AGAIN=again,
     )  # fmt: skip
     return slopes, out

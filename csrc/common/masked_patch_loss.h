@@ -26,8 +26,8 @@ struct MaskedPatchLoss {
   // Beside the standard deviation: bytes are standardised as they are, 255 times as large.
   float eps() const { return bytes ? 255 * kEps : kEps; }
 
-  // Shared memory for a cropped tubelet.
-  size_t tile_bytes() const { return boxes.data ? grid.row() * sizeof(float) : 0; }
+  // Shared memory for a tubelet.
+  size_t tile_bytes() const { return grid.row() * sizeof(float); }
 
   // The public Python function has checked everything with better words; these guard callers of the bare op.
   MaskedPatchLoss(const Tensor& pred, const Tensor& source, const Tensor& index, const Tensor& scored,

@@ -12,33 +12,32 @@ namespace {
 constexpr int kThreads = 256;
 
 template <typename Out>
-__global__ void gather_patches_kernel(const uint8_t* __restrict__ video, const int64_t* __restrict__ index,
-                                      Out* __restrict__ out, PatchGrid grid, Normalise normalise,
-                                      int64_t rows_per_clip, Boxes boxes) {
-  const int64_t r = blockIdx.x;
-  const int64_t token = index[r];
+__global__ void gather_patches_kernel(const uint8_t* __restrict__ video, const int64_t* __restrict__ index, Out* __restrict__ out,
+                                      Tubelets tubelets, Normalise normalise, int64_t rows_per_clip, Boxes boxes) {
+  const int64_t r = blockIdx.x, token = index[r];
+  const PatchGrid& grid = tubelets.grid;
   const int pixels = grid.pixels();
   Out* row = out + r * grid.row();
-  if (!grid.contains(token)) {  // never read outside the clip; NaN makes the mistake visible without a host sync
+  if (!tubelets.contain(token)) {  // never read outside the clip; NaN makes the mistake visible without a host sync
     for (int i = threadIdx.x; i < grid.row(); i += kThreads) row[i] = from_float<Out>(__int_as_float(0x7fffffff));
     return;
   }
+  const Place first = tubelets.first(static_cast<int>(token));
   const int64_t clip = r / rows_per_clip;
   if (boxes.data) {
     const Crop crop(boxes.data + 4 * clip, boxes.stored_height, boxes.stored_width, grid);
     const uint8_t* stored = video + clip * boxes.stored_clip(grid.T);
     for (int p = threadIdx.x; p < pixels; p += kThreads) {
       float pixel[kChannels];
-      cropped_pixel(stored, crop, grid, token, p, pixel);
+      cropped_pixel(stored, crop, tubelets.pixel(first, p), pixel);
 #pragma unroll
       for (int c = 0; c < kChannels; ++c) row[c * pixels + p] = from_float<Out>(normalise(pixel[c], c));
     }
     return;
   }
-  const uint8_t* tubelet = video + clip * grid.clip_size() + grid.origin(token);
+  const uint8_t* whole = video + clip * grid.clip_size();
   for (int p = threadIdx.x; p < pixels; p += kThreads) {
-    const int dx = p % grid.pw, dy = p / grid.pw % grid.ph, dt = p / (grid.pw * grid.ph);
-    const uint8_t* pixel = tubelet + grid.line(dt, dy) + dx * kChannels;
+    const uint8_t* pixel = whole + tubelets.offset(tubelets.pixel(first, p));
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) row[c * pixels + p] = from_float<Out>(normalise(static_cast<float>(pixel[c]), c));
   }
@@ -48,7 +47,7 @@ template <typename Out>
 void launch(const GatherPatches& op, const Tensor& video, const Tensor& index, cudaStream_t stream) {
   gather_patches_kernel<Out><<<static_cast<unsigned>(op.rows), kThreads, 0, stream>>>(
       static_cast<const uint8_t*>(video.const_data_ptr()), static_cast<const int64_t*>(index.const_data_ptr()),
-      static_cast<Out*>(op.out.mutable_data_ptr()), op.grid, op.normalise, op.rows_per_clip, op.boxes);
+      static_cast<Out*>(op.out.mutable_data_ptr()), Tubelets(op.grid, op.boxes), op.normalise, op.rows_per_clip, op.boxes);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

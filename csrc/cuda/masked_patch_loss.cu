@@ -1,120 +1,116 @@
-// masked_patch_loss on the GPU: one block a token. A tubelet's numbers sit in registers, a few a thread; its statistics
-// are block reductions, and no target is ever written. Bound by the predictions read (and, backward, the slopes written).
+// masked_patch_loss on the GPU: one block a token. A tubelet's numbers are read, or resampled, once into shared memory, where
+// they lie as the prediction's row does; its statistics are block reductions, and no target is ever written. Bound by the
+// predictions read (and, backward, the slopes written).
 #include "common/masked_patch_loss.h"
 
 #include <torch/csrc/stable/library.h>
 
 #include "cuda/crop.cuh"
+#include "cuda/shared_memory.cuh"
 
 namespace avfmae {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-
-// Sums C values over the block; every thread gets them.
+// A multiple of the channels, so that all numbers of a thread are of one channel, threadIdx.x % C.
 template <int C>
-__device__ void block_sum(float (&value)[C]) {
+constexpr int kThreads = C == 1 ? 128 : 64 * C;
+
+// The sum over the block's threads of the same channel; C = 1: over all of them.
+template <int C, int Threads>
+__device__ float channel_sum(float mine) {
+  constexpr int kWarps = Threads / 32;
   __shared__ float warps[kWarps][C];
-#pragma unroll
-  for (int c = 0; c < C; ++c)
-    for (int step = 16; step; step >>= 1) value[c] += __shfl_xor_sync(~0u, value[c], step);
-  __syncthreads();  // the last call's readers are done
-  if (threadIdx.x % 32 == 0)
-    for (int c = 0; c < C; ++c) warps[threadIdx.x / 32][c] = value[c];
-  __syncthreads();
+  const int channel = threadIdx.x % C;
 #pragma unroll
   for (int c = 0; c < C; ++c) {
-    value[c] = 0;
-    for (int w = 0; w < kWarps; ++w) value[c] += warps[w][c];
+    float sum = channel == c ? mine : 0;
+    for (int step = 16; step; step >>= 1) sum += __shfl_xor_sync(~0u, sum, step);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32][c] = sum;
   }
+  __syncthreads();
+  float total = 0;
+  for (int w = 0; w < kWarps; ++w) total += warps[w][channel];
+  __syncthreads();  // the next call writes there
+  return total;
 }
 
-// Walks a token's pixels, C numbers each: visit(place in the prediction's row, target[C]). Two passes for the
-// statistics and one to visit; the tubelet's few bytes come from the cache after the first.
-template <int C, typename In, typename Visit>
-__device__ void visit_target(const In* tubelet, const PatchGrid& grid, float eps, Visit visit) {
-  const int pixels = grid.pixels(), plane = grid.ph * grid.pw;
-  const auto at = [&](int p, int c) {
-    const int dt = p / plane, s = p % plane;
-    return static_cast<float>(tubelet[grid.line(dt, s / grid.pw) + s % grid.pw * C + c]);
-  };
-  float mean[C] = {}, inverse[C] = {};
-  for (int p = threadIdx.x; p < pixels; p += kThreads)
-    for (int c = 0; c < C; ++c) mean[c] += at(p, c);
-  block_sum<C>(mean);
-  for (int c = 0; c < C; ++c) mean[c] /= pixels;
-  for (int p = threadIdx.x; p < pixels; p += kThreads)
-    for (int c = 0; c < C; ++c) inverse[c] += (at(p, c) - mean[c]) * (at(p, c) - mean[c]);
-  block_sum<C>(inverse);
-  for (int c = 0; c < C; ++c) inverse[c] = 1 / (sqrtf(inverse[c] / (pixels - 1)) + eps);
-  for (int p = threadIdx.x; p < pixels; p += kThreads) {
-    float target[C];
-    for (int c = 0; c < C; ++c) target[c] = (at(p, c) - (p < plane ? mean[c] : at(p - plane, c))) * inverse[c];
-    visit(p * C, target);
-  }
-}
-
-// As visit_target, of a token of a source that is cropped where it has boxes: its pixels are resampled once, into shared memory.
-template <int C, typename In, typename Visit>
-__device__ void visit_token(const In* source, const PatchGrid& grid, const Boxes& boxes, int64_t clip, int64_t token, float eps, Visit visit) {
+// Reads a token's numbers in the order (time, row, column, channel); of a source that has boxes, what these show.
+template <int C, typename In>
+__device__ void read_token(const In* source, const Tubelets& tubelets, const Boxes& boxes, int64_t clip, int token, float* numbers) {
+  const Place first = tubelets.first(token);
+  const int pixels = tubelets.grid.pixels();
   if constexpr (C == kChannels && sizeof(In) == 1) {
     if (boxes.data) {
-      extern __shared__ float plain[];
-      const Crop crop(boxes.data + 4 * clip, boxes.stored_height, boxes.stored_width, grid);
-      for (int p = threadIdx.x; p < grid.pixels(); p += kThreads) {
+      const Crop crop(boxes.data + 4 * clip, boxes.stored_height, boxes.stored_width, tubelets.grid);
+      const In* stored = source + clip * boxes.stored_clip(tubelets.grid.T);
+      for (int p = threadIdx.x; p < pixels; p += kThreads<C>) {
         float pixel[kChannels];
-        cropped_pixel(source + clip * boxes.stored_clip(grid.T), crop, grid, token, p, pixel);
-        for (int c = 0; c < C; ++c) plain[p * C + c] = pixel[c];
+        cropped_pixel(stored, crop, tubelets.pixel(first, p), pixel);
+        for (int c = 0; c < C; ++c) numbers[p * C + c] = pixel[c];
       }
-      __syncthreads();
-      visit_target<C>(static_cast<const float*>(plain), grid.tile(), eps, visit);
       return;
     }
   }
-  visit_target<C>(source + clip * grid.clip_size() + grid.origin(token), grid, eps, visit);
+  const In* whole = source + clip * tubelets.grid.clip_size();
+  for (int p = threadIdx.x; p < pixels; p += kThreads<C>) {
+    const In* pixel = whole + tubelets.offset(tubelets.pixel(first, p));
+#pragma unroll
+    for (int c = 0; c < C; ++c) numbers[p * C + c] = static_cast<float>(pixel[c]);
+  }
+}
+
+// Calls visit(place in the prediction's row, target) for every number of a token, C·kThreads of them at a time.
+template <int C, typename In, typename Visit>
+__device__ void visit_targets(const In* source, const Tubelets& tubelets, const Boxes& boxes, int64_t clip, int token, float eps, Visit visit) {
+  extern __shared__ float plain[];
+  read_token<C>(source, tubelets, boxes, clip, token, plain);
+  __syncthreads();
+  const int numbers = tubelets.grid.row(), pixels = tubelets.grid.pixels(), frame = tubelets.grid.ph * tubelets.grid.pw * C;
+  float sum = 0, squares = 0;
+  for (int i = threadIdx.x; i < numbers; i += kThreads<C>) sum += plain[i];
+  const float mean = channel_sum<C, kThreads<C>>(sum) / pixels;
+  for (int i = threadIdx.x; i < numbers; i += kThreads<C>) squares += (plain[i] - mean) * (plain[i] - mean);
+  const float inverse = 1 / (sqrtf(channel_sum<C, kThreads<C>>(squares) / (pixels - 1)) + eps);
+  for (int i = threadIdx.x; i < numbers; i += kThreads<C>) visit(i, (plain[i] - (i < frame ? mean : plain[i - frame])) * inverse);
 }
 
 template <int C, typename In, typename Pred>
 __global__ void masked_patch_loss_kernel(const Pred* __restrict__ pred, const In* __restrict__ source,
                                          const int64_t* __restrict__ index, const bool* __restrict__ scored,
-                                         float* __restrict__ errors, PatchGrid grid, int64_t rows_per_clip, float eps,
-                                         Boxes boxes) {
-  const int64_t r = blockIdx.x;
-  if (!scored[r] || !grid.contains(index[r])) {  // never read outside the clip; NaN makes the mistake visible
+                                         float* __restrict__ errors, Tubelets tubelets, int64_t rows_per_clip, float eps, Boxes boxes) {
+  const int64_t r = blockIdx.x, token = index[r];
+  if (!scored[r] || !tubelets.contain(token)) {  // never read outside the clip; NaN makes the mistake visible
     if (threadIdx.x == 0) errors[r] = scored[r] ? __int_as_float(0x7fffffff) : 0;
     return;
   }
-  const Pred* row = pred + r * grid.row();
-  float error[1] = {};
-  visit_token<C>(source, grid, boxes, r / rows_per_clip, index[r], eps,
-                  [&](int place, const float(&target)[C]) {
-                    for (int c = 0; c < C; ++c) {
-                      const float d = to_float(row[place + c]) - target[c];
-                      error[0] += d * d;
-                    }
-                  });
-  block_sum<1>(error);
-  if (threadIdx.x == 0) errors[r] = error[0] / grid.row();
+  const int numbers = tubelets.grid.row();
+  const Pred* row = pred + r * numbers;
+  float error = 0;
+  visit_targets<C>(source, tubelets, boxes, r / rows_per_clip, static_cast<int>(token), eps, [&](int i, float target) {
+    const float d = to_float(row[i]) - target;
+    error += d * d;
+  });
+  error = channel_sum<1, kThreads<C>>(error);
+  if (threadIdx.x == 0) errors[r] = error / numbers;
 }
 
 template <int C, typename In, typename Pred>
 __global__ void masked_patch_loss_backward_kernel(const float* __restrict__ grad, const Pred* __restrict__ pred,
                                                   const In* __restrict__ source, const int64_t* __restrict__ index,
                                                   const bool* __restrict__ scored, Pred* __restrict__ slopes,
-                                                  PatchGrid grid, int64_t rows_per_clip, float eps, Boxes boxes) {
-  const int64_t r = blockIdx.x;
-  const Pred* row = pred + r * grid.row();
-  Pred* out = slopes + r * grid.row();
-  if (!scored[r] || !grid.contains(index[r])) {
+                                                  Tubelets tubelets, int64_t rows_per_clip, float eps, Boxes boxes) {
+  const int64_t r = blockIdx.x, token = index[r];
+  const int numbers = tubelets.grid.row();
+  const Pred* row = pred + r * numbers;
+  Pred* out = slopes + r * numbers;
+  if (!scored[r] || !tubelets.contain(token)) {
     const float fill = scored[r] ? __int_as_float(0x7fffffff) : 0;
-    for (int i = threadIdx.x; i < grid.row(); i += kThreads) out[i] = from_float<Pred>(fill);
+    for (int i = threadIdx.x; i < numbers; i += kThreads<C>) out[i] = from_float<Pred>(fill);
     return;
   }
-  const float scale = 2 * grad[r] / grid.row();
-  visit_token<C>(source, grid, boxes, r / rows_per_clip, index[r], eps,
-                  [&](int place, const float(&target)[C]) {
-                    for (int c = 0; c < C; ++c) out[place + c] = from_float<Pred>(scale * (to_float(row[place + c]) - target[c]));
-                  });
+  const float scale = 2 * grad[r] / numbers;
+  visit_targets<C>(source, tubelets, boxes, r / rows_per_clip, static_cast<int>(token), eps,
+                   [&](int i, float target) { out[i] = from_float<Pred>(scale * (to_float(row[i]) - target)); });
 }
 
 // Calls launch(channels, source pointer, prediction pointer) with the types that the tensors have.
@@ -144,9 +140,14 @@ Tensor masked_patch_loss(const Tensor& pred, const Tensor& source, const Tensor&
   Tensor out = torch::stable::new_empty(pred, {pred.size(0), op.rows_per_clip}, ScalarType::Float);
   if (op.rows == 0) return out;
   by_types(op, pred, source, [&](auto channels, const auto* in, const auto* p) {
-    masked_patch_loss_kernel<decltype(channels)::value><<<static_cast<unsigned>(op.rows), kThreads, op.tile_bytes(), stream_of(pred)>>>(
+    constexpr int kC = decltype(channels)::value;
+    using In = std::remove_cv_t<std::remove_pointer_t<decltype(in)>>;
+    using Pred = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>;
+    const auto kernel = masked_patch_loss_kernel<kC, In, Pred>;
+    allow_shared("masked_patch_loss", kernel, op.tile_bytes());
+    kernel<<<static_cast<unsigned>(op.rows), kThreads<kC>, op.tile_bytes(), stream_of(pred)>>>(
         p, in, static_cast<const int64_t*>(index.const_data_ptr()), static_cast<const bool*>(scored.const_data_ptr()),
-        static_cast<float*>(out.mutable_data_ptr()), op.grid, op.rows_per_clip, op.eps(), op.boxes);
+        static_cast<float*>(out.mutable_data_ptr()), Tubelets(op.grid, op.boxes), op.rows_per_clip, op.eps(), op.boxes);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return out;
@@ -162,12 +163,15 @@ Tensor masked_patch_loss_backward(const Tensor& grad, const Tensor& pred, const 
   Tensor out = torch::stable::new_empty(pred, {pred.size(0), op.rows_per_clip, op.grid.row()});
   if (op.rows == 0) return out;
   by_types(op, pred, source, [&](auto channels, const auto* in, const auto* p) {
+    constexpr int kC = decltype(channels)::value;
+    using In = std::remove_cv_t<std::remove_pointer_t<decltype(in)>>;
     using Pred = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>;
-    masked_patch_loss_backward_kernel<decltype(channels)::value>
-        <<<static_cast<unsigned>(op.rows), kThreads, op.tile_bytes(), stream_of(pred)>>>(
-            static_cast<const float*>(grad.const_data_ptr()), p, in, static_cast<const int64_t*>(index.const_data_ptr()),
-            static_cast<const bool*>(scored.const_data_ptr()), static_cast<Pred*>(out.mutable_data_ptr()), op.grid,
-            op.rows_per_clip, op.eps(), op.boxes);
+    const auto kernel = masked_patch_loss_backward_kernel<kC, In, Pred>;
+    allow_shared("masked_patch_loss_backward", kernel, op.tile_bytes());
+    kernel<<<static_cast<unsigned>(op.rows), kThreads<kC>, op.tile_bytes(), stream_of(pred)>>>(
+        static_cast<const float*>(grad.const_data_ptr()), p, in, static_cast<const int64_t*>(index.const_data_ptr()),
+        static_cast<const bool*>(scored.const_data_ptr()), static_cast<Pred*>(out.mutable_data_ptr()), Tubelets(op.grid, op.boxes),
+        op.rows_per_clip, op.eps(), op.boxes);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return out;

@@ -9,7 +9,7 @@
 #include <tuple>
 
 #include "common/attention_shapes.h"
-#include "cuda/device.cuh"
+#include "cuda/shared_memory.cuh"
 
 namespace avfmae {
 namespace {
@@ -21,6 +21,7 @@ constexpr int kBlock = 16;         // rows and columns of a tensor-core product
 constexpr int kMaxHead = 128;
 constexpr int kMaxSequence = 128;
 constexpr unsigned kAll = ~0u;
+constexpr const char* kOp = "region_attention";
 
 template <int TILE>
 struct Shape {
@@ -34,7 +35,8 @@ struct Shape {
     return matrices * TILE * (D + 8) * 2 + TILE * kLogits * 4 + kWarps * kBlock * kBlock * 4;
   }
 };
-static_assert(Shape<128>::bytes(4, 80) <= 163 * 1024, "the largest tile of the presets fits every chip from sm_80 on");
+static_assert(Shape<64>::bytes(4, 80) <= 99 * 1024, "sequences of up to 64 fit every chip from sm_80 on");
+static_assert(Shape<128>::bytes(4, 80) <= 163 * 1024, "sequences of up to 128 fit sm_80, 90 and 100");
 
 template <typename T>
 struct Tensors {
@@ -292,18 +294,13 @@ __global__ void __launch_bounds__(kPlainThreads) plain_kernel(Tensors<T> t, Atte
   }
 }
 
-template <typename Kernel>
-void allow_shared(Kernel kernel, int bytes) {
-  if (bytes > 48 * 1024) STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-}
-
 template <typename T, int TILE>
 void launch_tiles(const Tensors<T>& t, const Attention& a, cudaStream_t stream) {
   using S = Shape<TILE>;
   const int pack = TILE / a.queries, bytes = S::kHeads * S::bytes(t.grad ? 4 : 3, a.size);
   const dim3 grid(static_cast<unsigned>((a.batches + pack - 1) / pack), static_cast<unsigned>((a.heads + S::kHeads - 1) / S::kHeads));
   const auto kernel = t.grad ? region_attention_backward_kernel<T, TILE> : region_attention_kernel<T, TILE>;
-  allow_shared(kernel, bytes);
+  allow_shared(kOp, kernel, bytes);
   kernel<<<grid, S::kThreads, bytes, stream>>>(t, a, pack);
 }
 
@@ -328,7 +325,7 @@ void launch(const Tensors<T>& t, const Attention& a, cudaStream_t stream) {
     }
   }
   const int bytes = a.queries * a.queries * 4 * (t.grad ? 2 : 1);
-  allow_shared(plain_kernel<T>, bytes);
+  allow_shared(kOp, plain_kernel<T>, bytes);
   plain_kernel<T><<<dim3(static_cast<unsigned>(a.batches), a.heads), kPlainThreads, bytes, stream>>>(t, a);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }

@@ -27,10 +27,16 @@ def test_the_modules_keep_to_the_stable_abi(module):
     assert not re.findall(r"\b(?:c10|at)::\S+", undefined)
 
 
-@pytest.mark.skipif(not TRITON_INSTALLED or aot.tool("cuobjdump") is None, reason="no Triton, or no cuobjdump")
-def test_every_kernel_compiles_without_spills():
-    """All Triton kernels at all the presets' shapes and configurations, and (where nvcc is) all CUDA sources."""
-    done = subprocess.run([sys.executable, "-m", "avfmae_kernels.aot", "--arch", "90"], capture_output=True, text=True)
+needs_compiler = pytest.mark.skipif(not TRITON_INSTALLED or aot.tool("cuobjdump") is None, reason="no Triton, or no cuobjdump")
+
+
+@needs_compiler
+@pytest.mark.parametrize("arch", [90, 86])
+def test_every_kernel_compiles_without_spills(arch):
+    """Every Triton kernel in every dtype, of each the largest tiles, and (where nvcc is) all CUDA sources: for a data centre's chip, and
+    for one with little shared memory. All shapes and configurations are ``python -m avfmae_kernels.aot --arch 80 86 89 90 100 120``."""
+    command = [sys.executable, "-m", "avfmae_kernels.aot", "--largest", "--arch", str(arch)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     kernels = set(re.findall(r"(\w+_kernel)\b", done.stdout))
     stems = set(SCHEMAS) - WITHOUT_TRITON - {"cross_attention", "cross_attention_backward"} | {"few_keys", "few_queries"}
@@ -39,12 +45,37 @@ def test_every_kernel_compiles_without_spills():
         assert all(f"{source.name}:" in done.stdout for source in ROOT.glob("csrc/cuda/*.cu"))
 
 
+@needs_compiler
+def test_the_table_has_every_kernel_in_every_dtype():
+    for arch in (80, 86, 89, 90, 100, 120):
+        dtypes = {}
+        for _, kernel, signature, *_ in aot.sources(arch).values():
+            dtypes.setdefault(kernel, set()).update(signature.values())
+        for kernel, found in dtypes.items():
+            assert {"*bf16", "*fp16", "*fp32"} <= found, (arch, kernel)
+
+
+@needs_compiler
+def test_the_largest_of_a_kernel_and_its_dtypes_is_one_source():
+    found = aot.sources(90)
+    chosen = [(source[1], *(kind for kind in source[2].values() if kind.startswith("*"))) for source in aot.largest(found).values()]
+    assert len(chosen) == len(set(chosen)) < len(found)
+    tiles = [source[3]["KEYS"] for source in aot.largest(found).values() if source[1] == "few_keys_kernel"]
+    assert tiles == [128] * 3  # one a dtype
+
+
 def test_faults_are_told():
     def row(**change):
         return aot.Row(
-            **{"kernel": "k", "constants": "", "arch": 90, "registers": 255, "stack": 0, "shared": 227 * 1024} | change
+            **{"kernel": "k", "constants": "", "arch": 90, "registers": 255, "stack": 0, "shared": 227 * 1024, "seconds": 20} | change
         )
 
     assert row().fault == ""
     assert "spill" in row(stack=8).fault
     assert "163 KiB" in row(arch=80).fault
+    assert "21 s to compile" in row(seconds=21).fault and row(kernel="a.cu: k", seconds=21).fault == ""
+
+
+def test_the_cuda_sources_ask_nothing_that_the_oldest_torch_lacks():
+    """torch 2.11 has no STABLE_TORCH_ERROR_CODE_CHECK. `make cuda-build-check` builds against 2.11 and the newest."""
+    assert not [f.name for f in ROOT.glob("csrc/**/*.*") if "STABLE_TORCH_ERROR_CODE_CHECK" in f.read_text()]

@@ -1,6 +1,8 @@
 """The CUDA C++ kernels' logic, proven without a GPU: compiled for the host, a block's threads being threads, and compared with the
 references. What a GPU must still tell is their speed, and that its memory model was understood."""
 
+import ctypes
+import math
 import re
 import shutil
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from avfmae_kernels import chip
 from avfmae_kernels.gather_patches.reference import gather_patches
 from avfmae_kernels.masked_patch_loss import reference as loss
 from avfmae_kernels.region_attention import reference as attention
@@ -40,6 +43,17 @@ def launch(before: str, configuration: str) -> str:
     return before[: before.rindex(kernel)] + f"emulate({configuration}, [=](auto... a) {{ {kernel}(a...); }}, "
 
 
+def compiled(source: Path) -> Path:
+    """The library of a host source."""
+    library = source.with_suffix(".so")
+    command = ["g++", "-shared", "-fPIC", "-O1", "-std=c++20", "-pthread", "-fvisibility=hidden", source, "-o", library,
+               f"-I{ROOT / 'tests/kernels/emulated'}", f"-I{ROOT / 'csrc'}", f"-I{TORCH / 'include'}",
+               "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY", f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return library
+
+
 @pytest.fixture(scope="module")
 def ops(tmp_path_factory):
     """torch.ops.avfmae_emulated: the ops of every .cu file."""
@@ -50,12 +64,7 @@ def ops(tmp_path_factory):
         for op in (source.stem, f"{source.stem}_backward"):
             if op in SCHEMAS:
                 library.define(op + SCHEMAS[op])
-        command = ["g++", "-shared", "-fPIC", "-O1", "-std=c++20", "-pthread", "-fvisibility=hidden", folder / f"{source.stem}.cpp", "-o",
-                   folder / f"{source.stem}.so", f"-I{ROOT / 'tests/kernels/emulated'}", f"-I{ROOT / 'csrc'}", f"-I{TORCH / 'include'}",
-                   "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY", f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-        torch.ops.load_library(folder / f"{source.stem}.so")
+        torch.ops.load_library(compiled(folder / f"{source.stem}.cpp"))
     yield torch.ops.avfmae_emulated
     del library
 
@@ -80,11 +89,43 @@ def test_region_attention(ops, N, S, heads, D, dtype):
     assert ops.region_attention_backward(grad, qkv, heads, False)[1].numel() == 0
 
 
+def test_region_attention_asks_for_shared_memory_as_dispatch_expects(ops, monkeypatch):
+    """One byte less than ``chip`` says is refused, in words; with as many it runs."""
+    qkv = torch.randn(1, 70, 3 * 64).to(torch.bfloat16)
+    for op, args in (("region_attention", (qkv, 1)), ("region_attention_backward", (qkv[..., :64].contiguous(), qkv, 1, False))):
+        needed = chip.SHARED_MEMORY[op, "cuda"](*args)
+        assert needed > chip.shared_memory(86)
+        monkeypatch.setenv("EMULATED_SHARED_MEMORY", str(needed - 1))
+        with pytest.raises(RuntimeError, match=f"needs {-(-needed // 1024)} KiB of shared memory"):
+            getattr(ops, op)(*args)
+        monkeypatch.setenv("EMULATED_SHARED_MEMORY", str(needed))
+        getattr(ops, op)(*args)
+
+
+@pytest.mark.parametrize("by", [1, 2, 3, 7, 10, 16, 255, 257, 46341, 2**30 + 1, 2**31 - 1])
+def test_division_by_a_product_is_exact(divide, by):
+    edges = {k * by + e for k in (0, 1, 2, 3, (2**31 - 1) // by) for e in (-1, 0, 1)}
+    numbers = [*(n for n in edges if 0 <= n < 2**31), *torch.randint(0, 2**31 - 1, (2000,)).tolist()]
+    assert [divide(n, by) for n in numbers] == [n // by for n in numbers]
+
+
+@pytest.fixture(scope="module")
+def divide(tmp_path_factory):
+    """``Divisor`` of csrc/cuda/tubelets.cuh."""
+    source = tmp_path_factory.mktemp("divisor") / "divisor.cpp"
+    source.write_text(
+        '#include "cuda/tubelets.cuh"\n'
+        'extern "C" __attribute__((visibility("default"))) int divide(int n, int by) { return avfmae::Divisor(by).quotient(n); }\n'
+    )
+    return ctypes.CDLL(str(compiled(source))).divide
+
+
+@pytest.mark.parametrize("patch", [[2, 8, 8], [1, 4, 12], [4, 16, 2]], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_gather_patches(ops, dtype):
+def test_gather_patches(ops, dtype, patch):
     video = torch.randint(0, 256, (2, 4, 16, 24, 3), dtype=torch.uint8)
     index = torch.randint(0, 12, (2, 3))
-    arguments = ([2, 8, 8], [0.5, 0.4, 0.3], [0.2, 0.25, 0.3], dtype)
+    arguments = (patch, [0.5, 0.4, 0.3], [0.2, 0.25, 0.3], dtype)
     close(ops.gather_patches(video, index, *arguments), gather_patches(video, index, *arguments), dtype)
     assert ops.gather_patches(video, index + 10**9, *arguments).isnan().all()
     boxes = [torch.tensor([[1.0, 2, 20, 15.5], [0, 0, 24, 16]]), [16, 32]]
@@ -92,12 +133,11 @@ def test_gather_patches(ops, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("modality", ["video", "audio"])
-def test_masked_patch_loss(ops, modality, dtype):
-    if modality == "video":
-        source, patch, numbers = torch.randint(0, 256, (2, 4, 16, 24, 3), dtype=torch.uint8), [2, 8, 8], 384
-    else:
-        source, patch, numbers = torch.randn(2, 1, 32, 32), [16, 8], 128
+@pytest.mark.parametrize("patch", [[2, 8, 8], [1, 4, 12], [4, 8, 6], [16, 8], [8, 32]], ids=str)
+def test_masked_patch_loss(ops, patch, dtype):
+    video = len(patch) == 3
+    source = torch.randint(0, 256, (2, 4, 16, 24, 3), dtype=torch.uint8) if video else torch.randn(2, 1, 32, 64)
+    numbers = math.prod(patch) * (3 if video else 1)
     index, scored = torch.randint(0, 8, (2, 3)), torch.tensor([[True, False, True], [True, True, False]])
     pred, grad = torch.randn(2, 3, numbers).to(dtype), torch.rand(2, 3)
     close(
@@ -108,7 +148,7 @@ def test_masked_patch_loss(ops, modality, dtype):
     got = ops.masked_patch_loss_backward(grad, pred, source, index, scored, patch)
     close(got, loss.masked_patch_loss_backward(grad, pred, source, index, scored, patch), dtype)
     assert (got[~scored] == 0).all()
-    if modality == "video":
+    if video:
         boxes = [torch.tensor([[1.0, 2, 20, 15.5], [0, 0, 24, 16]]), [16, 32]]
         given = (pred, source, index, scored, patch, *boxes)
         close(ops.masked_patch_loss(*given), loss.masked_patch_loss(*given), torch.float32)

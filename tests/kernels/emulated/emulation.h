@@ -33,8 +33,14 @@ using __half = c10::Half;
 using cudaStream_t = void*;
 struct dim3 { unsigned x = 1, y = 1, z = 1; dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {} };
 struct int4 { int x, y, z, w; };
+constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 0, cudaDevAttrMaxSharedMemoryPerBlockOptin = 0;
 inline int cudaFuncSetAttribute(...) { return 0; }
-constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 0;
+inline int cudaGetDevice(int* device) { return *device = 0; }
+inline int cudaDeviceGetAttribute(int* value, int, int) {  // bytes of shared memory a block: those of the chip that is emulated
+  const char* bytes = std::getenv("EMULATED_SHARED_MEMORY");
+  *value = bytes ? std::atoi(bytes) : 227 * 1024;
+  return 0;
+}
 
 inline thread_local dim3 threadIdx, blockIdx, blockDim;
 inline unsigned char* emulated_shared = nullptr;

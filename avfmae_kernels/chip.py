@@ -1,0 +1,134 @@
+"""What a GPU's generation allows: asked before an implementation is chosen, since a launch that asks for more only fails.
+
+Nothing here needs a GPU. ``pretended(86)`` answers as an RTX 3090 would, for tests and for planning.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from avfmae_kernels.arguments import fits_a_tile
+
+OLDEST = 80  # bfloat16 on the tensor cores, and asynchronous copies
+# KiB of shared memory that one block may ask for, by compute capability (CUDA C++ programming guide)
+SHARED_KIB = {80: 163, 86: 99, 87: 163, 88: 99, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
+SMALLEST = 16  # rows and columns of a product on the tensor cores
+LEAST_KIB = 99  # of every chip from sm_80 on: what is assumed of one that is not in the table
+
+_pretended: int | None = None
+
+
+def shared_memory(capability: int) -> int:
+    """Bytes of shared memory that a block may ask for on a chip of this compute capability (90 for 9.0)."""
+    return SHARED_KIB.get(capability, LEAST_KIB) * 1024
+
+
+@contextmanager
+def pretended(capability: int) -> Iterator[None]:
+    """Inside, every GPU is taken for one of this compute capability."""
+    global _pretended
+    previous, _pretended = _pretended, capability
+    try:
+        yield
+    finally:
+        _pretended = previous
+
+
+@torch.compiler.assume_constant_result
+def compute_capability(index: int | None) -> int:
+    """Of a CUDA device (None: the current one), as one number: 90 for 9.0."""
+    return _pretended or _asked(index)
+
+
+@functools.cache
+def _asked(index: int | None) -> int:
+    if not torch.cuda.is_available():  # tensors without memory, which are traced as for the oldest
+        return OLDEST
+    major, minor = torch.cuda.get_device_capability(index)
+    return 10 * major + minor
+
+
+def why_not(op: str, implementation: str, capability: int, args: tuple = ()) -> str | None:
+    """None if a chip can run an implementation of an op on these arguments, else the reason why not.
+
+    Args:
+        implementation: ``"cuda"`` or ``"triton"``; any other runs on every chip.
+        args: the op's arguments; empty asks about the chip alone.
+    """
+    if implementation not in ("cuda", "triton"):
+        return None
+    if capability < OLDEST:
+        return f"needs compute capability {OLDEST / 10} or later, and this GPU has {capability / 10}"
+    if not args:
+        return None
+    if implementation == "triton" and op in ROWS_HELD and not _fits_registers(op, *ROWS_HELD[op](*args)):
+        return "its tiles do not fit the registers at this shape and dtype"
+    needs = SHARED_MEMORY.get((op, implementation))
+    if needs is None:
+        return None
+    needed, limit = needs(*args), shared_memory(capability)
+    if needed <= limit:
+        return None
+    return f"needs {-(-needed // 1024)} KiB of shared memory a block at this shape, and compute capability {capability / 10} has {limit // 1024}"
+
+
+def _cuda_region_attention(qkv: Tensor, heads: int, matrices: int = 3) -> int:
+    """As ``Shape::bytes`` and ``launch`` of ``csrc/cuda/region_attention.cu``: tiles for the tensor cores, or plain logits."""
+    S, D = qkv.shape[1], qkv.shape[2] // 3 // heads
+    if qkv.dtype == torch.float32 or D % 16 or D > 80 or qkv.stride(0) % 8 or qkv.stride(1) % 8:
+        return S * S * 4 * (matrices - 2)
+    tile = 16 if S <= 16 else 32 if S <= 32 else 64 if S <= 64 else 128
+    a_head = matrices * tile * (D + 8) * 2 + tile * (tile + 4) * 4 + tile // 16 * 1024
+    return a_head * max(1, 64 // tile)
+
+
+def _cuda_region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, again: bool) -> int:
+    return _cuda_region_attention(qkv, heads, matrices=4)
+
+
+def _cuda_masked_patch_loss(pred: Tensor, *rest) -> int:
+    """A tubelet's numbers in float32 (``csrc/cuda/masked_patch_loss.cu``)."""
+    return pred.shape[2] * 4
+
+
+def _cuda_masked_patch_loss_backward(grad: Tensor, pred: Tensor, *rest) -> int:
+    return _cuda_masked_patch_loss(pred)
+
+
+# Bytes of shared memory a block, of (op, implementation) that may need more than every chip has
+SHARED_MEMORY: dict[tuple[str, str], Callable[..., int]] = {
+    ("region_attention", "cuda"): _cuda_region_attention,
+    ("region_attention_backward", "cuda"): _cuda_region_attention_backward,
+    ("masked_patch_loss", "cuda"): _cuda_masked_patch_loss,
+    ("masked_patch_loss_backward", "cuda"): _cuda_masked_patch_loss_backward,
+}
+
+
+def _fits_registers(op: str, rows: int, head_size: int, dtype: torch.dtype) -> bool:
+    """Whether Triton holds this many rows of a head without spilling (``avfmae_kernels.aot`` tells).
+
+    Products of float32 numbers take them in two parts, and a backward has four such tiles.
+    """
+    if dtype == torch.float32 and op.endswith("_backward"):
+        return fits_a_tile(4 * max(rows, SMALLEST), max(head_size, SMALLEST))
+    return fits_a_tile(rows, head_size)
+
+
+def _rows_of_region_attention(qkv: Tensor, heads: int) -> tuple[int, int, torch.dtype]:
+    return qkv.shape[1], qkv.shape[2] // 3 // heads, qkv.dtype
+
+
+def _rows_of_cross_attention(q: Tensor, kv: Tensor, heads: int) -> tuple[int, int, torch.dtype]:
+    return min(q.shape[1], kv.shape[1]), q.shape[2] // heads, q.dtype
+
+
+# Of attention in Triton: the rows that stay in registers while the others stream by, the head's size, and the dtype
+ROWS_HELD: dict[str, Callable[..., tuple[int, int, torch.dtype]]] = {
+    "region_attention": _rows_of_region_attention,
+    "region_attention_backward": lambda grad, qkv, heads, again: _rows_of_region_attention(qkv, heads),
+    "cross_attention": _rows_of_cross_attention,
+    "cross_attention_backward": lambda grad, q, kv, heads, again: _rows_of_cross_attention(q, kv, heads),
+}
