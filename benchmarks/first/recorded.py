@@ -4,17 +4,22 @@ AVFMAE_FIRST_OUT names the journal's folder.
 """
 
 import os
+from functools import cache
 from pathlib import Path
 
 from avfmae_benchmarks.first.journal import Journal
 
-JOURNAL = Journal(Path(os.environ["AVFMAE_FIRST_OUT"]))
 REASON = 300  # characters of a failure that are kept
+
+
+@cache
+def journal() -> Journal:
+    return Journal(Path(os.environ["AVFMAE_FIRST_OUT"]))
 
 
 def outcomes() -> dict[str, str]:
     """By test, how it went the last time."""
-    return {event["test"]: event["outcome"] for event in JOURNAL.events() if "test" in event}
+    return {event["test"]: event["outcome"] for event in journal().events() if "test" in event}
 
 
 def pytest_collection_modifyitems(config, items) -> None:
@@ -30,4 +35,4 @@ def pytest_runtest_logreport(report) -> None:
         return  # the process that the workers report to writes
     if report.when == "call" or (report.outcome != "passed" and report.when == "setup"):
         reason = {} if report.passed else {"reason": str(report.longrepr)[-REASON:]}
-        JOURNAL.add(test=report.nodeid, outcome=report.outcome, seconds=round(report.duration, 2), **reason)
+        journal().add(test=report.nodeid, outcome=report.outcome, seconds=round(report.duration, 2), **reason)
