@@ -1,7 +1,7 @@
 """Compiles every kernel for chosen GPUs, on a machine that need not have one.
 
 ``python -m avfmae_kernels.aot --arch 80 86 89 90 100 120`` compiles each Triton kernel at every dtype, shape and configuration that
-the presets use (:mod:`avfmae_kernels.aot_launches`), and each CUDA source, and prints what they take of a multiprocessor and how long
+the presets use (:mod:`avfmae_kernels.triton_launches`), and each CUDA source, and prints what they take of a multiprocessor and how long
 they took to compile. It fails on a spill, a stack frame, more shared memory than the chip has, or a compilation of more than
 20 seconds: what would be slow, would not launch, or would keep the first step waiting is found before a GPU is.
 """
@@ -63,7 +63,7 @@ NAMES = {
 
 def sources(arch: int) -> dict[tuple, tuple]:
     """Every distinct (kernel, signature, constants, options) of the launches on such a chip, with what compiles it."""
-    from avfmae_kernels.aot_launches import record_launches
+    from avfmae_kernels.triton_launches import record_launches
     from avfmae_kernels.triton_tools import OPTIONS
 
     found = {}
