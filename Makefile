@@ -1,6 +1,7 @@
 # make demo and make test work on a machine with nothing installed but Python and a C++ compiler.
 PYTHON ?= python3
 BIN := .venv/bin
+PARALLEL := -n auto --dist loadgroup
 
 .PHONY: demo test test-isa test-oldest lint bench wheel gpu-first gpu-wheels cuda-build-check triton-check clean
 
@@ -15,11 +16,11 @@ demo: .venv/.installed
 	$(BIN)/avfmae demo
 
 test: .venv/.installed lint
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 # What depends on the processor, as on one that AVFMAE_ISA names (avx2, avx512).
 test-isa: .venv/.installed
-	$(BIN)/pytest -m isa
+	$(BIN)/pytest $(PARALLEL) -m isa
 
 # The tests in an environment of its own with the oldest version of everything that pyproject.toml allows. Where the package index
 # offers torch for CUDA only, that is several gigabytes.

@@ -1,6 +1,7 @@
 """Which tests can be collected here, and small real media files, made once a session."""
 
 import importlib.util
+import os
 from fractions import Fraction
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 from media_files import RATE, click, counted_frames, write_wav
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a worker; must be set before torch is imported
 HERE = Path(__file__).parent
 # What tests import beside torch, numpy, einops, safetensors and pytest; a machine that is there to test kernels need not have it.
 DATA_PATH = ("av", "cv2", "PIL", "tyro", "webdataset")

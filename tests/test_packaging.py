@@ -18,6 +18,7 @@ from avfmae.data.prepare import PrepareConfig, prepare
 from avfmae.training.logging import RunLog
 from avfmae_kernels import processor
 
+pytestmark = pytest.mark.xdist_group("packaging")  # which builds a wheel, once
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOT_IN_AN_SDIST = {".ci/run", ".gitignore"}

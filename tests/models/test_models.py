@@ -174,7 +174,10 @@ def test_whole_model_compiles_without_a_graph_break(stage):
 
 TRITON_TRAINS_ALIKE = """
 import torch, avfmae, avfmae_kernels as K
-cfg = avfmae.ModelConfig.preset("tiny").replace(depth=2, skip_blocks=(0, 1), fusion_depth=1)
+from avfmae.config import ModalityConfig
+cfg = avfmae.ModelConfig.preset("tiny").replace(
+    depth=2, skip_blocks=(0, 1), fusion_depth=1, video=ModalityConfig((4, 64, 64), (2, 16, 16), (2, 2, 4), visible=8, decoded=16),
+    audio=ModalityConfig((128, 64), (16, 16), (4, 4), visible=6, decoded=16))
 g = torch.Generator().manual_seed(0)
 video = torch.randint(0, 256, (2, *cfg.video.size, 3), dtype=torch.uint8, generator=g)
 audio = torch.randn(2, 1, *cfg.audio.size, generator=g)
