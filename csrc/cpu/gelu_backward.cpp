@@ -12,7 +12,7 @@ namespace {
 
 using torch::stable::Tensor;
 
-constexpr int kChunk = 2048;  // numbers that are worked on in cache
+constexpr int kGeluChunk = 2048;  // numbers that are worked on in cache
 
 // Φ(x) and the normal density φ(x), by Abramowitz and Stegun 7.1.26: the tail beyond |x| is ½·poly(t)·e^{-x²/2}.
 AVFMAE_INLINE void normal(float x, float& below, float& density) {
@@ -24,7 +24,7 @@ AVFMAE_INLINE void normal(float x, float& below, float& density) {
 }
 
 void gelu_backward_chunk(const Numbers& grad, const Numbers& x, const Numbers& slope, const Numbers& out, int64_t first, int n) {
-  float v[kChunk], g[kChunk];
+  float v[kGeluChunk], g[kGeluChunk];
   slope.prefetch_to_write(first, n), out.prefetch_to_write(first, n);
   x.load(first, v, n);
   grad.load(first, g, n);
@@ -43,9 +43,9 @@ void gelu_backward_into(const Tensor& grad, const Tensor& x, const Tensor slope,
   for (const Tensor* to : {&slope, &out}) STD_TORCH_CHECK(to->is_contiguous() && to->numel() == x.numel(), "gelu_backward: results are like x");
   const Numbers upstream(grad), from(x), to(slope), answer(out);
   const int64_t numbers = x.numel();
-  torch::stable::parallel_for(0, (numbers + kChunk - 1) / kChunk, /*grain_size=*/4, [&](int64_t begin, int64_t end) {
-    for (int64_t c = begin * kChunk; c < std::min(end * kChunk, numbers); c += kChunk)
-      gelu_backward_chunk(upstream, from, to, answer, c, static_cast<int>(std::min<int64_t>(kChunk, numbers - c)));
+  torch::stable::parallel_for(0, (numbers + kGeluChunk - 1) / kGeluChunk, /*grain_size=*/4, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin * kGeluChunk; c < std::min(end * kGeluChunk, numbers); c += kGeluChunk)
+      gelu_backward_chunk(upstream, from, to, answer, c, static_cast<int>(std::min<int64_t>(kGeluChunk, numbers - c)));
   });
 }
 
