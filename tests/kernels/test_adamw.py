@@ -3,6 +3,7 @@
 import pytest
 import torch
 from backends import each_backend, require
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import avfmae_kernels as K
 
@@ -244,3 +245,13 @@ def test_adamw_of_a_product_writes_sums_where_it_is_told_or_does_nothing():
     assert not any(map(torch.any, state))
     update(sums := torch.empty(64))
     assert float(state[3]) == 1 and torch.allclose(sums, grad.bfloat16().float().sum(0), atol=1e-5)
+
+
+def test_compact_moments_are_refused_on_a_gpu():
+    """There each of a thousand tensors would be dozens of small kernels. Tensors without memory stand in for a GPU's."""
+    with FakeTensorMode():
+        weights, first, second, scalar = (
+            torch.empty(4, device="cuda", dtype=d) for d in (torch.float32, torch.int8, torch.bfloat16, torch.float32)
+        )
+        with pytest.raises(ValueError, match="exp_avgs: got compact moments on a GPU, expected torch.float32"):
+            K.adamw([weights], [weights], [first], [second], [scalar], [], scalar, BETAS, 1e-8, 0.1, scalar, scalar)

@@ -128,7 +128,7 @@ def test_gather_patches(ops, dtype, patch):
     arguments = (patch, [0.5, 0.4, 0.3], [0.2, 0.25, 0.3], dtype)
     close(ops.gather_patches(video, index, *arguments), gather_patches(video, index, *arguments), dtype)
     assert ops.gather_patches(video, index + 10**9, *arguments).isnan().all()
-    boxes = [torch.tensor([[1.0, 2, 20, 15.5], [0, 0, 24, 16]]), [16, 32]]
+    boxes = [torch.tensor([[1.0, 2, 20, 15.5], [0, 0, 24, 16]]), [16, 48]]
     close(ops.gather_patches(video, index, *arguments, *boxes), gather_patches(video, index, *arguments, *boxes), dtype)
 
 
@@ -149,7 +149,7 @@ def test_masked_patch_loss(ops, patch, dtype):
     close(got, loss.masked_patch_loss_backward(grad, pred, source, index, scored, patch), dtype)
     assert (got[~scored] == 0).all()
     if video:
-        boxes = [torch.tensor([[1.0, 2, 20, 15.5], [0, 0, 24, 16]]), [16, 32]]
+        boxes = [torch.tensor([[1.0, 2, 20, 15.5], [0, 0, 24, 16]]), [16, 48]]
         given = (pred, source, index, scored, patch, *boxes)
         close(ops.masked_patch_loss(*given), loss.masked_patch_loss(*given), torch.float32)
         close(ops.masked_patch_loss_backward(grad, *given), loss.masked_patch_loss_backward(grad, *given), dtype)
