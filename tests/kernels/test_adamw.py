@@ -253,5 +253,5 @@ def test_compact_moments_are_refused_on_a_gpu():
         weights, first, second, scalar = (
             torch.empty(4, device="cuda", dtype=d) for d in (torch.float32, torch.int8, torch.bfloat16, torch.float32)
         )
-        with pytest.raises(ValueError, match="exp_avgs: got compact moments on a GPU, expected torch.float32"):
+        with pytest.raises(ValueError, match="exp_avgs: got compact moments on a GPU"):
             K.adamw([weights], [weights], [first], [second], [scalar], [], scalar, BETAS, 1e-8, 0.1, scalar, scalar)
