@@ -21,7 +21,6 @@ NEEDED = {
     "test_cli.py": DATA_PATH,
     "models/test_checkpoints.py": DATA_PATH,
     "test_packaging.py": DATA_PATH,
-    "models/test_checkpoints.py": DATA_PATH,
     "training/test_training.py": DATA_PATH,
     "benchmarks/test_bench.py": (*DATA_PATH, "matplotlib"),
 }
