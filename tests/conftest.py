@@ -13,7 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a worker; must be set before torch is imported
 HERE = Path(__file__).parent
 # What tests import beside torch, numpy, einops, safetensors and pytest; a machine that is there to test kernels need not have it.
-DATA_PATH = ("av", "cv2", "PIL", "tyro", "webdataset")
+DATA_PATH = ("av", "cv2", "PIL", "rich", "tyro", "webdataset")
 NEEDED = {
     "media": DATA_PATH,
     "media/test_audio.py": (),

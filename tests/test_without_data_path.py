@@ -1,5 +1,8 @@
 """What a machine for GPU tests and benchmarks must have installed, and what it need not."""
 
+import ast
+import contextlib
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -62,6 +65,40 @@ write(Run(out, "cuda"))
     assert done.returncode == 0, done.stderr[-3000:]
     page = (tmp_path / "page.html").read_text()
     assert "data:image/png" in page and "No pictures" not in page and "Dry run" not in page
+
+
+def closure(names):
+    """Distributions, and all that they need."""
+    found, todo = set(), list(names)
+    while todo:
+        name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
+        if name not in found:
+            found.add(name)
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                wanted = [r for r in importlib.metadata.requires(name) or () if "extra ==" not in r]
+                todo += [re.match(r"[\w.-]+", r)[0] for r in wanted]
+    return found
+
+
+def test_what_a_first_run_imports_is_carried_to_the_gpu():
+    """By ``make gpu-wheels``; torch, Triton and NumPy are there."""
+    tool = (HERE.parent / "tools" / "gpu_wheels.py").read_text()
+    carried = ast.literal_eval(re.search(r"^NEEDED = (\(.*?\))", tool, re.MULTILINE)[1])
+    modules = ["doctor", *(f"benchmarks.{name}" for name in ("step", "kernels", "scaling", "plots", "first.ahead", "first.page", "first.recorded"))]
+    imports = "\n".join(f"import avfmae_{m}" if m.startswith("benchmarks") else f"import avfmae.{m}" for m in modules)
+    code = f"""
+import importlib.metadata, os, tempfile
+os.environ["AVFMAE_FIRST_OUT"] = tempfile.mkdtemp()
+before = set(sys.modules)
+{imports}
+import avfmae.models.pretraining, pytest
+owners = importlib.metadata.packages_distributions()
+print(*(owner for name in set(sys.modules) - before if "." not in name for owner in owners.get(name, ())))
+"""
+    done = run_without((), code)
+    assert done.returncode == 0, done.stderr[-3000:]
+    imported = {re.sub(r"[-_.]+", "-", name).lower() for name in done.stdout.split()}
+    assert "rich" in imported and imported - closure(["torch", "triton", "numpy", *carried]) - {"avfmae"} == set()
 
 
 @pytest.mark.parametrize("library", ["av", "PIL"])

@@ -17,7 +17,7 @@ from pathlib import Path
 from cuda_build_check import Failed, build, install, version_of
 
 ROOT = Path(__file__).resolve().parents[1]
-NEEDED = ("einops", "safetensors", "rich", "pytest", "pytest-xdist", "matplotlib")  # by kernels, model, benchmarks, tests and the page
+NEEDED = ("einops", "lazy-loader", "safetensors", "rich", "pytest", "pytest-xdist", "matplotlib")  # by kernels, model, benchmarks, tests and the page
 THERE = ("torch", "triton", "numpy")  # wheels of these are not kept
 LARGEST = 60e6  # bytes of the whole folder
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 24, 17, 12, 5)] + ["manylinux2014_x86_64"]

@@ -133,8 +133,9 @@ def keep(out: Path) -> int:
     """Adds a run's rows to those that are kept in git."""
     from avfmae_benchmarks import results
 
-    if (begun := Journal(out).events()) and begun[0].get("device") == "cpu":
-        sys.exit(f"{out}: is a dry run, which has measured nothing")
+    device = Journal(out).latest("device")
+    if device != "cuda":
+        sys.exit(f"--keep: {out} holds {'a dry run, which has measured nothing' if device else 'no run'}")
     for subject in ("step", "kernels", "scaling"):
         there = {(r["date"], r["device"]) for r in results.read(subject, results.FOLDER)}
         if new := [r for r in results.read(subject, out) if (r["date"], r["device"]) not in there]:

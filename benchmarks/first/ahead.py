@@ -55,7 +55,7 @@ def of(work: Callable[[], None]) -> list[Request]:
     from avfmae_kernels.triton_tools import recorded
 
     automatic = dispatch.AUTOMATIC
-    dispatch.AUTOMATIC = {place: before if place[0] in WITHOUT_TRITON else in_triton(before) for place, before in automatic.items()}
+    dispatch.AUTOMATIC = {place: order if place[0] in WITHOUT_TRITON else ("triton", *order) for place, order in automatic.items()}
     try:
         with K.use("auto"), recorded() as launches:
             work()
@@ -70,11 +70,6 @@ def of(work: Callable[[], None]) -> list[Request]:
             requests[repr(request)] = request
     launches.clear()
     return list(requests.values())
-
-
-def in_triton(automatic: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    """Dispatch's automatic choice, or order of choices, with Triton first."""
-    return "triton" if isinstance(automatic, str) else ("triton", *automatic)
 
 
 class Description:

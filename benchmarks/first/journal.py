@@ -12,11 +12,11 @@ class Journal:
     """``folder/journal.jsonl``. Events are dicts; those of a part have its name and a state, the others a kind of their own."""
 
     def __init__(self, folder: Path):
-        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "journal.jsonl"
 
     def add(self, **event) -> None:
         """Writes an event, and waits until the disk has it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         cut_off = self.path.exists() and not self.path.read_bytes().endswith(b"\n")  # by a kill in the middle of a line
         with self.path.open("a") as file:
             file.write("\n" * cut_off + json.dumps(event | {"time": time.strftime("%Y-%m-%dT%H:%M:%S")}) + "\n")

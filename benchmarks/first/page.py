@@ -31,14 +31,15 @@ def table(head: Iterable[str], rows: Iterable[Iterable]) -> str:
 
 
 def picture(figure, run: Run, name: str) -> str:
-    """A figure inside the page, and as a file of its own."""
+    """A figure inside the page, and the roofline as a file of its own: a machine on loan gives few files back."""
     if figure is None:
         return ""
     if run.dry:
         figure.text(0.5, 0.5, "dry run", color="#c53030", alpha=0.35, fontsize=90, weight="bold", rotation=20, ha="center", va="center")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    (run.out / name).write_bytes(buffer.getvalue())
+    if name == "roofline.png":
+        (run.out / name).write_bytes(buffer.getvalue())
     return f'<p><img alt="{name}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"></p>'
 
 
