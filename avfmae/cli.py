@@ -173,6 +173,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         COMMANDS[command](rest)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("avfmae"):
+            raise
+        sys.exit(f"avfmae {command}: the package {error.name.partition('.')[0]} is not installed")
     except (ValueError, FileNotFoundError, MediaError, RuntimeError, json.JSONDecodeError) as error:
         if not str(error) or isinstance(error, NotImplementedError):
             raise
