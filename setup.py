@@ -87,7 +87,7 @@ def torch_folder() -> Path:
             return folder
     raise Missing(
         "no torch was found when the package was built; with torch installed, reinstall by "
-        "`pip install --no-build-isolation --no-deps --force-reinstall` of the same source (or set AVFMAE_TORCH to torch's folder)"
+        "`pip install --no-deps --force-reinstall` of the same source (or set AVFMAE_TORCH to torch's folder)"
     )
 
 

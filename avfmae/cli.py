@@ -1,7 +1,6 @@
 """The command line: ``avfmae demo | prepare | inspect | pretrain | psi | finetune | evaluate | import-list | bench | doctor``."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from typing import TypeVar
@@ -169,11 +168,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if command not in COMMANDS:
         sys.exit(f"avfmae: no command {command!r}; there are {', '.join(COMMANDS)}")
-    from avfmae.data.media import MediaError
-
     try:
         COMMANDS[command](rest)
-    except (ValueError, FileNotFoundError, MediaError, RuntimeError, json.JSONDecodeError) as error:
-        if not str(error) or isinstance(error, NotImplementedError):
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("avfmae"):
+            raise
+        sys.exit(f"avfmae {command}: the package {error.name.partition('.')[0]} is not installed")
+    except Exception as error:
+        if not _can_be_put_right(error):
             raise
         sys.exit(f"avfmae {command}: {error}")
+
+
+def _can_be_put_right(error: Exception) -> bool:
+    """Whether the message alone tells a user what to do."""
+    from avfmae.data.media import MediaError
+
+    told = (ValueError, FileNotFoundError, MediaError, RuntimeError)
+    return isinstance(error, told) and not isinstance(error, NotImplementedError) and str(error) != ""

@@ -28,7 +28,7 @@ def facts() -> dict[str, str]:
     if torch.cuda.is_available():
         p = torch.cuda.get_device_properties(0)
         gpu = f"{torch.cuda.device_count()} × {p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}"
-    decoders = [f"{name} {v}" for name in ("decord2", "decord", "av") if (v := _version(name))]
+    decoders = [f"{name} {v}" for name in ("av", "decord2", "decord") if (v := _version(name))]
     return {
         "avfmae": f"{avfmae.__version__} on Python {platform.python_version()}, {platform.machine()}",
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} CPU threads, {torch.backends.cpu.get_cpu_capability()}",
@@ -38,7 +38,7 @@ def facts() -> dict[str, str]:
         "compiled for CPU": MISSING["cpu"] or f"avfmae_kernels.{processor.module()}",
         "compiled for CUDA": MISSING["cuda"] or "avfmae_kernels._cuda",
         "compiled for workers": MISSING["host"] or "avfmae_kernels._host",
-        "decoders": ", ".join(decoders) or "none: install decord2 or av",
+        "decoders": ", ".join(decoders) or "none: pip install av",
         "recipes": str(recipe_folder()),
         "flash-attn": _version("flash-attn") or "not installed (optional)",
     }

@@ -82,6 +82,13 @@ def test_recipes_lie_where_they_are_edited():
     assert found == {p.name for p in recipe_folder().glob("*.toml")} - {"label_map.toml"} and len(found) == 10
 
 
+def test_a_package_that_is_not_installed_is_named(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    (tmp_path / "list.txt").write_text("/v/a.mp4 0\n")
+    message = fails(capsys, "import-list", tmp_path / "list.txt", tmp_path / "m.parquet")
+    assert message == "avfmae import-list: the package pyarrow is not installed"
+
+
 def test_an_unknown_recipe_is_named_with_those_there_are(capsys):
     message = fails(capsys, "finetune", "--recipe", "hicmae_base")
     assert "--recipe: got 'hicmae_base', expected one of base, huge, large for finetune" in message

@@ -25,6 +25,7 @@ from avfmae.data import shards
 from avfmae.data.bitstream import is_disposable, length_size
 from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, blaming
 from avfmae.data.probing import SEEKABLE, frame_files, open_media, probe
+from avfmae.extras import need
 
 SEEK_BACK = 0.5  # seconds before a window from which its sound is decoded: codecs need the packets before
 DECORD_EXACT = {"h264", "vp8", "vp9", "av1", "mjpeg", "prores", "ffv1", "flv1"}
@@ -74,9 +75,8 @@ def _read_images(path: str, indices: np.ndarray) -> np.ndarray:
 def _read_decord(path: str, indices: np.ndarray, info: VideoInfo) -> np.ndarray:
     if not (info.exact_seek and info.codec in DECORD_EXACT and not info.open_groups):
         raise MediaError(path, f"decord gives wrong frames of such files ({info.codec}); read it with backend='pyav'")
+    decord = need("decord", "decord", "backend='decord'")
     with blaming(path, "decord cannot read it"):
-        import decord
-
         reader = decord.VideoReader(path, num_threads=1)
         if len(reader) != len(info.times):
             raise ValueError(f"decord counts {len(reader)} frames, the container {len(info.times)}")
