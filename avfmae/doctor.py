@@ -6,6 +6,7 @@ import platform
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import avfmae
@@ -13,6 +14,7 @@ import avfmae_kernels
 from avfmae.training.config import recipe_folder
 from avfmae_kernels import processor
 from avfmae_kernels.compiled import MISSING
+from avfmae_kernels.dispatch import IMPLEMENTATIONS
 
 
 def _version(package: str) -> str | None:
@@ -44,16 +46,29 @@ def facts() -> dict[str, str]:
     }
 
 
+def reasons(states: dict[str, dict[str, str]]) -> list[str]:
+    """Why implementations cannot run, each reason once, with the ops that it holds for."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for op, of_op in states.items():
+        for implementation, state in of_op.items():
+            if state not in ("runs", "can run"):
+                found.setdefault((implementation, state), []).append(op)
+    most = max(map(len, found.values()), default=0)
+    ordered = sorted(found.items(), key=lambda item: IMPLEMENTATIONS.index(item[0][0]))
+    return [f"{i} of {'most ops' if len(ops) == most else ', '.join(ops)}: {reason}" for (i, reason), ops in ordered]
+
+
 def doctor() -> None:
-    """Prints the facts, and a table of ops by implementation."""
-    console = Console()
+    """Prints the facts, a table with a line an op, and why other implementations cannot run."""
+    console, states = Console(), avfmae_kernels.explain()
     for name, value in facts().items():
-        console.print(f"[bold]{name:>21}[/bold]  {value}", highlight=False, soft_wrap=True)
-    table = Table(title="what runs here, and why not the others", title_justify="left")
-    for column in ("op", "implementation", "state"):
+        console.print(f"[bold]{name:>21}[/bold]  {escape(value)}", highlight=False, soft_wrap=True)
+    table = Table(title="Which implementation of an op runs here", title_justify="left")
+    for column in ("op", "runs", "can run too"):
         table.add_column(column)
-    for op, states in avfmae_kernels.explain().items():
-        for i, (implementation, state) in enumerate(states.items()):
-            style = "bold green" if state == "runs" else None
-            table.add_row(op if i == 0 else "", implementation, state, style=style)
+    for op, of_op in states.items():
+        chosen, others = ([i for i, state in of_op.items() if state == wanted] for wanted in ("runs", "can run"))
+        table.add_row(op, f"[bold green]{chosen[0]}[/]", ", ".join(others))
     console.print(table)
+    for reason in reasons(states):
+        console.print(f"not {escape(reason)}", highlight=False, soft_wrap=True)
