@@ -122,7 +122,7 @@ def bars(folder: Path) -> Figure | None:
         for y, (row, top) in enumerate(zip(rows, speeds + np.maximum(0, spread[1]), strict=True)):
             ups = speed_up(rows, row).items() if row["side"] not in PEERS else ()
             axis.text(top, y, "   ".join([f" {speeds[y]:.2f}", *(f"{up:.2f} × {other}" for other, up in ups)]), va="center")
-        axis.set(xlabel="clips/s; × what it took turns with", xlim=(0, speeds.max() * 2))
+        axis.set(xlabel="clips/s; × what it took turns with", xlim=(0, 2.1 * (speeds + np.maximum(0, spread[1])).max()))
         axis.set_title(f"pre-training step, batch {rows[0]['batch']}, {device}", loc="left", fontsize="medium")
     return figure
 
