@@ -176,7 +176,7 @@ def configurations(few: int, many: int, D: int, dtype: torch.dtype) -> list[dict
         if few <= 16
         else ((16, 4), (32, 8))
         if few * wide <= 32
-        else ((16, 8 if few > 32 else 4),)
+        else ((16, 8 if few > 32 else 2 if dtype == torch.float32 else 4),)
     )
     kept = [{"BLOCK": block, "num_warps": min(most, warps * wide)} for block, warps in choices if block <= tile_of(many)]
     return kept or [{"BLOCK": 16, "num_warps": 2 * wide}]

@@ -46,7 +46,9 @@ def check_shape(implementation, shape, dtype, device="cpu"):
         with K.use(implementation), poisoned():
             out = K.cross_attention(q, kv, heads)
             out.sum().backward()
-        assert torch.equal(out, kv[..., q.shape[-1] :].expand_as(q)) and q.grad.abs().max() <= 1e-5
+        rounded = 2**-21 if implementation == "triton" and dtype == torch.float32 else 0  # its products keep 22 bits of float32
+        torch.testing.assert_close(out, kv[..., q.shape[-1] :].expand_as(q), rtol=rounded, atol=0)
+        assert q.grad.abs().max() <= 1e-5
         return
     check(implementation, lambda q, kv: K.cross_attention(q, kv, heads), lambda q, kv: reference.cross_attention(q, kv, heads), inputs(*shape), dtype, device)  # fmt: skip
 
