@@ -40,20 +40,26 @@ def _tf32(x):
 
 
 @triton.jit
+def _interpreted_dot(a, b):
+    """What the tensor cores make of a product, for the interpreter; never compiled."""
+    if b.dtype != tl.float32:  # the interpreter would multiply the bit patterns of bfloat16 numbers
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
+    a_high, b_high = _tf32(a), _tf32(b)
+    a_low, b_low = _tf32(a - a_high), _tf32(b - b_high)
+    low = tl.dot(a_low, b_high, input_precision="ieee") + tl.dot(a_high, b_low, input_precision="ieee")
+    return low + tl.dot(a_high, b_high, input_precision="ieee")
+
+
+@triton.jit
 def dot(a, b):
     """a b on the tensor cores with sums in float32, at least 16 rows and columns; a is rounded to b's dtype.
 
     float32 numbers are split in two of 11 bits each, which makes three products ("tf32x3") and an error of some 2^-22. Exact
     products would be left to the ordinary cores, which unroll them into minutes of compilation.
     """
-    if not INTERPRETED:
-        return tl.dot(a.to(b.dtype), b, input_precision="tf32x3")
-    if b.dtype != tl.float32:  # the interpreter would multiply the bit patterns of bfloat16 numbers
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    a_high, b_high = _tf32(a), _tf32(b)  # what the tensor cores make of it
-    a_low, b_low = _tf32(a - a_high), _tf32(b - b_high)
-    low = tl.dot(a_low, b_high, input_precision="ieee") + tl.dot(a_high, b_low, input_precision="ieee")
-    return low + tl.dot(a_high, b_high, input_precision="ieee")
+    if INTERPRETED:
+        return _interpreted_dot(a, b)
+    return tl.dot(a.to(b.dtype), b, input_precision="tf32x3")
 
 
 @triton.jit
