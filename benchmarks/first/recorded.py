@@ -9,6 +9,7 @@ from pathlib import Path
 
 from avfmae_benchmarks.first.journal import Journal
 
+writes = True
 REASON = 300  # characters of a failure that are kept
 
 
@@ -22,6 +23,11 @@ def outcomes() -> dict[str, str]:
     return {event["test"]: event["outcome"] for event in journal().events() if "test" in event}
 
 
+def pytest_configure(config) -> None:
+    global writes
+    writes = not hasattr(config, "workerinput")  # pytest-xdist's workers report to the process that writes
+
+
 def pytest_collection_modifyitems(config, items) -> None:
     known = outcomes()
     again = [item for item in items if item.nodeid in known]
@@ -31,8 +37,6 @@ def pytest_collection_modifyitems(config, items) -> None:
 
 
 def pytest_runtest_logreport(report) -> None:
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        return  # the process that the workers report to writes
-    if report.when == "call" or (report.outcome != "passed" and report.when == "setup"):
+    if writes and (report.when == "call" or (report.outcome != "passed" and report.when == "setup")):
         reason = {} if report.passed else {"reason": str(report.longrepr)[-REASON:]}
         journal().add(test=report.nodeid, outcome=report.outcome, seconds=round(report.duration, 2), **reason)

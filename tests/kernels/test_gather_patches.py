@@ -133,7 +133,7 @@ def test_compiles_without_graph_break(implementation):
 
 
 def test_use_restores_and_refuses():
-    with pytest.raises(ValueError, match="expected one of auto, cuda, triton, cpp, reference"), K.use("fast"):
+    with pytest.raises(ValueError, match="expected one of auto, triton, cuda, cpp, reference"), K.use("fast"):
         pass
     if not torch.cuda.is_available():
         video, index = case(*SHAPES["one token"])
