@@ -20,7 +20,7 @@ test: .venv/.installed lint
 
 # What depends on the processor, as on one that AVFMAE_ISA names (avx2, avx512).
 test-isa: .venv/.installed
-	$(BIN)/pytest $(PARALLEL) -m isa
+	$(BIN)/pytest $(PARALLEL) -m isa -k "not interpreter"
 
 # The tests in an environment of its own with the oldest version of everything that pyproject.toml allows. Where the package index
 # offers torch for CUDA only, that is several gigabytes.
