@@ -16,6 +16,7 @@ OLDEST = 80  # bfloat16 on the tensor cores, and asynchronous copies
 # KiB of shared memory that one block may ask for, by compute capability (CUDA C++ programming guide)
 SHARED_KIB = {80: 163, 86: 99, 87: 163, 88: 99, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
 SMALLEST = 16  # rows and columns of a product on the tensor cores
+MASKED_PATCH_LOSS_OWN = 96
 LEAST_KIB = 99  # of every chip from sm_80 on: what is assumed of one that is not in the table
 
 _pretended: int | None = None
@@ -78,7 +79,7 @@ def why_not(op: str, implementation: str, capability: int, args: tuple = ()) -> 
 def _cuda_region_attention(qkv: Tensor, heads: int, matrices: int = 3) -> int:
     """As ``Shape::bytes`` and ``launch`` of ``csrc/cuda/region_attention.cu``: tiles for the tensor cores, or plain logits."""
     S, D = qkv.shape[1], qkv.shape[2] // 3 // heads
-    if qkv.dtype == torch.float32 or D % 16 or D > 80 or qkv.stride(0) % 8 or qkv.stride(1) % 8:
+    if qkv.dtype == torch.float32 or D % 16 or D > 80 or qkv.stride(0) % 8 or qkv.stride(1) % 8 or qkv.storage_offset() % 8:
         return S * S * 4 * (matrices - 2)
     tile = 16 if S <= 16 else 32 if S <= 32 else 64 if S <= 64 else 128
     a_head = matrices * tile * (D + 8) * 2 + tile * (tile + 4) * 4 + tile // 16 * 1024
@@ -90,8 +91,8 @@ def _cuda_region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, again
 
 
 def _cuda_masked_patch_loss(pred: Tensor, *rest) -> int:
-    """A tubelet's numbers in float32 (``csrc/cuda/masked_patch_loss.cu``)."""
-    return pred.shape[2] * 4
+    """A tubelet's numbers in float32, and the kernel's own arrays (``kOwnShared`` of ``csrc/cuda/masked_patch_loss.cu``)."""
+    return pred.shape[2] * 4 + MASKED_PATCH_LOSS_OWN
 
 
 def _cuda_masked_patch_loss_backward(grad: Tensor, pred: Tensor, *rest) -> int:

@@ -1,7 +1,8 @@
 """What this processor computes with, as the whole package takes it.
 
 AVFMAE_ISA=avx2 (or avx512, avx512_bf16) caps it, for tests and comparisons: our compiled kernels, what is chosen among implementations, and
-torch with oneDNN behave as on a processor that has no more than that. Set it before the package is imported.
+torch with oneDNN behave as on a processor that has no more than that. Set it before the process starts: where torch has computed before, a cap at
+avx2 is refused, but that oneDNN keeps what it has found cannot be seen.
 """
 
 import os

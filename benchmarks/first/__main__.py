@@ -29,7 +29,13 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--wheels", type=Path, help="the folder that gpu_wheels.py has made: what this machine lacks is taken from there")
     parser.add_argument("--work", choices=(*NAMES, "page"), help=argparse.SUPPRESS)  # in a part's own process
     args = parser.parse_args(given)
+    if args.minutes and 60 * args.minutes < PAGE_SECONDS + LEAST:
+        parser.error(f"--minutes: got {args.minutes:g}, expected at least {(PAGE_SECONDS + LEAST) / 60:.1f}, for a part and the page")
     args.out = args.out.resolve()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out: {args.out} cannot be a folder of results: {error.strerror}")
     return args
 
 
@@ -59,13 +65,13 @@ def main(given: list[str] | None = None) -> int:
         state = supervise(part, limit, left, journal, args)
         if part.name == "doctor" and state != "done":
             print("nothing can be measured here")
-            break
+            return 1
     command = [sys.executable, "-m", "avfmae_benchmarks.first", "--out", str(args.out), "--device", args.device, "--work", "page"]
     if process.run(command, PAGE_SECONDS, args.out / "log.txt", environment(args)) == 0:
         print(f"page: {args.out / 'page.html'}")
     states = {name: event["state"] for name, event in journal.states().items()}
     todo = [part.name for part in PARTS if states.get(part.name) not in ENDED and (not args.parts or part.name in args.parts)]
-    failed = [name for name, state in states.items() if state not in ("done", "left out") and name not in todo]
+    failed = [name for name, state in states.items() if state in ("failed", "over its limit")]
     print(f"left for the next command: {', '.join(todo)}" if todo else "all parts are done")
     if failed:
         print(f"failed: {', '.join(failed)}; see {args.out / 'log.txt'}")

@@ -24,14 +24,14 @@ class Journal:
             os.fsync(file.fileno())
 
     def events(self) -> list[dict]:
-        """All events, oldest first; lines that were cut off are left out."""
+        """All events, oldest first; lines that were cut off, or are no event, are left out."""
         found = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+        for line in self.path.read_text(errors="replace").splitlines() if self.path.exists() else []:
             try:
                 found.append(json.loads(line))
             except json.JSONDecodeError:
                 continue
-        return found
+        return [event for event in found if isinstance(event, dict)]
 
     def states(self) -> dict[str, dict]:
         """The latest event of each part, in the order in which they began."""

@@ -15,11 +15,15 @@ namespace {
 template <int C>
 constexpr int kThreads = C == 1 ? 128 : 64 * C;
 
+// Bytes of a block that the kernels' own arrays take at most: channel_sum's.
+constexpr int64_t kOwnShared = 96;
+
 // The sum over the block's threads of the same channel; C = 1: over all of them.
 template <int C, int Threads>
 __device__ float channel_sum(float mine) {
   constexpr int kWarps = Threads / 32;
   __shared__ float warps[kWarps][C];
+  static_assert(sizeof(warps) <= kOwnShared);
   const int channel = threadIdx.x % C;
 #pragma unroll
   for (int c = 0; c < C; ++c) {
@@ -144,7 +148,7 @@ Tensor masked_patch_loss(const Tensor& pred, const Tensor& source, const Tensor&
     using In = std::remove_cv_t<std::remove_pointer_t<decltype(in)>>;
     using Pred = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>;
     const auto kernel = masked_patch_loss_kernel<kC, In, Pred>;
-    allow_shared("masked_patch_loss", kernel, op.tile_bytes());
+    allow_shared("masked_patch_loss", kernel, op.tile_bytes(), kOwnShared);
     kernel<<<static_cast<unsigned>(op.rows), kThreads<kC>, op.tile_bytes(), stream_of(pred)>>>(
         p, in, static_cast<const int64_t*>(index.const_data_ptr()), static_cast<const bool*>(scored.const_data_ptr()),
         static_cast<float*>(out.mutable_data_ptr()), Tubelets(op.grid, op.boxes), op.rows_per_clip, op.eps(), op.boxes);
@@ -167,7 +171,7 @@ Tensor masked_patch_loss_backward(const Tensor& grad, const Tensor& pred, const 
     using In = std::remove_cv_t<std::remove_pointer_t<decltype(in)>>;
     using Pred = std::remove_cv_t<std::remove_pointer_t<decltype(p)>>;
     const auto kernel = masked_patch_loss_backward_kernel<kC, In, Pred>;
-    allow_shared("masked_patch_loss_backward", kernel, op.tile_bytes());
+    allow_shared("masked_patch_loss_backward", kernel, op.tile_bytes(), kOwnShared);
     kernel<<<static_cast<unsigned>(op.rows), kThreads<kC>, op.tile_bytes(), stream_of(pred)>>>(
         static_cast<const float*>(grad.const_data_ptr()), p, in, static_cast<const int64_t*>(index.const_data_ptr()),
         static_cast<const bool*>(scored.const_data_ptr()), static_cast<Pred*>(out.mutable_data_ptr()), Tubelets(op.grid, op.boxes),
