@@ -79,7 +79,8 @@ def why_not(op: str, implementation: str, capability: int, args: tuple = ()) -> 
 def _cuda_region_attention(qkv: Tensor, heads: int, matrices: int = 3) -> int:
     """As ``Shape::bytes`` and ``launch`` of ``csrc/cuda/region_attention.cu``: tiles for the tensor cores, or plain logits."""
     S, D = qkv.shape[1], qkv.shape[2] // 3 // heads
-    if qkv.dtype == torch.float32 or D % 16 or D > 80 or qkv.stride(0) % 8 or qkv.stride(1) % 8 or qkv.storage_offset() % 8:
+    aligned = torch.compiler.is_compiling() or qkv.storage_offset() % 8 == 0  # a compiler cannot ask; the launch checks again
+    if qkv.dtype == torch.float32 or D % 16 or D > 80 or qkv.stride(0) % 8 or qkv.stride(1) % 8 or not aligned:
         return S * S * 4 * (matrices - 2)
     tile = 16 if S <= 16 else 32 if S <= 32 else 64 if S <= 64 else 128
     a_head = matrices * tile * (D + 8) * 2 + tile * (tile + 4) * 4 + tile // 16 * 1024

@@ -159,6 +159,8 @@ def _decoded_frames(path: str, info: VideoInfo, key: int, wanted: set[int] | Non
         size = length_size(stream) if info.codec == "h264" and info.stamped and wanted is not None else 0
         begun = not key
         for packet in container.demux(stream):
+            if not packet.size and packet.dts is not None:  # Theora's way to repeat a frame; the packet without a stamp flushes the decoder
+                continue
             if not begun:  # a seek may end elsewhere
                 if (number := clock.key(packet)) is None:
                     continue
@@ -167,7 +169,7 @@ def _decoded_frames(path: str, info: VideoInfo, key: int, wanted: set[int] | Non
                 continue
             for frame in packet.decode():
                 number = clock.number(frame)
-                if number >= key and (wanted is None or number in wanted):  # before the key frame are leading pictures
+                if number >= key and not clock.before(frame) and (wanted is None or number in wanted):  # before the key frame are leading pictures
                     yield number, np.rot90(_to_rgb(frame), round(frame.rotation / 90))
 
 
@@ -189,6 +191,10 @@ class _Clock:
         else:
             self.passed = 0 if self.passed is None else self.passed + 1
         return self.passed
+
+    def before(self, frame: av.VideoFrame) -> bool:
+        """Whether the frame is shown before all that count: it needs what was cut off the file."""
+        return self.stamped and frame.pts is not None and frame.pts < self.ticks[0]
 
     def nearest(self, tick: int) -> int:
         after = int(np.searchsorted(self.ticks, tick))

@@ -70,17 +70,22 @@ def _probe(path: str, container: av.container.InputContainer, need_video: bool, 
     formats, keys, end, shown, open_groups = set(container.format.name.split(",")), [], 0.0, 0, False
     codec = stream.codec_context.codec.canonical_name
     stamped, size = bool(formats & STAMPED), length_size(stream) if stream.type == "video" else 0
+    reorders, unstamped, first = False, 0, None
     for packet in container.demux():
         stamp = packet.dts if packet.pts is None else packet.pts
         if stamp is None:
+            unstamped += packet.stream is stream and packet.size > 0 and not formats & SEEKABLE
             continue
         end = max(end, float((stamp + (packet.duration or 0)) * packet.time_base))
         if packet.stream is stream and packet.size:
+            if first is None:
+                first = stamp if packet.is_keyframe else -np.inf
             if packet.is_discard:  # an edit list hides it
                 continue
             shown = max(shown, stamp + (packet.duration or 0))
             ticks.append(stamp)
             stamped &= packet.pts is not None
+            reorders |= stamp < max(ticks[-2:])
             if begins_anew(packet, codec, size):
                 keys.append(stamp)
             open_groups |= codec == "h264" and packet.is_keyframe and not is_reset(packet, size)
@@ -97,6 +102,14 @@ def _probe(path: str, container: av.container.InputContainer, need_video: bool, 
     if stream.type == "audio":
         times = start + np.arange(max(1, int((end - start) * NOMINAL_FPS))) / NOMINAL_FPS
         return VideoInfo(times, start, NOMINAL_FPS, True, False)
+    if unstamped and stream.average_rate:  # as in program streams: frames follow one another at their nominal rate
+        step = 1 / (stream.average_rate * stream.time_base)
+        ticks = [min(ticks) + round(i * step) for i in range(len(ticks) + unstamped)]
+        stamped = False
+    if stamped and first is not None:  # a file that was cut at a key frame begins with pictures that need what was cut off
+        ticks = [tick for tick in ticks if tick >= first]
+    # stamps in the order of coding, as a copy from AVI or ASF has them, are not those of showing
+    stamped &= reorders or not getattr(stream.codec_context, "has_b_frames", False)
     times = np.sort(np.array(ticks)) * float(stream.time_base)
     if times[-1] - times[0] > LONGEST:
         raise MediaError(path, f"claims to last {times[-1] - times[0]:.3g} s")

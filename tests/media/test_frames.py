@@ -1,7 +1,9 @@
 """Whatever window is asked for, of whatever stream, its frames are those of decoding the whole file, and colours are right."""
 
+from fractions import Fraction
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 import streams
 from streams import KINDS, decode_all, told
 
-from avfmae.data import decode
+from avfmae.data import decode, probing
 from avfmae.data.bitstream import KEY_CODECS, is_disposable
 from avfmae.data.decode import DECORD_EXACT, frames_between, probe, read_frames
 from avfmae.data.media import MediaError
@@ -86,6 +88,58 @@ def test_a_mark_on_a_frame_that_is_no_key_does_not_mislead(files, tmp_path):
                 packet.stream, packet.is_keyframe = stream, True
                 out.mux(packet)
     assert len(probe(path).keys) < 10 and differing(path, decode_all(path), "auto") == 0
+
+
+def copied(source: str, path: Path, change, first: int = 0) -> str:
+    """The stream's packets from number ``first`` on, as ``change`` leaves each of them."""
+    with av.open(source) as given, av.open(str(path), "w") as out:
+        stream = out.add_stream_from_template(given.streams.video[0])
+        for packet in [p for p in given.demux(video=0) if p.size][first:]:
+            packet.stream = stream
+            change(packet)
+            out.mux(packet)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["mpeg4-mp4", "h264-open-mp4"])
+def test_stamps_in_the_order_of_coding_are_not_taken_for_those_of_showing(kind, files, tmp_path):
+    """As a copy from AVI or ASF to MP4 has them."""
+    with av.open(files(kind)) as container:
+        begin = next(container.demux(video=0)).dts
+
+    def shown_when_coded(packet):
+        packet.pts = packet.dts = packet.dts - begin
+
+    path = copied(files(kind), tmp_path / "coded.mp4", shown_when_coded)
+    every = decode_all(path)
+    assert [told(frame) for frame in every] == list(range(64)) and not probe(path).stamped
+    assert differing(path, every, "auto") == 0
+
+
+@pytest.mark.parametrize("kind", ["h264-open-mp4", "hevc-open-mp4", "mpeg2-mkv"])
+def test_a_file_that_was_cut_at_a_key_frame_begins_with_what_decodes(kind, files, tmp_path):
+    """Of an open group the first pictures need what was cut off."""
+    with av.open(files(kind)) as container:
+        packets = [p for p in container.demux(video=0) if p.size]
+    first = [i for i, packet in enumerate(packets) if packet.is_keyframe][2]
+    leading = sum(packet.pts < packets[first].pts for packet in packets[first:])
+    path = copied(files(kind), tmp_path / f"cut{Path(files(kind)).suffix}", lambda packet: None, first)
+    every = decode_all(path)
+    assert leading and len(probe(path).times) == len(every) == len(packets) - first - leading
+    assert differing(path, every, "auto") == 0
+
+
+def test_frames_without_stamps_count():
+    """An MPEG program stream need not stamp every frame: they follow one another at their rate."""
+    stamps = [None if i % 3 else 3600 * i for i in range(30)]
+    packets = [SimpleNamespace(pts=t, dts=t, size=9, duration=3600, time_base=Fraction(1, 90_000), is_keyframe=i == 0, is_discard=False) for i, t in enumerate(stamps)]
+    codec = SimpleNamespace(width=64, height=64, extradata=b"", has_b_frames=True, codec=SimpleNamespace(canonical_name="mpeg2video"))
+    stream = SimpleNamespace(type="video", codec_context=codec, duration=None, frames=0, time_base=Fraction(1, 90_000), average_rate=Fraction(25))
+    for packet in packets:
+        packet.stream = stream
+    container = SimpleNamespace(streams=SimpleNamespace(video=[stream], audio=[]), format=SimpleNamespace(name="mpeg"), demux=lambda: packets, start_time=0, duration=0)
+    info = probing._probe("x.vob", container, True, [])
+    assert len(info.times) == 30 and np.allclose(np.diff(info.times), 0.04) and not info.stamped
 
 
 def test_every_key_codec_was_tried(files):
