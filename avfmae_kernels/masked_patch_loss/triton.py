@@ -94,6 +94,7 @@ def masked_patch_loss_backward_kernel(
 
 
 CONFIGURATIONS = [{"num_warps": 4}, {"num_warps": 2}, {"num_warps": 8}]
+THROUGH_BOXES = [{"num_warps": 8}, {"num_warps": 2}]  # with 4 the crop's weights spill on sm_86
 
 
 def _grid(source: Tensor, patch: list[int], boxes: Tensor | None, size: list[int] | None) -> tuple[tuple, dict]:
@@ -115,7 +116,7 @@ def masked_patch_loss(
     clip, constants = _grid(source, patch, boxes, size)
     if index.numel():
         launch(
-            masked_patch_loss_kernel, (index.numel(),), CONFIGURATIONS,
+            masked_patch_loss_kernel, (index.numel(),), CONFIGURATIONS if boxes is None else THROUGH_BOXES,
             pred, source, index, scored.view(torch.uint8), errors, index.shape[1], *clip, **constants,
         )  # fmt: skip
     return errors
