@@ -71,4 +71,4 @@ def doctor() -> None:
         table.add_row(op, f"[bold green]{chosen[0]}[/]", ", ".join(others))
     console.print(table)
     for reason in reasons(states):
-        console.print(f"not {escape(reason)}", highlight=False, soft_wrap=True)
+        console.print(f"not {escape(reason)}", highlight=False)
