@@ -7,6 +7,7 @@ Since torch 1.6 such a file is a zip archive: ``NAME/data.pkl`` is a pickle, in 
 
 import io
 import os
+import reprlib
 import struct
 import sys
 import zipfile
@@ -133,7 +134,8 @@ def _read_legacy(file: BinaryIO) -> object:
 
     content = pickles.load(file, persistent)
     keys = pickles.load(file)
-    if not isinstance(keys, list) or set(map(str, keys)) != set(storages):
+    plain = isinstance(keys, list) and all(type(key) in (str, int) for key in keys)
+    if not plain or set(map(str, keys)) != set(storages):
         raise ValueError("its list of storages is not of those that its tensors lie in")
     for key in keys:  # their bytes, each after the number of its elements
         storage = storages[str(key)]
@@ -149,7 +151,7 @@ def _reference(saved: object) -> tuple[torch.dtype, str, int] | None:
     if not (isinstance(saved, tuple) and len(saved) >= 5 and saved[0] == "storage" and isinstance(saved[1], Global)):
         return None
     dtype = STORAGES.get(saved[1].name.rpartition(".")[2])
-    if dtype is None or type(saved[4]) is not int or saved[4] < 0:
+    if dtype is None or type(saved[2]) not in (str, int) or type(saved[4]) is not int or saved[4] < 0:
         return None
     return dtype, str(saved[2]), saved[4]
 
@@ -171,10 +173,11 @@ def _tensor_v3(*args: object) -> object:
 def _view(storage: Storage, offset: object, size: object, stride: object, dtype: torch.dtype) -> Tensor:
     numbers = [offset, *size, *stride]
     if len(size) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
-        raise ValueError(f"a tensor of size {size}, strides {stride} and offset {offset} cannot be")
+        given = ", ".join(map(reprlib.repr, (size, stride, offset)))
+        raise ValueError(f"a tensor cannot have this size, strides and offset: {given}")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and (last + 1) * dtype.itemsize > storage.memory.nbytes():
-        raise ValueError(f"a tensor of size {tuple(size)} reaches beyond its storage")
+        raise ValueError(f"a tensor of size {reprlib.repr(tuple(size))} reaches beyond its storage")
     return torch.empty(0, dtype=dtype).set_(storage.memory, offset if 0 not in size else 0, tuple(size), tuple(stride))
 
 

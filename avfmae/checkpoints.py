@@ -7,6 +7,7 @@ project's own (safetensors with the same names); :func:`released_state_dict` giv
 import json
 import os
 import re
+import reprlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -229,11 +230,11 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
 def _unwrap(content: object, source: str) -> tuple[dict[str, Tensor], str, list[str]]:
     """The weights of a checkpoint's content without prefixes; the key that they were under; and keys of further ones."""
     if not isinstance(content, Mapping):
-        raise ValueError(f"{source}: holds {content!r:.100}, expected a dict of weights")
+        raise ValueError(f"{source}: holds a {type(content).__name__}, expected a dict of weights")
     places = [key for key in PLACES if isinstance(content.get(key), Mapping) and _tensors(content[key])]
     state = _tensors(content[places[0]] if places else content)
     if not state:
-        has = ", ".join(map(str, list(content)[:8])) or "nothing"
+        has = ", ".join(map(reprlib.repr, list(content)[:8])) or "nothing"
         raise ValueError(f"{source}: holds no tensors, neither bare nor under {', '.join(map(repr, PLACES))}; it has {has}")
     return state, *((places[0], places[1:]) if places else ("", []))
 

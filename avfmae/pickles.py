@@ -4,6 +4,10 @@ A pickle is a program for a small stack machine. Python's machine imports and ca
 how a checkpoint of unknown origin takes over a computer. The machine here never looks a name up: a name is a string, and
 the only functions that run are those of a closed table, ``MAKERS``, on arguments that they check. What else the
 program calls, builds or fills becomes a :class:`Stub` that remembers it.
+
+Forty bytes can refer to 2^40 values, where each of forty tuples holds the one before it twice, and a hundred thousand
+lists can lie in one another. Nothing here or in the callers may therefore walk a whole value: neither ``repr``, ``str``
+nor ``hash`` of what a pickle holds, unless its type is known to be a plain one.
 """
 
 import pickletools
@@ -24,6 +28,9 @@ VALUES = {
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # names of modules up to protocol 2
+
+
+KEY_PARTS = 1000  # values that a key of a dict or set may consist of
 
 
 class Global:
@@ -116,10 +123,11 @@ class _Machine:
                 stack[-int(name[-1]) :] = [tuple(stack[-int(name[-1]) :])]
             case "TUPLE" | "LIST" | "FROZENSET":
                 values = self.to_mark()
-                self.stack.append({"TUPLE": tuple, "LIST": list, "FROZENSET": frozenset}[name](values))
+                make = {"TUPLE": tuple, "LIST": list, "FROZENSET": lambda values: frozenset(map(_key, values))}[name]
+                self.stack.append(make(values))
             case "DICT":
                 values = self.to_mark()
-                self.stack.append(dict(_pairs(values)))
+                self.stack.append(_dict(_pairs(values)))
             case "APPEND":
                 value = stack.pop()
                 _put(stack[-1], [value])
@@ -176,11 +184,28 @@ def _pairs(values: list) -> list[tuple]:
     return list(zip(values[::2], values[1::2], strict=True))
 
 
+def _dict(pairs: list) -> dict:
+    return {_key(key): value for key, value in pairs}
+
+
+def _key(value: object) -> object:
+    """The value, which a dict or set will hash: Python then walks all tuples that it refers to, shared ones again and again."""
+    parts = [value]
+    for done, part in enumerate(parts):
+        if done == KEY_PARTS:
+            raise ValueError(f"a key consists of more than {KEY_PARTS} values")
+        if isinstance(part, tuple):
+            parts += part[: KEY_PARTS + 1]
+    return value
+
+
 def _put(target: object, values: list) -> None:
     if type(target) is list:
         target.extend(values)
-    elif type(target) in (dict, set):
-        target.update(values)
+    elif type(target) is dict:
+        target.update(_dict(values))
+    elif type(target) is set:
+        target.update(map(_key, values))
     elif type(target) is Stub:
         target.items.extend(values)
     else:
@@ -192,7 +217,9 @@ def _name(function: object) -> str:
 
 
 def _named(module: object, name: object) -> object:
-    name = f"{PYTHON_2.get(module, module)}.{name}" if isinstance(module, str) else f"{module!r}.{name!r}"
+    if not (isinstance(module, str) and isinstance(name, str)):
+        raise ValueError(f"a class is named by {type(module).__name__} and {type(name).__name__}, expected two texts")
+    name = f"{PYTHON_2.get(module, module)}.{name}"
     return DTYPES.get(name) or Global(name)
 
 
@@ -221,13 +248,16 @@ def _mapping(*args: object) -> object:
     """A plain dict for OrderedDict(pairs), defaultdict(factory, values) and Counter(values)."""
     values = args[-1] if args and isinstance(args[-1], (dict, list, tuple)) else {}
     pairs = list(values.items() if isinstance(values, dict) else values)
-    return dict(pairs) if all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs) else NotImplemented
+    return _dict(pairs) if all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs) else NotImplemented
 
 
 def _collection(kind: type) -> Callable:
-    return lambda *args: (
-        kind(args[0]) if len(args) == 1 and isinstance(args[0], (list, tuple, set)) else kind() if not args else NotImplemented
-    )
+    def make(*args: object) -> object:
+        if len(args) != 1 or not isinstance(args[0], (list, tuple, set)):
+            return NotImplemented if args else kind()
+        return kind(args[0] if kind is list else map(_key, args[0]))
+
+    return make
 
 
 def _path(kind: type) -> Callable:

@@ -4,6 +4,7 @@ import argparse
 import collections
 import contextlib
 import io
+import multiprocessing
 import pathlib
 import pickle
 import subprocess
@@ -17,6 +18,7 @@ import torch_files
 from torch_files import call, data, named, several, text
 
 from avfmae import archives, pickles
+from avfmae.checkpoints import load_released
 from avfmae.pickles import Stub
 
 PLAIN = {
@@ -99,8 +101,56 @@ def test_tensors_beyond_their_storage_are_refused(size, stride, offset, tmp_path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.save(Beyond(), tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=r"beyond its storage|cannot be"):
+    with pytest.raises(ValueError, match=r"beyond its storage|cannot have"):
         archives.read(tmp_path / "x.pth")
+
+
+# Pickles of a few bytes whose value has no end for whoever walks it.
+
+SHARED = b"]" + b"2\x86" * 60  # each of sixty tuples holds the one before it twice
+SHARED_KEY = b")" + b"2\x86" * 60  # of tuples alone, which may be keys
+ENDLESS = {
+    "content": SHARED,
+    "deep content": b"(" + b"l(" * 100_000 + b"l" + b"a" * 100_000,
+    "place": b"}" + text("model") + SHARED + b"s",
+    "keys": b"}" + SHARED_KEY + b"K\x01s",
+    "keys, several": b"}(" + SHARED_KEY + b"K\x01u",
+    "keys from a mark": b"(" + SHARED_KEY + b"K\x01d",
+    "keys of an OrderedDict": call(named("collections", "OrderedDict"), b"](" + several(SHARED_KEY, b"K\x01") + b"e"),
+    "key of 10000 values": b"}(" + b"K\x01" * 10_000 + b"tK\x01s",
+    "set": b"\x8f(" + SHARED_KEY + b"\x90",
+    "frozenset": b"(" + SHARED_KEY + b"\x91",
+    "called set": call(named("builtins", "set"), b"](" + SHARED_KEY + b"e"),
+    "module's name": SHARED + text("x") + b"\x93",
+    "class's name": text("x") + SHARED + b"\x93",
+    "storage's name": several(text("storage"), named("torch", "FloatStorage"), SHARED, text("cpu"), b"K\x01") + b"Q",
+    "tensor's size": call(
+        named("torch._utils", "_rebuild_tensor_v2"),
+        several(text("storage"), named("torch", "FloatStorage"), text("0"), text("cpu"), b"K\x03") + b"Q",
+        b"K\x00", several(SHARED), several(b"K\x01"), b"\x89", b"}",
+    ),
+    "arguments": call(named("builtins", "eval"), SHARED),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_a_value_without_end_is_refused_at_once(what, tmp_path):
+    """In a process of its own: a walk of it would neither end nor be interrupted."""
+    path = tmp_path / "x.pth"
+    torch.save({"w": torch.ones(3)}, path)
+    torch_files.rewrite(path, {"data.pkl": b"\x80\x02" + ENDLESS[what] + b"."})
+    process = multiprocessing.get_context("fork").Process(target=refuse, args=(path, tmp_path / "message"))
+    process.start()
+    process.join(30)
+    process.kill()
+    message = (tmp_path / "message").read_text()
+    assert message.startswith(str(path)) and len(message) < 1000 and "recursion" not in message
+
+
+def refuse(path, message) -> None:
+    with pytest.raises(ValueError) as caught:
+        load_released(torch.nn.Linear(1, 1), path)
+    message.write_text(str(caught.value))
 
 
 # Attacks: op codes that, run by Python's unpickler, call touch on a file.
