@@ -11,6 +11,7 @@ import reprlib
 import struct
 import sys
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -48,8 +49,8 @@ def read(path: str | os.PathLike, mapped: bool = False) -> object:
     """What ``torch.save`` wrote, on the CPU, parameters as tensors without gradients.
 
     Args:
-        mapped: tensors are views of the file, of which only what is used is read; they must not outlive it. Else
-            they are in memory.
+        mapped: tensors are views of the file, without a copy in memory; they must not outlive it. Else they are in
+            memory.
 
     Raises:
         ValueError: it is no such file, or a damaged one.
@@ -81,9 +82,13 @@ def _read_zip(file: BinaryIO, whole: np.ndarray | None) -> object:
         file.seek(info.header_offset + 26)  # the lengths of the name and of what else stands before the bytes
         start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
         if whole is not None:
-            return whole[start : start + info.file_size]
-        file.seek(start)
-        return np.fromfile(file, np.uint8, info.file_size)
+            found = whole[start : start + info.file_size]
+        else:
+            file.seek(start)
+            found = np.fromfile(file, np.uint8, info.file_size)
+        if info.CRC and zlib.crc32(found) != info.CRC:  # 0 where torch was told not to compute it
+            raise ValueError(f"record {name} is damaged: its bytes do not give the checksum that was saved with them")
+        return found
 
     order = bytes(record("byteorder")).decode() if "byteorder" in records else "little"
 

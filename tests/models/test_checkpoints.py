@@ -16,7 +16,7 @@ import torch_files
 from media_files import counted_frames
 
 import avfmae
-from avfmae.checkpoints import read_about, save_weights
+from avfmae.checkpoints import read_about, read_weights, save_weights
 from avfmae.cli import main
 from avfmae.data.demo import encode
 from avfmae.data.manifest import Clip, write_manifest
@@ -191,6 +191,29 @@ def test_files_that_are_no_checkpoint_are_named(kind, reason, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=reason) as caught:
         avfmae.load_released(model, path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["memory", "mapped"])
+def test_a_flipped_bit_in_a_record_is_found(mapped, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"a": torch.ones(3), "head.weight": torch.full((1000,), 1.5)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((9,), 1.5).numpy().tobytes()) + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"record data/1 is damaged") as caught:
+        read_weights(path, mapped)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_saved_without_checksums_loads(tmp_path):
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.arange(3.0)}, tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    with zipfile.ZipFile(tmp_path / "x.pth") as archive:
+        assert {info.CRC for info in archive.infolist() if "/data/" in info.filename} == {0}
+    assert torch.equal(read_weights(tmp_path / "x.pth", mapped=True)["a"], torch.arange(3.0))
 
 
 def test_another_size_is_named():
