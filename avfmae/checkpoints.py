@@ -9,7 +9,7 @@ import os
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from avfmae import archives
 from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.files import atomic_write
+from avfmae.pickles import Stub
 
 # From our names to the released ones: every rule that matches is applied, in this order.
 RENAMES = [(re.compile(pattern), replacement) for pattern, replacement in [
@@ -101,6 +102,7 @@ RENAMES = [(re.compile(pattern), replacement) for pattern, replacement in [
 PACKED = re.compile(r"(first|second)_attn\.qkv\.weight$")  # one matrix here, q and kv in the released files
 PLACES = ("model", "module", "state_dict", "model_state_dict", "model_ema", "ema", "ema_state_dict")
 """The keys under which training codes keep the weights in a checkpoint; the first that holds tensors is taken."""
+PREFIXES = re.compile(r"^(?:_orig_mod\.|module\.|model\.)+")  # of torch.compile, of data parallelism and of Lightning
 FRESH = ("fc_norm.", "head.", "layer_weights_")  # may be absent, or of another size, when fine-tuning starts
 
 
@@ -147,7 +149,7 @@ class LoadReport:
 
     Attributes:
         source: the file.
-        place: the key under which the weights were; "" where they were bare.
+        place: the key under which the weights were, "model" or "state.net"; "" where they were bare.
         others: the keys under which the file has further weights, which were not taken, such as an average's.
     """
 
@@ -180,8 +182,9 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
     Args:
         model: AVFMAEForPretraining, AVFMAEForFinetuning or HiCMAEForPretraining.
         path_or_state_dict: a file of ``torch.save`` with the weights under one of ``PLACES``, the first of them that
-            is there, or bare; a safetensors file; or the state dict itself. Prefixes ``_orig_mod.`` and ``module.`` are
-            taken off. Of a pickle nothing is executed, whatever it holds beside the weights.
+            is there, or bare, or in one single other place, such as ``net`` or ``state.net``; a safetensors file; or the
+            state dict itself. Prefixes ``_orig_mod.``, ``module.`` and ``model.`` are taken off. Of a pickle nothing is
+            executed, whatever it holds beside the weights.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -228,19 +231,69 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
 
 
 def _unwrap(content: object, source: str) -> tuple[dict[str, Tensor], str, list[str]]:
-    """The weights of a checkpoint's content without prefixes; the key that they were under; and keys of further ones."""
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{source}: holds a {type(content).__name__}, expected a dict of weights")
-    places = [key for key in PLACES if isinstance(content.get(key), Mapping) and _tensors(content[key])]
-    state = _tensors(content[places[0]] if places else content)
+    """The weights of a checkpoint's content without prefixes; where they were; and where further ones are."""
+    top = _entries(content)
+    if top is None:
+        raise ValueError(f"{source}: holds a {_kind(content)}, expected a dict of weights")
+    found = {key: tensors for key in PLACES if (tensors := _tensors(top.get(key)))}
+    bare = _tensors(top)
+    if not found and not _look_like_weights(bare):
+        found = {place: tensors for place, tensors in _places(top) if _look_like_weights(tensors)}
+        if len(found) > 1:
+            places = ", ".join(map(reprlib.repr, [*found][:8]))
+            raise ValueError(f"{source}: holds weights under {places}, expected weights in one place")
+    place, *others = found or [""]
+    state = found.get(place, bare)
     if not state:
-        has = ", ".join(map(reprlib.repr, list(content)[:8])) or "nothing"
+        has = ", ".join(map(reprlib.repr, list(top)[:8])) or "nothing"
         raise ValueError(f"{source}: holds no tensors, neither bare nor under {', '.join(map(repr, PLACES))}; it has {has}")
-    return state, *((places[0], places[1:]) if places else ("", []))
+    return state, place, others
 
 
-def _tensors(state: Mapping) -> dict[str, Tensor]:
-    return {re.sub(r"^(?:_orig_mod\.|module\.)+", "", str(n)): t for n, t in state.items() if isinstance(t, Tensor)}
+def _places(top: Mapping) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The tensors under each key, "net", and then under each key of what is there, "state.net".
+
+    What is there twice comes once, so that the search takes no longer than reading the file did.
+    """
+    level, seen = [("", top)], set()
+    for _ in range(2):
+        below = [
+            (f"{place}.{key}" if place else key, value)
+            for place, parent in level
+            for key, value in (_entries(parent) or {}).items()
+            if isinstance(key, str)
+        ]
+        level = []
+        for place, value in below:
+            if id(value) not in seen:
+                seen.add(id(value))
+                level.append((place, value))
+                yield place, _tensors(value)
+
+
+def _entries(value: object) -> Mapping | None:
+    """A dict, or what a mapping of a training script's own class held, or else the attributes of such an object."""
+    if isinstance(value, Mapping):
+        return value
+    if not isinstance(value, Stub):
+        return None
+    pairs = [item for item in value.items if isinstance(item, tuple) and len(item) == 2]
+    if pairs and len(pairs) == len(value.items) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in pairs):
+        return dict(pairs)
+    return value.state if isinstance(value.state, Mapping) else None
+
+
+def _tensors(value: object) -> dict[str, Tensor]:
+    entries = (_entries(value) or {}).items()
+    return {PREFIXES.sub("", n): t for n, t in entries if isinstance(n, str) and isinstance(t, Tensor)}
+
+
+def _look_like_weights(state: Mapping[str, Tensor]) -> bool:
+    return any(name.endswith(".weight") for name in state)
+
+
+def _kind(value: object) -> str:
+    return value.name if isinstance(value, Stub) else type(value).__name__
 
 
 def read_weights(path: str | os.PathLike, mapped: bool = False) -> object:

@@ -97,6 +97,53 @@ def test_gradients_come_under_released_names():
     assert torch.equal(gradients["encoder_audio.blocks.0.first_attn.kv.weight"], packed[64:])
 
 
+class Kept(collections.OrderedDict):
+    """A mapping of a training script's own, which nobody else can make."""
+
+
+class Kit(collections.UserDict):
+    """One that keeps its items in an attribute."""
+
+
+class Trainer:
+    def __init__(self, **attributes):
+        self.__dict__ |= attributes
+
+
+ELSEWHERE = {
+    "own mapping under model": ("model", lambda state: {"model": Kept(state)}),
+    "own mapping, bare": ("", Kept),
+    "own mapping with attribute": ("model.data", lambda state: {"model": Kit(state)}),
+    "the same twice": ("model", lambda state: {"model_ema": state, "model": state}),
+    "the same twice elsewhere": ("net", lambda state: {"net": state, "student": state}),
+    "net": ("net", lambda state: {"net": state, "rng": torch.get_rng_state()}),
+    "state.model": ("state.model", lambda state: {"state": {"model": state, "step": 3}}),
+    "object's attribute": ("trainer.net", lambda state: {"trainer": Trainer(net=state, lr=0.1)}),
+    "Lightning": ("state_dict", lambda state: {"state_dict": {f"model.{n}": t for n, t in state.items()}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ELSEWHERE)
+def test_weights_are_found_where_other_training_codes_keep_them(where, tmp_path):
+    model, other = (avfmae.AVFMAEForPretraining(TINY) for _ in range(2))
+    state = avfmae.released_state_dict(model)
+    place, wrap = ELSEWHERE[where]
+    content = wrap(state)
+    content |= {} if where == "own mapping, bare" else {"optimizer": {"state": {0: {"exp_avg": torch.ones(3)}}}, "epoch": 3}
+    torch.save(content, tmp_path / "checkpoint.pth")
+    report = avfmae.load_released(other, tmp_path / "checkpoint.pth")
+    assert report.place == place and len(report.matched) == len(state)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_weights_in_two_unusual_places_are_no_guess(tmp_path):
+    state = avfmae.released_state_dict(avfmae.AVFMAEForPretraining(TINY))
+    torch.save({"student": state, "teacher": dict(state)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"weights under 'student', 'teacher', expected weights in one place") as caught:
+        avfmae.load_released(avfmae.AVFMAEForPretraining(TINY), tmp_path / "x.pth")
+    assert str(tmp_path / "x.pth") in str(caught.value)
+
+
 class Mode(enum.Enum):
     PRETRAIN = "pretrain"
 

@@ -129,6 +129,7 @@ ENDLESS = {
         several(text("storage"), named("torch", "FloatStorage"), text("0"), text("cpu"), b"K\x03") + b"Q",
         b"K\x00", several(SHARED), several(b"K\x01"), b"\x89", b"}",
     ),
+    "a dict in itself under 3000 keys": b"}q\x00(" + b"".join(text(f"k{i}") + b"h\x00" for i in range(3000)) + b"u",
     "arguments": call(named("builtins", "eval"), SHARED),
 }  # fmt: skip
 
