@@ -51,7 +51,7 @@ def inspect(run: InspectConfig) -> Path:
     """Draws and writes the page. Returns ``out/report.html``.
 
     Raises:
-        FileNotFoundError, ValueError: a source is not there, or holds no clips.
+        FileNotFoundError, ValueError: a source is not there, holds no clips, or none that can be read.
     """
     from avfmae.pictures import clip_picture
 
@@ -70,6 +70,10 @@ def inspect(run: InspectConfig) -> Path:
             rows.append({"clip": clip.path} | look.facts)
             masks = DualMask.for_clips(cfg, [clip.id], run.seed, epoch=0)
             page.add(clip.path, **{f"clip-{clip.id:06d}": clip_picture(look, cfg, masks)})
+    if not page.sections:
+        reasons = [f"{row['clip']}: {row['flags']}" for row in rows]
+        count = f"none of the {len(rows)} clips can be read: " if len(rows) > 1 else ""
+        raise ValueError(count + "; ".join(reasons[:3]) + ("; …" if len(rows) > 3 else ""))
     columns = list(dict.fromkeys(c for row in rows for c in row))
     rows = [{c: row.get(c, "") for c in columns} for row in rows]
     pictures, page.sections = page.sections, []

@@ -50,6 +50,15 @@ def test_what_is_shown_is_what_the_model_gets(prepared):
     assert np.isnan(look_at(clips[1], cfg, 0.3).spectrogram).all()
 
 
+def test_where_nothing_can_be_read_each_reason_is_told(media, tmp_path):
+    (tmp_path / "t.mp4").write_text("hello\n")
+    with pytest.raises(ValueError, match=r"^\S*t\.mp4: .*no readable media file"):
+        inspect(InspectConfig((tmp_path / "t.mp4",), tmp_path / "out", preset="tiny"))
+    with pytest.raises(ValueError, match=r"^none of the 2 clips can be read: \S*: the file is empty.*; \S*: .*no such file"):
+        inspect(InspectConfig((media["empty_mp4"], tmp_path / "missing.mp4"), tmp_path / "out", preset="tiny"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_wrong_sources_are_named(tmp_path):
     with pytest.raises(ValueError, match="give videos, a prepared set"):
         inspect(InspectConfig((), tmp_path))
