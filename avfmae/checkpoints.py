@@ -311,11 +311,27 @@ def read_weights(path: str | os.PathLike, mapped: bool = False) -> object:
         raise FileNotFoundError(f"{path}: {'is a folder, expected a checkpoint' if path.is_dir() else 'no such checkpoint'}")
     if not path.stat().st_size:
         raise ValueError(f"{path}: is no readable checkpoint: the file is empty")
+    if other := _what_else(path):
+        raise ValueError(f"{path}: {other}")
     try:
         return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else archives.read(path, mapped)
     except Exception as error:  # both readers raise a dozen kinds
         reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
         raise ValueError(f"{path}: is no readable checkpoint: {reason}") from error
+
+
+def _what_else(path: Path) -> str | None:
+    """What a file is that often lies where a checkpoint should, and why, by how it begins."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if start.startswith(b"version https://git-lfs"):
+        return "is a git-lfs pointer: the file itself was not fetched"
+    if start.startswith(b"\x1f\x8b"):
+        return "is a gzip file: unpack it first"
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if text.startswith(b"<") and (b"<html" in text or b"<!doctype html" in text):
+        return "is an HTML page: the download failed"
+    return None
 
 
 def save_weights(model: nn.Module, path: str | os.PathLike, **about: object) -> None:
@@ -328,6 +344,8 @@ def save_weights(model: nn.Module, path: str | os.PathLike, **about: object) -> 
 
 def read_about(path: str | os.PathLike) -> dict:
     """The metadata of a file that :func:`save_weights` wrote: ``config`` as a ModelConfig, the rest as it was given."""
+    if Path(path).is_file() and (other := _what_else(Path(path))):
+        raise ValueError(f"{path}: {other}")
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}

@@ -4,6 +4,7 @@ import argparse
 import collections
 import dataclasses
 import enum
+import gzip
 import pathlib
 import pickle
 import zipfile
@@ -238,6 +239,25 @@ def test_files_that_are_no_checkpoint_are_named(kind, reason, tmp_path):
     with pytest.raises((ValueError, FileNotFoundError), match=reason) as caught:
         avfmae.load_released(model, path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+OTHERS = {
+    "git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a git-lfs pointer: the file itself was not"),
+    "HTML page": (b"\n<!DOCTYPE html>\n<html><title>Sign in</title></html>", "is an HTML page: the download failed"),
+    "HTML page with a comment": (b"\xef\xbb\xbf<!-- error --><HTML lang=en>", "is an HTML page: the download failed"),
+    "gzip file": (gzip.compress(b"x" * 100), "is a gzip file: unpack it first"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("read", [read_weights, read_about])
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_often_lies_in_a_checkpoints_place_is_named(kind, name, read, tmp_path):
+    content, reason = OTHERS[kind]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path / name)
+    assert str(caught.value).startswith(f"{tmp_path / name}: {reason}")
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["memory", "mapped"])
