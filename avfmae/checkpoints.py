@@ -7,9 +7,8 @@ project's own (safetensors with the same names); :func:`released_state_dict` giv
 import json
 import os
 import re
-import reprlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from avfmae import archives
 from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.files import atomic_write
-from avfmae.pickles import Stub
+from avfmae.places import find_weights
 
 # From our names to the released ones: every rule that matches is applied, in this order.
 RENAMES = [(re.compile(pattern), replacement) for pattern, replacement in [
@@ -100,9 +99,6 @@ RENAMES = [(re.compile(pattern), replacement) for pattern, replacement in [
     (r"(blocks(?:_audio)?\.\d+)\.mlp_norm\.", r"\1.norm2."),
 ]]  # fmt: skip
 PACKED = re.compile(r"(first|second)_attn\.qkv\.weight$")  # one matrix here, q and kv in the released files
-PLACES = ("model", "module", "state_dict", "model_state_dict", "model_ema", "ema", "ema_state_dict")
-"""The keys under which training codes keep the weights in a checkpoint; the first that holds tensors is taken."""
-PREFIXES = re.compile(r"^(?:_orig_mod\.|module\.|model\.)+")  # of torch.compile, of data parallelism and of Lightning
 FRESH = ("fc_norm.", "head.", "layer_weights_")  # may be absent, or of another size, when fine-tuning starts
 
 
@@ -181,7 +177,7 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
 
     Args:
         model: AVFMAEForPretraining, AVFMAEForFinetuning or HiCMAEForPretraining.
-        path_or_state_dict: a file of ``torch.save`` with the weights under one of ``PLACES``, the first of them that
+        path_or_state_dict: a file of ``torch.save`` with the weights under one of ``places.PLACES``, the first of them that
             is there, or bare, or in one single other place, such as ``net`` or ``state.net``; a safetensors file; or the
             state dict itself. Prefixes ``_orig_mod.``, ``module.`` and ``model.`` are taken off. Of a pickle nothing is
             executed, whatever it holds beside the weights.
@@ -195,7 +191,7 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
         source, state = "state dict", path_or_state_dict
     else:
         source, state = str(path_or_state_dict), read_weights(path_or_state_dict, mapped=True)
-    state, *places = _unwrap(state, source)
+    state, *places = find_weights(state, source)
     report, loaded, used = LoadReport(source, *places), {}, set()
     own = model.state_dict()
     shapes = {n: t.shape for n, t in to_released(model, {n: t.to("meta") for n, t in own.items()}).items()}
@@ -228,72 +224,6 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
         )
     model.load_state_dict(loaded, strict=False)
     return report
-
-
-def _unwrap(content: object, source: str) -> tuple[dict[str, Tensor], str, list[str]]:
-    """The weights of a checkpoint's content without prefixes; where they were; and where further ones are."""
-    top = _entries(content)
-    if top is None:
-        raise ValueError(f"{source}: holds a {_kind(content)}, expected a dict of weights")
-    found = {key: tensors for key in PLACES if (tensors := _tensors(top.get(key)))}
-    bare = _tensors(top)
-    if not found and not _look_like_weights(bare):
-        found = {place: tensors for place, tensors in _places(top) if _look_like_weights(tensors)}
-        if len(found) > 1:
-            places = ", ".join(map(reprlib.repr, [*found][:8]))
-            raise ValueError(f"{source}: holds weights under {places}, expected weights in one place")
-    place, *others = found or [""]
-    state = found.get(place, bare)
-    if not state:
-        has = ", ".join(map(reprlib.repr, list(top)[:8])) or "nothing"
-        raise ValueError(f"{source}: holds no tensors, neither bare nor under {', '.join(map(repr, PLACES))}; it has {has}")
-    return state, place, others
-
-
-def _places(top: Mapping) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The tensors under each key, "net", and then under each key of what is there, "state.net".
-
-    What is there twice comes once, so that the search takes no longer than reading the file did.
-    """
-    level, seen = [("", top)], set()
-    for _ in range(2):
-        below = [
-            (f"{place}.{key}" if place else key, value)
-            for place, parent in level
-            for key, value in (_entries(parent) or {}).items()
-            if isinstance(key, str)
-        ]
-        level = []
-        for place, value in below:
-            if id(value) not in seen:
-                seen.add(id(value))
-                level.append((place, value))
-                yield place, _tensors(value)
-
-
-def _entries(value: object) -> Mapping | None:
-    """A dict, or what a mapping of a training script's own class held, or else the attributes of such an object."""
-    if isinstance(value, Mapping):
-        return value
-    if not isinstance(value, Stub):
-        return None
-    pairs = [item for item in value.items if isinstance(item, tuple) and len(item) == 2]
-    if pairs and len(pairs) == len(value.items) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in pairs):
-        return dict(pairs)
-    return value.state if isinstance(value.state, Mapping) else None
-
-
-def _tensors(value: object) -> dict[str, Tensor]:
-    entries = (_entries(value) or {}).items()
-    return {PREFIXES.sub("", n): t for n, t in entries if isinstance(n, str) and isinstance(t, Tensor)}
-
-
-def _look_like_weights(state: Mapping[str, Tensor]) -> bool:
-    return any(name.endswith(".weight") for name in state)
-
-
-def _kind(value: object) -> str:
-    return value.name if isinstance(value, Stub) else type(value).__name__
 
 
 def read_weights(path: str | os.PathLike, mapped: bool = False) -> object:
