@@ -33,7 +33,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--minutes: got {args.minutes:g}, expected at least {(PAGE_SECONDS + LEAST) / 60:.1f}, for a part and the page")
     args.out = args.out.resolve()
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
+        if not args.keep:
+            args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         parser.error(f"--out: {args.out} cannot be a folder of results: {error.strerror}")
     return args
