@@ -12,6 +12,7 @@ import struct
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -71,7 +72,6 @@ def _read_zip(file: BinaryIO, whole: np.ndarray | None) -> object:
     records = {name.partition("/")[2]: info for name, info in archive.NameToInfo.items()}
     if "data.pkl" not in records:
         raise ValueError("it is a zip archive, but not one that torch.save wrote")
-    storages: dict[object, Storage] = {}
 
     def record(name: str) -> np.ndarray:
         if name not in records:
@@ -92,24 +92,18 @@ def _read_zip(file: BinaryIO, whole: np.ndarray | None) -> object:
 
     order = bytes(record("byteorder")).decode() if "byteorder" in records else "little"
 
-    def persistent(saved: object) -> object:
-        reference = _reference(saved)
-        if reference is None:
-            return Stub("persistent", saved)
-        dtype, key, count = reference
-        if key not in storages:
-            found = record(f"data/{key}")
-            if len(found) < count * dtype.itemsize:
-                raise ValueError(f"record data/{key} has {len(found)} bytes, expected {count * dtype.itemsize}")
-            if found.ctypes.data % dtype.itemsize:  # as another program packs it
-                found = found.copy()
-            memory = torch.from_numpy(found).untyped_storage()
-            if order != sys.byteorder:
-                memory.byteswap(dtype)
-            storages[key] = Storage(memory, dtype)
-        return storages[key]
+    def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
+        found = record(f"data/{key}")
+        if len(found) < count * dtype.itemsize:
+            raise ValueError(f"record data/{key} has {len(found)} bytes, expected {count * dtype.itemsize}")
+        if found.ctypes.data % dtype.itemsize:  # as another program packs it
+            found = found.copy()
+        memory = torch.from_numpy(found).untyped_storage()
+        if order != sys.byteorder:
+            memory.byteswap(dtype)
+        return Storage(memory, dtype)
 
-    return pickles.load(io.BytesIO(bytes(record("data.pkl"))), persistent)
+    return pickles.load(io.BytesIO(bytes(record("data.pkl"))), _each_made_once(storage, {}))
 
 
 def _read_legacy(file: BinaryIO) -> object:
@@ -120,21 +114,21 @@ def _read_legacy(file: BinaryIO) -> object:
         head = []
     if head[:2] != [LEGACY, LEGACY_VERSION]:
         raise ValueError("torch.save did not write it")
-    storages: dict[object, Storage] = {}
+    storages: dict[str, Storage] = {}
+
+    def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
+        if count * dtype.itemsize > size:
+            raise ValueError(f"storage {key} has {count} elements, more than the file")
+        return Storage(torch.UntypedStorage(count * dtype.itemsize), dtype)
+
+    whole_of = _each_made_once(storage, storages)
 
     def persistent(saved: object) -> object:
-        reference = _reference(saved)
-        if reference is None:
-            return Stub("persistent", saved)
-        dtype, key, count = reference
-        if key not in storages:
-            if count * dtype.itemsize > size:
-                raise ValueError(f"storage {key} has {count} elements, more than the file")
-            storages[key] = Storage(torch.UntypedStorage(count * dtype.itemsize), dtype)
-        whole, part = storages[key], saved[5] if len(saved) > 5 else None
-        if part is None:
+        whole = whole_of(saved)
+        if isinstance(whole, Stub) or len(saved) <= 5 or saved[5] is None:
             return whole
-        _, offset, count = part  # a view, of a time when storages had them
+        _, offset, count = saved[5]  # a view, of a time when storages had them
+        dtype, *_ = _reference(saved)
         return Storage(whole.memory[offset * dtype.itemsize : (offset + count) * dtype.itemsize], dtype)
 
     content = pickles.load(file, persistent)
@@ -149,6 +143,21 @@ def _read_legacy(file: BinaryIO) -> object:
         if count * storage.dtype.itemsize != len(into) or file.readinto(into) != len(into):
             raise ValueError(f"it is truncated: of {len(storages)} storages, {key} is not whole")
     return content
+
+
+def _each_made_once(make: Callable[[torch.dtype, str, int], Storage], storages: dict[str, Storage]) -> Callable[[object], object]:
+    """What gives the storage that a pickle refers to, kept in ``storages``; a stub where it refers to something else."""
+
+    def persistent(saved: object) -> object:
+        reference = _reference(saved)
+        if reference is None:
+            return Stub("persistent", saved)
+        _, key, _ = reference
+        if key not in storages:
+            storages[key] = make(*reference)
+        return storages[key]
+
+    return persistent
 
 
 def _reference(saved: object) -> tuple[torch.dtype, str, int] | None:
