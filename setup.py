@@ -4,9 +4,9 @@
 ``avfmae_kernels._cuda``   kernels for NVIDIA GPUs, where torch has CUDA and a toolkit is found.
 ``avfmae_kernels._host``   NumPy-facing helpers for data workers (pybind11).
 
-AVFMAE_BUILD = auto (default) | cuda | cpu | abi3 | none chooses. ``auto`` builds what can be built; ``cuda``, ``cpu`` and ``abi3`` fail
-where that cannot. ``abi3`` is for a wheel that every Python from 3.11 loads: the CPU's kernels without ``_host``, as what pybind11 makes
-loads in one version of Python only; NumPy draws the masks then.
+AVFMAE_BUILD = auto (default) | cuda | cpu | abi3 | none chooses. ``auto`` builds what can be built; ``cuda``, ``cpu`` and
+``abi3`` fail where that cannot. ``abi3`` is for a wheel that every Python from 3.11 loads: the CPU's kernels without ``_host``,
+as what pybind11 makes loads in one version of Python only; NumPy draws the masks then.
 AVFMAE_CPU_LEVELS = "avx2;avx512;avx512_bf16" chooses processor generations.
 AVFMAE_CUDA_ARCHS = "80;90;100+PTX;120+PTX" chooses GPU generations; "+PTX" adds code that later ones compile.
 AVFMAE_TORCH = the folder of the torch package to compile against, where it is not found by itself.
@@ -35,7 +35,16 @@ CHOICE = os.environ.get("AVFMAE_BUILD", "auto")
 ARCHS = os.environ.get("AVFMAE_CUDA_ARCHS", "80;90;100+PTX;120+PTX").split(";")
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY", "-DPy_LIMITED_API=0x030b0000"]
 # sqrt sets errno, comparisons trap: as far as the compiler knows, and then it does not vectorise them
-OPTIMISE = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-DNDEBUG"]
+OPTIMISE = [
+    "-O3",
+    "-std=c++20",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-DNDEBUG",
+]
 X86_GENERATIONS = {
     "avx2": ["-march=x86-64-v3"],
     "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
@@ -58,7 +67,8 @@ class Missing(Exception):
 def torch_folders() -> Iterator[Path]:
     """Where the torch may lie that will load the kernels, most likely place first.
 
-    A frontend that builds in an environment of its own (pip, ``python -m build``, uv) hides the environment that asked for it. That
+    A frontend that builds in an environment of its own (pip, ``python -m build``, uv) hides the environment that asked for it.
+    That
     one is still known as the active environment, as the ``python`` on PATH, or as the interpreter of the parent process.
     """
     if given := os.environ.get("AVFMAE_TORCH"):
@@ -104,13 +114,19 @@ def cxx() -> str:
     """A C++ compiler that knows C++20 and the processor generations, and finds Python's headers."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if not compiler or not shutil.which(shlex.split(compiler)[0]):
-        raise Missing(f"no C++ compiler was found when the package was built ({'CXX=' + compiler if compiler else 'c++, g++ or clang++ on PATH'})")
+        raise Missing(
+            "no C++ compiler was found when the package was built "
+            f"({'CXX=' + compiler if compiler else 'c++, g++ or clang++ on PATH'})"
+        )
     flags = ["-std=c++20", *(flag for level in LEVELS for flag in GENERATIONS[level]), f"-I{sysconfig.get_path('include')}"]
     probe = [*shlex.split(compiler), *flags, "-fsyntax-only", "-x", "c++", "-"]
     said = subprocess.run(probe, input="#include <Python.h>\n#include <concepts>\n", capture_output=True, text=True)
     if said.returncode:
         reason = next((line for line in said.stderr.splitlines() if "error" in line), f"exit code {said.returncode}")
-        raise Missing(f"the C++ compiler {compiler} failed when the package was built ({reason}); GCC 11 or Clang 14 and python3-dev are needed")
+        raise Missing(
+            f"the C++ compiler {compiler} failed when the package was built ({reason}); GCC 11 or Clang 14 and python3-dev "
+            "are needed"
+        )
     return compiler
 
 
@@ -183,7 +199,11 @@ def cuda_kernels() -> list[Extension]:
         raise Missing(f"torch {version} has no CUDA")
     home = cuda_home()
     options = {"include_dirs": [str(home / "include")], "library_dirs": [str(home / "lib64")]}
-    return [linked_to_torch("_cuda", sorted(map(str, Path("csrc/cuda").glob("*.cu"))), ["-DUSE_CUDA"], ["torch_cuda", "cudart"], **options)]
+    return [
+        linked_to_torch(
+            "_cuda", sorted(map(str, Path("csrc/cuda").glob("*.cu"))), ["-DUSE_CUDA"], ["torch_cuda", "cudart"], **options
+        )
+    ]
 
 
 def host() -> list[Extension]:
@@ -193,7 +213,9 @@ def host() -> list[Extension]:
         raise Missing("pybind11 was not found when the package was built; `pip install pybind11`, then reinstall") from None
     sources = sorted(map(str, Path("csrc/host").glob("*.cpp")))
     includes = ["csrc", pybind11.get_include(), sysconfig.get_path("include")]
-    return [Extension("avfmae_kernels._host", sources, include_dirs=includes, extra_compile_args=[*OPTIMISE, "-fvisibility=hidden"])]
+    return [
+        Extension("avfmae_kernels._host", sources, include_dirs=includes, extra_compile_args=[*OPTIMISE, "-fvisibility=hidden"])
+    ]
 
 
 def for_nvcc(flags: list[str]) -> list[str]:
@@ -221,17 +243,26 @@ class BuildExt(build_ext):
 
     def ninja_lines(self, build: Path) -> Iterator[str]:
         yield "ninja_required_version = 1.5"
-        yield f"rule cxx\n  command = {cxx()} -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n  description = compile $out"
+        yield (
+            f"rule cxx\n  command = {cxx()} -MMD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = "
+            "gcc\n  description = compile $out"
+        )
         yield f"rule link\n  command = {cxx()} -shared $in -o $out $flags\n  description = link $out"
         if any(source.endswith(".cu") for e in self.extensions for source in e.sources):
-            yield f"rule nvcc\n  command = {cuda_home() / 'bin' / 'nvcc'} -MD -MF $out.d $flags -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n  description = compile $out"
+            yield (
+                f"rule nvcc\n  command = {cuda_home() / 'bin' / 'nvcc'} -MD -MF $out.d $flags -c $in -o $out\n  "
+                "depfile = $out.d\n  deps = gcc\n  description = compile $out"
+            )
         for extension in self.extensions:
             objects, includes = [], [f"-I{Path(folder).resolve()}" for folder in extension.include_dirs]
             for source in extension.sources:
                 out = build / extension.name / f"{source}.o"
                 is_cuda = source.endswith(".cu")
                 flags = for_nvcc(extension.extra_compile_args) if is_cuda else extension.extra_compile_args
-                yield f"build {out}: {'nvcc' if is_cuda else 'cxx'} {Path(source).resolve()}\n  flags = {shlex.join([*includes, *flags])}"
+                yield (
+                    f"build {out}: {'nvcc' if is_cuda else 'cxx'} {Path(source).resolve()}\n  flags = "
+                    f"{shlex.join([*includes, *flags])}"
+                )
                 objects.append(str(out))
             module = Path(self.get_ext_fullpath(extension.name)).resolve()
             links = [*(f"-L{folder}" for folder in extension.library_dirs), *(f"-l{library}" for library in extension.libraries)]
@@ -249,7 +280,10 @@ def keep_record(modules: list[Extension], missing: dict[str, str]) -> None:
 
 def packages() -> dict[str, str]:
     """Every package by name, with its folder. What is called otherwise here than when it is installed comes last."""
-    found = {name: name.replace(".", "/") for name in find_packages(include=["avfmae", "avfmae.*", "avfmae_kernels", "avfmae_kernels.*"])}
+    found = {
+        name: name.replace(".", "/")
+        for name in find_packages(include=["avfmae", "avfmae.*", "avfmae_kernels", "avfmae_kernels.*"])
+    }
     found |= {f"avfmae_{name}": name.replace(".", "/") for name in find_packages(include=["benchmarks", "benchmarks.*"])}
     return found | {"avfmae.configs": "train/configs"}
 

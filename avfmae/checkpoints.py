@@ -134,9 +134,7 @@ def released_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 def released_gradients(model: nn.Module) -> dict[str, Tensor]:
     """Gradients in the released layout; zeros for parameters that cannot reach the loss and so have none."""
-    return to_released(
-        model, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()}
-    )
+    return to_released(model, {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in model.named_parameters()})
 
 
 @dataclass
@@ -220,7 +218,8 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
     lost = [n for n in report.missing if not n.startswith(FRESH)]
     if lost:
         raise ValueError(
-            f"{source}: lacks {len(lost)} of the model's tensors, {lost[0]} first; it has {', '.join(sorted({n.split('.')[0] for n in state})) or 'nothing'}"
+            f"{source}: lacks {len(lost)} of the model's tensors, {lost[0]} first; it has "
+            f"{', '.join(sorted({n.split('.')[0] for n in state})) or 'nothing'}"
         )
     model.load_state_dict(loaded, strict=False)
     return report
@@ -285,8 +284,6 @@ def read_about(path: str | os.PathLike) -> dict:
         raise ValueError(f"{path}: carries no model configuration; was it written by avfmae?")
     config = about["config"]
     for modality in ("video", "audio"):
-        config[modality] = ModalityConfig(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in config[modality].items()}
-        )
+        config[modality] = ModalityConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config[modality].items()})
     about["config"] = ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
     return about

@@ -23,8 +23,8 @@ usage: avfmae COMMAND [options]        (avfmae COMMAND --help for the options)
   bench        speed against HiCMAE as published and AVF-MAE++ as released: step, kernels, loader, scaling, plot
   doctor       what was built, which torch, GPU and decoders, and which kernels run here and why
 
-A published recipe gives a stage's settings (--recipe base, as train/configs has them), a TOML file other ones (--config mine.toml);
-the file overrides the recipe, and the command line both:
+A published recipe gives a stage's settings (--recipe base, as train/configs has them), a TOML file other ones (--config
+mine.toml); the file overrides the recipe, and the command line both:
 
   avfmae pretrain --recipe base --manifest clips.csv --out runs/mine --optim.epochs 50
 """
@@ -140,9 +140,7 @@ def run_bench(arguments: Sequence[str]) -> None:
 
 def run_doctor(arguments: Sequence[str]) -> None:
     if arguments:
-        print(
-            "usage: avfmae doctor\n\nWhat was built, which torch, GPU and decoders, and which kernels run here and why."
-        )
+        print("usage: avfmae doctor\n\nWhat was built, which torch, GPU and decoders, and which kernels run here and why.")
         return
     from avfmae.doctor import doctor
 

@@ -78,20 +78,18 @@ class ModelConfig:
     recompute: Literal["none", "selective", "full"] = "none"
 
     def __post_init__(self):
-        for name, width, heads in (
-            ("heads", self.width, self.heads),
-            ("decoder_heads", self.decoder_width, self.decoder_heads),
-        ):
+        for name, width, heads in (("heads", self.width, self.heads), ("decoder_heads", self.decoder_width, self.decoder_heads)):
             if width % heads:
                 raise ValueError(f"{name}: {heads} does not divide the width {width}")
-        if not all(0 <= b < self.depth for b in self.skip_blocks) or list(self.skip_blocks) != sorted(
-            set(self.skip_blocks)
+        if not all(0 <= b < self.depth for b in self.skip_blocks) or list(self.skip_blocks) != sorted(set(self.skip_blocks)):
+            raise ValueError(f"skip_blocks: got {self.skip_blocks}, expected ascending block numbers below depth {self.depth}")
+        for name, allowed in (
+            ("family", ("avfmae", "hicmae")),
+            ("region_mode", ("exact", "released")),
+            ("token_order", ("raster", "released")),
+            ("attention", ("sdpa", "flash")),
+            ("recompute", ("none", "selective", "full")),
         ):
-            raise ValueError(
-                f"skip_blocks: got {self.skip_blocks}, expected ascending block numbers below depth {self.depth}"
-            )
-        for name, allowed in (("family", ("avfmae", "hicmae")), ("region_mode", ("exact", "released")),
-                              ("token_order", ("raster", "released")), ("attention", ("sdpa", "flash")), ("recompute", ("none", "selective", "full"))):  # fmt: skip
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {allowed}")
         for name in ("video", "audio"):
@@ -99,9 +97,7 @@ class ModelConfig:
             if any(s % p for s, p in zip(m.size, m.patch, strict=True)) or any(
                 g % r for g, r in zip(m.grid, m.region, strict=True)
             ):
-                raise ValueError(
-                    f"{name}: patch {m.patch} must divide size {m.size}, and region {m.region} the grid {m.grid}"
-                )
+                raise ValueError(f"{name}: patch {m.patch} must divide size {m.size}, and region {m.region} the grid {m.grid}")
             if self.family == "avfmae" and m.visible % m.regions:
                 raise ValueError(f"{name}.visible: {m.visible} tokens do not share out over {m.regions} regions")
 

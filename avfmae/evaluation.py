@@ -95,10 +95,7 @@ def evaluate(
     read = [c for c in listed if c.id in outputs]
     if all(c.label is not None and (classes is None or c.label in classes) for c in read):
         values = score(read, np.array([outputs[c.id] for c in read]), classes)
-        print(
-            "  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)),
-            file=sys.stderr,
-        )
+        print("  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)), file=sys.stderr)
     return rows
 
 

@@ -79,7 +79,9 @@ def inspect(run: InspectConfig) -> Path:
     pictures, page.sections = page.sections, []
     if whole:
         page.add("The set", *set_facts(clips, run.sources[0]))
-    page.add("The clips that were looked at", "Drift is by how many seconds the sound ends before (-) or after the picture.", rows)
+    page.add(
+        "The clips that were looked at", "Drift is by how many seconds the sound ends before (-) or after the picture.", rows
+    )
     page.sections += pictures
     path = page.write()
     table = Table(*columns)
@@ -161,8 +163,14 @@ def look_at(clip: Clip, cfg: ModelConfig, margin: float) -> Look:
         within = augment.face_box(face, frames.shape[1:3], margin)
         _, drift, found_flags = cut_sound(clip, info, float(info.times[0]), float(info.times[-1] - info.times[0] + 1 / info.fps))
         flags = " ".join(found_flags + ([] if face else ["no-face"]))
-    facts = {"frames": str(len(info.times)), "fps": f"{info.fps:.2f}", "seconds": f"{len(info.times) / info.fps:.2f}",
-             "looked at": f"{window.start:.2f} to {window.end:.2f} s", "drift": "" if drift is None else f"{drift:+.3f}", "flags": flags}  # fmt: skip
+    facts = {
+        "frames": str(len(info.times)),
+        "fps": f"{info.fps:.2f}",
+        "seconds": f"{len(info.times) / info.fps:.2f}",
+        "looked at": f"{window.start:.2f} to {window.end:.2f} s",
+        "drift": "" if drift is None else f"{drift:+.3f}",
+        "flags": flags,
+    }
     return Look(
         augment.crop(frames, augment.view_box(within, 0, 1), tuple(size), "bilinear"), info.times[window.frames],
         _spectrogram(clip, info, window, cfg.audio.size[0]), (window.start, window.end), source, face, facts,

@@ -75,11 +75,7 @@ class _Gather(torch.autograd.Function):
 
 
 def info_nce(
-    video: Tensor,
-    audio: Tensor,
-    temperature: float,
-    negatives: int | None = None,
-    everyone: tuple[Tensor, Tensor] | None = None,
+    video: Tensor, audio: Tensor, temperature: float, negatives: int | None = None, everyone: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Symmetric InfoNCE between the modalities' clip features (eq. 1's contrastive term, one level).
 
@@ -105,7 +101,5 @@ def info_nce(
         raise ValueError(f"negatives: {negatives} other clips were asked for, but the batch has {len(all_video) - 1}")
     others = (labels[:, None] + torch.arange(negatives + 1, device=labels.device)) % len(all_video)  # itself first
     itself = torch.zeros_like(labels)
-    loss = (
-        F.cross_entropy(by_video.gather(1, others), itself) + F.cross_entropy(by_audio.gather(1, others), itself)
-    ) / 2
+    loss = (F.cross_entropy(by_video.gather(1, others), itself) + F.cross_entropy(by_audio.gather(1, others), itself)) / 2
     return loss, by_video

@@ -47,15 +47,5 @@ def regression(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
     pcc = [pearson(t, p) for t, p in zip(truth.T, predicted.T, strict=True)]
     ccc = [concordance(t, p) for t, p in zip(truth.T, predicted.T, strict=True)]
-    each = {
-        f"{name}_{i}": v
-        for name, values in (("PCC", pcc), ("CCC", ccc))
-        for i, v in enumerate(values)
-        if len(values) > 1
-    }
-    return {
-        "PCC": float(np.mean(pcc)),
-        "CCC": float(np.mean(ccc)),
-        "MSE": float(((truth - predicted) ** 2).mean()),
-        **each,
-    }
+    each = {f"{name}_{i}": v for name, values in (("PCC", pcc), ("CCC", ccc)) for i, v in enumerate(values) if len(values) > 1}
+    return {"PCC": float(np.mean(pcc)), "CCC": float(np.mean(ccc)), "MSE": float(((truth - predicted) ** 2).mean()), **each}

@@ -60,7 +60,8 @@ class ImportListConfig:
 
 @dataclass
 class InspectConfig:
-    """Draws what the model will see: 16 frames with their masks, the spectrogram under them in step, the face's box, flags and drift.
+    """Draws what the model will see: 16 frames with their masks, the spectrogram under them in step, the face's box, flags and
+    drift.
 
     Attributes:
         sources: videos; or one prepared set, manifest (.csv, .parquet, .txt) or folder of videos, of which clips are sampled.
@@ -85,7 +86,8 @@ class InspectConfig:
 
 @dataclass
 class PrepareConfig:
-    """Raw videos to training shards: finds and crops the face, resamples the sound, re-encodes, packs. A broken-off run is continued.
+    """Raw videos to training shards: finds and crops the face, resamples the sound, re-encodes, packs. A broken-off run is
+    continued.
 
     Attributes:
         source: a manifest (.csv, .parquet, .txt), or a folder, all of whose videos are taken.
@@ -99,7 +101,8 @@ class PrepareConfig:
         size: of the stored frames, pixels.
         quality: x264's rate factor; lower is better and larger.
         min_frames: clips of fewer are short.
-        keep: of the flags no-face, no-audio and short: clips with these are kept (no face: the middle of the frame), others set aside.
+        keep: of the flags no-face, no-audio and short: clips with these are kept (no face: the middle of the frame), others set
+            aside.
         shard_clips: clips of the source a shard.
         workers: processes; 0: one a core.
         time_limit: seconds that one clip may take.

@@ -85,9 +85,7 @@ def reconstruction(model: MaskedAutoencoder, dataset: "PretrainDataset", device:
     filled, masked = tubelets.clone(), tubelets.clone()
     for b in range(len(tubelets)):
         index = masks.video.decoded[b]
-        frames = rearrange(pred_video[b].float(), "n (p s c) -> n p s c", p=pt, c=3).cumsum(
-            1
-        )  # undo the frame difference
+        frames = rearrange(pred_video[b].float(), "n (p s c) -> n p s c", p=pt, c=3).cumsum(1)  # undo the frame difference
         filled[b, index] = frames * std[b, index] + mean[b, index]
         masked[b, index] = 128
 

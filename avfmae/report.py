@@ -28,9 +28,7 @@ def results_rows(results: dict) -> list[dict]:
         if kind in results.get("summary", {}):
             values = results["summary"][kind]
             factor = 100 if results["classes"] else 1
-            cells = {
-                n: f"{factor * v['mean']:.2f} ± {factor * v['std']:.2f}" for n, v in values.items() if n != "pooled"
-            }
+            cells = {n: f"{factor * v['mean']:.2f} ± {factor * v['std']:.2f}" for n, v in values.items() if n != "pooled"}
             epochs = ", ".join(str(fold[kind]["epoch"] + 1) for fold in results["folds"].values() if kind in fold)
             rows.append({"epoch": f"{title} ({epochs})", **cells})
     return rows
@@ -41,8 +39,7 @@ def print_results(results: dict) -> None:
     if not (rows := results_rows(results)):
         return
     table = Table(
-        title="test clips, mean ± standard deviation over folds" + (", in %" if results["classes"] else ""),
-        title_justify="left",
+        title="test clips, mean ± standard deviation over folds" + (", in %" if results["classes"] else ""), title_justify="left"
     )
     for column in rows[0]:
         table.add_column(column)
@@ -100,9 +97,7 @@ def add_quarantine(page: Page, runs: Sequence[Path]) -> None:
         for folder in (run, run / "evaluation")
         for bad in read_quarantine(folder / "quarantine.csv")
     ]
-    page.add(
-        "Clips set aside", f"{len(rows)} clips could not be used." if rows else "None: every clip could be read.", rows
-    )
+    page.add("Clips set aside", f"{len(rows)} clips could not be used." if rows else "None: every clip could be read.", rows)
 
 
 def stage_report(
@@ -140,9 +135,7 @@ def add_confusion(page: Page, results: dict) -> None:
 def demo_report(out: Path, results: dict[str, list[dict]], seconds: float) -> Path:
     """The demo's page: what the three stages did, and what they are worth against training from scratch."""
     trained = results["pre-trained"][0]
-    page = Page(
-        out, "AVF-MAE++ on drawn faces and voices", f"Three stages of the tiny model, trained in {seconds:.0f} s."
-    )
+    page = Page(out, "AVF-MAE++ on drawn faces and voices", f"Three stages of the tiny model, trained in {seconds:.0f} s.")
     uar = {name: [r["summary"]["last"]["UAR"]["mean"] for r in runs] for name, runs in results.items()}
     war = {name: [r["summary"]["last"]["WAR"]["mean"] for r in runs] for name, runs in results.items()}
     rows = [{

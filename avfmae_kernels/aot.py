@@ -1,8 +1,9 @@
 """Compiles every kernel for chosen GPUs, on a machine that need not have one.
 
-``python -m avfmae_kernels.aot --arch 80 86 89 90 100 120`` compiles each Triton kernel at every dtype, shape and configuration that
-the presets use (:mod:`avfmae_kernels.triton_launches`), and each CUDA source, and prints what they take of a multiprocessor and how long
-they took to compile. It fails on a spill, a stack frame, more shared memory than the chip has, or a compilation of more than
+``python -m avfmae_kernels.aot --arch 80 86 89 90 100 120`` compiles each Triton kernel at every dtype, shape and configuration
+that the presets use (:mod:`avfmae_kernels.triton_launches`), and each CUDA source, and prints what they take of a multiprocessor
+and how long they took to compile. It fails on a spill, a stack frame, more shared memory than the chip has, or a compilation of
+more than
 20 seconds: what would be slow, would not launch, or would keep the first step waiting is found before a GPU is.
 """
 
@@ -30,7 +31,8 @@ SLOW = 20  # seconds of processor time that a Triton kernel may take to compile
 
 @dataclass(frozen=True)
 class Row:
-    """What a compiled kernel takes: registers a thread, bytes of stack a thread, bytes of shared memory a block, seconds to compile."""
+    """What a compiled kernel takes: registers a thread, bytes of stack a thread, bytes of shared memory a block, seconds to
+    compile."""
 
     kernel: str
     constants: str
@@ -91,19 +93,13 @@ def sources(arch: int) -> dict[tuple, tuple]:
                 launch.kernel.fn.__name__,
                 *(tuple(d.items()) for d in (signature, constants, options)),
             )
-            found[key] = (
-                launch.kernel.fn.__module__,
-                launch.kernel.fn.__name__,
-                signature,
-                constants,
-                divisible,
-                options,
-            )
+            found[key] = (launch.kernel.fn.__module__, launch.kernel.fn.__name__, signature, constants, divisible, options)
     return found
 
 
 def largest(found: dict[tuple, tuple]) -> dict[tuple, tuple]:
-    """Of each kernel and its dtypes the source with the largest tiles for the fewest warps: the first to spill or to need too much."""
+    """Of each kernel and its dtypes the source with the largest tiles for the fewest warps: the first to spill or to need too
+    much."""
 
     def size(source: tuple) -> float:
         _, _, _, constants, _, options = source
@@ -129,9 +125,7 @@ def resources(cubin: Path) -> list[tuple[str, int, int, int]]:
     """Name, registers, stack and static shared memory of each kernel in a cubin."""
     text = subprocess.run([tool("cuobjdump"), "-res-usage", cubin], capture_output=True, text=True, check=True).stdout
     rows = re.findall(r"Function (\S+?):?\n\s*REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
-    return [
-        (name, int(registers), int(stack) + int(local), int(shared)) for name, registers, stack, shared, local in rows
-    ]
+    return [(name, int(registers), int(stack) + int(local), int(shared)) for name, registers, stack, shared, local in rows]
 
 
 def processor_time() -> float:
@@ -155,9 +149,7 @@ def compile_triton(source: tuple, arch: int) -> Row:
         file.write(compiled.asm["cubin"])
         file.flush()
         ((_, registers, stack, static),) = resources(Path(file.name))
-    words = [f"{k}={v}" for k, v in (constants | options).items()] + sorted(
-        {s for s in signature.values() if s.startswith("*")}
-    )
+    words = [f"{k}={v}" for k, v in (constants | options).items()] + sorted({s for s in signature.values() if s.startswith("*")})
     return Row(name, " ".join(words), arch, registers, stack, max(static, compiled.metadata.shared), seconds)
 
 
@@ -166,8 +158,21 @@ def compile_cuda(source: Path, arch: int) -> list[Row]:
     include = Path(sysconfig.get_path("platlib")) / "torch" / "include"
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
-        command = ["nvcc", "-cubin", source, "-o", cubin, f"-I{source.parents[1]}", f"-I{include}", "-O3", "-std=c++20", "-DUSE_CUDA",
-                   "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY", f"-arch=sm_{arch}"]  # fmt: skip
+        command = [
+            "nvcc",
+            "-cubin",
+            source,
+            "-o",
+            cubin,
+            f"-I{source.parents[1]}",
+            f"-I{include}",
+            "-O3",
+            "-std=c++20",
+            "-DUSE_CUDA",
+            "-DTORCH_TARGET_VERSION=0x020b000000000000",
+            "-DTORCH_STABLE_ONLY",
+            f"-arch=sm_{arch}",
+        ]
         began = processor_time()
         done = subprocess.run(command, capture_output=True, text=True)
         seconds = processor_time() - began
@@ -232,7 +237,10 @@ def main() -> int:
 
 
 def line(row: Row) -> str:
-    return f"sm_{row.arch:<3} {row.registers:8} {row.shared:7} {row.stack:5} {row.seconds:7.1f}  {row.kernel} {row.constants}".rstrip()
+    return (
+        f"sm_{row.arch:<3} {row.registers:8} {row.shared:7} {row.stack:5} {row.seconds:7.1f}  "
+        + f"{row.kernel} {row.constants}".rstrip()
+    )
 
 
 if __name__ == "__main__":

@@ -27,24 +27,16 @@ def check_floats(**tensors: torch.Tensor) -> None:
     first_name, first = next(iter(tensors.items()))
     for name, tensor in tensors.items():
         if tensor.dtype not in FLOATS or tensor.dtype != first.dtype:
-            expected = (
-                "torch.float32, torch.bfloat16 or torch.float16"
-                if tensor is first
-                else f"{first.dtype} like {first_name}"
-            )
+            expected = "torch.float32, torch.bfloat16 or torch.float16" if tensor is first else f"{first.dtype} like {first_name}"
             raise ValueError(f"{name}: got {tensor.dtype}, expected {expected}")
         if tensor.device != first.device:
             raise ValueError(f"{name}: is on {tensor.device}, expected {first.device} like {first_name}")
         if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
-            raise ValueError(
-                f"{name}: its last dimension has stride {tensor.stride(-1)}, expected 1 (call .contiguous() first)"
-            )
+            raise ValueError(f"{name}: its last dimension has stride {tensor.stride(-1)}, expected 1 (call .contiguous() first)")
 
 
 def check_attention(num_heads: int, width: int, **tensors: torch.Tensor) -> None:
     """What region_attention and cross_attention ask of their heads and tensors; ValueError where it does not hold."""
     if num_heads < 1 or width < 1 or width % num_heads or width // num_heads > 128:
-        raise ValueError(
-            f"num_heads: got {num_heads}, expected a divisor of the width {width} that leaves heads of at most 128"
-        )
+        raise ValueError(f"num_heads: got {num_heads}, expected a divisor of the width {width} that leaves heads of at most 128")
     check_floats(**tensors)

@@ -73,7 +73,10 @@ def why_not(op: str, implementation: str, capability: int, args: tuple = ()) -> 
     needed, limit = needs(*args), shared_memory(capability)
     if needed <= limit:
         return None
-    return f"needs {-(-needed // 1024)} KiB of shared memory a block at this shape, and compute capability {capability / 10} has {limit // 1024}"
+    return (
+        f"needs {-(-needed // 1024)} KiB of shared memory a block at this shape, and compute capability "
+        f"{capability / 10} has {limit // 1024}"
+    )
 
 
 def _cuda_region_attention(qkv: Tensor, heads: int, matrices: int = 3) -> int:

@@ -13,8 +13,8 @@ from avfmae_kernels.schemas import SCHEMAS, WITHOUT_TRITON, library
 
 IMPLEMENTATIONS = ("triton", "cuda", "cpp", "reference")  # in the order that "auto" prefers them, but for CUDA_FIRST
 CHOICES = ("auto", *IMPLEMENTATIONS)
-# Triton is preferred where an op has both: its kernels know their shape when they are compiled, and are tuned on the chip that they
-# run on. None of it has been measured on a GPU; the exceptions are ops whose Triton kernel does more work by its design.
+# Triton is preferred where an op has both: its kernels know their shape when they are compiled, and are tuned on the chip that
+# they run on. None of it has been measured on a GPU; the exceptions are ops whose Triton kernel does more work by its design.
 CUDA_FIRST = {
     "masked_patch_loss": "reads, or resamples, every pixel once; Triton twice for each channel",
     "masked_patch_loss_backward": "as masked_patch_loss",
@@ -149,9 +149,7 @@ def explain() -> dict[str, dict[str, str]]:
     """Per op and implementation: ``"runs"``, ``"can run"``, or the reason why it cannot, on this machine's best device."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     table = {}
-    for op in (
-        op for op in SCHEMAS if op.removesuffix("_backward") == op or op.removesuffix("_backward") not in SCHEMAS
-    ):
+    for op in (op for op in SCHEMAS if op.removesuffix("_backward") == op or op.removesuffix("_backward") not in SCHEMAS):
         chosen, reasons = choose(op, torch.device(device)), {i: why_not(op, i, device) for i in IMPLEMENTATIONS}
         if device == "cuda":
             capability = chip.compute_capability(None)

@@ -1,8 +1,9 @@
 """A linear layer of something cheap, which is computed again on the way back instead of kept.
 
-A linear layer keeps its input for its weight's gradient. Where that input is a LayerNorm, a GELU or a short attention, it follows from what
-is kept anyway; each of these ops' backward gives it again in the pass that it makes in any case. This is what halves the memory of a training
-step. Long attention costs more than it takes, and is kept. ``use("reference")`` gives the plain composition, and keeps all.
+A linear layer keeps its input for its weight's gradient. Where that input is a LayerNorm, a GELU or a short attention, it follows
+from what is kept anyway; each of these ops' backward gives it again in the pass that it makes in any case. This is what halves
+the memory of a training step. Long attention costs more than it takes, and is kept. ``use("reference")`` gives the plain
+composition, and keeps all.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -28,13 +29,7 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
 
 
 def norm_linear(
-    x: Tensor,
-    residual: Tensor | None,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    eps: float,
-    weight: Tensor,
-    bias: Tensor | None,
+    x: Tensor, residual: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, eps: float, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """``F.linear(LayerNorm(x + residual), weight, bias)``: the head of every pre-norm branch.
 
@@ -91,8 +86,9 @@ def gradients_taken(takers: Mapping[int, Taker]) -> Iterator[None]:
     """Lets somebody else have gradients of weights, in the backward passes inside, before they are computed.
 
     Args:
-        takers: by a weight's ``id``; given the factors grad (rows, O) and a (rows, I) of its gradient gradᵀ·a, a taker takes them and returns
-            the sums of grad's columns (O), float32; then the weight gets no gradient. Or it returns None, and takes nothing.
+        takers: by a weight's ``id``; given the factors grad (rows, O) and a (rows, I) of its gradient gradᵀ·a, a taker takes them
+            and returns the sums of grad's columns (O), float32; then the weight gets no gradient. Or it returns None, and takes
+            nothing.
     """
     global _takers
     before, _takers = _takers, takers
@@ -151,7 +147,8 @@ class _NormLinear(torch.autograd.Function):
 
 
 class _LinearOf(torch.autograd.Function):
-    """``F.linear(op(*inputs, *constants), weight, bias)``, where ``backward`` gives the inputs' gradients and op's answer again."""
+    """``F.linear(op(*inputs, *constants), weight, bias)``, where ``backward`` gives the inputs' gradients and op's answer
+    again."""
 
     @staticmethod
     def forward(ctx, op, backward, constants, weight, bias, *inputs):

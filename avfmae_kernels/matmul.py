@@ -1,9 +1,9 @@
 """The three matrix products of a linear layer, by the fastest implementation at hand.
 
-On a GPU they stay with cuBLAS. On a CPU they are oneDNN's in float32, where PyTorch calls MKL, which keeps to AVX2 on processors that are
-not Intel's: on an AMD EPYC with AVX-512 oneDNN's float32 products are 1.5 to 2.3 times as fast, and equal to them on an Intel one. In
-bfloat16 they are ``matmul_bf16``, which reads float32 weights as they are: where it runs, nobody keeps bfloat16 copies. Called inside
-autograd Functions only: none of these has a gradient of its own.
+On a GPU they stay with cuBLAS. On a CPU they are oneDNN's in float32, where PyTorch calls MKL, which keeps to AVX2 on processors
+that are not Intel's: on an AMD EPYC with AVX-512 oneDNN's float32 products are 1.5 to 2.3 times as fast, and equal to them on an
+Intel one. In bfloat16 they are ``matmul_bf16``, which reads float32 weights as they are: where it runs, nobody keeps bfloat16
+copies. Called inside autograd Functions only: none of these has a gradient of its own.
 """
 
 import torch
@@ -13,17 +13,14 @@ from torch import Tensor
 from avfmae_kernels import processor
 from avfmae_kernels.dispatch import why_not
 
-ONEDNN = (
-    torch.backends.mkldnn.is_available()
-    and processor.has("avx512")
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
+ONEDNN = torch.backends.mkldnn.is_available() and processor.has("avx512") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 # with AMX oneDNN's bfloat16 products are several times as fast as AVX512's
 BF16 = why_not("matmul_bf16", "cpp", "cpu") is None and not processor.has("amx")
 
 
 def rounds(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether products in ``dtype`` round float32 weights themselves. Not under torch.compile: a compiled graph updates no weights on its way."""
+    """Whether products in ``dtype`` round float32 weights themselves. Not under torch.compile: a compiled graph updates no
+    weights on its way."""
     return BF16 and dtype is torch.bfloat16 and device.type == "cpu" and not torch.compiler.is_compiling()
 
 

@@ -1,8 +1,8 @@
 """What this processor computes with, as the whole package takes it.
 
-AVFMAE_ISA=avx2 (or avx512, avx512_bf16) caps it, for tests and comparisons: our compiled kernels, what is chosen among implementations, and
-torch with oneDNN behave as on a processor that has no more than that. Set it before the process starts: where torch has computed before, a cap at
-avx2 is refused, but that oneDNN keeps what it has found cannot be seen.
+AVFMAE_ISA=avx2 (or avx512, avx512_bf16) caps it, for tests and comparisons: our compiled kernels, what is chosen among
+implementations, and torch with oneDNN behave as on a processor that has no more than that. Set it before the process starts:
+where torch has computed before, a cap at avx2 is refused, but that oneDNN keeps what it has found cannot be seen.
 """
 
 import os
@@ -48,7 +48,9 @@ def _capped(detected: str | None) -> str | None:
     import torch
 
     if cap == "avx2" and torch.backends.cpu.get_cpu_capability() != "AVX2":
-        raise RuntimeError("environment AVFMAE_ISA: torch has computed before avfmae_kernels was imported, and no longer asks what it may use")
+        raise RuntimeError(
+            "environment AVFMAE_ISA: torch has computed before avfmae_kernels was imported, and no longer asks what it may use"
+        )
     return cap
 
 

@@ -8,35 +8,41 @@ documentation work with no compiled module at all.
 import torch
 
 SCHEMAS = {
-    "gather_patches": "(Tensor video, Tensor index, int[] patch, float[] mean, float[] std, ScalarType dtype, Tensor? boxes=None, int[] size=[]) -> Tensor",
+    "gather_patches": (
+        "(Tensor video, Tensor index, int[] patch, float[] mean, float[] std, ScalarType dtype, Tensor? "
+        "boxes=None, int[] size=[]) -> Tensor"
+    ),
     "crop_clips": "(Tensor video, Tensor boxes, int[] size, bool bicubic) -> Tensor",
     "masked_patch_loss": (
         "(Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] size=[]) -> Tensor"
     ),
     "masked_patch_loss_backward": (
-        "(Tensor grad, Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] size=[]) -> Tensor"
+        "(Tensor grad, Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] "
+        "size=[]) -> Tensor"
     ),
     "region_attention": "(Tensor qkv, int heads) -> Tensor",
     "region_attention_backward": "(Tensor grad, Tensor qkv, int heads, bool again) -> (Tensor, Tensor)",
     "cross_attention": "(Tensor q, Tensor kv, int heads) -> Tensor",
     "cross_attention_backward": "(Tensor grad, Tensor q, Tensor kv, int heads, bool again) -> (Tensor, Tensor, Tensor)",
     "assemble_tokens": (
-        "(Tensor visible, Tensor? mask_token, Tensor positions, Tensor visible_index, Tensor? mask_index, ScalarType dtype) -> Tensor"
+        "(Tensor visible, Tensor? mask_token, Tensor positions, Tensor visible_index, Tensor? mask_index, ScalarType "
+        "dtype) -> Tensor"
     ),
     "gated_sum": "(Tensor gate_a, Tensor a, Tensor gate_b, Tensor b) -> Tensor",
-    "gated_sum_backward": (
-        "(Tensor grad, Tensor gate_a, Tensor a, Tensor gate_b, Tensor b) -> (Tensor, Tensor, Tensor, Tensor)"
-    ),
+    "gated_sum_backward": ("(Tensor grad, Tensor gate_a, Tensor a, Tensor gate_b, Tensor b) -> (Tensor, Tensor, Tensor, Tensor)"),
     "gelu_backward": "(Tensor grad, Tensor x) -> (Tensor, Tensor)",
     "matmul_bf16": "(Tensor a, Tensor b, Tensor? bias, ScalarType dtype) -> Tensor",
     "matmul_adamw": (
-        "(Tensor a, Tensor b, Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) step, Tensor lr, float beta1, float beta2, "
+        "(Tensor a, Tensor b, Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) step, Tensor lr, "
+        "float beta1, float beta2, "
         "float eps, float weight_decay, Tensor(e!) squares) -> Tensor"
     ),
     "gradient_norm": "(Tensor[] gradients) -> Tensor",
     "adamw": (
-        "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, Tensor(e!)[] copies, "
-        "Tensor lr, float beta1, float beta2, float eps, float weight_decay, Tensor divisor, Tensor skip, Tensor(f!)? squares=None) -> ()"
+        "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
+        "Tensor(e!)[] copies, "
+        "Tensor lr, float beta1, float beta2, float eps, float weight_decay, Tensor divisor, Tensor skip, Tensor(f!)? "
+        "squares=None) -> ()"
     ),
     # These write where they are told, so that the rows of one buffer can be read and written by slots.
     "add_layer_norm": (
@@ -51,8 +57,14 @@ SCHEMAS = {
 
 # CPU ops that have a second overload, "out", which writes the results to tensors that are given.
 WRITING = {
-    "matmul_bf16", "matmul_adamw", "region_attention", "region_attention_backward", "cross_attention", "cross_attention_backward", "gelu_backward"
-}  # fmt: skip
+    "matmul_bf16",
+    "matmul_adamw",
+    "region_attention",
+    "region_attention_backward",
+    "cross_attention",
+    "cross_attention_backward",
+    "gelu_backward",
+}
 WITHOUT_TRITON = {"matmul_bf16", "matmul_adamw", "gradient_norm", "adamw", "crop_clips"}  # on a GPU torch's own kernels do it
 
 
@@ -110,9 +122,7 @@ def add_layer_norm(x, residual, weight, bias, eps, sum, normalised, stats):
     pass
 
 
-def add_layer_norm_backward(
-    grad_sum, grad_normalised, sum, stats, weight, bias, grad_x, grad_residual, normalised, parts
-):
+def add_layer_norm_backward(grad_sum, grad_normalised, sum, stats, weight, bias, grad_x, grad_residual, normalised, parts):
     pass
 
 

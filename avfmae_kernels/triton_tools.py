@@ -2,7 +2,8 @@
 
 Kernels are bare ``@triton.jit`` functions, so that they run in the interpreter and compile without a GPU; tuning is a second
 object over them. Under the interpreter, and where AVFMAE_AUTOTUNE=0, the first configuration is used. On a GPU the
-configurations are timed once per kernel, constants and dtypes, and the choice is kept for the process, or in a file (:mod:`avfmae_kernels.tuning`).
+configurations are timed once per kernel, constants and dtypes, and the choice is kept for the process, or in a file
+(:mod:`avfmae_kernels.tuning`).
 """
 
 import functools
@@ -86,7 +87,10 @@ def store(pointer, x, mask):
 
 @functools.cache
 def _say_that_kernels_are_timed() -> None:
-    text = "avfmae_kernels: the first step compiles and times each kernel's configurations (AVFMAE_AUTOTUNE=0 takes the first of them)"
+    text = (
+        "avfmae_kernels: the first step compiles and times each kernel's configurations (AVFMAE_AUTOTUNE=0 "
+        "takes the first of them)"
+    )
     print(text, file=sys.stderr, flush=True)
 
 
@@ -94,8 +98,7 @@ def _say_that_kernels_are_timed() -> None:
 def _autotuned(kernel, configurations: tuple):
     """One autotuner for a kernel and its choices; its key is whatever the kernel is specialised by."""
     choices = [
-        triton.Config({k: v for k, v in c if k not in OPTIONS}, **{k: v for k, v in c if k in OPTIONS})
-        for c in configurations
+        triton.Config({k: v for k, v in c if k not in OPTIONS}, **{k: v for k, v in c if k in OPTIONS}) for c in configurations
     ]
     tuned = {name for c in configurations for name, _ in c}
     key = [p.name for p in kernel.params if p.is_constexpr and p.name not in tuned]

@@ -38,7 +38,8 @@ def recall(tuner, kernel: str, file: Path) -> None:
 
 
 def keep(tuner, kernel: str, file: Path) -> None:
-    """Writes an autotuner's choices into the file, beside those of others. Of two processes that write at once, one may be lost."""
+    """Writes an autotuner's choices into the file, beside those of others. Of two processes that write at once, one may be
+    lost."""
     content = kept(file)
     content.setdefault(gpu(), {})[kernel] = [[list(key), choice.all_kwargs()] for key, choice in tuner.cache.items()]
     temporary = file.with_name(f".{file.name}.{os.getpid()}")

@@ -1,1 +1,3 @@
-"""Benchmarks of avfmae: ``avfmae bench kernels | step | loader | scaling | plot``. Rows go to ``results/*.csv``, pictures come from them."""
+"""Benchmarks of avfmae: ``avfmae bench kernels | step | loader | scaling | plot``.
+
+Rows go to ``results/*.csv``, pictures come from them."""

@@ -1,10 +1,12 @@
 """Everything that only a GPU can tell, the most worth knowing first: ``python benchmarks/gpu_first.py --out FOLDER``.
 
-Parts (``--list``) run one after the other, each for a limited time; what they find is written as it is found. ``--minutes 9`` stops cleanly before nine
-minutes are over; the same command again, on the same kind of machine, goes on where that one stopped. At the end stands ``FOLDER/page.html``.
+Parts (``--list``) run one after the other, each for a limited time; what they find is written as it is found. ``--minutes 9``
+stops cleanly before nine minutes are over; the same command again, on the same kind of machine, goes on where that one stopped.
+At the end stands ``FOLDER/page.html``.
 
-Beside torch with CUDA, Triton and NumPy little is needed. Where it is not installed and cannot be, carry the folder that ``make gpu-wheels`` makes, and give it
-with ``--wheels``. ``--device cpu`` is a dry run on tiny shapes. This file only makes the packages importable; see ``benchmarks/first``.
+Beside torch with CUDA, Triton and NumPy little is needed. Where it is not installed and cannot be, carry the folder that ``make
+gpu-wheels`` makes, and give it with ``--wheels``. ``--device cpu`` is a dry run on tiny shapes. This file only makes the packages
+importable; see ``benchmarks/first``.
 """
 
 import os
@@ -26,7 +28,16 @@ def unpack(wheels: Path) -> None:
     found, mark = sorted(map(str, wheels.glob("*.whl"))), CARRIED / "wheels.txt"
     if not found or (mark.exists() and mark.read_text().split("\n") == found):
         return
-    quiet = ["--quiet", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--disable-pip-version-check", "--root-user-action", "ignore"]
+    quiet = [
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--no-compile",
+        "--upgrade",
+        "--disable-pip-version-check",
+        "--root-user-action",
+        "ignore",
+    ]
     subprocess.run([sys.executable, "-m", "pip", "install", *quiet, "--target", str(CARRIED), *found], check=True)
     mark.write_text("\n".join(found))
 

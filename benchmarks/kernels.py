@@ -78,14 +78,20 @@ def kernels(run: KernelsConfig, where: dict[str, str] | None = None) -> list[dic
             table.add_row(*cells, "", "", "", row["note"])
             continue
         us, low, high, rate, share = (float(row[k]) for k in ("us", "us_p20", "us_p80", "gb_per_s", "bandwidth_share"))
-        plain = [r for r in rows if r["implementation"] == "reference" and all(r[k] == row[k] for k in ("case", "precision", "direction"))]
+        plain = [
+            r
+            for r in rows
+            if r["implementation"] == "reference" and all(r[k] == row[k] for k in ("case", "precision", "direction"))
+        ]
         against = f"{float(plain[0]['us']) / us:.2f}" if plain and plain[0].get("us") else ""
         table.add_row(*cells, f"{us:.0f} ({low:.0f} to {high:.0f})", f"{rate:.1f}", f"{share:.0%}", against)
     show(table)
     if run.save and rows:
         console.print(f"added to {run.out / 'kernels.csv'}", highlight=False)
     if not sound:
-        console.print("An implementation does not run, or its answer is not the reference's: that one's time is not saved.", style="red")
+        console.print(
+            "An implementation does not run, or its answer is not the reference's: that one's time is not saved.", style="red"
+        )
         raise SystemExit(1)
     return rows
 
@@ -117,9 +123,15 @@ def timed(name: str, op: str, make: Callable, precision: str, batch: int, rounds
         for implementation, t in timings.items():
             floor = floors[direction]
             yield {
-                "direction": direction, "implementation": implementation, "us": t.median * 1e6, "us_p20": t.p20 * 1e6, "us_p80": t.p80 * 1e6,
-                "gb_per_s": floor.bytes / t.median / 1e9, "flops_per_byte": floor.flops / floor.bytes, "gflops": floor.flops / t.median / 1e9,
-            }  # fmt: skip
+                "direction": direction,
+                "implementation": implementation,
+                "us": t.median * 1e6,
+                "us_p20": t.p20 * 1e6,
+                "us_p80": t.p80 * 1e6,
+                "gb_per_s": floor.bytes / t.median / 1e9,
+                "flops_per_byte": floor.flops / floor.bytes,
+                "gflops": floor.flops / t.median / 1e9,
+            }
 
 
 def first_line(error: Exception) -> str:
@@ -127,8 +139,8 @@ def first_line(error: Exception) -> str:
 
 
 def prepared(op: str, make, batch: int, dtype: torch.dtype, device: torch.device):
-    """By implementation, its calls by direction on the same numbers; by direction a :class:`Run`, for its floors; and by implementation why
-    it could not even be set up."""
+    """By implementation, its calls by direction on the same numbers; by direction a :class:`Run`, for its floors; and by
+    implementation why it could not even be set up."""
     calls: dict[str, dict] = {}
     floors: dict = {}
     failed: dict[str, str] = {}

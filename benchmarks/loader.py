@@ -1,4 +1,5 @@
-"""``avfmae bench loader``: how many clips a second arrive from a prepared set and from raw videos, against the published loader."""
+"""``avfmae bench loader``: how many clips a second arrive from a prepared set and from raw videos, against the published
+loader."""
 
 import gc
 import io
@@ -38,7 +39,8 @@ SETTLED = 500  # opens after which memory is expected to stay
 
 @dataclass
 class LoaderConfig:
-    """Clips a second on one core, from one set of clips: published (decord, Pillow, Kaldi filterbank), ours from mp4, ours prepared.
+    """Clips a second on one core, from one set of clips: published (decord, Pillow, Kaldi filterbank), ours from mp4, ours
+    prepared.
 
     Attributes:
         source: videos to make the clips of, a folder or a manifest; none: drawn ones.
@@ -154,15 +156,30 @@ def one_core(run: LoaderConfig, clips: list[Clip], prepared: list[Clip]) -> list
     for name, t in timings.items():
         ms = [1e3 * s / len(clips) for s in (t.median, t.p20, t.p80)]
         table.add_row(name, f"{1e3 / ms[0]:.0f}", f"{ms[0]:.2f} ({ms[1]:.2f} to {ms[2]:.2f})", f"{base / t.median:.2f} x")
-        rows.append(where | {"purpose": "one core", "side": name, "preset": "base", "clips": len(clips), "workers": 0, "batch": len(clips),
-                             "clips_per_s": 1e3 / ms[0], "ms": ms[0], "ms_p20": ms[1], "ms_p80": ms[2]})  # fmt: skip
+        rows.append(
+            where
+            | {
+                "purpose": "one core",
+                "side": name,
+                "preset": "base",
+                "clips": len(clips),
+                "workers": 0,
+                "batch": len(clips),
+                "clips_per_s": 1e3 / ms[0],
+                "ms": ms[0],
+                "ms_p20": ms[1],
+                "ms_p80": ms[2],
+            }
+        )
     show(table)
     for name, parts in stages(published, sets, clips, prepared).items():
         console.print(f"{name}, ms a clip: " + ", ".join(f"{part} {ms:.2f}" for part, ms in parts.items()), highlight=False)
     return rows
 
 
-def stages(published: PublishedLoader, sets: dict[str, PretrainDataset], clips: list[Clip], prepared: list[Clip]) -> dict[str, dict[str, float]]:
+def stages(
+    published: PublishedLoader, sets: dict[str, PretrainDataset], clips: list[Clip], prepared: list[Clip]
+) -> dict[str, dict[str, float]]:
     """Median milliseconds of each part, by side."""
     spent: dict[str, dict[str, list[float]]] = {}
 
@@ -242,8 +259,21 @@ def whole_loader(run: LoaderConfig, prepared: list[Clip]) -> list[dict]:
             gaps.append(time.perf_counter() - asked)
         rate, t = len(gaps) * len(prepared) / (time.perf_counter() - begun), Timing.of(gaps)
         batches.close()
-        rows.append(where | {"purpose": "loader", "side": "ours, prepared", "preset": "base", "clips": len(prepared), "workers": workers,
-                             "batch": len(prepared), "clips_per_s": rate, "ms": t.median * 1e3, "ms_p20": t.p20 * 1e3, "ms_p80": t.p80 * 1e3})  # fmt: skip
+        rows.append(
+            where
+            | {
+                "purpose": "loader",
+                "side": "ours, prepared",
+                "preset": "base",
+                "clips": len(prepared),
+                "workers": workers,
+                "batch": len(prepared),
+                "clips_per_s": rate,
+                "ms": t.median * 1e3,
+                "ms_p20": t.p20 * 1e3,
+                "ms_p80": t.p80 * 1e3,
+            }
+        )
         console.print(f"loader, {workers} processes: {rate:.0f} clips/s", highlight=False)
     return rows
 
@@ -272,7 +302,8 @@ def soak(run: LoaderConfig, clips: list[Clip], folder: Path) -> dict[str, float]
             memory.append(process.memory_info().rss / 1e6)
     base, last = memory[0], memory[-1]
     console.print(
-        f"{run.opens} opens, {refused} of them refused: {base:.0f} MB after {SETTLED}, {last:.0f} MB at the end ({100 * (last / base - 1):+.1f} %), "
+        f"{run.opens} opens, {refused} of them refused: {base:.0f} MB after {SETTLED}, {last:.0f} MB at the end "
+        f"({100 * (last / base - 1):+.1f} %), "
         f"{process.num_fds() - files} files left open",
         highlight=False,
     )

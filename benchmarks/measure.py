@@ -1,4 +1,5 @@
-"""How things are timed: interleaved, after a warm-up, medians with the spread beside them; memory; and the machine's own limits."""
+"""How things are timed: interleaved, after a warm-up, medians with the spread beside them; memory; and the machine's own
+limits."""
 
 import datetime
 import gc
@@ -107,7 +108,10 @@ def bandwidth(device: torch.device) -> float:
 def machine(device: torch.device) -> dict[str, str]:
     """What a row of results says about where it was measured."""
     if device.type == "cuda":
-        name, driver = torch.cuda.get_device_name(device), _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        name, driver = (
+            torch.cuda.get_device_name(device),
+            _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        )
     else:
         facts = dict(re.findall(r"^([^\t:]+?)\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE))
         model = facts.get("model name", platform.processor())

@@ -124,12 +124,14 @@ def matmul_bf16(batch, dtype, device):
 
 def assemble_tokens(batch, dtype, device):
     width = 384
-    visible, mask, table = (
-        torch.randn(*s, device=device, dtype=dtype) for s in ((batch, 80, width), (width,), (800, width))
-    )
+    visible, mask, table = (torch.randn(*s, device=device, dtype=dtype) for s in ((batch, 80, width), (width,), (800, width)))
     seen, hidden = (torch.stack([torch.randperm(800)[:n] for _ in range(batch)]).to(device) for n in (80, 400))
     written = batch * 480 * width * visible.element_size()
-    return {"forward": Run(lambda: K.assemble_tokens(visible, mask, table, seen, hidden), size(visible) + written, batch * 480 * width)}
+    return {
+        "forward": Run(
+            lambda: K.assemble_tokens(visible, mask, table, seen, hidden), size(visible) + written, batch * 480 * width
+        )
+    }
 
 
 def adamw(batch, dtype, device):
@@ -179,7 +181,11 @@ def patch_loss(boxed=False):
         scored = torch.ones(batch, 400, dtype=torch.bool, device=device)
         grad, shown = scored.float(), [seen.get("boxes"), list(seen.get("size", (160, 160)))]
         return {
-            "forward": Run(lambda: K.masked_patch_loss(pred, video, index, grad, (2, 16, 16), **seen), size(pred) + pred.numel(), 9 * pred.numel()),
+            "forward": Run(
+                lambda: K.masked_patch_loss(pred, video, index, grad, (2, 16, 16), **seen),
+                size(pred) + pred.numel(),
+                9 * pred.numel(),
+            ),
             "backward": Run(
                 lambda: backward("masked_patch_loss", grad, pred, video, index, scored, [2, 16, 16], *shown),
                 2 * size(pred) + pred.numel(),

@@ -19,10 +19,23 @@ from avfmae_benchmarks.step import speed_up
 ROOT = results.CHECKOUT or Path()
 BEGIN, END = "<!-- avfmae bench plot: begin -->", "<!-- end -->"
 NAMES = {
-    "ours": "**avfmae**", "ours-eager": "avfmae, not captured", "compiled": "avfmae, compiled", "reference": "avfmae, plain PyTorch",
-    "hicmae": "HiCMAE-B as published", "hicmae-compiled": "HiCMAE-B, bf16, SDPA, compiled", "released": "AVF-MAE++ as released",
-}  # fmt: skip
-COLOURS = {"ours": BLUE, "ours-eager": "#90cdf4", "compiled": "#63b3ed", "reference": "#bee3f8", "hicmae": ORANGE, "hicmae-compiled": "#f6ad55", "released": GREY}
+    "ours": "**avfmae**",
+    "ours-eager": "avfmae, not captured",
+    "compiled": "avfmae, compiled",
+    "reference": "avfmae, plain PyTorch",
+    "hicmae": "HiCMAE-B as published",
+    "hicmae-compiled": "HiCMAE-B, bf16, SDPA, compiled",
+    "released": "AVF-MAE++ as released",
+}
+COLOURS = {
+    "ours": BLUE,
+    "ours-eager": "#90cdf4",
+    "compiled": "#63b3ed",
+    "reference": "#bee3f8",
+    "hicmae": ORANGE,
+    "hicmae-compiled": "#f6ad55",
+    "released": GREY,
+}
 MARKS = {"cpp": "o", "triton": "^", "cuda": "s", "reference": "x"}
 
 
@@ -72,7 +85,8 @@ def shown(name: str, folder: Path) -> dict[str, list[dict[str, str]]]:
 
 
 def digest(name: str, folder: Path) -> str:
-    """Of the rows that a picture shows; it is written into the picture, so that a test can tell whether they still belong together."""
+    """Of the rows that a picture shows; it is written into the picture, so that a test can tell whether they still belong
+    together."""
     return hashlib.sha256(json.dumps(shown(name, folder), sort_keys=True).encode()).hexdigest()
 
 
@@ -81,7 +95,15 @@ def table(folder: Path) -> str:
     parts = [BEGIN]
     for device, rows in shown("bench_step", folder).items():
         first = rows[0]
-        head = ["", "ms a step (p20 to p80)", "clips/s", "of the matrix rate", "peak GB", "GB beyond weights and moments", "speed"]
+        head = [
+            "",
+            "ms a step (p20 to p80)",
+            "clips/s",
+            "of the matrix rate",
+            "peak GB",
+            "GB beyond weights and moments",
+            "speed",
+        ]
         parts += [
             f"\n{device}, batch {first['batch']}, torch {first['torch']}, {first['date'][:10]}, revision {first['revision']}:\n",
             "| " + " | ".join(head) + " |",
@@ -94,9 +116,14 @@ def table(folder: Path) -> str:
                 continue
             ups = [f"{up:.2f} × {other}" for other, up in speed_up(rows, row).items() if row["side"] not in PEERS]
             cells = [
-                name, f"{number(row['ms'])} ({number(row['ms_p20'])} to {number(row['ms_p80'])})", f"{float(row['clips_per_s']):.2f}",
-                f"{float(row['matrix_share']):.0%}", f"{float(row['peak_gb']):.2f}", f"{float(row['kept_gb']):.2f}", "<br>".join(ups),
-            ]  # fmt: skip
+                name,
+                f"{number(row['ms'])} ({number(row['ms_p20'])} to {number(row['ms_p80'])})",
+                f"{float(row['clips_per_s']):.2f}",
+                f"{float(row['matrix_share']):.0%}",
+                f"{float(row['peak_gb']):.2f}",
+                f"{float(row['kept_gb']):.2f}",
+                "<br>".join(ups),
+            ]
             parts.append("| " + " | ".join(cells) + " |")
     return "\n".join([*parts, "", END])
 
@@ -111,13 +138,22 @@ def bars(folder: Path) -> Figure | None:
     devices = {device: [r for r in rows if r["ms"]] for device, rows in shown("bench_step", folder).items()}
     if not any(devices.values()):
         return None
-    figure, axes = plt.subplots(len(devices), 1, figsize=(8, 0.9 + 0.42 * sum(map(len, devices.values()))), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(devices), 1, figsize=(8, 0.9 + 0.42 * sum(map(len, devices.values()))), squeeze=False, layout="constrained"
+    )
     for axis, (device, rows) in zip(axes[:, 0], devices.items(), strict=True):
         rows = sorted(rows, key=lambda r: (r.get("pair", ""), float(r["clips_per_s"])))
         speeds = np.array([float(r["clips_per_s"]) for r in rows])
         spread = [[s - int(r["batch"]) / float(r["ms_p80"]) * 1e3 for s, r in zip(speeds, rows, strict=True)],
                   [int(r["batch"]) / float(r["ms_p20"]) * 1e3 - s for s, r in zip(speeds, rows, strict=True)]]  # fmt: skip
-        axis.barh(range(len(rows)), speeds, xerr=np.maximum(0, spread), color=[COLOURS[r["side"]] for r in rows], error_kw={"lw": 1}, height=0.7)
+        axis.barh(
+            range(len(rows)),
+            speeds,
+            xerr=np.maximum(0, spread),
+            color=[COLOURS[r["side"]] for r in rows],
+            error_kw={"lw": 1},
+            height=0.7,
+        )
         axis.set_yticks(range(len(rows)), [f"{NAMES[r['side']].strip('*')} {r['precision']}" for r in rows])
         for y, (row, top) in enumerate(zip(rows, speeds + np.maximum(0, spread[1]), strict=True)):
             ups = speed_up(rows, row).items() if row["side"] not in PEERS else ()
@@ -132,7 +168,9 @@ def reading(folder: Path) -> Figure | None:
     devices = shown("bench_loader", folder)
     if not devices:
         return None
-    figure, axes = plt.subplots(len(devices), 1, figsize=(8, 0.9 + 0.42 * sum(map(len, devices.values()))), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(devices), 1, figsize=(8, 0.9 + 0.42 * sum(map(len, devices.values()))), squeeze=False, layout="constrained"
+    )
     for axis, (device, rows) in zip(axes[:, 0], devices.items(), strict=True):
         speeds = np.array([float(r["clips_per_s"]) for r in rows])[::-1]
         names = [r["side"] for r in rows][::-1]
@@ -155,12 +193,25 @@ def roofline(folder: Path) -> Figure | None:
         copy, products = float(rows[0]["copy_gb_per_s"]), {r["precision"]: float(r["matrix_gflops"]) for r in rows}
         x = np.geomspace(0.1, 300, 200)
         for precision, rate in products.items():
-            axis.plot(x, np.minimum(copy * x, rate), color="black", lw=1, ls="-" if precision == "float32" else "--", label=f"roof, {precision}")
+            axis.plot(
+                x,
+                np.minimum(copy * x, rate),
+                color="black",
+                lw=1,
+                ls="-" if precision == "float32" else "--",
+                label=f"roof, {precision}",
+            )
         ops = list(dict.fromkeys(r["op"] for r in rows))
         colours = dict(zip(ops, plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(ops))).tolist(), strict=True))
         for row in rows:
-            axis.scatter(float(row["flops_per_byte"]), float(row["gflops"]), s=26, marker=MARKS[row["implementation"]], color=colours[row["op"]],
-                         alpha=0.35 if row["implementation"] == "reference" else 0.9)  # fmt: skip
+            axis.scatter(
+                float(row["flops_per_byte"]),
+                float(row["gflops"]),
+                s=26,
+                marker=MARKS[row["implementation"]],
+                color=colours[row["op"]],
+                alpha=0.35 if row["implementation"] == "reference" else 0.9,
+            )
         for op, colour in colours.items():
             axis.scatter([], [], color=colour, label=op)
         for implementation in dict.fromkeys(r["implementation"] for r in rows):

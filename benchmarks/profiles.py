@@ -16,16 +16,28 @@ from avfmae_benchmarks.sides import Side
 # The first that is found in an op's name on a CPU, or in a kernel's on a GPU.
 KINDS = [
     (re.compile(r"matmul_adamw"), "weight gradients, which AdamW takes"),
-    (re.compile(r"adam|gradient_norm|_foreach|multi_tensor|linalg_vector_norm|lerp_|addcdiv|addcmul|^aten::sqrt", re.I), "optimiser and norm"),
-    (re.compile(r"region_attention|cross_attention|few_keys|add_layer_norm|gated_sum|gelu_backward|assemble_tokens|gather_patches|"
-                r"masked_patch_loss", re.I), None),  # each of ours under its own name
+    (
+        re.compile(r"adam|gradient_norm|_foreach|multi_tensor|linalg_vector_norm|lerp_|addcdiv|addcmul|^aten::sqrt", re.I),
+        "optimiser and norm",
+    ),
+    (
+        re.compile(
+            r"region_attention|cross_attention|few_keys|add_layer_norm|gated_sum|gelu_backward|assemble_tokens|gather_patches|"
+            r"masked_patch_loss",
+            re.I,
+        ),
+        None,
+    ),  # each of ours under its own name
     (re.compile(r"flash|scaled_dot|fmha|bmm|baddbmm", re.I), "attention products of torch"),
-    (re.compile(r"mm\b|addmm|matmul_bf16|linear|gemm|cutlass|nvjet|xmma|cublas|splitk|convolution|conv", re.I), "matrix products of linear layers"),
+    (
+        re.compile(r"mm\b|addmm|matmul_bf16|linear|gemm|cutlass|nvjet|xmma|cublas|splitk|convolution|conv", re.I),
+        "matrix products of linear layers",
+    ),
     (re.compile(r"softmax", re.I), "softmax"),
     (re.compile(r"layer_norm", re.I), "layer norm of torch"),
     (re.compile(r"gelu", re.I), "GELU of torch"),
     (re.compile(r"copy|memcpy|memset|cat|to_copy|clone|fill|contiguous", re.I), "copies"),
-]  # fmt: skip
+]
 
 
 def kind(name: str) -> str:
@@ -36,7 +48,8 @@ def kind(name: str) -> str:
 
 
 def by_name(run, device: torch.device, steps: int, trace: Path | None = None) -> tuple[dict[str, tuple[int, float]], float]:
-    """Of some steps, calls and seconds of each kernel on a GPU, of each op itself on a CPU; and seconds of wall time, without the profiler."""
+    """Of some steps, calls and seconds of each kernel on a GPU, of each op itself on a CPU; and seconds of wall time, without the
+    profiler."""
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     wait(device)
@@ -50,7 +63,11 @@ def by_name(run, device: torch.device, steps: int, trace: Path | None = None) ->
             run()
         wait(device)
     if on_gpu:
-        kernels = [e for e in profiler.events() if e.device_type == torch.autograd.DeviceType.CUDA and not e.name.startswith(("ProfilerStep", "## "))]
+        kernels = [
+            e
+            for e in profiler.events()
+            if e.device_type == torch.autograd.DeviceType.CUDA and not e.name.startswith(("ProfilerStep", "## "))
+        ]
         times = [(e.name, 1, e.time_range.elapsed_us()) for e in kernels]
     else:
         times = [(e.key, e.count, e.self_cpu_time_total) for e in profiler.key_averages()]

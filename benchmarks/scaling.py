@@ -65,15 +65,29 @@ def scaling(run: ScalingConfig, where: dict[str, str] | None = None) -> list[dic
                 continue
             row = where | {"stage": run.stage, "size": size, "precision": run.precision, "batch": batch}
             try:
-                side, peak = measured_alone(lambda s=size, b=batch: sides.build("ours", run.stage, s, run.precision, b, device), device)
-                timing = interleave({"ours": side.run}, device, run.rounds, 2, 3 if on_gpu else 1, f"{size}, batch {batch}")["ours"]
+                side, peak = measured_alone(
+                    lambda s=size, b=batch: sides.build("ours", run.stage, s, run.precision, b, device), device
+                )
+                timing = interleave({"ours": side.run}, device, run.rounds, 2, 3 if on_gpu else 1, f"{size}, batch {batch}")[
+                    "ours"
+                ]
                 flops = batch * sides.useful_flops(sides.config("ours", run.stage, size), run.stage)
                 row |= {
-                    "ms": timing.median * 1e3, "ms_p20": timing.p20 * 1e3, "ms_p80": timing.p80 * 1e3, "clips_per_s": batch / timing.median,
-                    "tflops": flops / timing.median / 1e12, "peak_gb": peak / 1e9,
-                }  # fmt: skip
-                table.add_row(size, str(batch), f"{row['ms']:.1f} ({row['ms_p20']:.1f} to {row['ms_p80']:.1f})", f"{row['clips_per_s']:.2f}",
-                              f"{row['tflops']:.3f}", f"{row['peak_gb']:.2f}")  # fmt: skip
+                    "ms": timing.median * 1e3,
+                    "ms_p20": timing.p20 * 1e3,
+                    "ms_p80": timing.p80 * 1e3,
+                    "clips_per_s": batch / timing.median,
+                    "tflops": flops / timing.median / 1e12,
+                    "peak_gb": peak / 1e9,
+                }
+                table.add_row(
+                    size,
+                    str(batch),
+                    f"{row['ms']:.1f} ({row['ms_p20']:.1f} to {row['ms_p80']:.1f})",
+                    f"{row['clips_per_s']:.2f}",
+                    f"{row['tflops']:.3f}",
+                    f"{row['peak_gb']:.2f}",
+                )
             except torch.OutOfMemoryError:
                 row["note"] = f"does not fit at batch {batch}"
                 console.print(f"{size}: batch {batch} does not fit", style="yellow")

@@ -36,13 +36,16 @@ OPTIM = OptimConfig(lr=1e-4, min_lr=1e-4, warmup_lr=1e-4)
 _TINY, _HICMAE = avfmae.ModelConfig.preset("tiny"), avfmae.ModelConfig.preset("hicmae_base")
 HICMAE = {
     "base": _HICMAE,
-    "tiny": _TINY.replace(family="hicmae", video=replace(_TINY.video, decoded=_TINY.video.tokens - _TINY.video.visible), audio=_HICMAE.audio),
+    "tiny": _TINY.replace(
+        family="hicmae", video=replace(_TINY.video, decoded=_TINY.video.tokens - _TINY.video.visible), audio=_HICMAE.audio
+    ),
 }  # the tiny one is nobody's: it is there to try the benchmark out
 
 
 @dataclass
 class Side:
-    """One contender: ``run()`` takes the next batch from the host and leaves new weights; ``loss()`` runs it once and gives the loss."""
+    """One contender: ``run()`` takes the next batch from the host and leaves new weights; ``loss()`` runs it once and gives the
+    loss."""
 
     name: str
     precision: str
@@ -74,6 +77,7 @@ def published_batch(cfg: avfmae.ModelConfig, batch: Batch) -> published.Publishe
     """The same clips and masks in the form that the published loops are given."""
     clips = published.PublishedBatch(published_clip(batch.video), batch.audio, labels=batch.labels)
     if batch.masks:
+
         def everywhere_but(index: Tensor, tokens: int) -> Tensor:
             return torch.ones(len(index), tokens, dtype=torch.bool).scatter_(1, index, False)
 
@@ -138,7 +142,9 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
         with K.use("reference") if side == "reference" else nullcontext():
             model = our_model(cfg, stage).to(device)
             loss = pretraining_loss if stage == "pretrain" else finetuning_loss
-            step = TrainingStep(model, loss, OPTIM, 10_000, 100, precision=precision, capture=side != "ours-eager", compiled=side == "compiled")
+            step = TrainingStep(
+                model, loss, OPTIM, 10_000, 100, precision=precision, capture=side != "ours-eager", compiled=side == "compiled"
+            )
         source = uploaded(itertools.repeat(pinned(clips, device)), device)
 
         def run():
@@ -184,8 +190,8 @@ def precisions(side: SideName, device: torch.device) -> list[str]:
 def check(sides: list[SideName], stage: Stage, size: Size, device: torch.device) -> Iterator[tuple[str, bool, str]]:
     """Whether what is to be timed computes the same: (what, whether, by how much), one a comparison, on two clips in float32.
 
-    ``ours``, replayed as it will be, against the plain path with the same weights: loss and gradient norm. A peer against our model of its kind with its
-    weights, read through the released layout: the loss.
+    ``ours``, replayed as it will be, against the plain path with the same weights: loss and gradient norm. A peer against our
+    model of its kind with its weights, read through the released layout: the loss.
     """
     for side in sides:
         if side == "reference":

@@ -22,10 +22,11 @@ Member = tuple[SideName, str]  # of a pair: a side and its precision
 
 @dataclass
 class StepConfig:
-    """A training step: a batch on the host, forward, backward, clipping, AdamW. Sides are built and timed in pairs, a pair's in turns.
+    """A training step: a batch on the host, forward, backward, clipping, AdamW. Sides are built and timed in pairs, a pair's in
+    turns.
 
-    What is timed is checked first: ours against the plain path, each peer against our model of its weights. Where a check fails no
-    speed-up is printed, and the command fails. A side that does not fit into memory is a row that says so.
+    What is timed is checked first: ours against the plain path, each peer against our model of its weights. Where a check fails
+    no speed-up is printed, and the command fails. A side that does not fit into memory is a row that says so.
 
     Attributes:
         stage: pre-training or fine-tuning.
@@ -71,6 +72,7 @@ def default_sides(stage: Stage, size: Size, device: torch.device) -> tuple[SideN
 
 def pairs(names: tuple[SideName, ...], run: StepConfig, device: torch.device) -> Iterator[tuple[Member, ...]]:
     """The first side with each of the others, in each precision; a side that has no other is measured by itself."""
+
     def members(name):
         return [(name, precision) for precision in run.precisions or sides.precisions(name, device)]
 
@@ -83,7 +85,8 @@ def step(run: StepConfig, where: dict[str, str] | None = None) -> list[dict]:
     """Runs the comparison and prints its table. Returns the rows.
 
     Args:
-        where: what rows say of the machine and the time. Pairs of which ``run.out`` has rows of the same time are not measured again.
+        where: what rows say of the machine and the time. Pairs of which ``run.out`` has rows of the same time are not measured
+            again.
     """
     device = pick_device(run.device)
     names = tuple(run.sides) or default_sides(run.stage, run.size, device)
@@ -122,14 +125,17 @@ def release(device: torch.device) -> None:
 def take_turns(
     pair: tuple[Member, ...], run: StepConfig, batch: int, rates: dict[str, float], device: torch.device, profiled: set[str]
 ) -> list[dict]:
-    """Builds the sides of a pair and times them in turns. Gives a row for each, with a note in place of numbers where it does not fit."""
+    """Builds the sides of a pair and times them in turns. Gives a row for each, with a note in place of numbers where it does not
+    fit."""
     built: dict[str, Side] = {}
     peaks: dict[str, int] = {}
     rows = []
     for name, precision in pair:
         label = f"{name} {precision}"
         console.print(f"building {label} …", highlight=False)
-        rows.append({"stage": run.stage, "size": run.size, "side": name, "precision": precision, "batch": batch, "pair": title(pair)})
+        rows.append(
+            {"stage": run.stage, "size": run.size, "side": name, "precision": precision, "batch": batch, "pair": title(pair)}
+        )
         try:
             built[label], peaks[label] = measured_alone(
                 functools.partial(sides.build, name, run.stage, run.size, precision, batch, device), device
@@ -140,7 +146,9 @@ def take_turns(
             console.print(f"{label}: {rows[-1]['note']}", style="yellow", highlight=False)
         if label not in built:
             free(device)
-    timings = interleave({label: s.run for label, s in built.items()}, device, run.rounds, run.warm_up, 5 if device.type == "cuda" else 1)
+    timings = interleave(
+        {label: s.run for label, s in built.items()}, device, run.rounds, run.warm_up, 5 if device.type == "cuda" else 1
+    )
     for row in rows:
         label = f"{row['side']} {row['precision']}"
         if label in built:
@@ -195,7 +203,16 @@ def speed_up(rows: list[dict], row: dict) -> dict[str, float]:
 
 def show(rows: list[dict], sound: bool, title: str) -> None:
     table = Table(title=title)
-    for column in ["side", "ms (p20 to p80)", "clips/s", "useful TFLOP/s", "of matrix rate", "peak GB", "beyond state", *(["speed"] if sound else [])]:
+    for column in [
+        "side",
+        "ms (p20 to p80)",
+        "clips/s",
+        "useful TFLOP/s",
+        "of matrix rate",
+        "peak GB",
+        "beyond state",
+        *(["speed"] if sound else []),
+    ]:
         table.add_column(column, justify="left" if column in ("side", "speed") else "right")
     for row in rows:
         label = f"{row['side']} {row['precision']}"
@@ -205,9 +222,15 @@ def show(rows: list[dict], sound: bool, title: str) -> None:
         row = row | {name: float(row[name]) for name in NUMBERS}
         ups = [f"{up:.2f} × {other}" for other, up in speed_up(rows, row).items()]
         table.add_row(
-            label, f"{row['ms']:.1f} ({row['ms_p20']:.1f} to {row['ms_p80']:.1f})", f"{row['clips_per_s']:.2f}", f"{row['tflops']:.3f}",
-            f"{row['matrix_share']:.0%}", f"{row['peak_gb']:.2f}", f"{row['kept_gb']:.2f}", *([", ".join(ups)] if sound else []),
-        )  # fmt: skip
+            label,
+            f"{row['ms']:.1f} ({row['ms_p20']:.1f} to {row['ms_p80']:.1f})",
+            f"{row['clips_per_s']:.2f}",
+            f"{row['tflops']:.3f}",
+            f"{row['matrix_share']:.0%}",
+            f"{row['peak_gb']:.2f}",
+            f"{row['kept_gb']:.2f}",
+            *([", ".join(ups)] if sound else []),
+        )
     measure.show(table)
     if not sound:
         console.print("A check failed: no speed-up is given.", style="red")

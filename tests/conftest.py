@@ -70,9 +70,7 @@ def media(tmp_path_factory):
     make("slow.mp4", counted_frames(48), speech, fps=15, rate=RATE)
     make("fast.mp4", counted_frames(300), speech, fps=100, rate=RATE)
     make("ntsc.mp4", counted_frames(90), speech, fps=Fraction(30000, 1001), rate=RATE)
-    make(
-        "decord_fails.mp4", counted_frames(80, 64, 96), speech, rate=RATE
-    )  # at this size decord 3.4 miscounts its channels
+    make("decord_fails.mp4", counted_frames(80, 64, 96), speech, rate=RATE)  # at this size decord 3.4 miscounts its channels
     make("odd_size.mp4", counted_frames(80, 54, 178), np.stack([speech, -0.5 * speech]), rate=48_000)
     make("telephone.avi", counted_frames(80), speech[:25_600], rate=8_000)
     good = (root / "good.mp4").read_bytes()

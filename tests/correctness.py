@@ -50,9 +50,7 @@ def run(op: Callable, inputs: list[Tensor], upstream: list[Tensor]) -> list[Tens
     return out + list(torch.autograd.grad(out, leaves, [g.to(o) for g, o in zip(upstream, out, strict=True)]))
 
 
-def check(
-    implementation: str, op: Callable, oracle: Callable, inputs: list[Tensor], dtype: torch.dtype, device: str = "cpu"
-):
+def check(implementation: str, op: Callable, oracle: Callable, inputs: list[Tensor], dtype: torch.dtype, device: str = "cpu"):
     """Asserts that ``op`` under ``implementation`` meets the bar.
 
     Args:

@@ -57,9 +57,7 @@ def batch() -> tuple[Tensor, Tensor]:
     """Three clips: video uint8 (3, 16, 160, 160, 3), audio float32 (3, 1, 256, 128)."""
     g = generator("a:batch")
     base = torch.from_numpy(g.standard_normal((3, 3, 16, 20, 20), np.float32))
-    big = torch.nn.functional.interpolate(base.flatten(0, 1), size=(160, 160), mode="bilinear").reshape(
-        3, 3, 16, 160, 160
-    )
+    big = torch.nn.functional.interpolate(base.flatten(0, 1), size=(160, 160), mode="bilinear").reshape(3, 3, 16, 160, 160)
     noise = torch.from_numpy(g.standard_normal((3, 3, 16, 160, 160), np.float32))
     video = (big * 50 + 128 + 6 * noise).clamp(0, 255).round().to(torch.uint8)
     audio = torch.from_numpy(0.5 * g.standard_normal((3, 1, 256, 128), np.float32))

@@ -22,9 +22,5 @@ def random_batch(seed=0, size=4):
     g = torch.Generator().manual_seed(seed)
     video = torch.randint(0, 256, (size, *TINY.video.size, 3), dtype=torch.uint8, generator=g)
     return Batch(
-        video,
-        torch.randn(size, 1, 256, 128, generator=g),
-        None,
-        avfmae.DualMask.sample(TINY, size, g),
-        list(range(size)),
+        video, torch.randn(size, 1, 256, 128, generator=g), None, avfmae.DualMask.sample(TINY, size, g), list(range(size))
     )

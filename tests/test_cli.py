@@ -46,7 +46,8 @@ def test_top_help_names_every_command(capsys):
 
 def loaded_by(code: str) -> set[str]:
     """Which of the heavy packages a fresh interpreter has imported after ``code``."""
-    code = f"import contextlib, io, sys\nwith contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n    {code}\nprint(*sys.modules)"
+    quiet = "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):"
+    code = f"import contextlib, io, sys\n{quiet}\n    {code}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "avfmae" in done.stdout.split()
     return HEAVY & set(done.stdout.split())
@@ -107,18 +108,23 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path)
     path.write_text('preset = "large"\n[optim]\nepochs = 7\nbetas = [0.8, 0.9]\n[data]\nstride = 3\n')
     run = parse(FinetuneConfig, "finetune", ["--config", str(path), "--optim.epochs", "9"])
     assert (run.preset, run.optim.epochs, run.optim.betas, run.data.stride) == ("large", 9, (0.8, 0.9), 3)
-    assert (
-        run.optim.layer_decay == 0.75 and run.optim.lr == 1e-3
-    )  # fine-tuning's own defaults, where the table is silent
+    assert run.optim.layer_decay == 0.75 and run.optim.lr == 1e-3  # fine-tuning's own defaults, where the table is silent
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("presett = 'base'", "unknown key 'presett'"), ("[optim]\nlearning_rate = 1", "[optim]: unknown key 'learning_rate'"),
-     ("[optim]\nlr = 'high'", "lr is 'high', expected float"), ("preset = 3", "preset is 3, expected str"), ("optim = 1", "expected a table"),
-     ("precision = 'fp8'", "precision is 'fp8'"), ("preset =", "is no TOML"), ("recipe = 'base'", "'recipe' goes on the command line")],
+    [
+        ("presett = 'base'", "unknown key 'presett'"),
+        ("[optim]\nlearning_rate = 1", "[optim]: unknown key 'learning_rate'"),
+        ("[optim]\nlr = 'high'", "lr is 'high', expected float"),
+        ("preset = 3", "preset is 3, expected str"),
+        ("optim = 1", "expected a table"),
+        ("precision = 'fp8'", "precision is 'fp8'"),
+        ("preset =", "is no TOML"),
+        ("recipe = 'base'", "'recipe' goes on the command line"),
+    ],
     ids=["key", "nested key", "type", "string", "table", "literal", "toml", "recipe"],
-)  # fmt: skip
+)
 def test_a_bad_configuration_is_named(text, words, tmp_path, capsys):
     (tmp_path / "bad.toml").write_text(text)
     message = fails(capsys, "pretrain", "--config", tmp_path / "bad.toml")
@@ -146,8 +152,13 @@ def test_bad_media_are_named_on_the_command_line(name, media, tmp_path, capsys):
     write_manifest(tmp_path / "m.csv", [Clip(0, media[name])])
     message = fails(capsys, "pretrain", "--preset", "tiny", "--manifest", tmp_path / "m.csv", "--out", tmp_path / "run",
                     "--data.workers", "0", "--optim.total-batch", "2")  # fmt: skip
-    reason = {"missing": "no such file", "empty_mp4": "is empty", "truncated_mp4": "readable media file", "text_mp4": "readable media file",
-              "silent_mp4": "has no audio track"}[name]  # fmt: skip
+    reason = {
+        "missing": "no such file",
+        "empty_mp4": "is empty",
+        "truncated_mp4": "readable media file",
+        "text_mp4": "readable media file",
+        "silent_mp4": "has no audio track",
+    }[name]
     assert media[name] in message and reason in message
 
 
@@ -182,11 +193,7 @@ def weights(tmp_path):
     torch.manual_seed(0)
     model = avfmae.AVFMAEForFinetuning(avfmae.ModelConfig.preset("tiny"), 3)
     save_weights(
-        model,
-        tmp_path / "weights.safetensors",
-        classes=["a", "b", "c"],
-        task="classification",
-        modalities=["video", "audio"],
+        model, tmp_path / "weights.safetensors", classes=["a", "b", "c"], task="classification", modalities=["video", "audio"]
     )
     return tmp_path / "weights.safetensors"
 

@@ -18,22 +18,13 @@ def test_classification_by_hand():
 
 
 def test_classes_that_do_not_occur_do_not_count():
-    assert classification(confusion_matrix(np.array([0, 1]), np.array([0, 1]), 3)) == {
-        "UAR": 1,
-        "WAR": 1,
-        "WF1": 1,
-        "UF1": 1,
-    }
+    assert classification(confusion_matrix(np.array([0, 1]), np.array([0, 1]), 3)) == {"UAR": 1, "WAR": 1, "WF1": 1, "UF1": 1}
     assert classification(confusion_matrix(np.array([0, 0]), np.array([0, 2]), 3))["UAR"] == 0.5
 
 
 def test_correlations():
     t = np.array([1.0, 2.0, 3.0, 4.0])
-    assert (
-        pearson(t, 2 * t + 1) == pytest.approx(1)
-        and pearson(t, -t) == pytest.approx(-1)
-        and pearson(t, np.ones(4)) == 0
-    )
+    assert pearson(t, 2 * t + 1) == pytest.approx(1) and pearson(t, -t) == pytest.approx(-1) and pearson(t, np.ones(4)) == 0
     assert concordance(t, t) == pytest.approx(1) and concordance(t, t + 1) == pytest.approx(2 * 1.25 / (2 * 1.25 + 1))
     t = t - t.mean()
     got = regression(np.stack([t, t], 1), np.stack([t, -t], 1))

@@ -24,7 +24,12 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOT_IN_AN_SDIST = {".ci/run", ".gitignore"}
 # Where a wheel has what lies elsewhere in the source tree.
-INSTALLED = {"avfmae/": "avfmae/", "avfmae_kernels/": "avfmae_kernels/", "benchmarks/": "avfmae_benchmarks/", "train/configs/": "avfmae/configs/"}
+INSTALLED = {
+    "avfmae/": "avfmae/",
+    "avfmae_kernels/": "avfmae_kernels/",
+    "benchmarks/": "avfmae_benchmarks/",
+    "train/configs/": "avfmae/configs/",
+}
 IMPORT_ALL = """
 import importlib, importlib.util, pkgutil, sys
 import avfmae, avfmae_kernels, avfmae_benchmarks
@@ -102,7 +107,12 @@ def test_a_wheel_has_every_module_recipe_and_licence(wheel):
         if name.startswith(here) and name.endswith((".py", ".pyi", ".toml", "py.typed"))
     }
     # No package is left out, as avfmae_kernels.matmul_bf16 once was.
-    assert {"avfmae/configs/base_pretrain.toml", "avfmae/py.typed", "avfmae/__init__.pyi", "avfmae_kernels/matmul_bf16/__init__.py"} <= wanted
+    assert {
+        "avfmae/configs/base_pretrain.toml",
+        "avfmae/py.typed",
+        "avfmae/__init__.pyi",
+        "avfmae_kernels/matmul_bf16/__init__.py",
+    } <= wanted
     compiled = {name for name in found if name.startswith("avfmae_kernels/") and name.endswith((".so", "_build.json"))}
     about = {name for name in found if ".dist-info/" in name}
     assert found - compiled - about == wanted
@@ -124,11 +134,31 @@ def test_a_wheel_of_an_sdist_works_in_a_fresh_environment(wheel, media, tmp_path
     avfmae = tmp_path / "fresh" / "bin" / "avfmae"
     assert str(site / "avfmae" / "configs") in run(avfmae, "doctor", cwd=tmp_path, COLUMNS="300")
 
-    clips = [Clip(i, media[name], label=label, split=split) for i, (name, label, split) in enumerate(
-        (("good_mp4", "a", "train"), ("short_mp4", "b", "train"), ("good_mkv", "a", "test"), ("slow_mp4", "b", "test")))]  # fmt: skip
+    clips = [
+        Clip(i, media[name], label=label, split=split)
+        for i, (name, label, split) in enumerate(
+            (("good_mp4", "a", "train"), ("short_mp4", "b", "train"), ("good_mkv", "a", "test"), ("slow_mp4", "b", "test"))
+        )
+    ]
     write_manifest(tmp_path / "clips.csv", clips)
-    small = ("--preset", "tiny", "--optim.epochs", "1", "--optim.total-batch", "2", "--optim.micro-batch", "2", "--val-share", "0",
-             "--data.workers", "0", "--data.segments", "1", "--data.crops", "1")  # fmt: skip
+    small = (
+        "--preset",
+        "tiny",
+        "--optim.epochs",
+        "1",
+        "--optim.total-batch",
+        "2",
+        "--optim.micro-batch",
+        "2",
+        "--val-share",
+        "0",
+        "--data.workers",
+        "0",
+        "--data.segments",
+        "1",
+        "--data.crops",
+        "1",
+    )
     run(avfmae, "finetune", "--recipe", "base", *small, "--manifest", "clips.csv", "--out", "run", cwd=tmp_path)
     assert (tmp_path / "run" / "weights.safetensors").exists() and (tmp_path / "run" / "results.json").exists()
 
@@ -172,4 +202,6 @@ def test_every_requirement_has_a_floor_and_the_oldest_versions_are_tested():
     release = {name: tuple(map(int, version.split("."))) for name, version in pins.items()}
     for name, floor in floors().items():
         parts = tuple(map(int, floor.split(".")))
-        assert release[name][: len(parts)] == parts and not any(release[name][len(parts) :]), f"{name}: >={floor}, tested with {pins[name]}"
+        assert release[name][: len(parts)] == parts and not any(release[name][len(parts) :]), (
+            f"{name}: >={floor}, tested with {pins[name]}"
+        )

@@ -57,7 +57,8 @@ from avfmae_benchmarks.first.page import write
 from avfmae_benchmarks.first.parts import Run
 
 out = Path({str(tmp_path)!r})
-row = dict(device="d", date="t", case="c", op="o", precision="float32", direction="forward", implementation="cpp", gflops=1.0, flops_per_byte=1.0)
+row = dict(device="d", date="t", case="c", op="o", precision="float32",
+    direction="forward", implementation="cpp", gflops=1.0, flops_per_byte=1.0)
 results.append("kernels", [row | dict(copy_gb_per_s=1.0, matrix_gflops=9.0)], out)
 write(Run(out, "cuda"))
 """
@@ -83,8 +84,14 @@ def closure(names):
 def test_what_a_first_run_imports_is_carried_to_the_gpu():
     """By ``make gpu-wheels``; torch, Triton and NumPy are there."""
     tool = (HERE.parent / "tools" / "gpu_wheels.py").read_text()
-    carried = ast.literal_eval(re.search(r"^NEEDED = (\(.*?\))", tool, re.MULTILINE)[1])
-    modules = ["doctor", *(f"benchmarks.{name}" for name in ("step", "kernels", "scaling", "plots", "first.ahead", "first.page", "first.recorded"))]
+    carried = ast.literal_eval(re.search(r"^NEEDED = (\(.*?\))", tool, re.MULTILINE | re.DOTALL)[1])
+    modules = [
+        "doctor",
+        *(
+            f"benchmarks.{name}"
+            for name in ("step", "kernels", "scaling", "plots", "first.ahead", "first.page", "first.recorded")
+        ),
+    ]
     imports = "\n".join(f"import avfmae_{m}" if m.startswith("benchmarks") else f"import avfmae.{m}" for m in modules)
     code = f"""
 import importlib.metadata, os, tempfile

@@ -3,10 +3,10 @@
     python tools/cuda_build_check.py                      # the oldest torch that is supported, and the newest that pip finds
     python tools/cuda_build_check.py --torch 2.12.1 --load
 
-Each torch goes to a folder of its own under build/cuda-check, without its dependencies: headers and libtorch are enough to compile
-and to link. Then every symbol that the module asks of torch must be in that torch, none may be of its C++ namespaces (c10::, at::),
-and every op of the CUDA sources must be registered. --load installs the dependencies too (some gigabytes), imports the module, and
-asks torch for the registrations. One line a torch is printed, and the exit status is 1 if one fails.
+Each torch goes to a folder of its own under build/cuda-check, without its dependencies: headers and libtorch are enough to
+compile and to link. Then every symbol that the module asks of torch must be in that torch, none may be of its C++ namespaces
+(c10::, at::), and every op of the CUDA sources must be registered. --load installs the dependencies too (some gigabytes), imports
+the module, and asks torch for the registrations. One line a torch is printed, and the exit status is 1 if one fails.
 """
 
 import argparse
@@ -130,7 +130,10 @@ def check(version: str, args: argparse.Namespace) -> str:
         check_loading(torch.parent, folder / "source", ops, log)
     size = module.stat().st_size / 2**20
     loads = "loads" if args.load else "not loaded (--load)"
-    return f"torch {found}: built in {seconds:.0f} s for {args.archs}, {size:.1f} MiB; {asked} symbols of torch, all stable and there; {len(ops)} CUDA ops; {loads}"
+    return (
+        f"torch {found}: built in {seconds:.0f} s for {args.archs}, {size:.1f} MiB; {asked} symbols of torch, "
+        f"all stable and there; {len(ops)} CUDA ops; {loads}"
+    )
 
 
 def main() -> int:
@@ -148,7 +151,9 @@ def main() -> int:
         try:
             importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            sys.exit(f"cuda_build_check: {package} is not installed beside {sys.executable}; run it in the environment of `make test`")
+            sys.exit(
+                f"cuda_build_check: {package} is not installed beside {sys.executable}; run it in the environment of `make test`"
+            )
     failed = 0
     for version in args.torch:
         try:

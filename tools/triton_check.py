@@ -1,9 +1,11 @@
 """Proves the Triton kernels with the oldest Triton that is supported and the newest, beside the newest NumPy; no GPU is needed.
 
-    python tools/triton_check.py                      # the interpreter's tests, and the compilation of every kernel's largest tiles
+    python tools/triton_check.py                      # the interpreter's tests, and the compilation of every kernel's largest
+    tiles
     python tools/triton_check.py --triton 3.7.* -k interpreter
 
-Each Triton goes to a folder of its own under build/triton-check, which comes before the environment's packages. One line a Triton is
+Each Triton goes to a folder of its own under build/triton-check, which comes before the environment's packages. One line a Triton
+is
 printed, and the exit status is 1 if one fails.
 """
 

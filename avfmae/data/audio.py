@@ -25,8 +25,8 @@ def roll_mag(sound: Tensor, lengths: Tensor, shift: Tensor, gain: Tensor) -> Ten
 def model_inputs(sound: Tensor, lengths: Tensor, frames: int = 256) -> Tensor:
     """Kaldi filterbanks of a batch, padded with zeros or cut to ``frames``, then normalised; on any device.
 
-    (x − mean)/(2·std) with the AudioSet constants. Padding comes before normalisation, as the released weights expect, so it enters
-    the model as +0.467.
+    (x − mean)/(2·std) with the AudioSet constants. Padding comes before normalisation, as the released weights expect, so it
+    enters the model as +0.467.
 
     Args:
         sound: (B, S) float32, 16 kHz mono. lengths: (B,) int64, samples of each, at least 400; what follows is ignored.
@@ -43,8 +43,9 @@ def model_inputs(sound: Tensor, lengths: Tensor, frames: int = 256) -> Tensor:
 def filterbank(sound: Tensor, lengths: Tensor) -> Tensor:
     """Kaldi's log-mel filterbank of a batch (B, S): (B, frames, 128), zero from each sound's last frame on.
 
-    frames = 1 + (samples − 400) // 160. The sound's mean is removed. Windows of 25 ms every 10 ms: less their mean, pre-emphasised (x_t − 0.97·x_{t−1}), under a Hann window; the power spectrum through
-    128 triangles that are even on the mel scale; the logarithm, of 2^-23 at least.
+    frames = 1 + (samples − 400) // 160. The sound's mean is removed. Windows of 25 ms every 10 ms: less their mean,
+    pre-emphasised (x_t − 0.97·x_{t−1}), under a Hann window; the power spectrum through 128 triangles that are even on the mel
+    scale; the logarithm, of 2^-23 at least.
     """
     if sound.ndim != 2 or sound.shape[1] < SHORTEST:
         raise ValueError(f"sound: got shape {tuple(sound.shape)}, expected (B, samples) of at least {SHORTEST}")
@@ -57,15 +58,19 @@ def filterbank(sound: Tensor, lengths: Tensor) -> Tensor:
     before = torch.cat([windows[..., :1], windows[..., :-1]], -1)
     windows = (windows - 0.97 * before) * torch.hann_window(SHORTEST, periodic=False, dtype=windows.dtype, device=sound.device)
     spectrum = torch.fft.rfft(windows, n=FFT)[..., :-1]  # the triangles end where the last bin lies
-    logs = ((spectrum.real.square() + spectrum.imag.square()).float() @ mel_triangles(sound.device)).clamp(min=torch.finfo(torch.float32).eps).log()
+    logs = (
+        ((spectrum.real.square() + spectrum.imag.square()).float() @ mel_triangles(sound.device))
+        .clamp(min=torch.finfo(torch.float32).eps)
+        .log()
+    )
     valid = torch.arange(logs.shape[1], device=sound.device) < 1 + (lengths[:, None] - SHORTEST) // HOP
     return torch.where(valid[..., None], logs, 0)
 
 
 @lru_cache(maxsize=8)
 def mel_triangles(device: torch.device) -> Tensor:
-    """(256, 128): the weight of each bin of the spectrum in each band, whose corners are even on the mel scale 1127·ln(1 + f/700) from 20 Hz
-    to 8 kHz."""
+    """(256, 128): the weight of each bin of the spectrum in each band, whose corners are even on the mel scale 1127·ln(1 + f/700)
+    from 20 Hz to 8 kHz."""
 
     def mel(hertz: Tensor | float) -> Tensor:
         return 1127 * (1 + torch.as_tensor(hertz, dtype=torch.float64) / 700).log()

@@ -1,7 +1,7 @@
 """Where a clip is cut in space and how its colours are moved: drawn by the workers, done where the clips are, a CPU or a GPU.
 
-A *box* is (left, top, right, bottom) in pixels of the decoded frame. Shapes: T frames, H rows, W columns. Every frame of a clip is
-treated alike. The operations are Pillow's, on uint8 tensors, to within a level of rounding.
+A *box* is (left, top, right, bottom) in pixels of the decoded frame. Shapes: T frames, H rows, W columns. Every frame of a clip
+is treated alike. The operations are Pillow's, on uint8 tensors, to within a level of rounding.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,8 @@ Box = tuple[float, float, float, float]
 
 
 def face_box(face: Box | None, size: tuple[int, int], margin: float = 0.3) -> Box:
-    """The square around a face (x, y, w, h) with ``margin`` of its side on each side, inside a frame of (H, W); or all of the frame."""
+    """The square around a face (x, y, w, h) with ``margin`` of its side on each side, inside a frame of (H, W); or all of the
+    frame."""
     height, width = size
     if face is None:
         return 0, 0, width, height
@@ -29,8 +30,8 @@ def face_box(face: Box | None, size: tuple[int, int], margin: float = 0.3) -> Bo
 
 
 def crop(frames: np.ndarray, box: Box, size: tuple[int, int], filter: str) -> np.ndarray:
-    """Cuts ``box`` out of (T, H, W, 3) frames and resizes it to ``size`` (rows, columns), with Pillow: where clips of a batch differ in
-    size, and cannot be cropped together on the device."""
+    """Cuts ``box`` out of (T, H, W, 3) frames and resizes it to ``size`` (rows, columns), with Pillow: where clips of a batch
+    differ in size, and cannot be cropped together on the device."""
     resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[filter]
     return np.stack([np.asarray(Image.fromarray(f).resize(size[::-1], resample, box=box)) for f in frames])
 
@@ -111,7 +112,9 @@ def draw(
     return Draw(tuple(chosen), bool(rng.random() < flip), _rectangle(rng, frames, size, erase))
 
 
-def _rectangle(rng: np.random.Generator, frames: int, size: tuple[int, int], probability: float) -> tuple[int, int, np.ndarray] | None:
+def _rectangle(
+    rng: np.random.Generator, frames: int, size: tuple[int, int], probability: float
+) -> tuple[int, int, np.ndarray] | None:
     if rng.random() >= probability:
         return None
     height, width = size
@@ -143,7 +146,8 @@ def apply(video: Tensor, draws: list[Draw]) -> Tensor:
     return torch.stack(out)
 
 
-# RandAugment's operations on a clip (T, H, W, 3) uint8, at strength m in 0..1, in the "increasing" set: each does more as m grows.
+# RandAugment's operations on a clip (T, H, W, 3) uint8, at strength m in 0..1, in the "increasing" set: each does more as m
+# grows.
 
 FILL = (124.0, 116.0, 104.0)  # what comes into view from outside the frame
 
@@ -163,7 +167,9 @@ def _levels(clip: Tensor) -> Tensor:
 def _histogram(clip: Tensor) -> Tensor:
     """(T, 3, 256) counts of each frame's channels."""
     levels = clip.permute(0, 3, 1, 2).flatten(2).long()
-    return torch.zeros(*levels.shape[:2], 256, device=clip.device, dtype=torch.int64).scatter_add_(2, levels, torch.ones_like(levels))
+    return torch.zeros(*levels.shape[:2], 256, device=clip.device, dtype=torch.int64).scatter_add_(
+        2, levels, torch.ones_like(levels)
+    )
 
 
 def _auto_contrast(clip: Tensor, m: float, sign: int) -> Tensor:
@@ -230,7 +236,8 @@ def _sharpness(clip: Tensor, m: float, sign: int) -> Tensor:
 
 
 def _affine(clip: Tensor, a: float, b: float, c: float, d: float, e: float, f: float) -> Tensor:
-    """Output place (x, y) shows (a·x + b·y + c, d·x + e·y + f), places being pixels' centres; bicubic (a = -1, as Pillow transforms)."""
+    """Output place (x, y) shows (a·x + b·y + c, d·x + e·y + f), places being pixels' centres; bicubic (a = -1, as Pillow
+    transforms)."""
     height, width = clip.shape[1:3]
     y, x = torch.meshgrid(
         *(torch.arange(n, device=clip.device, dtype=torch.float64) + 0.5 for n in (height, width)), indexing="ij"
@@ -242,7 +249,9 @@ def _affine(clip: Tensor, a: float, b: float, c: float, d: float, e: float, f: f
     pixels = clip.permute(0, 3, 1, 2).flatten(2).float()  # (T, 3, H·W)
     out = torch.zeros_like(pixels)
     for i in range(4):
-        line = sum(weights_x[k] * pixels[..., (rows[i] * width + columns[k]).flatten()].unflatten(2, (height, width)) for k in range(4))
+        line = sum(
+            weights_x[k] * pixels[..., (rows[i] * width + columns[k]).flatten()].unflatten(2, (height, width)) for k in range(4)
+        )
         out = out + (weights_y[i] * line).flatten(2)
     out = out.unflatten(2, (height, width)).permute(0, 2, 3, 1)
     fill = torch.tensor(FILL, device=clip.device)
@@ -281,6 +290,19 @@ def _translate_y(clip: Tensor, m: float, sign: int) -> Tensor:
 
 
 OPERATIONS: tuple[Callable[[Tensor, float, int], Tensor], ...] = (
-    _auto_contrast, _equalize, _invert, _rotate, _posterize, _solarize, _solarize_add, _colour, _contrast, _brightness, _sharpness,
-    _shear_x, _shear_y, _translate_x, _translate_y,
-)  # fmt: skip
+    _auto_contrast,
+    _equalize,
+    _invert,
+    _rotate,
+    _posterize,
+    _solarize,
+    _solarize_add,
+    _colour,
+    _contrast,
+    _brightness,
+    _sharpness,
+    _shear_x,
+    _shear_y,
+    _translate_x,
+    _translate_y,
+)

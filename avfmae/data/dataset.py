@@ -229,7 +229,8 @@ class ClipDataset:
         return sample
 
     def box(self, frames: np.ndarray, clip: Clip, crop: int, rng: np.random.Generator | None) -> augment.Box:
-        """What is seen of the frames: this purpose's crop, or evaluation's ``crop``-th view. Prepared sets are cut to the face already."""
+        """What is seen of the frames: this purpose's crop, or evaluation's ``crop``-th view. Prepared sets are cut to the face
+        already."""
         face = None if shards.is_inside(clip.path) else clip.face
         within = augment.face_box(face, frames.shape[1:3], self.data.face_margin)
         if self.purpose == "evaluate":
@@ -274,7 +275,10 @@ class ClipDataset:
             for row, sound in zip(raw.sound, sounds, strict=True):
                 row[: len(sound)] = torch.from_numpy(sound)
             if self.purpose == "pretrain":
-                raw.shift, raw.gain = torch.tensor([sample.shift for sample in read]), torch.tensor([sample.gain for sample in read])
+                raw.shift, raw.gain = (
+                    torch.tensor([sample.shift for sample in read]),
+                    torch.tensor([sample.gain for sample in read]),
+                )
         labels = None if self.target is None else torch.as_tensor(np.array([self.target(sample.clip) for sample in read]))
         if labels is not None and labels.is_floating_point():
             labels = labels.float()
@@ -343,7 +347,8 @@ class Plan:
 
     @property
     def lanes(self) -> int:
-        """Parts of the total batch that read shards of their own. A process has some lanes; their number does not depend on it."""
+        """Parts of the total batch that read shards of their own. A process has some lanes; their number does not depend on
+        it."""
         most = min(64, len(set(self.shards or ())))
         return next(n for n in range(max(1, most), 0, -1) if self.total_batch % n == 0)
 

@@ -5,8 +5,8 @@ or, where these are not those of showing (AVI), the order in which frames come w
 is decoded from the last key frame before it at which decoding may begin, and H.264's frames that are neither wanted nor
 needed by others are left out. Whatever way is taken, a frame is bit for bit what decoding the whole file gives.
 
-decord is there for those who ask for it, and reads only what it reads rightly (``DECORD_EXACT``): where frames are shown before the key
-frame that they are coded after, it gives wrong ones and says nothing.
+decord is there for those who ask for it, and reads only what it reads rightly (``DECORD_EXACT``): where frames are shown before
+the key frame that they are coded after, it gives wrong ones and says nothing.
 
 A path with a tar file in it (``set/000003.tar/clip``) is a clip of a prepared set (:mod:`avfmae.data.shards`).
 """
@@ -33,9 +33,7 @@ DECORD_EXACT = {"h264", "vp8", "vp9", "av1", "mjpeg", "prores", "ffv1", "flv1"}
 BACKENDS = ("auto", "pyav", "decord")
 
 
-def read_frames(
-    path: str, indices: Sequence[int] | np.ndarray, backend: str = "auto", arena: Arena | None = None
-) -> np.ndarray:
+def read_frames(path: str, indices: Sequence[int] | np.ndarray, backend: str = "auto", arena: Arena | None = None) -> np.ndarray:
     """Frames by number, in presentation order.
 
     Args:
@@ -102,7 +100,8 @@ def _read_pyav(path: str, indices: np.ndarray, info: VideoInfo, arena: Arena | N
 
 
 def _starts(info: VideoInfo, first: int) -> Iterator[int]:
-    """The key frames to begin at for frame ``first``: the last before it, then ever farther back, at the end 0 for the file's beginning.
+    """The key frames to begin at for frame ``first``: the last before it, then ever farther back, at the end 0 for the file's
+    beginning.
 
     Containers lie about their key frames, and their indices mislead: where a wanted frame does not come, decoding begins earlier.
     """
@@ -114,7 +113,8 @@ def _starts(info: VideoInfo, first: int) -> Iterator[int]:
 
 
 def frames_between(path: str, low: int, high: int) -> Iterator[np.ndarray]:
-    """The frames from number ``low`` up to ``high``, one after the other, each (H, W, 3) uint8 RGB; of a file, not of a prepared set.
+    """The frames from number ``low`` up to ``high``, one after the other, each (H, W, 3) uint8 RGB; of a file, not of a prepared
+    set.
 
     Raises:
         MediaError: one of them does not decode.
@@ -159,17 +159,27 @@ def _decoded_frames(path: str, info: VideoInfo, key: int, wanted: set[int] | Non
         size = length_size(stream) if info.codec == "h264" and info.stamped and wanted is not None else 0
         begun = not key
         for packet in container.demux(stream):
-            if not packet.size and packet.dts is not None:  # Theora's way to repeat a frame; the packet without a stamp flushes the decoder
+            if (
+                not packet.size and packet.dts is not None
+            ):  # Theora's way to repeat a frame; the packet without a stamp flushes the decoder
                 continue
             if not begun:  # a seek may end elsewhere
                 if (number := clock.key(packet)) is None:
                     continue
                 key, begun = number, True
-            if size and packet.size and packet.pts is not None and clock.nearest(packet.pts) not in wanted and is_disposable(packet, size):
+            if (
+                size
+                and packet.size
+                and packet.pts is not None
+                and clock.nearest(packet.pts) not in wanted
+                and is_disposable(packet, size)
+            ):
                 continue
             for frame in packet.decode():
                 number = clock.number(frame)
-                if number >= key and not clock.before(frame) and (wanted is None or number in wanted):  # before the key frame are leading pictures
+                if (
+                    number >= key and not clock.before(frame) and (wanted is None or number in wanted)
+                ):  # before the key frame are leading pictures
                     yield number, np.rot90(_to_rgb(frame), round(frame.rotation / 90))
 
 
@@ -265,7 +275,8 @@ def _decoded(container, stream, end: float):
 
 
 def _on_grid(frames: Iterator[av.AudioFrame], stream) -> Iterator[av.AudioFrame]:
-    """The frames without the first few samples, so that the resampler's 16 kHz fall on the same moments wherever decoding began."""
+    """The frames without the first few samples, so that the resampler's 16 kHz fall on the same moments wherever decoding
+    began."""
     period = Fraction(stream.rate, SAMPLE_RATE).numerator  # samples from one shared moment to the next
     first = next(frames, None)
     if first is None:

@@ -70,11 +70,18 @@ class Identity:
             hair=_rgb(190 * shade, 140 * shade, 90 * shade),
             shirt=_rgb(*rng.uniform(30, 220, 3)),
             wall=_rgb(*rng.uniform(60, 220, 3)),
-            width=rng.uniform(0.68, 0.88), eye_gap=rng.uniform(0.28, 0.38), eye_size=rng.uniform(0.13, 0.17),
-            brow=rng.uniform(0.05, 0.085), nose=rng.uniform(0.18, 0.30), mouth=rng.uniform(0.32, 0.42),
-            hair_length=rng.uniform(0.0, 1.1), glasses=rng.random() < 0.25, beard=low_voice and rng.random() < 0.4,
-            pitch=rng.uniform(95, 140) if low_voice else rng.uniform(170, 235), tract=rng.uniform(0.92, 1.05) if low_voice else rng.uniform(1.08, 1.2),
-        )  # fmt: skip
+            width=rng.uniform(0.68, 0.88),
+            eye_gap=rng.uniform(0.28, 0.38),
+            eye_size=rng.uniform(0.13, 0.17),
+            brow=rng.uniform(0.05, 0.085),
+            nose=rng.uniform(0.18, 0.30),
+            mouth=rng.uniform(0.32, 0.42),
+            hair_length=rng.uniform(0.0, 1.1),
+            glasses=rng.random() < 0.25,
+            beard=low_voice and rng.random() < 0.4,
+            pitch=rng.uniform(95, 140) if low_voice else rng.uniform(170, 235),
+            tract=rng.uniform(0.92, 1.05) if low_voice else rng.uniform(1.08, 1.2),
+        )
 
 
 def _rgb(*channels: float) -> tuple[int, int, int]:
@@ -125,9 +132,7 @@ def face(who: Identity, pose: dict[str, float], expression: tuple[float, ...], o
     scale, cos, sin = pose["scale"] * n * 0.42, math.cos(pose["tilt"]), math.sin(pose["tilt"])
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return n / 2 + pose["x"] * n + scale * (x * cos - y * sin), n * 0.50 + pose["y"] * n + scale * (
-            x * sin + y * cos
-        )
+        return n / 2 + pose["x"] * n + scale * (x * cos - y * sin), n * 0.50 + pose["y"] * n + scale * (x * sin + y * cos)
 
     def shape(points: Iterable[tuple[float, float]], colour: tuple[int, int, int]) -> None:
         draw.polygon([at(x, y) for x, y in points], fill=tuple(min(255, int(c * pose["light"])) for c in colour))
@@ -157,23 +162,14 @@ def face(who: Identity, pose: dict[str, float], expression: tuple[float, ...], o
     ellipse(0, -0.12, who.width * 1.08, 1.0, who.hair)
     ellipse(0, 0.06, who.width, 0.96, who.skin)
     crown = np.linspace(1.08 * math.pi, 1.92 * math.pi, 15)
-    shape(
-        [(who.width * 1.08 * math.cos(a), -0.12 + math.sin(a)) for a in crown] + [(0.12, -0.6), (-0.25, -0.56)],
-        who.hair,
-    )
+    shape([(who.width * 1.08 * math.cos(a), -0.12 + math.sin(a)) for a in crown] + [(0.12, -0.6), (-0.25, -0.56)], who.hair)
     if who.beard:
         ellipse(0, 0.72, who.width * 0.62, 0.33, who.hair)
     open_eyes = who.eye_size * max(0.08, (0.62 + eyes * 0.6) * pose["lids"])
     for side in (-1, 1):
         x = side * who.eye_gap
         ellipse(x, -0.1, who.eye_size * 1.15, open_eyes, white)
-        ellipse(
-            x + pose["gaze"] * 0.04,
-            -0.1,
-            min(open_eyes, who.eye_size * 0.55),
-            min(open_eyes, who.eye_size * 0.55),
-            dark,
-        )
+        ellipse(x + pose["gaze"] * 0.04, -0.1, min(open_eyes, who.eye_size * 0.55), min(open_eyes, who.eye_size * 0.55), dark)
         inner, outer = x - side * 0.13, x + side * 0.17
         height = -0.32 - brow_up
         arc(
@@ -182,19 +178,13 @@ def face(who: Identity, pose: dict[str, float], expression: tuple[float, ...], o
             who.brow,
         )
         if who.glasses:
-            arc(
-                [(x + 0.2 * math.cos(a), -0.1 + 0.17 * math.sin(a)) for a in np.linspace(0, 2 * np.pi, 17)],
-                (30, 30, 30),
-                0.03,
-            )
+            arc([(x + 0.2 * math.cos(a), -0.1 + 0.17 * math.sin(a)) for a in np.linspace(0, 2 * np.pi, 17)], (30, 30, 30), 0.03)
     arc([(0, -0.05), (0.07, who.nose), (-0.03, who.nose + 0.03)], shadow, 0.05)
     half, gap = who.mouth, 0.02 + rest + 0.15 * opening
     xs = np.linspace(-half, half, 9)
     bend = [-corner * 2.0 * (x / half) ** 2 + corner for x in xs]  # corners up for a smile
     y = 0.52
-    upper = [
-        (x, y + b - gap * math.sqrt(max(0, 1 - (x / half) ** 2)) * 0.6 - 0.03) for x, b in zip(xs, bend, strict=True)
-    ]
+    upper = [(x, y + b - gap * math.sqrt(max(0, 1 - (x / half) ** 2)) * 0.6 - 0.03) for x, b in zip(xs, bend, strict=True)]
     lower = [(x, y + b + gap * math.sqrt(max(0, 1 - (x / half) ** 2)) + 0.03) for x, b in zip(xs, bend, strict=True)]
     shape(upper + lower[::-1], lips)
     shape(
@@ -210,27 +200,20 @@ def draw_clip(path: Path, who: Identity, emotion: str, rng: np.random.Generator)
     waveform, envelope = voice(who, excitement, rng)
     strength = rng.uniform(0.6, 1.0)
     expression = tuple(strength * e for e in EXPRESSIONS[name])
-    sway = {
-        k: (rng.normal(0, s), rng.uniform(0.1, 0.5), rng.random(), s)
-        for k, s in (("x", 0.02), ("y", 0.02), ("tilt", 0.06))
-    }
+    sway = {k: (rng.normal(0, s), rng.uniform(0.1, 0.5), rng.random(), s) for k, s in (("x", 0.02), ("y", 0.02), ("tilt", 0.06))}
     scale, light, gaze = rng.uniform(0.92, 1.08), rng.uniform(0.7, 1.15), rng.normal()
     blink = rng.uniform(0.3, SECONDS)
     frames = []
     for i in range(round(SECONDS * FPS)):
         t = i / FPS
-        pose = {
-            k: mean + 0.5 * s * math.sin(2 * math.pi * (rate * t + phase)) for k, (mean, rate, phase, s) in sway.items()
-        }
+        pose = {k: mean + 0.5 * s * math.sin(2 * math.pi * (rate * t + phase)) for k, (mean, rate, phase, s) in sway.items()}
         pose |= {"scale": scale, "light": light, "gaze": gaze, "lids": 0.1 if abs(t - blink) < 0.07 else 1.0}
         frame = np.asarray(face(who, pose, expression, float(envelope[int(t * RATE)])), np.int16)
         frames.append((frame + rng.integers(-6, 7, frame.shape)).clip(0, 255).astype(np.uint8))
     encode(path, np.stack(frames), waveform)
 
 
-def encode(
-    path: Path, frames: np.ndarray, waveform: np.ndarray | None, fps: int | Fraction = FPS, rate: int = RATE
-) -> None:
+def encode(path: Path, frames: np.ndarray, waveform: np.ndarray | None, fps: int | Fraction = FPS, rate: int = RATE) -> None:
     """Writes (T, H, W, 3) uint8 frames and a (samples,) or (channels, samples) waveform; codecs by the file's suffix."""
     video_codec, audio_codec = {".mp4": ("libx264", "aac"), ".mkv": ("libx264", "aac"), ".flv": ("flv1", "libmp3lame"),
                                 ".mpg": ("mpeg1video", "mp2"), ".avi": ("mjpeg", "pcm_s16le")}[path.suffix]  # fmt: skip
@@ -253,9 +236,7 @@ def encode(
             block = 1024
             for first in range(0, pcm.shape[1], block):
                 piece = av.AudioFrame.from_ndarray(
-                    np.ascontiguousarray(pcm[:, first : first + block].T).reshape(1, -1),
-                    format="s16",
-                    layout=sound.layout.name,
+                    np.ascontiguousarray(pcm[:, first : first + block].T).reshape(1, -1), format="s16", layout=sound.layout.name
                 )
                 piece.sample_rate, piece.pts, piece.time_base = rate, first, Fraction(1, rate)
                 container.mux(sound.encode(piece))
@@ -277,9 +258,7 @@ def _job(job: tuple[str, int, str, int, int]) -> None:
     path, person, emotion, take, seed = job
     who = Identity.draw(np.random.Generator(np.random.Philox(key=[seed, person])))
     number = list(EMOTIONS).index(emotion) * 1000 + take
-    draw_clip(
-        Path(path), who, emotion, np.random.Generator(np.random.Philox(key=[seed, person], counter=[0, 0, 1, number]))
-    )
+    draw_clip(Path(path), who, emotion, np.random.Generator(np.random.Philox(key=[seed, person], counter=[0, 0, 1, number])))
 
 
 def make_demo_set(folder: Path, what: DemoSet, seed: int = 0, processes: int = 2, test_people: int = 0) -> Path:

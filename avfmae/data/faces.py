@@ -73,7 +73,9 @@ class YuNetDetector:
     def __call__(self, frame: np.ndarray) -> list[Face]:
         self.net.setInputSize(frame.shape[1::-1])
         found = self.net.detect(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))[1]
-        return [Face(tuple(map(float, row[:4])), float(row[14]), row[4:14].reshape(5, 2)) for row in ([] if found is None else found)]
+        return [
+            Face(tuple(map(float, row[:4])), float(row[14]), row[4:14].reshape(5, 2)) for row in ([] if found is None else found)
+        ]
 
 
 @lru_cache(maxsize=2)
@@ -162,7 +164,8 @@ def smooth_squares(track: Track, frames: int, margin: float, follow: bool, windo
 
 
 def square_warps(squares: np.ndarray, frame_size: tuple[int, int], size: int) -> Iterator[np.ndarray]:
-    """For each frame of (H, W) the (2, 3) map from the stored picture to its square, which is moved inside the frame where it sticks out."""
+    """For each frame of (H, W) the (2, 3) map from the stored picture to its square, which is moved inside the frame where it
+    sticks out."""
     height, width = frame_size
     for x, y, side in squares:
         side = min(side, height, width)

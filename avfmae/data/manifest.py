@@ -151,9 +151,7 @@ def read_released_list(path: str | os.PathLike) -> list[Clip]:
         if not label:
             raise ValueError(f"{path}, line {i + 1}: got {line!r}, expected <video> [<wav>] <label>")
         base = Path(path).parent
-        clips.append(
-            Clip(len(clips), str(base / parts[0]), str(base / audio) if audio else None, label=" ".join(label))
-        )
+        clips.append(Clip(len(clips), str(base / parts[0]), str(base / audio) if audio else None, label=" ".join(label)))
     if not clips:
         raise ValueError(f"{path}: holds no clips")
     return clips

@@ -23,7 +23,8 @@ class MediaError(Exception):
 
 @contextmanager
 def blaming(path: str, fault: str | Callable[[], str]) -> Iterator[None]:
-    """Whatever a library raises inside is the file's fault: broken files make them raise anything, IndexError and TypeError not excepted."""
+    """Whatever a library raises inside is the file's fault: broken files make them raise anything, IndexError and TypeError not
+    excepted."""
     try:
         yield
     except MediaError:

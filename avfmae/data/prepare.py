@@ -1,8 +1,9 @@
-"""``avfmae prepare``: from raw videos to a prepared set (:mod:`avfmae.data.shards`): faces found and cropped, sound resampled, packed.
+"""``avfmae prepare``: from raw videos to a prepared set (:mod:`avfmae.data.shards`): faces found and cropped, sound resampled,
+packed.
 
-The clips, in a fixed order, are cut into shards of equal number; a shard is written when all of its clips are done, in one step. A
-shard's bytes depend on its clips and the settings alone. So a run that was killed goes on with the first shard that is not there, and
-ends with the bytes of an unbroken one.
+The clips, in a fixed order, are cut into shards of equal number; a shard is written when all of its clips are done, in one step.
+A shard's bytes depend on its clips and the settings alone. So a run that was killed goes on with the first shard that is not
+there, and ends with the bytes of an unbroken one.
 """
 
 import csv
@@ -37,8 +38,24 @@ MEDIA = {".mp4", ".mkv", ".webm", ".flv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v
 DRIFT = 0.04  # seconds by which sound and picture may begin or end apart before it is flagged
 
 # What a row of the prepared set's manifest has beside the columns of every manifest.
-FACTS = ("key", "source", "source_start", "seconds", "fps", "frames", "source_width", "source_height", "has_audio", "drift", "face_share",
-         "faces", "flags", "source_sha256", "video_sha256", "sound_sha256")  # fmt: skip
+FACTS = (
+    "key",
+    "source",
+    "source_start",
+    "seconds",
+    "fps",
+    "frames",
+    "source_width",
+    "source_height",
+    "has_audio",
+    "drift",
+    "face_share",
+    "faces",
+    "flags",
+    "source_sha256",
+    "video_sha256",
+    "sound_sha256",
+)
 SET_ASIDE = ("source", "start", "end", "reason")
 
 
@@ -141,7 +158,12 @@ def _ray(run: PrepareConfig, clips: list[Clip]) -> Iterator[Sample | Failure]:
     ray = need("ray", "ray", "--engine ray")
     started = not ray.is_initialized()
     if started:
-        ray.init(run.ray_address, num_cpus=None if run.ray_address else run.workers or None, log_to_driver=False, include_dashboard=False)
+        ray.init(
+            run.ray_address,
+            num_cpus=None if run.ray_address else run.workers or None,
+            log_to_driver=False,
+            include_dashboard=False,
+        )
     try:
         # A task that crashes its process is tried once more by nobody: the file is at fault.
         task = ray.remote(max_retries=0, num_cpus=1)(prepare_clip)
@@ -196,26 +218,47 @@ def _prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
         flags.append("several-faces")
     sound, drift, heard = cut_sound(clip, info, float(times[0]), seconds)
     flags += heard
-    for flag, reason in (("no-face", "no face is found in it"), ("no-audio", "has no sound"), ("short", f"has {count} frames, fewer than {run.min_frames}")):
+    for flag, reason in (
+        ("no-face", "no face is found in it"),
+        ("no-audio", "has no sound"),
+        ("short", f"has {count} frames, fewer than {run.min_frames}"),
+    ):
         if flag in flags and flag not in run.keep:
             return Failure(f"{reason} (keep = {flag} would keep it)")
-    pictures = (faces.warp(frame, to_frame, run.size) for frame, to_frame in zip(frames_between(clip.path, low, high), warps, strict=True))
+    pictures = (
+        faces.warp(frame, to_frame, run.size) for frame, to_frame in zip(frames_between(clip.path, low, high), warps, strict=True)
+    )
     video = encode_video(pictures, times - times[0], (run.size, run.size), run.quality)
     wav = None if sound is None else encode_sound(sound)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(clip.path).stem)[:60]
     row: dict[str, Any] = {c: getattr(clip, c) for c in COLUMNS if c not in (*FACE, "path", "audio_path", "start", "end")}
     row |= dict(zip(FACE, (None,) * 4 if face is None else (round(v, 1) for v in face), strict=True))
     row |= {
-        "key": f"{clip.id:08d}-{stem}", "source": clip.path, "source_start": round(float(times[0]), 6), "seconds": round(seconds, 3),
-        "fps": round(info.fps, 3), "frames": count, "source_width": width, "source_height": height, "has_audio": int(sound is not None),
-        "drift": drift, "face_share": round(share, 3), "faces": seen, "flags": " ".join(flags), "source_sha256": digest(frame_files(clip.path) if Path(clip.path).is_dir() else [clip.path]),
-        "video_sha256": hashlib.sha256(video).hexdigest(), "sound_sha256": wav and hashlib.sha256(wav).hexdigest(),
-    }  # fmt: skip
+        "key": f"{clip.id:08d}-{stem}",
+        "source": clip.path,
+        "source_start": round(float(times[0]), 6),
+        "seconds": round(seconds, 3),
+        "fps": round(info.fps, 3),
+        "frames": count,
+        "source_width": width,
+        "source_height": height,
+        "has_audio": int(sound is not None),
+        "drift": drift,
+        "face_share": round(share, 3),
+        "faces": seen,
+        "flags": " ".join(flags),
+        "source_sha256": digest(frame_files(clip.path) if Path(clip.path).is_dir() else [clip.path]),
+        "video_sha256": hashlib.sha256(video).hexdigest(),
+        "sound_sha256": wav and hashlib.sha256(wav).hexdigest(),
+    }
     return Sample(row, video, wav)
 
 
-def _find(clip: Clip, run: PrepareConfig, low: int, high: int, size: tuple[int, int]) -> tuple[tuple | None, float, int, Iterable[np.ndarray]]:
-    """The face's box in the source, the share of the looked-at frames that show it, how many faces are often seen, and what to cut."""
+def _find(
+    clip: Clip, run: PrepareConfig, low: int, high: int, size: tuple[int, int]
+) -> tuple[tuple | None, float, int, Iterable[np.ndarray]]:
+    """The face's box in the source, the share of the looked-at frames that show it, how many faces are often seen, and what to
+    cut."""
     height, width = size
     count = high - low
 

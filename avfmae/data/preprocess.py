@@ -1,7 +1,7 @@
 """From clips as the workers read them to what the model is given: done for a whole batch, on its device, a CPU or a GPU alike.
 
-Workers only read and decode, and draw what is random. Crops, colours and spectrograms are made here. Pre-training goes further: its
-crops are not made at all, but handed on as boxes to the kernels that read the clip.
+Workers only read and decode, and draw what is random. Crops, colours and spectrograms are made here. Pre-training goes further:
+its crops are not made at all, but handed on as boxes to the kernels that read the clip.
 """
 
 from dataclasses import replace

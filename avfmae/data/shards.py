@@ -1,13 +1,13 @@
 """A prepared set: tar shards that WebDataset reads, and beside each an index by which single frames and sounds are found.
 
-A clip of a prepared set has the path ``FOLDER/000003.tar/KEY``. ``FOLDER`` may be any URL that fsspec opens. The tar holds, for each
-clip, ``KEY.mp4`` (H.264, faces cropped, one size for all), ``KEY.wav`` (16 kHz mono, 16 bits, its first sample at the first frame)
-and ``KEY.json`` (the manifest's row). docs/data.md tells the format.
+A clip of a prepared set has the path ``FOLDER/000003.tar/KEY``. ``FOLDER`` may be any URL that fsspec opens. The tar holds, for
+each clip, ``KEY.mp4`` (H.264, faces cropped, one size for all), ``KEY.wav`` (16 kHz mono, 16 bits, its first sample at the first
+frame) and ``KEY.json`` (the manifest's row). docs/data.md tells the format.
 
-*Why this format.* Training takes every fourth frame. In the stored stream every fourth frame is predicted from the fourth before, and
-the three between them from these two neighbours and from nothing else: they are *disposable*. So a window of 16 frames at stride 4
-decodes the chain of fourth frames, and of the others only those that it shows: about 32 frames in place of 61 and what precedes them.
-The stream is an ordinary one, which any player plays; other strides and counts only decode more of it.
+*Why this format.* Training takes every fourth frame. In the stored stream every fourth frame is predicted from the fourth before,
+and the three between them from these two neighbours and from nothing else: they are *disposable*. So a window of 16 frames at
+stride 4 decodes the chain of fourth frames, and of the others only those that it shows: about 32 frames in place of 61 and what
+precedes them. The stream is an ordinary one, which any player plays; other strides and counts only decode more of it.
 """
 
 import hashlib
@@ -130,7 +130,8 @@ class StoredClip:
         self.info = VideoInfo(times, 0.0, fps, self.samples > 0, True, np.sort(self.number[self.kind == KEY]), "h264")
 
     def frames(self, indices: Sequence[int] | np.ndarray, arena: Arena | None = None) -> np.ndarray:
-        """(len(indices), H, W, 3) uint8 RGB, the same that decoding all of the clip in order gives; in the arena, if there is one.
+        """(len(indices), H, W, 3) uint8 RGB, the same that decoding all of the clip in order gives; in the arena, if there is
+        one.
 
         Raises:
             MediaError: they do not decode.
@@ -240,7 +241,8 @@ class Sample:
 
 
 def encode_video(frames: Iterable[np.ndarray], times: np.ndarray, size: tuple[int, int], quality: int = 21) -> bytes:
-    """The stored stream of (H, W, 3) uint8 frames of ``size`` at ``times`` (seconds, from 0): an mp4 file, the same bytes every time.
+    """The stored stream of (H, W, 3) uint8 frames of ``size`` at ``times`` (seconds, from 0): an mp4 file, the same bytes every
+    time.
 
     Args:
         quality: x264's constant rate factor; lower is better and larger.
@@ -252,9 +254,16 @@ def encode_video(frames: Iterable[np.ndarray], times: np.ndarray, size: tuple[in
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.thread_count = 1
         stream.codec_context.time_base = Fraction(1, TICKS)
-        structure = f"keyint={KEY_INTERVAL}:min-keyint={KEY_INTERVAL}:scenecut=0:open-gop=0:bframes={STRIDE - 1}:b-adapt=0:b-pyramid=none"
+        structure = (
+            f"keyint={KEY_INTERVAL}:min-keyint={KEY_INTERVAL}:scenecut=0:open-gop=0:bframes={STRIDE - 1}:b-adapt=0:b-pyramid=none"
+        )
         # Without cpu-independent, x264's AVX-512 code gives other bytes from run to run.
-        stream.options = {"preset": "slow", "tune": "fastdecode", "crf": str(quality), "x264-params": f"{structure}:cpu-independent=1"}
+        stream.options = {
+            "preset": "slow",
+            "tune": "fastdecode",
+            "crf": str(quality),
+            "x264-params": f"{structure}:cpu-independent=1",
+        }
         for frame, time in zip(frames, times, strict=True):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             picture.pts, picture.time_base = round(time * TICKS), Fraction(1, TICKS)

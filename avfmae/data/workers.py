@@ -1,12 +1,12 @@
 """Processes that read media for us, each of them watched.
 
-Decoders hang and crash on broken files, and leak. So they run in processes that say what they are about to touch; one that takes too
-long with it, or dies of it, is replaced, and what it touched is named. Processes are forked from a clean server that has imported the
-readers and nothing that must not be forked (no CUDA, no threads); where there is none they are spawned. Scripts therefore
-need the usual ``if __name__ == "__main__":``.
+Decoders hang and crash on broken files, and leak. So they run in processes that say what they are about to touch; one that takes
+too long with it, or dies of it, is replaced, and what it touched is named. Processes are forked from a clean server that has
+imported the readers and nothing that must not be forked (no CUDA, no threads); where there is none they are spawned. Scripts
+therefore need the usual ``if __name__ == "__main__":``.
 
-Tensors come back through memory that both sides map, in slots: one is filled while another is read. What is made in place there is not
-copied at all, if it is dropped in time; what is kept longer, or wanted in page-locked memory, is copied once.
+Tensors come back through memory that both sides map, in slots: one is filled while another is read. What is made in place there
+is not copied at all, if it is dropped in time; what is kept longer, or wanted in page-locked memory, is copied once.
 """
 
 import mmap
@@ -134,9 +134,7 @@ class _Process:
         context = self.workers.context
         self.noted = context.RawArray("d", 2)  # the item being touched, and since when; 0: none
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(
-            target=_work, args=(self.workers.make, theirs, self.noted, self.slots), daemon=True
-        )
+        self.process = context.Process(target=_work, args=(self.workers.make, theirs, self.noted, self.slots), daemon=True)
         self.process.start()
         theirs.close()
         self.done = 0
@@ -265,7 +263,8 @@ class _Slot:
 
 
 class Desk:
-    """What a handler has beside its task: it tells what it is about to touch, and has memory in which results need not be copied."""
+    """What a handler has beside its task: it tells what it is about to touch, and has memory in which results need not be
+    copied."""
 
     def __init__(self, noted, slot: _Slot):
         self._noted, self.empty = noted, slot.empty

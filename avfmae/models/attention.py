@@ -48,14 +48,13 @@ def flash_attention():
         from flash_attn import flash_attn_func
     except ImportError as error:
         raise RuntimeError(
-            f"attention='flash' was asked for, but flash-attn does not import ({error}); pip install 'avfmae[flash]', or use 'sdpa'"
+            f"attention='flash' was asked for, but flash-attn does not import ({error}); pip install 'avfmae[flash]', or "
+            "use 'sdpa'"
         ) from error
     return flash_attn_func
 
 
-def pre_norm(
-    x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def pre_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """x + branch, and a linear layer of its norm."""
     return K.norm_linear(x, branch, norm.weight, norm.bias, norm.eps, weight, bias)
 
@@ -81,9 +80,7 @@ class SelfAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = Linear(width, width)
 
-    def forward(
-        self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, last: int | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, last: int | None = None) -> tuple[Tensor, Tensor]:
         """x, branch (..., N, C) -> the same, or with ``last`` (..., last, C): of the last tokens only, all as keys."""
         if last is not None:
             return self.of_last(x, branch, norm, last)

@@ -84,9 +84,7 @@ class AVFMAEForFinetuning(nn.Module):
             if name in self.modalities and clip is None:
                 raise ValueError(f"{name}: is None, but this model was built for modalities {self.modalities}")
         if len(self.modalities) == 1:
-            encoder, clip = (
-                (self.video_encoder, video) if self.modalities == ("video",) else (self.audio_encoder, audio)
-            )
+            encoder, clip = (self.video_encoder, video) if self.modalities == ("video",) else (self.audio_encoder, audio)
             pooled = encoder.encode_regions(clip)[:, :, -1].mean(1)
         else:
             v = self.video_encoder.encode_regions(video)  # (B, R, L, C)

@@ -20,9 +20,7 @@ class ViTEncoder(nn.Module):
         self.blocks = nn.ModuleList(ViTBlock(cfg.width, cfg.heads) for _ in range(cfg.depth))
         self.norm = layer_norm(cfg.width)
 
-    def encode_visible(
-        self, clip: Tensor, visible: Tensor, boxes: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
+    def encode_visible(self, clip: Tensor, visible: Tensor, boxes: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
         """LN(tokens) of the last block (B, N, C), of the skip blocks, and the tokens' index (B, N)."""
         x, branch, skips = self.embed(clip, visible, boxes), None, []
         for i, block in enumerate(self.blocks):

@@ -80,9 +80,7 @@ class EvolutionaryRefinement(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.proj = Linear(2 * width, width)
-        self.audio, self.video = (
-            nn.Sequential(nn.Conv1d(width, width, 1), BatchNorm(width), nn.PReLU()) for _ in range(2)
-        )
+        self.audio, self.video = (nn.Sequential(nn.Conv1d(width, width, 1), BatchNorm(width), nn.PReLU()) for _ in range(2))
         self.norm = layer_norm(width)
 
     def forward(self, joint: Tensor, video: Tensor, audio: Tensor) -> Tensor:
@@ -147,10 +145,7 @@ class IAVCL(nn.Module):
         self.refinement = EvolutionaryRefinement(width)
         self.video_aggregation = UnitAggregation(width, heads, cfg.drop_path / 2)
         self.audio_aggregation = UnitAggregation(width, heads, cfg.drop_path / 2)
-        self.joint_norm, self.feedback_attn = (
-            layer_norm(width),
-            CrossAttention(width, heads),
-        )  # shared by the modalities
+        self.joint_norm, self.feedback_attn = (layer_norm(width), CrossAttention(width, heads))  # shared by the modalities
 
     def forward(self, video: Tensor, audio: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
         """video (B, N, C), audio (B, M, C), joint (B, J, 2C) -> fused video (B, N, C), audio (B, M, C)."""

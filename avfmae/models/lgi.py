@@ -104,9 +104,7 @@ class LGIEncoder(nn.Module):
         if not self.is_video:
             return visible
         runs = self.regions // self.groups
-        return rearrange(
-            visible, "b (group step run k) -> b (group run step k)", group=self.groups, step=self.steps, run=runs
-        )
+        return rearrange(visible, "b (group step run k) -> b (group run step k)", group=self.groups, step=self.steps, run=runs)
 
     def _check_balanced(self, region: Tensor) -> None:
         counts = torch.nn.functional.one_hot(region, self.regions).sum(1)
@@ -121,9 +119,7 @@ class LGIEncoder(nn.Module):
         t = rearrange(self.embed(clip, index, boxes), "b (r s) c -> b r s c", r=self.regions)
         return torch.cat([self.region_tokens.to(t.dtype).expand(len(t), -1, -1)[:, :, None], t], dim=2)
 
-    def encode_visible(
-        self, clip: Tensor, visible: Tensor, boxes: Tensor | None = None
-    ) -> tuple[Tensor, list[Tensor], Tensor]:
+    def encode_visible(self, clip: Tensor, visible: Tensor, boxes: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
         """Pre-training: the visible tokens only, of clips seen through boxes (B, 4) where there are any.
 
         Returns:

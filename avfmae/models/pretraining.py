@@ -81,8 +81,9 @@ class MaskedAutoencoder(nn.Module):
             video: (B, T, H, W, 3) uint8, RGB.
             audio: (B, 1, frames, mels) float, normalised log-mel filterbank.
             masks: of the same B clips, on the same device.
-            boxes: (B, 4) float32, what is seen of each clip: left, top, right, bottom in pixels of its frames, which may then have any
-                size. The crop is resampled where its patches are read, and never written. None: the clips are cropped already.
+            boxes: (B, 4) float32, what is seen of each clip: left, top, right, bottom in pixels of its frames, which may then
+                have any size. The crop is resampled where its patches are read, and never written. None: the clips are cropped
+                already.
         """
         cfg = self.cfg
         v, a = self.encode(video, audio, masks, boxes)

@@ -23,9 +23,12 @@ def _keep_the_dear(context, op, *args, **kwargs) -> CheckpointPolicy:
 
 
 def run(block: Callable, *inputs, recompute: str):
-    """``block(*inputs)``, keeping for the way back everything (``"none"``), the dear (``"selective"``) or inputs only (``"full"``)."""
+    """``block(*inputs)``, keeping for the way back everything (``"none"``), the dear (``"selective"``) or inputs only
+    (``"full"``)."""
     if recompute == "none" or not torch.is_grad_enabled():
         return block(*inputs)
     contexts = {"selective": partial(create_selective_checkpoint_contexts, _keep_the_dear), "full": noop_context_fn}
-    draws = getattr(block, "drop", 0) > 0  # stochastic depth must fall the same way again; otherwise a CUDA graph can capture this
+    draws = (
+        getattr(block, "drop", 0) > 0
+    )  # stochastic depth must fall the same way again; otherwise a CUDA graph can capture this
     return checkpoint(block, *inputs, use_reentrant=False, context_fn=contexts[recompute], preserve_rng_state=draws)

@@ -1,7 +1,8 @@
-"""A step that runs eagerly a few times, is captured, and from then on is replayed: on a GPU as a CUDA graph, on a CPU from a tape.
+"""A step that runs eagerly a few times, is captured, and from then on is replayed: on a GPU as a CUDA graph, on a CPU from a
+tape.
 
-What Python decides in a step (which layers, which shapes, which ops) it decides in the same way every time. A replay does not ask again: a
-GPU gets a thousand kernels in one launch, a CPU a list of ops without modules, autograd and bookkeeping between them.
+What Python decides in a step (which layers, which shapes, which ops) it decides in the same way every time. A replay does not ask
+again: a GPU gets a thousand kernels in one launch, a CPU a list of ops without modules, autograd and bookkeeping between them.
 """
 
 import gc
@@ -85,7 +86,8 @@ class Graph(Captured):
         return self.outputs
 
     def try_to_capture(self, inputs: Sequence[Batch]) -> str | None:
-        """Makes the graph. Returns None, or why there is none; random numbers, memory and the current stream are as before then."""
+        """Makes the graph. Returns None, or why there is none; random numbers, memory and the current stream are as before
+        then."""
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         surrounding, generator = torch.cuda.current_stream(), torch.cuda.default_generators[self.stream.device.index]
         drawn = generator.clone_state()
@@ -99,7 +101,8 @@ class Graph(Captured):
         else:
             self.graph = graph
             return None
-        # a capture that CUDA has broken off is ended by nobody: torch leaves its stream, its pool and its generator as they were inside
+        # a capture that CUDA has broken off is ended by nobody: torch leaves its stream, its pool and its generator as they were
+        # inside
         torch.cuda.set_stream(surrounding)
         generator.graphsafe_set_state(drawn)
         give_back(pool, self.stream.device.index)
@@ -134,8 +137,9 @@ def give_back(pool: tuple[int, int], device: int) -> None:
 class Replay(Captured):
     """A tape (:mod:`avfmae.training.tape`).
 
-    Where the step has asked for a number, such as whether the loss is finite, a replay asks too. If the answer is another one than was recorded,
-    what was written up to there is undone, and the step runs eagerly. It always does where shapes follow from numbers.
+    Where the step has asked for a number, such as whether the loss is finite, a replay asks too. If the answer is another one
+    than was recorded, what was written up to there is undone, and the step runs eagerly. It always does where shapes follow from
+    numbers.
     """
 
     tape: Tape | None = None

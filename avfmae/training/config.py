@@ -28,8 +28,8 @@ class OptimConfig:
         total_batch: clips a step over all processes; kept by accumulating gradients.
         micro_batch: most clips in a forward pass of one process; None: its whole share of the total batch.
         clip_grad: largest norm of the gradient; None: not clipped.
-        moments: AdamW's: ``float32``; ``compact``, three bytes a weight instead of eight, on a CPU only; ``auto``: compact on a CPU, where their bytes
-            are time, if betas[1] is about 0.95; with 0.999, as in fine-tuning, 8 bits are coarse.
+        moments: AdamW's: ``float32``; ``compact``, three bytes a weight instead of eight, on a CPU only; ``auto``: compact on a
+            CPU, where their bytes are time, if betas[1] is about 0.95; with 0.999, as in fine-tuning, 8 bits are coarse.
         ema: decay of a running average of the weights, which is written beside them; None: none is kept.
         max_skipped: the run stops after this many non-finite steps in a row.
     """
@@ -55,7 +55,8 @@ class RunConfig:
     """What all stages share.
 
     Attributes:
-        recipe: a published recipe by its name (base, large, huge; pre-training also hicmae_base); a configuration file overrides it.
+        recipe: a published recipe by its name (base, large, huge; pre-training also hicmae_base); a configuration file overrides
+            it.
         config: a TOML file with any of these settings; the command line overrides it.
         out: the run's folder: logs, checkpoints, weights, report. A run found there is continued.
         preset: model size: tiny, base, large, huge (pre-training also hicmae_base).

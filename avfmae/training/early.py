@@ -1,7 +1,7 @@
 """AdamW inside the backward pass: a weight is updated as soon as its gradient is known, and the gradient is gone.
 
-That can be where nothing waits for all gradients: no clipping by their norm, no micro-batches, no other process. On a CPU it saves the memory
-of the gradients. Those of linear layers are not even written: their product goes from registers into the update.
+That can be where nothing waits for all gradients: no clipping by their norm, no micro-batches, no other process. On a CPU it
+saves the memory of the gradients. Those of linear layers are not even written: their product goes from registers into the update.
 """
 
 import weakref
@@ -26,8 +26,8 @@ class EarlyUpdate:
 
     Args:
         optimiser: of every parameter that gets a gradient.
-        products: take linear layers' gradients before they are computed. A weight that several layers share is left to autograd, which adds up;
-            the first backward pass tells which those are.
+        products: take linear layers' gradients before they are computed. A weight that several layers share is left to autograd,
+            which adds up; the first backward pass tells which those are.
     """
 
     def __init__(self, optimiser: AdamW, products: bool):
@@ -36,7 +36,9 @@ class EarlyUpdate:
         self.piled = 0
         self.uses, self.taken = Counter(), set()
         members = [(number, p) for number, group in enumerate(optimiser.param_groups) for p in group["params"] if p.requires_grad]
-        self.takers = {id(p): partial(self.take, number, p) for number, p in members if products and p.ndim == 2 and p.shape[1] % 32 == 0}
+        self.takers = {
+            id(p): partial(self.take, number, p) for number, p in members if products and p.ndim == 2 and p.shape[1] % 32 == 0
+        }
         owner = weakref.ref(self)  # a model may outlive its optimiser
 
         def hook_of(number: int):
@@ -82,7 +84,9 @@ class EarlyUpdate:
     def add(self, number: int, parameter: nn.Parameter) -> None:
         """Takes note of a gradient that autograd has completed."""
         if id(parameter) in self.taken:
-            raise RuntimeError(f"a weight of shape {tuple(parameter.shape)} got a gradient from outside the one layer that had used it before")
+            raise RuntimeError(
+                f"a weight of shape {tuple(parameter.shape)} got a gradient from outside the one layer that had used it before"
+            )
         self.pile[number].append(parameter)
         self.piled += parameter.numel()
         if self.piled >= PILE:
@@ -93,7 +97,9 @@ class EarlyUpdate:
         """Updates what has a gradient."""
         for number, parameters in self.pile.items():
             grads, lists = [p.grad for p in parameters], self.optimiser.lists_of(parameters)
-            self.optimiser.apply(self.optimiser.param_groups[number], grads, lists, [], self.rates[number], self.one, 0 * self.one, self.squares)
+            self.optimiser.apply(
+                self.optimiser.param_groups[number], grads, lists, [], self.rates[number], self.one, 0 * self.one, self.squares
+            )
             for p in parameters:
                 p.grad = None
         self.pile.clear()

@@ -46,9 +46,7 @@ class SupervisedStage:
         cfg = run.model_config(drop_path=run.drop_path)
         torch.manual_seed(run.seed)
         self.outputs = len(classes) if classes else len(label_vector(split.train[0]))
-        self.model = AVFMAEForFinetuning(
-            cfg, self.outputs, "classification" if classes else "regression", run.modalities
-        )
+        self.model = AVFMAEForFinetuning(cfg, self.outputs, "classification" if classes else "regression", run.modalities)
         if run.init is not None:
             console.print(str(load_released(self.model, run.init)), highlight=False)
         if run.freeze_batch_norm:
@@ -80,9 +78,7 @@ class SupervisedStage:
         )
 
     def dataset(self, clips: Sequence[Clip], purpose: str) -> ClipDataset:
-        return ClipDataset(
-            clips, self.model.cfg, self.run.data, purpose, self.run.seed, self.target, self.run.modalities
-        )
+        return ClipDataset(clips, self.model.cfg, self.run.data, purpose, self.run.seed, self.target, self.run.modalities)
 
     def prepare(self, batch: Batch, number: int) -> Batch:
         """Crops, colours and mixes the clips; ``labels`` become what the loss is told: soft targets (B, classes), or values."""
@@ -176,9 +172,7 @@ def check_labels(clips: Sequence[Clip], classes: tuple[str, ...] | None, source:
     for c in clips:
         if classes is not None:
             if c.label not in classes:
-                raise ValueError(
-                    f"{source}, row {c.id + 1}: label {c.label!r} is none of the classes {', '.join(classes)}"
-                )
+                raise ValueError(f"{source}, row {c.id + 1}: label {c.label!r} is none of the classes {', '.join(classes)}")
             continue
         try:
             values = label_vector(c)
@@ -211,7 +205,8 @@ def finetune(run: FinetuneConfig) -> dict:
                 return {}  # stopped early by request
             if select not in history[-1]["test"]:
                 raise ValueError(
-                    f"select: got {select!r}, expected one of {', '.join(n for n, v in history[-1]['test'].items() if isinstance(v, float))}"
+                    f"select: got {select!r}, expected one of "
+                    f"{', '.join(n for n, v in history[-1]['test'].items() if isinstance(v, float))}"
                 )
             folds[split.name] = chosen_epochs(history, select)
             if at.is_main:

@@ -31,7 +31,8 @@ def memory_gb(device: torch.device) -> float:
 
 
 class RunLog:
-    """``log.jsonl`` (one line a logged step), TensorBoard event files if asked, and the progress bar; silent but on the main process."""
+    """``log.jsonl`` (one line a logged step), TensorBoard event files if asked, and the progress bar; silent but on the main
+    process."""
 
     def __init__(self, out: Path, steps: int, first_step: int, title: str, active: bool, tensorboard: bool = False):
         self.active = active
@@ -45,9 +46,7 @@ class RunLog:
             self.board = SummaryWriter(out / "tensorboard", purge_step=first_step)
         out.mkdir(parents=True, exist_ok=True)
         self.path = out / "log.jsonl"
-        kept = [
-            line for line in read_log(self.path) if line["step"] < first_step
-        ]  # a resumed run rewrites what it repeats
+        kept = [line for line in read_log(self.path) if line["step"] < first_step]  # a resumed run rewrites what it repeats
         with atomic_write(self.path) as temporary:
             temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(self.path, "a", buffering=1)  # noqa: SIM115  (closed in __exit__)

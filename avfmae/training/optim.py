@@ -138,7 +138,10 @@ def build_optimiser(model: nn.Module, optim: OptimConfig, compact: bool = False)
         ValueError: compact moments on a GPU, where the update of each of a thousand tensors would be dozens of small kernels.
     """
     if compact and next(model.parameters()).device.type == "cuda":
-        raise ValueError("optim.moments: got 'compact' on a GPU, expected 'float32' or 'auto' (a checkpoint with compact moments loads into them)")
+        raise ValueError(
+            "optim.moments: got 'compact' on a GPU, expected 'float32' or 'auto' (a checkpoint with compact moments loads "
+            "into them)"
+        )
     return AdamW(parameter_groups(model, optim), compact, lr=optim.lr, betas=optim.betas, fused=True)
 
 

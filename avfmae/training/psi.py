@@ -149,7 +149,8 @@ def refuse_leaks(clips: list[Clip], held: HeldOut) -> list[Clip]:
     if found and held.on_leak == "refuse":
         shown = "\n  ".join(list(found.values())[:5])
         raise ValueError(
-            f"held_out: {len(found)} of {len(clips)} clips belong to the target's evaluation (on_leak = 'exclude' leaves them out):\n  {shown}"
+            f"held_out: {len(found)} of {len(clips)} clips belong to the target's evaluation (on_leak = 'exclude' leaves "
+            f"them out):\n  {shown}"
         )
     if found:
         console.print(f"held_out: {len(found)} clips of the target's evaluation are left out", highlight=False)
@@ -162,9 +163,7 @@ def psi(run: PSIConfig) -> Path:
         raise ValueError("manifests: none is set")
     label_map = LabelMap.read(Path(run.label_map or recipe_folder() / "label_map.toml"))
     clips = refuse_leaks(merge(run.manifests, label_map), run.held_out)
-    split = Split(
-        "hybrid", [c for c in clips if c.split not in ("val", "test")], [c for c in clips if c.split == "val"], []
-    )
+    split = Split("hybrid", [c for c in clips if c.split not in ("val", "test")], [c for c in clips if c.split == "val"], [])
     if not split.train:
         raise ValueError("manifests: no clip is left to train on")
     if run.held_out.manifest is None:

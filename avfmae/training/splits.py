@@ -27,7 +27,8 @@ def unit(clip: Clip) -> str:
 def fold_of(clips: Sequence[Clip], folds: int | str) -> dict[int, int]:
     """Clip id -> fold. Subjects in sorted order are cut into runs, a clip without a subject being its own.
 
-    The runs are those of the published folds of CREMA-D (91 actors: 18, 18, 18, 18, 19) and RAVDESS. ``"loso"``: one subject a fold.
+    The runs are those of the published folds of CREMA-D (91 actors: 18, 18, 18, 18, 19) and RAVDESS. ``"loso"``: one subject a
+    fold.
     """
     subjects = sorted({unit(c) for c in clips}, key=lambda s: (len(s), s))
     if folds == "loso":
@@ -71,8 +72,5 @@ def hold_out(split: Split, run: FinetuneConfig) -> Split:
     rng = np.random.Generator(np.random.Philox(key=[run.seed, 0]))
     held = set(rng.permutation(subjects)[: max(1, round(run.val_share * len(subjects)))])
     return Split(
-        split.name,
-        [c for c in split.train if unit(c) not in held],
-        [c for c in split.train if unit(c) in held],
-        split.test,
+        split.name, [c for c in split.train if unit(c) not in held], [c for c in split.train if unit(c) in held], split.test
     )

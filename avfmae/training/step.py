@@ -1,7 +1,8 @@
 """One optimiser step, all of it on the device: forward, backward, averaging over processes, clipping, schedule, AdamW.
 
 Nothing in it asks a GPU for a number, so that it never waits for Python. There the whole step is one CUDA graph, on a CPU a tape
-(:mod:`avfmae.training.capture`). ``avfmae_kernels.use("reference")`` gives the plain step instead, with autocast and nothing captured.
+(:mod:`avfmae.training.capture`). ``avfmae_kernels.use("reference")`` gives the plain step instead, with autocast and nothing
+captured.
 """
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -38,9 +39,9 @@ def resolve(precision: str, device: torch.device) -> torch.dtype:
 class TrainingStep:
     """The step of a model under a loss; call it with the step's micro-batches.
 
-    In bfloat16 the layers compute with copies of their weights, which the optimiser writes in the pass that updates the weights; but where
-    products round weights themselves (on CPUs with AVX512-BF16) there are none. Autocast would cast every weight anew in every step, and
-    every gradient back; it does so where gradients of several micro-batches add up, which they do in float32.
+    In bfloat16 the layers compute with copies of their weights, which the optimiser writes in the pass that updates the weights;
+    but where products round weights themselves (on CPUs with AVX512-BF16) there are none. Autocast would cast every weight anew
+    in every step, and every gradient back; it does so where gradients of several micro-batches add up, which they do in float32.
 
     Args:
         model: on its device.
@@ -48,8 +49,9 @@ class TrainingStep:
         optim: the recipe. steps, steps_per_epoch: of the whole run, for the schedule.
         micro_batches: of a step.
         precision: ``"auto"``, ``"float32"`` or ``"bf16"``.
-        capture: replay the step as a CUDA graph, on a CPU from a tape (:mod:`avfmae.training.capture`); with several processes, under torch.compile
-            on a CPU, and where checkpointed blocks must draw their stochastic depth once more it runs eagerly.
+        capture: replay the step as a CUDA graph, on a CPU from a tape (:mod:`avfmae.training.capture`); with several processes,
+            under torch.compile on a CPU, and where checkpointed blocks must draw their stochastic depth once more it runs
+            eagerly.
         compiled: let torch.compile have the forward and backward that the ops leave.
         early: on a CPU, update weights in the backward pass where nothing waits for all gradients.
     """
@@ -87,7 +89,12 @@ class TrainingStep:
         ]
         self.forward = torch.compile(model) if compiled else model
         waits = self.world > 1 or micro_batches > 1 or optim.clip_grad or self.places or self.plain
-        self.may_update_early, self.rounded, self.early, self.trained = early and device.type == "cpu" and not waits, rounded, None, None
+        self.may_update_early, self.rounded, self.early, self.trained = (
+            early and device.type == "cpu" and not waits,
+            rounded,
+            None,
+            None,
+        )
         self.follow_frozen()
         self.average = GradientAverage(list(self.leaves.values())) if self.world > 1 else None
         self.batch_statistics = [b for m in model.modules() if isinstance(m, nn.BatchNorm1d) for b in m.buffers()]
@@ -183,8 +190,8 @@ class TrainingStep:
             return totals | self.update(totals["loss"], statistics, early)
 
     def update(self, loss: Tensor, statistics: list[Tensor], early: EarlyUpdate | None) -> dict[str, Tensor]:
-        """Weights, moments, copies and averages, unless something is not finite: then everything stays as it was, but for weights that were
-        updated early, before a gradient that is not finite was met."""
+        """Weights, moments, copies and averages, unless something is not finite: then everything stays as it was, but for weights
+        that were updated early, before a gradient that is not finite was met."""
         rate = self.rates.take(self.number)
         if early:
             norm = early.squares.sqrt()
@@ -205,7 +212,8 @@ class TrainingStep:
 
 
 def fine_steps(betas: tuple[float, float]) -> bool:
-    """Whether 8 bits of a first moment have fine steps: hundredths of the root of the second, as with β₂ = 0.95; with 0.999 they are six."""
+    """Whether 8 bits of a first moment have fine steps: hundredths of the root of the second, as with β₂ = 0.95; with 0.999 they
+    are six."""
     beta1, beta2 = betas
     return beta1**2 < beta2 and bound(betas) < 2
 

@@ -1,7 +1,8 @@
 """A tape: the ops that a function has dispatched, below autograd, as straight-line Python on memory that is planned once.
 
-What modules, autograd and dispatch decided is decided. Memory that ops are handed to write to is laid out in one arena when the tape is made: blocks
-that are never needed at the same time share it. So replaying allocates little, and makes no view: a view of planned memory is a tensor made once.
+What modules, autograd and dispatch decided is decided. Memory that ops are handed to write to is laid out in one arena when the
+tape is made: blocks that are never needed at the same time share it. So replaying allocates little, and makes no view: a view of
+planned memory is a tensor made once.
 """
 
 from collections import defaultdict
@@ -17,7 +18,14 @@ from torch.utils._pytree import tree_iter, tree_map
 
 aten = torch.ops.aten
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
-WRITTEN = {aten.add.Tensor, aten.bmm.default, aten.cat.default, aten.gelu.default, aten.mm.default, aten.mul.Tensor}  # their "out" writes at once
+WRITTEN = {
+    aten.add.Tensor,
+    aten.bmm.default,
+    aten.cat.default,
+    aten.gelu.default,
+    aten.mm.default,
+    aten.mul.Tensor,
+}  # their "out" writes at once
 UNDECLARED = {aten.native_batch_norm.default: ("running_mean", "running_var")}  # writes that a schema does not tell of
 ALIGNMENT = 64  # bytes
 
@@ -102,8 +110,8 @@ def values_in(x) -> list[Value]:
 class Recorder(TorchDispatchMode):
     """Writes down every op that is dispatched while it is active.
 
-    A tensor is known by the memory that it views, since autograd gives what it has saved back as another object. What is neither an input nor
-    any op's result was there before: weights, moments, the schedule.
+    A tensor is known by the memory that it views, since autograd gives what it has saved back as another object. What is neither
+    an input nor any op's result was there before: weights, moments, the schedule.
 
     Args:
         inputs: tensors that are others in every replay.
@@ -162,7 +170,9 @@ class Recorder(TorchDispatchMode):
         if function.is_view and not any((v := self.known(x)) and v.found is None for x in given):
             return function(*args, **kwargs)  # of what was there before: found as it is
         self.fixed = self.fixed and not varies(function, args)
-        call = Call(function, *tree_map(self.value_of, (args, kwargs)), acts=function._schema.is_mutable or function in UNDECLARED)
+        call = Call(
+            function, *tree_map(self.value_of, (args, kwargs)), acts=function._schema.is_mutable or function in UNDECLARED
+        )
         out = function(*args, **kwargs)
         results = [x for x in tree_iter(out) if isinstance(x, Tensor)]
         if not call.acts and (all(map(self.known, results)) if results else not given):
@@ -254,7 +264,9 @@ def blocks_of(values: Iterable[Value | None]) -> list[Block]:
     return list({id(v.block): v.block for v in values if v is not None and v.block is not None}.values())
 
 
-def write(calls: dict[int, Call], inputs: Sequence[Value], returned: dict[str, Value], arena: Tensor) -> Callable[..., dict[str, Tensor]]:
+def write(
+    calls: dict[int, Call], inputs: Sequence[Value], returned: dict[str, Value], arena: Tensor
+) -> Callable[..., dict[str, Tensor]]:
     """The calls as a Python function, in which values that have no fixed place are dropped after their last use."""
     scope: dict[str, object] = {}
 
@@ -284,7 +296,11 @@ def write(calls: dict[int, Call], inputs: Sequence[Value], returned: dict[str, V
             lines.append(f"del {', '.join(v.name for v in over)}")
         needed.update(call.reads)
         function = op or call.function
-        outs = dict(zip((a.name for a in op._schema.arguments[len(call.function._schema.arguments) :]), results, strict=True)) if op else {}
+        outs = (
+            dict(zip((a.name for a in op._schema.arguments[len(call.function._schema.arguments) :]), results, strict=True))
+            if op
+            else {}
+        )
         arguments = [term(x) for x in call.args] + [f"{k}={term(x)}" for k, x in {**call.kwargs, **outs}.items()]
         line = f"{term(getattr(function, '_op', function))}({', '.join(arguments)})"
         if results and not op:

@@ -53,12 +53,28 @@ class Trainer:
         optim = run.optim
         self.run, self.at, self.title, self.model, self.prepare, self.evaluate = run, at, title, model, prepare, evaluate
         self.dataset, self.out = dataset, Path(run.out)
-        self.plan = Plan.fit(len(dataset), optim.total_batch, optim.micro_batch, rank=at.rank, world=at.world, seed=run.seed,
-                             weights=None if weights is None else tuple(weights), shards=shard_numbers([clip.path for clip in dataset.clips]),
-                             mixed_shards=run.data.mixed_shards)  # fmt: skip
+        self.plan = Plan.fit(
+            len(dataset),
+            optim.total_batch,
+            optim.micro_batch,
+            rank=at.rank,
+            world=at.world,
+            seed=run.seed,
+            weights=None if weights is None else tuple(weights),
+            shards=shard_numbers([clip.path for clip in dataset.clips]),
+            mixed_shards=run.data.mixed_shards,
+        )
         self.steps = optim.epochs * self.plan.steps_per_epoch
         self.step = TrainingStep(
-            model, loss, optim, self.steps, self.plan.steps_per_epoch, self.plan.accumulation, run.precision, run.capture, run.compile
+            model,
+            loss,
+            optim,
+            self.steps,
+            self.plan.steps_per_epoch,
+            self.plan.accumulation,
+            run.precision,
+            run.capture,
+            run.compile,
         )
         self.found: list[Bad] = []  # bad clips since the last line of log
         clips = hashlib.sha256("\n".join(Path(clip.path).name for clip in dataset.clips).encode()).hexdigest()[:16]
@@ -79,7 +95,8 @@ class Trainer:
             changed = [k for k in fingerprint if self.state.fingerprint.get(k) != fingerprint[k]]
             raise ValueError(
                 f"{found[-1]}: belongs to a run with another {' and '.join(changed)} "
-                f"({', '.join(f'{k} {self.state.fingerprint.get(k)}, now {fingerprint[k]}' for k in changed)}); choose another out"
+                f"({', '.join(f'{k} {self.state.fingerprint.get(k)}, now {fingerprint[k]}' for k in changed)}); choose another "
+                "out"
             )
         self.step.restart(self.state.step, self.state.skipped, self.state.in_a_row)
 
@@ -88,10 +105,14 @@ class Trainer:
         first = self.state.step
         last = self.steps if self.run.stop_after is None else min(self.steps, self.run.stop_after)
         per_epoch = self.plan.steps_per_epoch
-        batches = uploaded(loader(
-            self.dataset, self.plan.micro_batches(first, last), self.run.data.workers, pin=self.at.device.type == "cuda"
-        ), self.at.device)  # fmt: skip
-        with RunLog(self.out, self.steps, first, self.title, self.at.is_main, self.run.tensorboard) as log, _Interrupt() as interrupt:
+        batches = uploaded(
+            loader(self.dataset, self.plan.micro_batches(first, last), self.run.data.workers, pin=self.at.device.type == "cuda"),
+            self.at.device,
+        )
+        with (
+            RunLog(self.out, self.steps, first, self.title, self.at.is_main, self.run.tensorboard) as log,
+            _Interrupt() as interrupt,
+        ):
             if first:
                 log.say(f"{self.title}: continuing at step {first} of {self.steps}")
             begun, waited, logged = time.perf_counter(), 0.0, first
@@ -108,7 +129,10 @@ class Trainer:
                 if step % self.run.log_steps == 0 or saves:
                     numbers = self.read(step, values)
                     seconds = time.perf_counter() - begun
-                    speed = {"clips_per_s": (step + 1 - logged) * self.run.optim.total_batch / seconds, "data_wait": waited / seconds}
+                    speed = {
+                        "clips_per_s": (step + 1 - logged) * self.run.optim.total_batch / seconds,
+                        "data_wait": waited / seconds,
+                    }
                     log.step(step, numbers | speed | {"memory_gb": memory_gb(self.at.device)})
                     begun, waited, logged = time.perf_counter(), 0.0, step + 1
                 if whole_epoch:

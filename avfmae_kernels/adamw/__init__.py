@@ -1,11 +1,13 @@
 r"""AdamW over many tensors at once, from gradients of any dtype and with copies for the next step; and the gradients' norm.
 
-Moments are float32, or compact: three bytes a weight instead of eight. The second is bfloat16. The first is kept as its ratio to the root of
+Moments are float32, or compact: three bytes a weight instead of eight. The second is bfloat16. The first is kept as its ratio to
+    the root of
 the second, which the Cauchy-Schwarz inequality bounds,
 
 .. math:: \frac{|m_t|}{\sqrt{v_t}} \le c = \frac{1-\beta_1}{\sqrt{(1-\beta_2)(1-\beta_1^2/\beta_2)}},
 
-in 8 bits: m = level·c/127·√v. It is Adam's direction itself, and needs no scale a block. Both are rounded up or down by chance (a hash of step and
+in 8 bits: m = level·c/127·√v. It is Adam's direction itself, and needs no scale a block. Both are rounded up or down by chance (a
+    hash of step and
 place), so that what one step loses all of them together do not.
 """
 
@@ -20,11 +22,7 @@ from avfmae_kernels.dispatch import call, run_reference
 
 def _run(op: str, implementation: Callable, device: torch.device, *args):
     """On a GPU torch's multi-tensor kernels are the only implementation, whichever is chosen for the model's ops."""
-    return (
-        call(op, implementation, device, *args)
-        if device.type == "cpu"
-        else run_reference(implementation, device, *args)
-    )
+    return call(op, implementation, device, *args) if device.type == "cpu" else run_reference(implementation, device, *args)
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -55,11 +53,13 @@ def adamw(
 ) -> None:
     r"""One step of AdamW (Loshchilov and Hutter, 2019), in place.
 
-    .. math:: g \leftarrow g / divisor, \quad m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
+    .. math:: g \leftarrow g / divisor, \quad m \leftarrow \beta_1 m + (1-\beta_1) g, \quad
+        v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
         w \leftarrow (1 - lr\,\lambda)\,w - lr \frac{m/(1-\beta_1^t)}{\sqrt{v/(1-\beta_2^t)} + \epsilon}, \quad copy \leftarrow w
 
     What mixed precision costs without it: gradients cast to float32 before, weights cast to bfloat16 after. Floor: bytes; in
-    bfloat16 28 a weight, where torch's fused kernel and the two casts move 40. Where a scalar is a tensor it is read on its device.
+    bfloat16 28 a weight, where torch's fused kernel and the two casts move 40. Where a scalar is a tensor it is read on its
+    device.
 
     Args:
         params: float32, contiguous. exp_avgs, exp_avg_sqs: float32, or int8 and bfloat16: compact, on a CPU.
@@ -67,11 +67,13 @@ def adamw(
         grads: float32, bfloat16 or float16; divided by ``divisor``, in effect (clipping).
         copies: empty, or a tensor a parameter in the dtype that the model computes in.
         lr, divisor, skip: float32 scalars; ``skip`` = 1 leaves everything as it is.
-        squares: a float32 scalar that Σ g² of the undivided gradients is added to, in the same pass; weights whose gradient is not finite stay as
+        squares: a float32 scalar that Σ g² of the undivided gradients is added to, in the same pass; weights whose gradient is
+            not finite stay as
             they are then, and perhaps some around them.
 
     Raises:
-        ValueError: a list has another length than ``params``, or compact moments cannot be had with these betas or on this device.
+        ValueError: a list has another length than ``params``, or compact moments cannot be had with these betas or on this
+            device.
     """
     if not params:
         return
@@ -84,8 +86,18 @@ def adamw(
         if len(tensors) != len(params) and (tensors or name != "copies"):
             raise ValueError(f"{name}: got {len(tensors)} tensors for {len(params)} parameters")
     _run(
-        "adamw", reference.adamw, params[0].device, *map(list, (params, *lists.values())), lr, *betas, eps, weight_decay, divisor, skip, squares
-    )  # fmt: skip
+        "adamw",
+        reference.adamw,
+        params[0].device,
+        *map(list, (params, *lists.values())),
+        lr,
+        *betas,
+        eps,
+        weight_decay,
+        divisor,
+        skip,
+        squares,
+    )
 
 
 def matmul_adamw(
@@ -103,7 +115,8 @@ def matmul_adamw(
 ) -> Tensor:
     """:func:`adamw` of a linear layer's weight whose gradient is gradᵀ·a, which is never written.
 
-    The product's sums go from registers into the update, 14 by 32 at a time. Floor: bytes; without it a gradient is written and read again, and
+    The product's sums go from registers into the update, 14 by 32 at a time. Floor: bytes; without it a gradient is written and
+    read again, and
     twice where its norm is asked for.
 
     Args:

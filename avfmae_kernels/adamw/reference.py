@@ -13,7 +13,9 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
-def adamw(params, grads, exp_avgs, exp_avg_sqs, steps, copies, lr, beta1, beta2, eps, weight_decay, divisor, skip, squares=None) -> None:
+def adamw(
+    params, grads, exp_avgs, exp_avg_sqs, steps, copies, lr, beta1, beta2, eps, weight_decay, divisor, skip, squares=None
+) -> None:
     recipe = lr, beta1, beta2, eps, weight_decay
     if squares is not None:
         norms = [gradient_norm([g]) for g in grads]
@@ -42,9 +44,22 @@ def _update(params, grads, exp_avgs, exp_avg_sqs, steps, copies, lr, beta1, beta
             _compact(*lists, lr, beta1, beta2, eps, weight_decay, divisor, skip)
     else:
         torch._fused_adamw_(
-            params, grads32, exp_avgs, exp_avg_sqs, [], steps, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, eps=eps,
-            amsgrad=False, maximize=False, grad_scale=divisor, found_inf=skip,
-        )  # fmt: skip
+            params,
+            grads32,
+            exp_avgs,
+            exp_avg_sqs,
+            [],
+            steps,
+            lr=lr,
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=weight_decay,
+            eps=eps,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=divisor,
+            found_inf=skip,
+        )
     if copies:
         torch._foreach_copy_(copies, params)
 

@@ -13,16 +13,12 @@ if TRITON_USABLE:
 
 
 def add_layer_norm(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float = 1e-6,
-    dtype: torch.dtype | None = None,
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float = 1e-6, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
     r"""Sum of a residual stream and a branch, and its LayerNorm (Ba et al., 2016) over the last dimension.
 
-    .. math:: sum = x + residual, \qquad normalised = \frac{sum - \overline{sum}}{\sqrt{\mathrm{var}(sum) + eps}} \odot weight + bias.
+    .. math:: sum = x + residual, \qquad
+        normalised = \frac{sum - \overline{sum}}{\sqrt{\mathrm{var}(sum) + eps}} \odot weight + bias.
 
     Floor: bytes. Forward reads ``x`` and ``residual`` and writes both results; backward reads both gradients and the sum, and
     writes one gradient, which serves ``x`` and ``residual`` alike (a second where their dtypes differ).
@@ -126,9 +122,7 @@ class _Split(torch.autograd.Function):
     def forward(ctx, implementation, dtype, eps, x, residual, *norms):
         ctx.implementation, ctx.shape, ctx.residual = implementation, x.shape, residual.dtype
         results, saved = [], []
-        for (y, r), weight, bias in zip(
-            zip(slots(x), slots(residual), strict=True), norms[::2], norms[1::2], strict=True
-        ):
+        for (y, r), weight, bias in zip(zip(slots(x), slots(residual), strict=True), norms[::2], norms[1::2], strict=True):
             total, normalised = like(y, total_dtype(x, residual)), like(y, dtype)
             stats = forward_into(implementation, y, r, weight, bias, eps, total, normalised)
             results += [t.view(len(x), -1, x.shape[-1]) for t in (total, normalised)]
@@ -152,13 +146,7 @@ class _Split(torch.autograd.Function):
 
 
 def join_add_layer_norm(
-    m: Tensor,
-    residual: Tensor,
-    t: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float = 1e-6,
-    dtype: torch.dtype | None = None,
+    m: Tensor, residual: Tensor, t: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
     """:func:`add_layer_norm` of region tokens and a branch, and of local tokens as they are, joined in a regions' buffer.
 
@@ -171,13 +159,7 @@ def join_add_layer_norm(
     """
     check(m, residual, weight, bias)
     check(t, None, weight, bias)
-    if (
-        m.ndim != 3
-        or t.ndim != 3
-        or t.shape[0] != m.shape[0]
-        or t.shape[1] % m.shape[1]
-        or t.dtype != total_dtype(m, residual)
-    ):
+    if m.ndim != 3 or t.ndim != 3 or t.shape[0] != m.shape[0] or t.shape[1] % m.shape[1] or t.dtype != total_dtype(m, residual):
         raise ValueError(
             f"t: got {t.dtype} {tuple(t.shape)}, expected {total_dtype(m, residual)} (B, R·(S-1), C) beside m {tuple(m.shape)}"
         )
@@ -211,9 +193,7 @@ class _Join(torch.autograd.Function):
         slopes = [like(y, x.dtype) for y in slots(x)]
         other = like(slopes[0], ctx.residual) if ctx.residual != x.dtype else None
         d_norms = [
-            backward_into(
-                ctx.implementation, *given, stats[i], weight, bias, slopes[i], other if i == 0 else None, None
-            )
+            backward_into(ctx.implementation, *given, stats[i], weight, bias, slopes[i], other if i == 0 else None, None)
             for i, given in enumerate(zip(slots(grad_total), slots(grad), slots(x), strict=True))
         ]
         m, t = slopes

@@ -40,20 +40,12 @@ def forward_into(
 ) -> Tensor:
     """Writes the sum (where asked for) and the norm; returns each row's mean and inverse deviation (rows, 2)."""
     stats = x.new_empty(x.numel() // x.shape[-1], 2, dtype=torch.float32)
-    _op("add_layer_norm", implementation)(
-        _rows(x), _rows(residual), weight, bias, eps, _rows(total), _rows(normalised), stats
-    )
+    _op("add_layer_norm", implementation)(_rows(x), _rows(residual), weight, bias, eps, _rows(total), _rows(normalised), stats)
     return stats
 
 
 def forward(
-    implementation: str,
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    dtype: torch.dtype,
+    implementation: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The sum (``x`` itself where nothing is added), its norm in ``dtype``, and its statistics."""
     total = None if residual is None else like(x, torch.promote_types(x.dtype, residual.dtype))
@@ -63,9 +55,16 @@ def forward(
 
 
 def backward(
-    implementation: str, grad_total: Tensor | None, grad: Tensor | None, total: Tensor, stats: Tensor, weight: Tensor, bias: Tensor,
-    residual: torch.dtype | None, again: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
+    implementation: str,
+    grad_total: Tensor | None,
+    grad: Tensor | None,
+    total: Tensor,
+    stats: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    residual: torch.dtype | None,
+    again: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Gradients to ``x``, to a residual of dtype ``residual`` (None: there was none), to weight and to bias."""
     slope = like(total, total.dtype)
     other = like(total, residual) if residual not in (None, total.dtype) else None
@@ -74,9 +73,17 @@ def backward(
 
 
 def backward_into(
-    implementation: str, grad_total: Tensor | None, grad: Tensor | None, total: Tensor, stats: Tensor, weight: Tensor, bias: Tensor,
-    slope: Tensor, slope_residual: Tensor | None, again: Tensor | None,
-) -> Tensor:  # fmt: skip
+    implementation: str,
+    grad_total: Tensor | None,
+    grad: Tensor | None,
+    total: Tensor,
+    stats: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    slope: Tensor,
+    slope_residual: Tensor | None,
+    again: Tensor | None,
+) -> Tensor:
     """Writes the gradient to ``x`` (and to the residual, where it has another dtype; and the norm again, where wanted).
 
     Returns:

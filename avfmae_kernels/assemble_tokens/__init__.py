@@ -19,8 +19,8 @@ def assemble_tokens(
     .. math:: out_i = visible_i + positions_{visible\_index_i}, \qquad out_{N_v + j} = mask\_token + positions_{mask\_index_j}.
 
     Gradient flows to ``visible`` and ``mask_token``; positions are a fixed table. Floor: bytes. Forward reads the visible tokens
-    and their positions (which stay in cache) and writes the sequence; backward hands a slice of the gradient on and sums the rest.
-    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): 1.7 times as fast as the reference, at 11 % of
+    and their positions (which stay in cache) and writes the sequence; backward hands a slice on and sums the rest. Measured (two
+    cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): 1.7 times as fast as the reference, at 11 % of
     the rate of a copy. No GPU yet.
 
     Args:
@@ -61,9 +61,7 @@ def assemble_tokens(
     if visible.device.type == "cpu" and not torch.compiler.is_compiling():
         for name, index in indices.items():
             if index.numel() and not (index.min() >= 0 and index.max() < len(positions)):
-                raise IndexError(
-                    f"{name}: holds {int(index.min())} to {int(index.max())}, expected 0 to {len(positions) - 1}"
-                )
+                raise IndexError(f"{name}: holds {int(index.min())} to {int(index.max())}, expected 0 to {len(positions) - 1}")
     return call(
         "assemble_tokens", reference.assemble_tokens, visible.device,
         visible.contiguous(), mask_token, positions.contiguous(), visible_index.contiguous(),

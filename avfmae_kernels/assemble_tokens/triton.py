@@ -11,18 +11,7 @@ from avfmae_kernels.triton_tools import launch, store
 
 @triton.jit
 def assemble_tokens_kernel(
-    visible,
-    mask_token,
-    positions,
-    visible_index,
-    mask_index,
-    out,
-    Nv,
-    Nm,
-    T,
-    C,
-    MASKS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    visible, mask_token, positions, visible_index, mask_index, out, Nv, Nm, T, C, MASKS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     clip, token = tl.program_id(0).to(tl.int64) // (Nv + Nm), tl.program_id(0).to(tl.int64) % (Nv + Nm)
     column = tl.arange(0, COLUMNS)

@@ -13,16 +13,18 @@ from avfmae_kernels.dispatch import call
 def crop_clips(video: Tensor, boxes: Tensor, size: Sequence[int], filter: str = "bilinear") -> Tensor:
     r"""Each clip's box at ``size``, antialiased: Pillow's ``resize`` with a ``box``, rounded once instead of twice.
 
-    Along each axis, place :math:`i` of :math:`n` lies at :math:`c = begin + (i + 1/2)\,s` with :math:`s = (end - begin)/n`, stored pixel
-    :math:`k` at :math:`k + 1/2`. Its weight is the filter's at :math:`|k + 1/2 - c| / \max(1, |s|)`, divided by the weights' sum.
+    Along each axis, place :math:`i` of :math:`n` lies at :math:`c = begin + (i + 1/2)\,s` with :math:`s = (end - begin)/n`,
+    stored pixel :math:`k` at :math:`k + 1/2`. Its weight is the filter's at :math:`|k + 1/2 - c| / \max(1, |s|)`, divided by the
+    weights' sum.
 
-    Floor: bytes, of the box once and of the result once. Measured (two cores of an AMD EPYC with AVX-512, 176 to 160 pixels): 0.5 ms a clip of
-    16 frames bilinear and 0.6 bicubic, 27 times the reference's speed; Pillow takes 2.8 ms on one of the cores. A GPU runs two matrix products.
+    Floor: bytes, of the box once and of the result once. Measured (two cores of an AMD EPYC with AVX-512, 176 to 160 pixels): 0.5
+    ms a clip of 16 frames bilinear and 0.6 bicubic, 27 times the reference's speed; Pillow takes 2.8 ms on one of the cores. A
+    GPU runs two matrix products.
 
     Args:
         video: (B, T, H, W, 3) uint8.
-        boxes: (B·V, 4) float32: left, top, right, bottom in pixels of the stored frames, inside them; V boxes a clip, one clip's together.
-            A box from right to left mirrors.
+        boxes: (B·V, 4) float32: left, top, right, bottom in pixels of the stored frames, inside them; V boxes a clip, one clip's
+            together. A box from right to left mirrors.
         size: (H', W') of the result.
         filter: ``"bilinear"`` or ``"bicubic"`` (Keys' cubic with a = -1/2).
 
@@ -57,7 +59,8 @@ def check_boxes(video: Tensor, boxes: Tensor | None, size: tuple[int, int] | Non
         return tuple(video.shape[2:4])
     if tuple(boxes.shape) != (len(video), 4) or boxes.dtype != torch.float32 or boxes.device != video.device:
         raise ValueError(
-            f"boxes: got {boxes.dtype} {tuple(boxes.shape)} on {boxes.device}, expected torch.float32 {(len(video), 4)} on {video.device}"
+            f"boxes: got {boxes.dtype} {tuple(boxes.shape)} on {boxes.device}, expected torch.float32 {(len(video), 4)} on "
+            f"{video.device}"
         )
     if size is None or len(size) != 2 or min(size) < 1:
         raise ValueError(f"size: got {size}, expected (H, W) of the clip that the boxes show")

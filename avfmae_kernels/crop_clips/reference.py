@@ -16,9 +16,9 @@ FILTERS = {"bilinear": lambda x: (1 - x).clamp(min=0), "bicubic": _cubic}  # wei
 def resample_weights(begin: Tensor, end: Tensor, stored: int, places: int, filter: str) -> Tensor:
     r"""How much of each stored pixel is in each place: (B, places, stored) float32.
 
-    Place :math:`i` of :math:`n` lies at :math:`c = begin + (i + 1/2)\,s` with :math:`s = (end - begin)/n`, stored pixel :math:`k` at
-    :math:`k + 1/2`. Its weight is the filter's at :math:`|k + 1/2 - c| / \max(1, s)`: wider where pictures shrink, so that nothing
-    aliases. Weights are divided by their sum. This is Pillow's ``resize`` with a ``box``.
+    Place :math:`i` of :math:`n` lies at :math:`c = begin + (i + 1/2)\,s` with :math:`s = (end - begin)/n`, stored pixel :math:`k`
+    at :math:`k + 1/2`. Its weight is the filter's at :math:`|k + 1/2 - c| / \max(1, s)`: wider where pictures shrink, so that
+    nothing aliases. Weights are divided by their sum. This is Pillow's ``resize`` with a ``box``.
     """
     weight = FILTERS[filter]
     step = ((end - begin) / places)[:, None]
@@ -28,8 +28,8 @@ def resample_weights(begin: Tensor, end: Tensor, stored: int, places: int, filte
     return weights / weights.sum(-1, keepdim=True)
 
 
-# Added before rounding down to a level. A little more than a half: means that lie half-way, which boxes of simple proportions give
-# often, go up whatever the order in which they were added up.
+# Added before rounding down to a level. A little more than a half: means that lie half-way, which boxes of simple proportions
+# give often, go up whatever the order in which they were added up.
 ROUNDING = 0.501
 
 

@@ -169,7 +169,8 @@ def few_queries_backward_kernel(
 
 
 def configurations(few: int, many: int, D: int, dtype: torch.dtype) -> list[dict]:
-    """Blocks of the longer side and warps worth trying: none of them spills (``avfmae_kernels.aot``). The first is used untuned."""
+    """Blocks of the longer side and warps worth trying: none of them spills (``avfmae_kernels.aot``). The first is used
+    untuned."""
     wide, most = registers(D, dtype), 8 if dtype == torch.float32 else 16
     choices = (
         ((32, 4), (32, 2), (16, 2))
@@ -202,9 +203,7 @@ def cross_attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
     return out
 
 
-def cross_attention_backward(
-    grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def cross_attention_backward(grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool) -> tuple[Tensor, Tensor, Tensor]:
     dq, dkv = q.new_empty(q.shape), kv.new_empty(kv.shape)
     return dq, dkv, backward_into(grad, q, kv, heads, again, dq, dkv)
 
@@ -215,17 +214,7 @@ def backward_into(grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool, 
     numbers, constants, choices, few_keys = _arguments(q, kv, heads)
     grid, tensors = (len(q) * heads,), (grad, q, kv, dq, dkv, out)
     if few_keys:
-        launch(
-            few_keys_backward_kernel,
-            grid,
-            choices,
-            *tensors,
-            *numbers,
-            dq.stride(1),
-            dkv.stride(1),
-            **constants,
-            AGAIN=again,
-        )
+        launch(few_keys_backward_kernel, grid, choices, *tensors, *numbers, dq.stride(1), dkv.stride(1), **constants, AGAIN=again)
     else:
         launch(few_queries_backward_kernel, grid, choices, *tensors, *numbers, **constants, AGAIN=again)
     return out

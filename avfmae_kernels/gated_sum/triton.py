@@ -27,21 +27,7 @@ def gated_sum_kernel(gate_a, a, gate_b, b, out, C, gate_a_row, a_row, gate_b_row
 
 @triton.jit
 def gated_sum_backward_kernel(
-    grad,
-    gate_a,
-    a,
-    gate_b,
-    b,
-    d_gate_a,
-    d_a,
-    d_gate_b,
-    d_b,
-    C,
-    gate_a_row,
-    a_row,
-    gate_b_row,
-    b_row,
-    COLUMNS: tl.constexpr,
+    grad, gate_a, a, gate_b, b, d_gate_a, d_a, d_gate_b, d_b, C, gate_a_row, a_row, gate_b_row, b_row, COLUMNS: tl.constexpr
 ):
     row, column, mask = _place(C, COLUMNS)
     at = row * C + column
@@ -69,9 +55,7 @@ def _grid(a: Tensor):
 
 def gated_sum(gate_a: Tensor, a: Tensor, gate_b: Tensor, b: Tensor) -> Tensor:
     out = a.new_empty(a.shape)
-    launch(
-        gated_sum_kernel, _grid(a), CONFIGURATIONS, gate_a, a, gate_b, b, out, a.shape[1], *_rows(gate_a, a, gate_b, b)
-    )
+    launch(gated_sum_kernel, _grid(a), CONFIGURATIONS, gate_a, a, gate_b, b, out, a.shape[1], *_rows(gate_a, a, gate_b, b))
     return out
 
 

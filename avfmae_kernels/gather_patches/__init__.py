@@ -39,8 +39,8 @@ def gather_patches(
     gives it (bilinear, rounded to levels): its pixels are resampled where they are gathered, and the cropped clip never exists.
 
     Floor: bytes. It reads B·N·3·pt·ph·pw bytes once and writes as many numbers of ``dtype``.
-    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): the C++ kernel is 3 times as fast as the
-    reference, at 3 GB/s, and through boxes 80 times. No GPU yet.
+    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): the C++ kernel is 3 times as
+    fast as the reference, at 3 GB/s, and through boxes 80 times. No GPU yet.
 
     Args:
         video: (B, T, H, W, 3) uint8, RGB. T, H, W are multiples of ``patch``. Made contiguous if it is not.
@@ -61,9 +61,7 @@ def gather_patches(
     """
     patch, mean, std = list(patch), list(mean), list(std)
     if video.ndim != 5 or video.shape[-1] != 3 or video.dtype != torch.uint8 or not len(video):
-        raise ValueError(
-            f"video: got {video.dtype} {tuple(video.shape)}, expected torch.uint8 (B, T, H, W, 3), B at least 1"
-        )
+        raise ValueError(f"video: got {video.dtype} {tuple(video.shape)}, expected torch.uint8 (B, T, H, W, 3), B at least 1")
     if index.ndim != 2 or index.shape[0] != video.shape[0] or index.dtype != torch.int64:
         raise ValueError(f"index: got {index.dtype} {tuple(index.shape)}, expected torch.int64 ({video.shape[0]}, N)")
     if index.device != video.device:

@@ -54,10 +54,28 @@ def gather_patches(
     if out.numel():
         block = triton.next_power_of_2(pt * ph * pw)
         launch(
-            gather_patches_kernel, (index.numel(),), [{"num_warps": 4}, {"num_warps": 2}, {"num_warps": 8}],
-            video, index, out, *mean, *std, index.shape[1], T, H, W,
-            video if boxes is None else boxes, stored_h, stored_w, TAPS_Y=taps(boxes, stored_h, H), TAPS_X=taps(boxes, stored_w, W), PT=pt, PH=ph, PW=pw, BLOCK=block,
-        )  # fmt: skip
+            gather_patches_kernel,
+            (index.numel(),),
+            [{"num_warps": 4}, {"num_warps": 2}, {"num_warps": 8}],
+            video,
+            index,
+            out,
+            *mean,
+            *std,
+            index.shape[1],
+            T,
+            H,
+            W,
+            video if boxes is None else boxes,
+            stored_h,
+            stored_w,
+            TAPS_Y=taps(boxes, stored_h, H),
+            TAPS_X=taps(boxes, stored_w, W),
+            PT=pt,
+            PH=ph,
+            PW=pw,
+            BLOCK=block,
+        )
     return out
 
 

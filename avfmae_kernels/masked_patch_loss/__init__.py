@@ -28,7 +28,8 @@ def masked_patch_loss(
 
     .. math:: \hat x = (x - \bar x) / (\sqrt{\mathrm{var}\,x} + 10^{-6}),
 
-    (pixels of a uint8 source scaled to 0..1 before), and every frame of it but the first becomes its difference to the frame before. Then
+    (pixels of a uint8 source scaled to 0..1 before), and every frame of it but the first becomes its difference to the frame
+    before. Then
 
     .. math:: loss = \sum_n w_n \frac{1}{P} \sum_p (pred_{n,p} - \hat x_{n,p})^2.
 
@@ -36,8 +37,8 @@ def masked_patch_loss(
     Tokens of weight 0 are neither read nor compared. Gradient flows to ``pred`` and to ``weight``.
 
     Floor: bytes. Forward reads the predictions and the source's patches once; backward the same, and writes the gradient.
-    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): the C++ kernel is 11 to 19 times as fast as
-    the reference, through boxes 28 times, at 9 GB/s forward and 15 backward. No GPU yet.
+    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): the C++ kernel is 11 to 19 times
+    as fast as the reference, through boxes 28 times, at 9 GB/s forward and 15 backward. No GPU yet.
 
     Args:
         pred: (B, N, P) float32, bfloat16 or float16; P numbers in the order (time, row, column, channel).
@@ -61,7 +62,8 @@ def masked_patch_loss(
         source.ndim == 4 and source.shape[1] == 1 and source.is_floating_point()
     ):
         raise ValueError(
-            f"source: got {source.dtype} {tuple(source.shape)}, expected torch.uint8 (B, T, H, W, 3) or floating point (B, 1, frames, mels)"
+            f"source: got {source.dtype} {tuple(source.shape)}, expected torch.uint8 (B, T, H, W, 3) or floating point (B, "
+            "1, frames, mels)"
         )
     if not len(source):
         raise ValueError(f"source: got {tuple(source.shape)}, expected a batch of at least 1")
@@ -77,12 +79,11 @@ def masked_patch_loss(
         raise ValueError(f"index: got {index.dtype} {tuple(index.shape)}, expected torch.int64 ({source.shape[0]}, N)")
     if tuple(pred.shape) != (*index.shape, numbers) or pred.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(
-            f"pred: got {pred.dtype} {tuple(pred.shape)}, expected torch.float32, torch.bfloat16 or torch.float16 {(*index.shape, numbers)}"
+            f"pred: got {pred.dtype} {tuple(pred.shape)}, expected torch.float32, torch.bfloat16 or torch.float16 "
+            f"{(*index.shape, numbers)}"
         )
     if weight.shape != index.shape or not weight.is_floating_point():
-        raise ValueError(
-            f"weight: got {weight.dtype} {tuple(weight.shape)}, expected floating point {tuple(index.shape)}"
-        )
+        raise ValueError(f"weight: got {weight.dtype} {tuple(weight.shape)}, expected floating point {tuple(index.shape)}")
     for name, tensor in (("pred", pred), ("index", index), ("weight", weight)):
         if tensor.device != source.device:
             raise ValueError(f"{name}: is on {tensor.device}, expected {source.device} like source")

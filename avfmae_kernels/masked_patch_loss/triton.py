@@ -11,9 +11,28 @@ from avfmae_kernels.triton_tools import launch, store
 
 
 @triton.jit
-def _target(source, base, frame, y, x0, box, H, W, stored_h, stored_w, TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, EPS: tl.constexpr,
-            CHANNEL: tl.constexpr, C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
-            T_BLOCK: tl.constexpr, S_BLOCK: tl.constexpr):  # fmt: skip
+def _target(
+    source,
+    base,
+    frame,
+    y,
+    x0,
+    box,
+    H,
+    W,
+    stored_h,
+    stored_w,
+    TAPS_Y: tl.constexpr,
+    TAPS_X: tl.constexpr,
+    EPS: tl.constexpr,
+    CHANNEL: tl.constexpr,
+    C: tl.constexpr,
+    PT: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    T_BLOCK: tl.constexpr,
+    S_BLOCK: tl.constexpr,
+):
     """One channel of a tubelet's standardised frame-difference target, (T_BLOCK, S_BLOCK); zero outside the tubelet."""
     t = tl.arange(0, T_BLOCK)[:, None]
     s = tl.arange(0, S_BLOCK)[None, :]
@@ -38,11 +57,9 @@ def _target(source, base, frame, y, x0, box, H, W, stored_h, stored_w, TAPS_Y: t
 
 
 @triton.jit
-def _tubelet(
-    index, scored, row, rows_per_clip, T, H, W, C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr
-):
-    """Where a row's tubelet begins: offset of its first number in the source, its first frame, row and column; whether its token lies in
-    the clip, and whether it is scored.
+def _tubelet(index, scored, row, rows_per_clip, T, H, W, C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr):
+    """Where a row's tubelet begins: offset of its first number in the source, its first frame, row and column; whether its token
+    lies in the clip, and whether it is scored.
 
     Tokens that do not, or are not, are given the clip's first tubelet: nothing outside is read.
     """
@@ -57,9 +74,28 @@ def _tubelet(
 
 @triton.jit
 def masked_patch_loss_kernel(
-    pred, source, index, scored, errors, rows_per_clip, T, H, W, boxes, stored_h, stored_w, TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, EPS: tl.constexpr,
-    C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, T_BLOCK: tl.constexpr, S_BLOCK: tl.constexpr,
-):  # fmt: skip
+    pred,
+    source,
+    index,
+    scored,
+    errors,
+    rows_per_clip,
+    T,
+    H,
+    W,
+    boxes,
+    stored_h,
+    stored_w,
+    TAPS_Y: tl.constexpr,
+    TAPS_X: tl.constexpr,
+    EPS: tl.constexpr,
+    C: tl.constexpr,
+    PT: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    T_BLOCK: tl.constexpr,
+    S_BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     base, frame, y, x, inside, wanted = _tubelet(index, scored, row, rows_per_clip, T, H, W, C, PT, PH, PW)
     t = tl.arange(0, T_BLOCK)[:, None]
@@ -67,7 +103,28 @@ def masked_patch_loss_kernel(
     lane = (t < PT) & (s < PH * PW)
     error = 0.0
     for c in tl.static_range(C):
-        target = _target(source, base, frame, y, x, boxes + row // rows_per_clip * 4, H, W, stored_h, stored_w, TAPS_Y, TAPS_X, EPS, c, C, PT, PH, PW, T_BLOCK, S_BLOCK)
+        target = _target(
+            source,
+            base,
+            frame,
+            y,
+            x,
+            boxes + row // rows_per_clip * 4,
+            H,
+            W,
+            stored_h,
+            stored_w,
+            TAPS_Y,
+            TAPS_X,
+            EPS,
+            c,
+            C,
+            PT,
+            PH,
+            PW,
+            T_BLOCK,
+            S_BLOCK,
+        )
         p = tl.load(pred + row * (C * PT * PH * PW) + (t * (PH * PW) + s) * C + c, mask=lane, other=0).to(tl.float32)
         error += tl.sum(tl.sum((p - target) * (p - target), 1), 0)
     error = tl.where(inside, error / (C * PT * PH * PW), float("nan"))
@@ -76,9 +133,29 @@ def masked_patch_loss_kernel(
 
 @triton.jit
 def masked_patch_loss_backward_kernel(
-    grad, pred, source, index, scored, slopes, rows_per_clip, T, H, W, boxes, stored_h, stored_w, TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, EPS: tl.constexpr,
-    C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, T_BLOCK: tl.constexpr, S_BLOCK: tl.constexpr,
-):  # fmt: skip
+    grad,
+    pred,
+    source,
+    index,
+    scored,
+    slopes,
+    rows_per_clip,
+    T,
+    H,
+    W,
+    boxes,
+    stored_h,
+    stored_w,
+    TAPS_Y: tl.constexpr,
+    TAPS_X: tl.constexpr,
+    EPS: tl.constexpr,
+    C: tl.constexpr,
+    PT: tl.constexpr,
+    PH: tl.constexpr,
+    PW: tl.constexpr,
+    T_BLOCK: tl.constexpr,
+    S_BLOCK: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     base, frame, y, x, inside, wanted = _tubelet(index, scored, row, rows_per_clip, T, H, W, C, PT, PH, PW)
     scale = tl.where(inside, 2.0 * tl.load(grad + row) / (C * PT * PH * PW), float("nan"))
@@ -86,7 +163,28 @@ def masked_patch_loss_backward_kernel(
     s = tl.arange(0, S_BLOCK)[None, :]
     lane = (t < PT) & (s < PH * PW)
     for c in tl.static_range(C):
-        target = _target(source, base, frame, y, x, boxes + row // rows_per_clip * 4, H, W, stored_h, stored_w, TAPS_Y, TAPS_X, EPS, c, C, PT, PH, PW, T_BLOCK, S_BLOCK)
+        target = _target(
+            source,
+            base,
+            frame,
+            y,
+            x,
+            boxes + row // rows_per_clip * 4,
+            H,
+            W,
+            stored_h,
+            stored_w,
+            TAPS_Y,
+            TAPS_X,
+            EPS,
+            c,
+            C,
+            PT,
+            PH,
+            PW,
+            T_BLOCK,
+            S_BLOCK,
+        )
         place = row * (C * PT * PH * PW) + (t * (PH * PW) + s) * C + c
         p = tl.load(pred + place, mask=lane, other=0).to(tl.float32)
         slope = tl.where(wanted, scale * (p - target), 0.0)
@@ -105,7 +203,14 @@ def _grid(source: Tensor, patch: list[int], boxes: Tensor | None, size: list[int
     blocks = {"T_BLOCK": triton.next_power_of_2(pt), "S_BLOCK": triton.next_power_of_2(ph * pw)}
     stored, (H, W) = (H, W), (H, W) if boxes is None else size
     blocks |= {"TAPS_Y": taps(boxes, stored[0], H), "TAPS_X": taps(boxes, stored[1], W)}
-    return (T, H, W, source if boxes is None else boxes, *stored), {"EPS": eps, "C": channels, "PT": pt, "PH": ph, "PW": pw, **blocks}
+    return (T, H, W, source if boxes is None else boxes, *stored), {
+        "EPS": eps,
+        "C": channels,
+        "PT": pt,
+        "PH": ph,
+        "PW": pw,
+        **blocks,
+    }
 
 
 def masked_patch_loss(

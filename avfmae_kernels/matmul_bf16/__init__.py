@@ -10,9 +10,10 @@ from avfmae_kernels.matmul_bf16 import reference
 def matmul_bf16(a: Tensor, b: Tensor, bias: Tensor | None = None, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """a·b + bias, with a and b rounded to bfloat16 and sums in float32.
 
-    float32 factors are rounded while they are packed, so that a layer needs no copy of its weights. Floor: operations. Measured (two cores of an
-    AMD EPYC with AVX512-BF16, weights not in cache) against oneDNN's product of bfloat16 weights: 1.0 to 1.2 times as fast with 96 rows and more, 1.2 to
-    1.6 times with 32. Of processors with AMX oneDNN's products are the faster ones; :mod:`avfmae_kernels.matmul` chooses.
+    float32 factors are rounded while they are packed, so that a layer needs no copy of its weights. Floor: operations. Measured
+    (two cores of an AMD EPYC with AVX512-BF16, weights not in cache) against oneDNN's product of bfloat16 weights: 1.0 to 1.2
+    times as fast with 96 rows and more, 1.2 to 1.6 times with 32. Of processors with AMX oneDNN's products are the faster ones;
+    :mod:`avfmae_kernels.matmul` chooses.
 
     Args:
         a: (M, K). b: (K, N). Each float32 or bfloat16, and contiguous in one of its dimensions or the other.

@@ -83,7 +83,8 @@ LONGEST = 64  # rows that a tile of whole sequences takes; longer ones are atten
 
 
 def configurations(S: int, D: int, dtype: torch.dtype) -> list[dict]:
-    """Tiles and warps worth trying for sequences of S rows: none of them spills (``avfmae_kernels.aot``). The first is used untuned."""
+    """Tiles and warps worth trying for sequences of S rows: none of them spills (``avfmae_kernels.aot``). The first is used
+    untuned."""
     least, wide = tile_of(S), registers(D, dtype)
     largest = max(least, 64 // wide)
     return [
@@ -126,9 +127,7 @@ def region_attention(qkv: Tensor, heads: int) -> Tensor:
 def region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, again: bool) -> tuple[Tensor, Tensor]:
     C, slopes = qkv.shape[2] // 3, qkv.new_empty(qkv.shape)
     if qkv.shape[1] > LONGEST:
-        return slopes, few_keys.backward_into(
-            grad, qkv[..., :C], qkv[..., C:], heads, again, slopes[..., :C], slopes[..., C:]
-        )
+        return slopes, few_keys.backward_into(grad, qkv[..., :C], qkv[..., C:], heads, again, slopes[..., :C], slopes[..., C:])
     out = qkv.new_empty(grad.shape if again else (0,))
     numbers, constants = _arguments(qkv, heads)
     launch(

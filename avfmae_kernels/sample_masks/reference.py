@@ -11,12 +11,7 @@ def philox4x32(counter: np.ndarray, key: int) -> np.ndarray:
     k0, k1 = key & 0xFFFFFFFF, key >> 32
     for _ in range(10):
         a, b = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)  # 32 x 32 -> 64 bits
-        c0, c1, c2, c3 = (
-            b >> np.uint64(32) ^ c1 ^ np.uint64(k0),
-            b & LOW,
-            a >> np.uint64(32) ^ c3 ^ np.uint64(k1),
-            a & LOW,
-        )
+        c0, c1, c2, c3 = (b >> np.uint64(32) ^ c1 ^ np.uint64(k0), b & LOW, a >> np.uint64(32) ^ c3 ^ np.uint64(k1), a & LOW)
         k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
     return np.stack([c0, c1, c2, c3], axis=-1)
 

@@ -1,4 +1,5 @@
-"""Runs the parts, each in a process of its own that ends with its time, until all are done or the time is up; then makes the page."""
+"""Runs the parts, each in a process of its own that ends with its time, until all are done or the time is up; then makes the
+page."""
 
 import argparse
 import os
@@ -19,18 +20,28 @@ NAMES = {part.name: part for part in PARTS}
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="gpu_first.py", description="Everything that only a GPU can tell, the most worth knowing first.")
-    parser.add_argument("--out", type=Path, default=Path("gpu-first"), help="the folder of results; a run found there is gone on with")
+    parser = argparse.ArgumentParser(
+        prog="gpu_first.py", description="Everything that only a GPU can tell, the most worth knowing first."
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("gpu-first"), help="the folder of results; a run found there is gone on with"
+    )
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run of all parts on tiny shapes")
-    parser.add_argument("--minutes", type=float, default=0, help="stop cleanly before so many minutes are over; 0: when all is done")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="stop cleanly before so many minutes are over; 0: when all is done"
+    )
     parser.add_argument("--parts", nargs="+", choices=NAMES, metavar="NAME", help="only these, also if they have failed before")
     parser.add_argument("--list", action="store_true", help="say what the parts are, and how far a run is")
     parser.add_argument("--keep", action="store_true", help="run nothing: add the folder's rows to benchmarks/results")
-    parser.add_argument("--wheels", type=Path, help="the folder that gpu_wheels.py has made: what this machine lacks is taken from there")
+    parser.add_argument(
+        "--wheels", type=Path, help="the folder that gpu_wheels.py has made: what this machine lacks is taken from there"
+    )
     parser.add_argument("--work", choices=(*NAMES, "page"), help=argparse.SUPPRESS)  # in a part's own process
     args = parser.parse_args(given)
     if args.minutes and 60 * args.minutes < PAGE_SECONDS + LEAST:
-        parser.error(f"--minutes: got {args.minutes:g}, expected at least {(PAGE_SECONDS + LEAST) / 60:.1f}, for a part and the page")
+        parser.error(
+            f"--minutes: got {args.minutes:g}, expected at least {(PAGE_SECONDS + LEAST) / 60:.1f}, for a part and the page"
+        )
     args.out = args.out.resolve()
     try:
         if not args.keep:
@@ -86,10 +97,21 @@ def environment(args: argparse.Namespace) -> dict[str, str]:
 
 
 def supervise(part: Part, limit: float, left: float, journal: Journal, args: argparse.Namespace) -> str:
-    """Runs a part in a process of its own until its limit, or until no time is left, and notes how it ended. Returns its state."""
+    """Runs a part in a process of its own until its limit, or until no time is left, and notes how it ended. Returns its
+    state."""
     print(f"{part.name:11} …", end=" ", flush=True)
     journal.add(part=part.name, state="begun")
-    command = [sys.executable, "-m", "avfmae_benchmarks.first", "--out", str(args.out), "--device", args.device, "--work", part.name]
+    command = [
+        sys.executable,
+        "-m",
+        "avfmae_benchmarks.first",
+        "--out",
+        str(args.out),
+        "--device",
+        args.device,
+        "--work",
+        part.name,
+    ]
     log, begun = args.out / "log.txt", time.monotonic()
     with log.open("a") as file:
         print(f"\n=== {part.name}: {part.tells} ===", file=file)
@@ -97,7 +119,9 @@ def supervise(part: Part, limit: float, left: float, journal: Journal, args: arg
     took = round(time.monotonic() - begun, 1)
     event = journal.states()[part.name]
     if code is None:
-        state, says = ("over its limit", f"killed after {took:.0f} s") if limit <= left else ("stopped", "the time of this command was up")
+        state, says = (
+            ("over its limit", f"killed after {took:.0f} s") if limit <= left else ("stopped", "the time of this command was up")
+        )
         journal.add(part=part.name, state=state, seconds=took, says=says)
     elif event["state"] == "begun":  # it died without a word
         journal.add(part=part.name, state="failed", seconds=took, says=f"ended with {code}; see log.txt")

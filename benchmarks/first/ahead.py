@@ -1,7 +1,8 @@
 """Triton kernels compiled by all cores before a step asks for them; the first step would compile them one after the other.
 
-A step of each model is run with its launches noted down instead of made. Each of them is then put to Triton as the launcher would put it, by a
-process that takes a description for the GPU, so that what it leaves in Triton's cache is what the launcher looks for.
+A step of each model is run with its launches noted down instead of made. Each of them is then put to Triton as the launcher would
+put it, by a process that takes a description for the GPU, so that what it leaves in Triton's cache is what the launcher looks
+for.
 """
 
 import importlib
@@ -55,7 +56,9 @@ def of(work: Callable[[], None]) -> list[Request]:
     from avfmae_kernels.triton_tools import recorded
 
     automatic = dispatch.AUTOMATIC
-    dispatch.AUTOMATIC = {place: order if place[0] in WITHOUT_TRITON else ("triton", *order) for place, order in automatic.items()}
+    dispatch.AUTOMATIC = {
+        place: order if place[0] in WITHOUT_TRITON else ("triton", *order) for place, order in automatic.items()
+    }
     try:
         with K.use("auto"), recorded() as launches:
             work()

@@ -1,4 +1,5 @@
-"""What a first run has found, a JSON line an event, written as it happens: after a kill nothing is lost but what was under way."""
+"""What a first run has found, a JSON line an event, written as it happens: after a kill nothing is lost but what was under
+way."""
 
 import json
 import os

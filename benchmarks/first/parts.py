@@ -29,7 +29,8 @@ class Run:
     """Where results go, and what they are measured on.
 
     Attributes:
-        out: the folder of results. device: ``"cuda"``, or ``"cpu"`` for a dry run: all parts on shapes so small that nothing is learnt of speed.
+        out: the folder of results. device: ``"cuda"``, or ``"cpu"`` for a dry run: all parts on shapes so small that nothing is
+            learnt of speed.
     """
 
     out: Path
@@ -59,7 +60,9 @@ class Run:
             self.journal.add(where=here)
             return here
         if begun["device"] != here["device"]:
-            raise ValueError(f"out: {self.out} holds results of {begun['device']}, this is {here['device']}; choose another folder")
+            raise ValueError(
+                f"out: {self.out} holds results of {begun['device']}, this is {here['device']}; choose another folder"
+            )
         return begun
 
     def step(self, *sides: str, **settings) -> str:
@@ -102,8 +105,14 @@ def doctor(run: Run) -> str:
         raise Failed("torch sees no CUDA device; --device cpu makes a dry run")
     found, device = facts(), torch.device(run.device)
     dtype = torch.float32 if run.dry else torch.bfloat16
-    limits = {"copy GB/s": bandwidth(device) / 1e9, f"{str(dtype).removeprefix('torch.')} TFLOP/s": matrix_rate(device, dtype, 2 if run.dry else 20) / 1e12}
-    run.journal.add(facts=found, runs={op: next(i for i, s in states.items() if s == "runs") for op, states in avfmae_kernels.explain().items()})
+    limits = {
+        "copy GB/s": bandwidth(device) / 1e9,
+        f"{str(dtype).removeprefix('torch.')} TFLOP/s": matrix_rate(device, dtype, 2 if run.dry else 20) / 1e12,
+    }
+    run.journal.add(
+        facts=found,
+        runs={op: next(i for i, s in states.items() if s == "runs") for op, states in avfmae_kernels.explain().items()},
+    )
     run.journal.add(limits=limits)
     return f"{run.where['device']}: " + ", ".join(f"{value:.4g} {name}" for name, value in limits.items())
 
@@ -174,15 +183,22 @@ def captured(run: Run) -> str:
     steps = 3
     found = sorted(by_name(side.run, device, steps)[0].items(), key=lambda item: -item[1][1])
     total = sum(seconds for _, (_, seconds) in found)
-    run.journal.add(kernels=[(name, calls / steps, 1e3 * seconds / steps, seconds / total) for name, (calls, seconds) in found[:40]],
-                    of=len(found), ms=1e3 * total / steps)  # fmt: skip
+    run.journal.add(
+        kernels=[(name, calls / steps, 1e3 * seconds / steps, seconds / total) for name, (calls, seconds) in found[:40]],
+        of=len(found),
+        ms=1e3 * total / steps,
+    )
     return said
 
 
 def kernels(run: Run) -> str:
     from avfmae_benchmarks.kernels import KernelsConfig, kernels
 
-    few = {"only": ("gated_sum", "gelu_backward"), "precisions": ("float32",), "batch": 1, "rounds": 1} if run.dry else {"precisions": ("bfloat16",)}
+    few = (
+        {"only": ("gated_sum", "gelu_backward"), "precisions": ("float32",), "batch": 1, "rounds": 1}
+        if run.dry
+        else {"precisions": ("bfloat16",)}
+    )
     rows = kernels(KernelsConfig(device=run.device, out=run.out, **few), run.where)
     return f"{len(rows)} rows of {len({row['op'] for row in rows})} ops"
 
@@ -191,11 +207,34 @@ def sanitizer(run: Run) -> str:
     tool = shutil.which("compute-sanitizer")
     if run.dry or tool is None:
         raise LeftOut("a dry run has no GPU" if run.dry else "compute-sanitizer is not installed")
-    files = [f"tests/kernels/test_{op}.py" for op in ("region_attention", "cross_attention", "gather_patches", "masked_patch_loss", "crop")]
-    few = "gpu and bfloat16 and not reference and (one or odd or tiny or units or crops) and not fine"  # instrumented kernels take a hundred times longer
-    plain = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "AVFMAE_AUTOTUNE": "0"}  # each tensor an allocation, whose end is seen
+    files = [
+        f"tests/kernels/test_{op}.py"
+        for op in ("region_attention", "cross_attention", "gather_patches", "masked_patch_loss", "crop")
+    ]
+    # instrumented kernels take a hundred times longer
+    few = "gpu and bfloat16 and not reference and (one or odd or tiny or units or crops) and not fine"
+    plain = os.environ | {
+        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
+        "AVFMAE_AUTOTUNE": "0",
+    }  # each tensor an allocation, whose end is seen
     for kind in ("memcheck", "racecheck"):
-        command = [tool, "--tool", kind, "--error-exitcode", "1", sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-m", "gpu", "-k", few]
+        command = [
+            tool,
+            "--tool",
+            kind,
+            "--error-exitcode",
+            "1",
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            "-q",
+            "-m",
+            "gpu",
+            "-k",
+            few,
+        ]
         code = subprocess.run([*command, *files], cwd=ROOT, env=plain).returncode
         run.journal.add(sanitizer=kind, code=code)
         if code:
@@ -206,7 +245,11 @@ def sanitizer(run: Run) -> str:
 def scaling(run: Run) -> str:
     from avfmae_benchmarks.scaling import ScalingConfig, scaling
 
-    few = {"sizes": ("tiny",), "batches": (2, 4), "precision": "float32", "rounds": 1} if run.dry else {"batches": (64, 256, 512, 1024), "rounds": 3}
+    few = (
+        {"sizes": ("tiny",), "batches": (2, 4), "precision": "float32", "rounds": 1}
+        if run.dry
+        else {"batches": (64, 256, 512, 1024), "rounds": 3}
+    )
     rows = [row for row in scaling(ScalingConfig(device=run.device, out=run.out, **few), run.where) if row.get("ms")]
     best = max(rows, key=lambda row: float(row["tflops"]))
     return f"best: {best['size']} at batch {best['batch']}, {float(best['clips_per_s']):.1f} clips/s"
@@ -219,7 +262,12 @@ def pair(*sides: str, **settings) -> Callable[[Run], str]:
 PARTS = (
     Part("doctor", "what is installed, what runs, how fast memory and matrix units are", 90, doctor, every=True),
     Part("ahead", "that every kernel of the steps compiles, by all cores at once", 240, ahead, every=True),
-    Part("bf16", "that every op is right in bfloat16", 240, partial(tests, only="bfloat16 and not configurations", files=("tests/kernels",))),
+    Part(
+        "bf16",
+        "that every op is right in bfloat16",
+        240,
+        partial(tests, only="bfloat16 and not configurations", files=("tests/kernels",)),
+    ),
     Part("step", "that the captured step is right, its speed, its 40 longest kernels", 180, captured),
     Part("hicmae", "ours against HiCMAE as published", 180, pair("ours", "hicmae")),
     Part("compiled", "ours against HiCMAE compiled", 400, pair("ours", "hicmae-compiled")),
@@ -228,7 +276,11 @@ PARTS = (
     Part("scaling", "ours over sizes and batches", 400, scaling),
     Part("huge", "Huge against AVF-MAE++ as released", 300, pair("ours", "released", size="huge", rounds=3)),
     Part("finetuning", "fine-tuning against AVF-MAE++ as released", 300, pair("ours", "released", stage="finetune")),
-    Part("sides", "what capturing and torch.compile give, and our kernels against plain PyTorch", 500,
-         pair("ours", "ours-eager", "reference", "released", "compiled")),
+    Part(
+        "sides",
+        "what capturing and torch.compile give, and our kernels against plain PyTorch",
+        500,
+        pair("ours", "ours-eager", "reference", "released", "compiled"),
+    ),
     Part("tests", "the rest of the tests", 530, tests),
-)  # fmt: skip
+)

@@ -20,7 +20,8 @@ def die_with_parent() -> None:
 
 
 def run(command: Sequence[str], seconds: float, log: Path, environment: dict[str, str]) -> int | None:
-    """Runs a command, its output added to ``log``. Returns its exit code; None: it took longer, and was killed with all of its children."""
+    """Runs a command, its output added to ``log``. Returns its exit code; None: it took longer, and was killed with all of its
+    children."""
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
     try:

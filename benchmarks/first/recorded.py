@@ -1,4 +1,5 @@
-"""A pytest plugin (``-p avfmae_benchmarks.first.recorded``): each test's outcome goes into the journal, and tests that have one are not run again.
+"""A pytest plugin (``-p avfmae_benchmarks.first.recorded``): each test's outcome goes into the journal, and tests that have one
+are not run again.
 
 AVFMAE_FIRST_OUT names the journal's folder.
 """

@@ -1,8 +1,9 @@
 """The published loader, built anew: decord, Pillow a frame at a time, float tensors, a Kaldi filterbank; all of it in the worker.
 
-What HiCMAE and AVF-MAE++ as released do for a clip of pre-training: the video is opened and 16 frames at stride 4 are decoded; every
-frame becomes a Pillow image, is cut to a corner or centre box at one of four scales and resized to 160 pixels; the stack becomes a
-normalised float32 tensor (3, 16, 160, 160). The sound is a wav file beside the video, loaded whole and cut to the frames' time.
+What HiCMAE and AVF-MAE++ as released do for a clip of pre-training: the video is opened and 16 frames at stride 4 are decoded;
+every frame becomes a Pillow image, is cut to a corner or centre box at one of four scales and resized to 160 pixels; the stack
+becomes a normalised float32 tensor (3, 16, 160, 160). The sound is a wav file beside the video, loaded whole and cut to the
+frames' time.
 """
 
 import wave

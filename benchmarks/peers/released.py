@@ -111,9 +111,7 @@ class Refinement(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.proj = nn.Linear(2 * width, width)
-        self.audio, self.video = (
-            nn.Sequential(nn.Conv1d(width, width, 1), nn.BatchNorm1d(width), nn.PReLU()) for _ in range(2)
-        )
+        self.audio, self.video = (nn.Sequential(nn.Conv1d(width, width, 1), nn.BatchNorm1d(width), nn.PReLU()) for _ in range(2))
         self.norm = layer_norm(width)
 
     def forward(self, joint: Tensor, video: Tensor, audio: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """The published training step: what happens between a batch on the host and new weights.
 
-Clips come as normalised floats. fp16 autocast with a gradient scaler (or bf16, or float32 for comparison); targets made on the device
-from the un-normalised clip; torch's AdamW as it comes; a gradient norm parameter by parameter; and the loss read on the host.
+Clips come as normalised floats. fp16 autocast with a gradient scaler (or bf16, or float32 for comparison); targets made on the
+device from the un-normalised clip; torch's AdamW as it comes; a gradient norm parameter by parameter; and the loss read on the
+host.
 """
 
 import math
@@ -43,8 +44,8 @@ class PublishedBatch:
 
 
 def video_targets(video: Tensor, cfg: ModelConfig) -> Tensor:
-    """Standardised patches of every tubelet, later frames less the first one: (B, 3, T, H, W) -> (B, tokens, 1536). Frames are subtracted in the
-    clip's layout, to which the patches go back, and from which they are cut once more."""
+    """Standardised patches of every tubelet, later frames less the first one: (B, 3, T, H, W) -> (B, tokens, 1536). Frames are
+    subtracted in the clip's layout, to which the patches go back, and from which they are cut once more."""
     mean, std = (torch.tensor(c, device=video.device)[:, None, None, None] for c in (IMAGENET_MEAN, IMAGENET_STD))
     (p, q, r), t, h = cfg.video.patch, video.shape[2] // cfg.video.patch[0], video.shape[3] // cfg.video.patch[1]
     patches = rearrange(video * std + mean, "b c (t p) (h q) (w r) -> b (t h w) (p q r) c", p=p, q=q, r=r)
@@ -107,7 +108,13 @@ class PublishedStep:
         fused: bool = False,
         called: Callable | None = None,
     ):
-        self.model, self.loss, self.optim, self.fused, self.called = model, loss, optim, fused, model if called is None else called
+        self.model, self.loss, self.optim, self.fused, self.called = (
+            model,
+            loss,
+            optim,
+            fused,
+            model if called is None else called,
+        )
         self.device = next(model.parameters()).device
         self.precision = {"fp16": torch.float16, "bf16": torch.bfloat16, "float32": torch.float32}[precision]
         self.optimiser = torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, fused=fused or None)

@@ -153,7 +153,9 @@ def test_a_kernel_that_fails_is_a_row_that_says_so(tmp_path, monkeypatch):
 
 
 def test_kernels_scaling_and_loader_save_rows(tmp_path):
-    rows = kernels(KernelsConfig(only=("gated_sum", "adamw"), precisions=("bfloat16",), batch=2, rounds=2, device="cpu", out=tmp_path))
+    rows = kernels(
+        KernelsConfig(only=("gated_sum", "adamw"), precisions=("bfloat16",), batch=2, rounds=2, device="cpu", out=tmp_path)
+    )
     assert {r["implementation"] for r in rows} >= {"reference"} and all(r["gb_per_s"] > 0 and r["gflops"] > 0 for r in rows)
     rows = scaling(ScalingConfig(sizes=("tiny",), batches=(2, 4), precision="float32", rounds=1, device="cpu", out=tmp_path))
     assert [r["batch"] for r in rows] == [2, 4] and rows[1]["peak_gb"] > rows[0]["peak_gb"]
@@ -169,7 +171,9 @@ def test_pictures_carry_the_digest_of_their_rows_and_the_table_is_written(tmp_pa
     (picture,) = plot(PlotConfig(results=tmp_path, pictures=tmp_path, readme=readme))
     assert Image.open(picture).text["Description"] == plots.digest("bench_step", tmp_path)
     text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text and "AVF-MAE++ as released float32" in text
+    assert (
+        text.startswith("before\n") and text.endswith("after\n") and "old" not in text and "AVF-MAE++ as released float32" in text
+    )
 
 
 def test_the_readme_and_the_pictures_are_of_the_results_in_git():
@@ -228,5 +232,8 @@ def test_columns_that_are_new_are_added_to_the_old_rows(tmp_path):
     results.append("x", [{"a": 1, "device": "d", "date": "1"}], tmp_path)
     results.append("x", [{"a": 2.5, "b": "z", "device": "d", "date": "2"}], tmp_path)
     with open(tmp_path / "x.csv", newline="") as file:
-        assert list(csv.DictReader(file)) == [{"a": "1", "device": "d", "date": "1", "b": ""}, {"a": "2.5", "device": "d", "date": "2", "b": "z"}]
+        assert list(csv.DictReader(file)) == [
+            {"a": "1", "device": "d", "date": "1", "b": ""},
+            {"a": "2.5", "device": "d", "date": "2", "b": "z"},
+        ]
     assert [r["a"] for r in results.latest(results.read("x", tmp_path))["d"]] == ["2.5"]

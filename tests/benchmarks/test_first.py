@@ -1,4 +1,5 @@
-"""A GPU's first run, on a processor and tiny shapes: every part runs, is killed and gone on with, and the page says what it is."""
+"""A GPU's first run, on a processor and tiny shapes: every part runs, is killed and gone on with, and the page says what it
+is."""
 
 import argparse
 import json
@@ -50,24 +51,39 @@ def test_a_dry_run_does_all_parts_and_goes_on_where_it_was_killed(tmp_path):
     times = Counter(event["part"] for event in journal.events() if event.get("state") == "begun")
     assert times == {part.name: 2 if part.every or part.name == "kernels" else 1 for part in PARTS}
     assert {row["pair"] for row in results.read("step", tmp_path)} == {
-        "ours float32", "ours float32 and hicmae float32", "ours float32 and hicmae-compiled float32", "ours float32 and released float32",
-        "ours float32 and ours-eager float32"}  # fmt: skip
-    for subject, key in (("step", ("stage", "size", "pair", "side")), ("kernels", ("case", "precision", "direction", "implementation")),
-                         ("scaling", ("size", "batch"))):  # fmt: skip
+        "ours float32",
+        "ours float32 and hicmae float32",
+        "ours float32 and hicmae-compiled float32",
+        "ours float32 and released float32",
+        "ours float32 and ours-eager float32",
+    }
+    for subject, key in (
+        ("step", ("stage", "size", "pair", "side")),
+        ("kernels", ("case", "precision", "direction", "implementation")),
+        ("scaling", ("size", "batch")),
+    ):
         found = Counter(tuple(row[name] for name in key) for row in results.read(subject, tmp_path))
         assert found and set(found.values()) == {1}, found  # nothing is measured twice
     assert {row["op"] for row in results.read("kernels", tmp_path)} == {"gated_sum", "gelu_backward"}
     page = (tmp_path / "page.html").read_text()
-    assert "Dry run on a processor" in page and page.count("data:image/png;base64") == 2 and "avfmae::add_layer_norm_backward" in page and 'src="http' not in page
+    assert (
+        "Dry run on a processor" in page
+        and page.count("data:image/png;base64") == 2
+        and "avfmae::add_layer_norm_backward" in page
+        and 'src="http' not in page
+    )
     assert {p.name for p in tmp_path.iterdir()} == {
         "journal.jsonl", "log.txt", "step.csv", "kernels.csv", "scaling.csv", "roofline.png", "page.html"}  # fmt: skip
-    kept = subprocess.run([sys.executable, ROOT / "benchmarks" / "gpu_first.py", "--out", tmp_path, "--keep"], capture_output=True, text=True)
+    kept = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "gpu_first.py", "--out", tmp_path, "--keep"], capture_output=True, text=True
+    )
     assert kept.returncode and "holds a dry run" in kept.stderr
 
 
 @pytest.fixture
 def supervised(tmp_path, monkeypatch):
     """Runs parts of the test's own, in their processes; gives the exit code, and each part's last event."""
+
     def run(parts, *arguments):
         monkeypatch.setattr(runner, "PARTS", parts)
         monkeypatch.setattr(process, "run", in_a_fork(parts))
@@ -120,14 +136,22 @@ def test_a_part_that_fails_or_takes_too_long_is_told_and_the_next_goes_on(superv
     assert code == 1 and {name: event["state"] for name, event in states.items()} == {
         "wrong": "failed", "broken": "failed", "dies": "failed", "hangs": "over its limit", "absent": "left out", "good": "done"
     }  # fmt: skip
-    assert states["wrong"]["says"] == "two are wrong" and "KeyError" in states["broken"]["says"] and "ended with 7" in states["dies"]["says"]
+    assert (
+        states["wrong"]["says"] == "two are wrong"
+        and "KeyError" in states["broken"]["says"]
+        and "ended with 7" in states["dies"]["says"]
+    )
     assert "failed: wrong, broken, dies, hangs" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_into_the_time_is_left_for_the_next_command(supervised, monkeypatch, capsys):
     monkeypatch.setattr(runner, "PAGE_SECONDS", 0)
     monkeypatch.setattr(runner, "LEAST", 1)
-    parts = (Part("short", "", 9, lambda run: "x"), Part("long", "", 60, lambda run: time.sleep(60)), Part("later", "", 60, lambda run: "y"))
+    parts = (
+        Part("short", "", 9, lambda run: "x"),
+        Part("long", "", 60, lambda run: time.sleep(60)),
+        Part("later", "", 60, lambda run: "y"),
+    )
     code, states = supervised(parts, "--minutes", "0.05")
     assert code == 0 and states["long"]["state"] == "stopped" and "later" not in states
     assert "left for the next command: long, later" in capsys.readouterr().out

@@ -10,13 +10,7 @@ import avfmae
 from avfmae.training.config import OptimConfig
 from avfmae_benchmarks.peers.hicmae import HiCMAE
 from avfmae_benchmarks.peers.released import ReleasedAVFMAE, ReleasedClassifier
-from avfmae_benchmarks.peers.training import (
-    PublishedBatch,
-    PublishedStep,
-    audio_targets,
-    pretraining_loss,
-    video_targets,
-)
+from avfmae_benchmarks.peers.training import PublishedBatch, PublishedStep, audio_targets, pretraining_loss, video_targets
 from avfmae_benchmarks.sides import host_batch, peer_model, published_batch, published_clip
 
 OUTPUT, GRADIENT = 1e-4, 1e-3

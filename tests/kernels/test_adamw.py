@@ -23,9 +23,7 @@ def tensors(device, dtype=torch.float32, seed=0, scale=1.0):
 
 
 @each_backend
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda t: str(t).removeprefix("torch.")
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda t: str(t).removeprefix("torch."))
 @pytest.mark.parametrize("copied", [False, True], ids=["bare", "copied"])
 def test_adamw_is_torchs(implementation, device, dtype, copied):
     if device == "cpu":
@@ -43,18 +41,7 @@ def test_adamw_is_torchs(implementation, device, dtype, copied):
             kept = [g.clone() for g in grads]
             before = [p.clone() for p in params]
             K.adamw(
-                params,
-                grads,
-                moments,
-                squares,
-                steps,
-                copies,
-                scalar(1e-2),
-                (0.9, 0.95),
-                1e-8,
-                0.05,
-                scalar(2),
-                scalar(skipped),
+                params, grads, moments, squares, steps, copies, scalar(1e-2), (0.9, 0.95), 1e-8, 0.05, scalar(2), scalar(skipped)
             )
             assert all(torch.equal(g, k) for g, k in zip(grads, kept, strict=True))
             if skipped:
@@ -110,9 +97,7 @@ def run(params, moments, steps=4, seed=0, betas=BETAS, scale=1.0):
 
 
 def compact_moments(params):
-    return [torch.zeros_like(p, dtype=torch.int8) for p in params], [
-        torch.zeros_like(p, dtype=torch.bfloat16) for p in params
-    ]
+    return [torch.zeros_like(p, dtype=torch.int8) for p in params], [torch.zeros_like(p, dtype=torch.bfloat16) for p in params]
 
 
 @pytest.mark.parametrize("betas", [BETAS, (0.9, 0.999)], ids=str)
@@ -127,9 +112,7 @@ def test_compact_moments_are_the_references(betas):
         results.append((params, *moments))
     for w, m, v, w2, m2, v2 in zip(*results[0], *results[1], strict=True):
         assert close(w2, w, 1e-5)
-        assert (m.int() - m2.int()).abs().max() <= 1 and (
-            m != m2
-        ).float().mean() < 0.01  # where chance decides by a hair
+        assert (m.int() - m2.int()).abs().max() <= 1 and (m != m2).float().mean() < 0.01  # where chance decides by a hair
         assert torch.allclose(v.float(), v2.float(), rtol=2**-7)
         assert m.float().abs().max() > 20 or m.numel() == 1
 
@@ -206,9 +189,7 @@ def test_adamw_of_a_product(size, implementation, compact):
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(outputs, inputs, generator=g)
     kinds = (torch.int8, torch.bfloat16) if compact else (torch.float32, torch.float32)
-    fused, apart = (
-        [weight.clone(), *(torch.zeros_like(weight, dtype=k) for k in kinds), torch.zeros(())] for _ in range(2)
-    )
+    fused, apart = ([weight.clone(), *(torch.zeros_like(weight, dtype=k) for k in kinds), torch.zeros(())] for _ in range(2))
     one, squares, lr = torch.ones(()), torch.zeros(()), torch.tensor(1e-2)
     for _ in range(3):
         grad, a = torch.randn(rows, outputs, generator=g).bfloat16(), torch.randn(rows, inputs, generator=g).bfloat16()
@@ -218,9 +199,7 @@ def test_adamw_of_a_product(size, implementation, compact):
             sums = K.matmul_adamw(grad, a, *fused, lr, BETAS, 1e-8, 0.05, squares)
         w, m, v, count = apart
         K.adamw([w], [gradient], [m], [v], [count], [], lr, BETAS, 1e-8, 0.05, one, 0 * one)
-        assert close(squares.sqrt(), gradient.norm(), 1e-5) and torch.allclose(
-            sums, grad.float().sum(0), atol=1e-4 * rows**0.5
-        )
+        assert close(squares.sqrt(), gradient.norm(), 1e-5) and torch.allclose(sums, grad.float().sum(0), atol=1e-4 * rows**0.5)
     assert close(fused[0] - weight, apart[0] - weight, 2e-3 if compact else 1e-4) and float(fused[3]) == 3
     if not compact:
         assert close(fused[1], apart[1], 1e-5) and close(fused[2], apart[2], 1e-5)

@@ -32,7 +32,14 @@ def oracle(x, residual, weight, bias):
 def check_shape(implementation, shape, dtype, device="cpu"):
     inputs = [randn(*shape), randn(*shape, seed=1), 1 + randn(shape[-1]) / 4, randn(shape[-1], seed=3)]
     check(implementation, K.add_layer_norm, oracle, inputs, dtype, device)
-    check(implementation, lambda x, w, b: K.add_layer_norm(x, None, w, b)[1], lambda x, w, b: oracle(x, 0, w, b)[1], [inputs[0], *inputs[2:]], dtype, device)  # fmt: skip
+    check(
+        implementation,
+        lambda x, w, b: K.add_layer_norm(x, None, w, b)[1],
+        lambda x, w, b: oracle(x, 0, w, b)[1],
+        [inputs[0], *inputs[2:]],
+        dtype,
+        device,
+    )
 
 
 def check_slots(implementation, dtype, device="cpu", shape=(2, 3, 5, 48)):
@@ -49,7 +56,14 @@ def check_slots(implementation, dtype, device="cpu", shape=(2, 3, 5, 48)):
         x = torch.cat([(m + residual)[:, :, None], t.unflatten(1, (m.shape[1], -1))], dim=2)
         return x, F.layer_norm(x, (C,), w, b, 1e-6)
 
-    check(implementation, lambda x, r, *n: K.split_add_layer_norm(x, r, n[:2], n[2:]), split, [randn(*shape), randn(*shape, seed=1), *norms], dtype, device)  # fmt: skip
+    check(
+        implementation,
+        lambda x, r, *n: K.split_add_layer_norm(x, r, n[:2], n[2:]),
+        split,
+        [randn(*shape), randn(*shape, seed=1), *norms],
+        dtype,
+        device,
+    )
     B, R, S, _ = shape
     inputs = [randn(B, R, C), randn(B, R, C, seed=1), randn(B, R * (S - 1), C, seed=2), *norms[:2]]
     check(implementation, K.join_add_layer_norm, join, inputs, dtype, device)
@@ -121,12 +135,7 @@ def test_a_gradient_to_one_answer_is_enough():
 )
 def test_wrong_arguments_are_named(change, words, implementation):
     require("add_layer_norm", implementation)
-    arguments = {
-        "x": torch.zeros(4, 8),
-        "residual": torch.zeros(4, 8),
-        "weight": torch.ones(8),
-        "bias": torch.zeros(8),
-    } | change
+    arguments = {"x": torch.zeros(4, 8), "residual": torch.zeros(4, 8), "weight": torch.ones(8), "bias": torch.zeros(8)} | change
     with K.use(implementation), pytest.raises(ValueError) as caught:
         K.add_layer_norm(**arguments)
     assert words in str(caught.value)
@@ -136,9 +145,7 @@ def check_op(suffix, device="cpu"):
     x = torch.randn(2, 3, 16, device=device)
     w, b = torch.rand(16, device=device), torch.rand(16, device=device)
     total, y, stats = torch.empty_like(x), torch.empty_like(x), x.new_empty(6, 2)
-    forward, backward = (
-        getattr(torch.ops.avfmae, f"add_layer_norm{part}{suffix}").default for part in ("", "_backward")
-    )
+    forward, backward = (getattr(torch.ops.avfmae, f"add_layer_norm{part}{suffix}").default for part in ("", "_backward"))
     torch.library.opcheck(forward, (x, x.clone(), w, b, 1e-6, total, y, stats))
     forward(x, x.clone(), w, b, 1e-6, total, y, stats)
     torch.library.opcheck(

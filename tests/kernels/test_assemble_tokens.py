@@ -49,15 +49,17 @@ def check_shape(implementation, shape, dtype, device="cpu"):
             dtype,
             device,
         )
-        check(implementation, lambda v: K.assemble_tokens(v, None, positions.to(device), seen.to(device), None), lambda v: oracle(v, mask_token), [visible], dtype, device)  # fmt: skip
-    else:
         check(
             implementation,
-            lambda m: op(visible.to(device, dtype), m),
-            lambda m: oracle(visible, m),
-            [mask_token],
+            lambda v: K.assemble_tokens(v, None, positions.to(device), seen.to(device), None),
+            lambda v: oracle(v, mask_token),
+            [visible],
             dtype,
             device,
+        )
+    else:
+        check(
+            implementation, lambda m: op(visible.to(device, dtype), m), lambda m: oracle(visible, m), [mask_token], dtype, device
         )
 
 
@@ -75,11 +77,7 @@ def test_the_wider_dtype_is_kept(implementation, device):
     seen, _ = indices(2, 3, 0, 4)
     with K.use(implementation):
         out = K.assemble_tokens(
-            torch.ones(2, 3, 8, device=device).bfloat16(),
-            None,
-            torch.full((4, 8), 1e-4, device=device),
-            seen.to(device),
-            None,
+            torch.ones(2, 3, 8, device=device).bfloat16(), None, torch.full((4, 8), 1e-4, device=device), seen.to(device), None
         )
     assert out.dtype == torch.float32 and torch.allclose(out, torch.tensor(1.0001, device=device), atol=1e-6)
 
@@ -89,11 +87,7 @@ def test_the_wider_dtype_is_kept(implementation, device):
     ("change", "error", "words"),
     [
         ({"visible": torch.zeros(3, 8)}, ValueError, "visible: got (3, 8)"),
-        (
-            {"visible": torch.zeros(0, 3, 8)},
-            ValueError,
-            "visible: got (0, 3, 8), expected (B, Nv, C) with B at least 1",
-        ),
+        ({"visible": torch.zeros(0, 3, 8)}, ValueError, "visible: got (0, 3, 8), expected (B, Nv, C) with B at least 1"),
         ({"visible": torch.zeros(2, 3, 8, dtype=torch.int32)}, ValueError, "visible: got torch.int32"),
         ({"positions": torch.zeros(4, 9)}, ValueError, "positions: got (4, 9), expected (T, 8)"),
         ({"mask_token": torch.zeros(1, 8)}, ValueError, "mask_token: got (1, 8), expected (8,)"),
@@ -137,7 +131,8 @@ for B, Nv, Nm, T, C in SHAPES.values():
     for dtype in TOLERANCE:
         check_shape("triton", (min(B, 2), min(Nv, 5), min(Nm, 5), T, C), dtype)
 check_op("_triton")
-far = torch.ops.avfmae.assemble_tokens_triton(torch.ones(1, 2, 8), None, torch.ones(4, 8), torch.tensor([[10**12, 1]]), None, torch.float32)
+far = torch.ops.avfmae.assemble_tokens_triton(torch.ones(1, 2, 8), None, torch.ones(4, 8), torch.tensor([[10**12, 1]]), None,
+torch.float32)
 assert far[0, 0].isnan().all() and (far[0, 1] == 2).all()
 print("proven")
 """

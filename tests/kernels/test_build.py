@@ -20,9 +20,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.skipif(MISSING["cpu"] is not None or shutil.which("nm") is None, reason="no compiled module, or no nm")
 @pytest.mark.parametrize("module", sorted(Path(avfmae_kernels.__file__).parent.glob("*.abi3.so")), ids=lambda path: path.name)
 def test_the_modules_keep_to_the_stable_abi(module):
-    undefined = subprocess.run(
-        ["nm", "-DC", "--undefined-only", module], capture_output=True, text=True, check=True
-    ).stdout
+    undefined = subprocess.run(["nm", "-DC", "--undefined-only", module], capture_output=True, text=True, check=True).stdout
     assert "aoti_torch" in undefined  # it does use torch
     assert not re.findall(r"\b(?:c10|at)::\S+", undefined)
 
@@ -33,8 +31,10 @@ needs_compiler = pytest.mark.skipif(not TRITON_INSTALLED or aot.tool("cuobjdump"
 @needs_compiler
 @pytest.mark.parametrize("arch", [90, 86])
 def test_every_kernel_compiles_without_spills(arch):
-    """Every Triton kernel in every dtype, of each the largest tiles, and (where nvcc is) all CUDA sources: for a data centre's chip, and
-    for one with little shared memory. All shapes and configurations are ``python -m avfmae_kernels.aot --arch 80 86 89 90 100 120``."""
+    """Every Triton kernel in every dtype, of each the largest tiles, and (where nvcc is) all CUDA sources: for a data centre's
+    chip, and
+    for one with little shared memory. All shapes and configurations are ``python -m avfmae_kernels.aot --arch 80 86 89 90 100
+    120``."""
     command = [sys.executable, "-m", "avfmae_kernels.aot", "--largest", "--arch", str(arch)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -58,7 +58,9 @@ def test_the_table_has_every_kernel_in_every_dtype():
 @needs_compiler
 def test_the_largest_of_a_kernel_and_its_dtypes_is_one_source():
     found = aot.sources(90)
-    chosen = [(source[1], *(kind for kind in source[2].values() if kind.startswith("*"))) for source in aot.largest(found).values()]
+    chosen = [
+        (source[1], *(kind for kind in source[2].values() if kind.startswith("*"))) for source in aot.largest(found).values()
+    ]
     assert len(chosen) == len(set(chosen)) < len(found)
     tiles = [source[3]["KEYS"] for source in aot.largest(found).values() if source[1] == "few_keys_kernel"]
     assert tiles == [128] * 3  # one a dtype
@@ -67,7 +69,8 @@ def test_the_largest_of_a_kernel_and_its_dtypes_is_one_source():
 def test_faults_are_told():
     def row(**change):
         return aot.Row(
-            **{"kernel": "k", "constants": "", "arch": 90, "registers": 255, "stack": 0, "shared": 227 * 1024, "seconds": 20} | change
+            **{"kernel": "k", "constants": "", "arch": 90, "registers": 255, "stack": 0, "shared": 227 * 1024, "seconds": 20}
+            | change
         )
 
     assert row().fault == ""

@@ -56,11 +56,16 @@ def test_float32_gradients_of_long_sequences_are_not_tritons(with_all):
 
 @pytest.mark.parametrize(
     ("queries", "keys", "D", "dtype", "op", "runs"),
-    [(480, 80, 64, torch.bfloat16, "cross_attention_backward", True), (480, 80, 64, torch.float32, "cross_attention_backward", False),
-     (480, 80, 64, torch.float32, "cross_attention", True), (88, 24, 80, torch.float32, "cross_attention_backward", False),
-     (88, 24, 64, torch.float32, "cross_attention_backward", True), (8, 800, 8, torch.float32, "cross_attention_backward", True),
-     (128, 128, 128, torch.bfloat16, "cross_attention", False)],
-)  # fmt: skip
+    [
+        (480, 80, 64, torch.bfloat16, "cross_attention_backward", True),
+        (480, 80, 64, torch.float32, "cross_attention_backward", False),
+        (480, 80, 64, torch.float32, "cross_attention", True),
+        (88, 24, 80, torch.float32, "cross_attention_backward", False),
+        (88, 24, 64, torch.float32, "cross_attention_backward", True),
+        (8, 800, 8, torch.float32, "cross_attention_backward", True),
+        (128, 128, 128, torch.bfloat16, "cross_attention", False),
+    ],
+)
 def test_tiles_that_do_not_fit_the_registers_are_not_tritons(queries, keys, D, dtype, op, runs):
     q, kv = torch.empty(2, queries, 4 * D, dtype=dtype, device="meta"), torch.empty(2, keys, 8 * D, dtype=dtype, device="meta")
     args = (q, q, kv, 4, True) if op.endswith("_backward") else (q, kv, 4)

@@ -8,7 +8,8 @@ from backends import GPU, interpret
 
 CASES = """
 import torch
-import test_add_layer_norm, test_assemble_tokens, test_cross_attention, test_gated_sum, test_gather_patches, test_masked_patch_loss
+import test_add_layer_norm, test_assemble_tokens, test_cross_attention, test_gated_sum, test_gather_patches,
+test_masked_patch_loss
 import test_region_attention
 from avfmae_kernels.triton_tools import configuration, recorded
 
@@ -16,7 +17,8 @@ def every(most, dtypes, device):
     for number in range(most):
         with configuration(number):
             for dtype in dtypes:
-                for shape in ((5, 11, 2, 64), (9, 4, 1, 64), (3, 8, 2, 64), (5, 2, 1, 64), (2, 17, 1, 64), (2, 33, 1, 80), (1, 101, 1, 64)):
+                for shape in ((5, 11, 2, 64), (9, 4, 1, 64), (3, 8, 2, 64), (5, 2, 1, 64), (2, 17, 1, 64), (2, 33, 1, 80), (1,
+                101, 1, 64)):
                     test_region_attention.check_shape("triton", shape, dtype, device)
                 for shape in ((2, 80, 8, 1, 64), (1, 8, 80, 2, 64), (1, 150, 24, 1, 64), (1, 24, 150, 1, 80), (1, 90, 80, 1, 64)):
                     test_cross_attention.check_shape("triton", shape, dtype, device)

@@ -18,7 +18,9 @@ CASES = {  # stored frames, boxes, size of the crop
     "larger": ((40, 30), [(3.0, 4.0, 20.0, 35.0), (10.0, 1.5, 30.0, 8.0)], (48, 32)),
     "as it is": ((32, 48), [(0.0, 0.0, 48.0, 32.0), (0.0, 0.0, 48.0, 32.0)], (32, 48)),
 }
-ROUNDED = 1e-3  # relative; of ten thousand means a few lie so near the border of two levels that float32 rounds them the other way
+ROUNDED = (
+    1e-3  # relative; of ten thousand means a few lie so near the border of two levels that float32 rounds them the other way
+)
 each_case = pytest.mark.parametrize(("stored", "boxes", "size"), CASES.values(), ids=CASES)
 
 
@@ -108,7 +110,9 @@ def check_loss(implementation, stored, boxes, size, device="cpu"):
     index, weight = torch.tensor([[0, 3, 2], [2, 1, 0]]), torch.tensor([[0.2, 0.0, 0.5], [0.3, 0.1, 0.0]])
     pred = torch.randn(2, 3, 1536, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
     with K.use(implementation):
-        got = K.masked_patch_loss(pred, video.to(device), index.to(device), weight.to(device), patch, torch.tensor(boxes, device=device), size)
+        got = K.masked_patch_loss(
+            pred, video.to(device), index.to(device), weight.to(device), patch, torch.tensor(boxes, device=device), size
+        )
         got.backward()
     want, gradient = loss.expected(pred, by_hand(video, boxes, size), index, weight, patch)
     assert abs(float(got.detach()) - float(want)) <= ROUNDED * float(want)
@@ -170,4 +174,6 @@ def test_wrong_arguments_of_crops_are_named(change, words):
 
 def test_opcheck():
     require("crop_clips", "cpp", "cpu")
-    torch.library.opcheck(torch.ops.avfmae.crop_clips.default, (clip((30, 40)), torch.tensor([[1.0, 2, 33, 27]] * 4), [16, 8], True))
+    torch.library.opcheck(
+        torch.ops.avfmae.crop_clips.default, (clip((30, 40)), torch.tensor([[1.0, 2, 33, 27]] * 4), [16, 8], True)
+    )

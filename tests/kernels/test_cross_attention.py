@@ -33,10 +33,7 @@ SHAPES = {  # sequences, queries, keys, heads, head size
 def inputs(B, Nq, Nk, heads, D):
     g = torch.Generator().manual_seed(Nq + Nk)
     C = heads * D
-    return [
-        torch.randn(B, Nq, C, generator=g, dtype=torch.float64),
-        torch.randn(B, Nk, 2 * C, generator=g, dtype=torch.float64),
-    ]
+    return [torch.randn(B, Nq, C, generator=g, dtype=torch.float64), torch.randn(B, Nk, 2 * C, generator=g, dtype=torch.float64)]
 
 
 def check_shape(implementation, shape, dtype, device="cpu"):
@@ -50,7 +47,14 @@ def check_shape(implementation, shape, dtype, device="cpu"):
         torch.testing.assert_close(out, kv[..., q.shape[-1] :].expand_as(q), rtol=rounded, atol=0)
         assert q.grad.abs().max() <= 1e-5
         return
-    check(implementation, lambda q, kv: K.cross_attention(q, kv, heads), lambda q, kv: reference.cross_attention(q, kv, heads), inputs(*shape), dtype, device)  # fmt: skip
+    check(
+        implementation,
+        lambda q, kv: K.cross_attention(q, kv, heads),
+        lambda q, kv: reference.cross_attention(q, kv, heads),
+        inputs(*shape),
+        dtype,
+        device,
+    )
 
 
 @each_backend
@@ -97,12 +101,17 @@ def test_rows_may_lie_anywhere(implementation, device):
         (torch.zeros(2, 4, 8), torch.zeros(2, 4, 8), 1, "kv: got (2, 4, 8), expected (2, Nk, 16)"),
         (torch.zeros(2, 4, 8), torch.zeros(2, 0, 16), 1, "kv: got (2, 0, 16)"),
         (torch.zeros(2, 4, 8), torch.zeros(2, 4, 16), 3, "num_heads: got 3"),
-        (torch.zeros(2, 4, 8), torch.zeros(2, 4, 16, dtype=torch.bfloat16), 1, "kv: got torch.bfloat16, expected torch.float32 like q"),
+        (
+            torch.zeros(2, 4, 8),
+            torch.zeros(2, 4, 16, dtype=torch.bfloat16),
+            1,
+            "kv: got torch.bfloat16, expected torch.float32 like q",
+        ),
         (torch.zeros(2, 4, 8), torch.zeros(2, 4, 16, device="meta"), 1, "kv: is on meta, expected cpu like q"),
         (torch.zeros(2, 8, 4).mT, torch.zeros(2, 4, 16), 1, "q: its last dimension has stride 4"),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
-)  # fmt: skip
+)
 def test_wrong_arguments_are_named(q, kv, heads, words, implementation):
     require("cross_attention", implementation)
     with K.use(implementation), pytest.raises(ValueError) as caught:
@@ -115,9 +124,7 @@ def test_opcheck(device):
     op = {"cpu": "cross_attention", "cuda": "cross_attention_triton"}[device]
     require("cross_attention", {"cpu": "cpp", "cuda": "triton"}[device], device)
     q, kv = torch.randn(3, 5, 32, device=device), torch.randn(3, 4, 64, device=device)
-    torch.library.opcheck(
-        getattr(torch.ops.avfmae, op).default, (q.clone().requires_grad_(), kv.clone().requires_grad_(), 2)
-    )
+    torch.library.opcheck(getattr(torch.ops.avfmae, op).default, (q.clone().requires_grad_(), kv.clone().requires_grad_(), 2))
     for again in (False, True):
         torch.library.opcheck(torch.ops.avfmae.cross_attention_backward.default, (q, q, kv, 2, again))
 

@@ -1,4 +1,5 @@
-"""The CUDA C++ kernels' logic, proven without a GPU: compiled for the host, a block's threads being threads, and compared with the
+"""The CUDA C++ kernels' logic, proven without a GPU: compiled for the host, a block's threads being threads, and compared with
+the
 references. What a GPU must still tell is their speed, and that its memory model was understood."""
 
 import ctypes
@@ -27,14 +28,10 @@ def host_source(source: Path) -> str:
     """A .cu file as C++: launches become calls, dynamic shared memory a pointer, and the ops register for the CPU."""
     text = source.read_text()
     text = re.sub(r"([\w:<>(),\s]+?)<<<(.*?)>>>\(", lambda m: launch(*m.groups()), text, flags=re.S)
-    text = text.replace(
-        "extern __shared__ __align__(128) unsigned char shared[];", "unsigned char* shared = emulated_shared;"
-    )
+    text = text.replace("extern __shared__ __align__(128) unsigned char shared[];", "unsigned char* shared = emulated_shared;")
     text = text.replace("extern __shared__ float plain[];", "float* plain = reinterpret_cast<float*>(emulated_shared);")
     text = re.sub(r"  const torch::stable::accelerator::DeviceGuard .*\n", "", text)
-    return text.replace(
-        "STABLE_TORCH_LIBRARY_IMPL(avfmae, CUDA, m)", "STABLE_TORCH_LIBRARY_IMPL(avfmae_emulated, CPU, m)"
-    )
+    return text.replace("STABLE_TORCH_LIBRARY_IMPL(avfmae, CUDA, m)", "STABLE_TORCH_LIBRARY_IMPL(avfmae_emulated, CPU, m)")
 
 
 def launch(before: str, configuration: str) -> str:
@@ -46,9 +43,26 @@ def launch(before: str, configuration: str) -> str:
 def compiled(source: Path) -> Path:
     """The library of a host source."""
     library = source.with_suffix(".so")
-    command = ["g++", "-shared", "-fPIC", "-O1", "-std=c++20", "-pthread", "-fvisibility=hidden", source, "-o", library,
-               f"-I{ROOT / 'tests/kernels/emulated'}", f"-I{ROOT / 'csrc'}", f"-I{TORCH / 'include'}",
-               "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY", f"-L{TORCH / 'lib'}", "-ltorch", "-ltorch_cpu"]  # fmt: skip
+    command = [
+        "g++",
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-std=c++20",
+        "-pthread",
+        "-fvisibility=hidden",
+        source,
+        "-o",
+        library,
+        f"-I{ROOT / 'tests/kernels/emulated'}",
+        f"-I{ROOT / 'csrc'}",
+        f"-I{TORCH / 'include'}",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+        "-DTORCH_STABLE_ONLY",
+        f"-L{TORCH / 'lib'}",
+        "-ltorch",
+        "-ltorch_cpu",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return library
@@ -115,7 +129,8 @@ def divide(tmp_path_factory):
     source = tmp_path_factory.mktemp("divisor") / "divisor.cpp"
     source.write_text(
         '#include "cuda/tubelets.cuh"\n'
-        'extern "C" __attribute__((visibility("default"))) int divide(int n, int by) { return avfmae::Divisor(by).quotient(n); }\n'
+        'extern "C" __attribute__((visibility("default"))) int divide(int n, int by)'
+        "{ return avfmae::Divisor(by).quotient(n); }\n"
     )
     return ctypes.CDLL(str(compiled(source))).divide
 

@@ -18,7 +18,14 @@ def oracle(gate_a, a, gate_b, b):
 
 def check_shape(implementation, shape, dtype, device="cpu"):
     g = torch.Generator().manual_seed(len(shape))
-    check(implementation, K.gated_sum, oracle, [2 * torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(4)], dtype, device)  # fmt: skip
+    check(
+        implementation,
+        K.gated_sum,
+        oracle,
+        [2 * torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(4)],
+        dtype,
+        device,
+    )
 
 
 def check_mixed(implementation, device="cpu"):

@@ -23,9 +23,7 @@ def case(shape, patch, count, device="cpu"):
     g = torch.Generator().manual_seed(count)
     video = torch.randint(0, 256, (*shape, 3), dtype=torch.uint8, generator=g)
     tokens = (shape[1] // patch[0]) * (shape[2] // patch[1]) * (shape[3] // patch[2])
-    index = torch.stack([torch.randint(0, tokens, (count,), generator=g) for _ in range(shape[0])]).reshape(
-        shape[0], count
-    )
+    index = torch.stack([torch.randint(0, tokens, (count,), generator=g) for _ in range(shape[0])]).reshape(shape[0], count)
     return video.to(device), index.to(device)
 
 
@@ -37,11 +35,7 @@ def expected(video, index, patch):
     rows = torch.empty(*index.shape, 3 * patch[0] * patch[1] * patch[2], dtype=torch.float64)
     for b, n in torch.cartesian_prod(*map(torch.arange, index.shape)).tolist() if index.numel() else []:
         token = int(index[b, n])
-        t, y, x0 = (
-            token // (lines * columns) * patch[0],
-            token // columns % lines * patch[1],
-            token % columns * patch[2],
-        )
+        t, y, x0 = (token // (lines * columns) * patch[0], token // columns % lines * patch[1], token % columns * patch[2])
         rows[b, n] = x[b, t : t + patch[0], y : y + patch[1], x0 : x0 + patch[2]].permute(3, 0, 1, 2).reshape(-1)
     return rows
 
@@ -75,8 +69,7 @@ def test_non_contiguous_clips_are_taken():
     video, index = case(*SHAPES["odd patch"])
     channels_first = video.permute(0, 4, 1, 2, 3).contiguous()
     assert torch.equal(
-        K.gather_patches(channels_first.permute(0, 2, 3, 4, 1), index, (3, 5, 7)),
-        K.gather_patches(video, index, (3, 5, 7)),
+        K.gather_patches(channels_first.permute(0, 2, 3, 4, 1), index, (3, 5, 7)), K.gather_patches(video, index, (3, 5, 7))
     )
 
 
@@ -85,11 +78,7 @@ def test_non_contiguous_clips_are_taken():
     ("change", "error", "words"),
     [
         ({"video": torch.zeros(1, 2, 16, 16, 3)}, ValueError, "video: got torch.float32"),
-        (
-            {"video": torch.zeros(1, 3, 2, 16, 16, dtype=torch.uint8)},
-            ValueError,
-            "expected torch.uint8 (B, T, H, W, 3)",
-        ),
+        ({"video": torch.zeros(1, 3, 2, 16, 16, dtype=torch.uint8)}, ValueError, "expected torch.uint8 (B, T, H, W, 3)"),
         ({"video": torch.zeros(0, 2, 16, 16, 3, dtype=torch.uint8)}, ValueError, "B at least 1"),
         ({"index": torch.zeros(1, 1, dtype=torch.int32)}, ValueError, "index: got torch.int32"),
         ({"index": torch.zeros(2, 1, dtype=torch.int64)}, ValueError, "expected torch.int64 (1, N)"),
@@ -103,10 +92,7 @@ def test_non_contiguous_clips_are_taken():
 )
 def test_wrong_arguments_are_named(change, error, words, implementation):
     require("gather_patches", implementation, "cpu")
-    arguments = {
-        "video": torch.zeros(1, 2, 16, 16, 3, dtype=torch.uint8),
-        "index": torch.zeros(1, 1, dtype=torch.int64),
-    } | change
+    arguments = {"video": torch.zeros(1, 2, 16, 16, 3, dtype=torch.uint8), "index": torch.zeros(1, 1, dtype=torch.int64)} | change
     with K.use(implementation), pytest.raises(error) as caught:
         K.gather_patches(**arguments)
     assert words in str(caught.value)
@@ -126,9 +112,7 @@ def test_compiles_without_graph_break(implementation):
     require("gather_patches", implementation, "cpu")
     video, index = case(*SHAPES["odd patch"])
     with K.use(implementation):
-        compiled = torch.compile(
-            lambda v, i: K.gather_patches(v, i, (3, 5, 7)) * 2, fullgraph=True, backend="aot_eager"
-        )
+        compiled = torch.compile(lambda v, i: K.gather_patches(v, i, (3, 5, 7)) * 2, fullgraph=True, backend="aot_eager")
         assert torch.equal(compiled(video, index), K.gather_patches(video, index, (3, 5, 7)) * 2)
 
 
@@ -163,7 +147,8 @@ for name, shape in SHAPES.items():
 video, index = case(*SHAPES["one token"])
 out = torch.ops.avfmae.gather_patches_triton(video, torch.tensor([[7]]), [2, 16, 16], [0.0] * 3, [1.0] * 3, torch.float32)
 assert out.isnan().all()
-torch.library.opcheck(torch.ops.avfmae.gather_patches_triton.default, (video, index, [2, 16, 16], [0.0] * 3, [1.0] * 3, torch.float32))
+torch.library.opcheck(torch.ops.avfmae.gather_patches_triton.default, (video, index, [2, 16, 16], [0.0] * 3, [1.0] * 3,
+torch.float32))
 print("proven")
 """
 

@@ -31,7 +31,8 @@ CASES = {  # ours, plain, shapes of the inputs
         lambda x, w, b: F.linear(x[:, ::2], w, b),
         [(3, 6, C), (O, C), (O,)],
     ),
-    "norm_linear": (lambda x, r, g, s, w, b: K.norm_linear(x, r, g, s, 1e-6, w, b), norm_linear, [(3, 5, C), (3, 5, C), (C,), (C,), (O, C), (O,)]),
+    "norm_linear": (lambda x, r, g, s, w, b: K.norm_linear(x, r, g, s, 1e-6, w, b), norm_linear,
+                    [(3, 5, C), (3, 5, C), (C,), (C,), (O, C), (O,)]),
     "norm_linear, nothing added": (
         lambda x, g, s, w, b: K.norm_linear(x, None, g, s, 1e-6, w, b)[1],
         lambda x, g, s, w, b: norm_linear(x, 0, g, s, w, b)[1],
@@ -61,9 +62,7 @@ def test_against_float64(ours, plain, shapes, dtype, implementation, device):
         pytest.skip("norms and cross attention have no CUDA kernel of their own")
     require("add_layer_norm", implementation, device)
     g = torch.Generator().manual_seed(0)
-    check(
-        implementation, ours, plain, [torch.randn(s, generator=g, dtype=torch.float64) for s in shapes], dtype, device
-    )
+    check(implementation, ours, plain, [torch.randn(s, generator=g, dtype=torch.float64) for s in shapes], dtype, device)
 
 
 @pytest.mark.parametrize(("ours", "plain", "shapes"), CASES.values(), ids=CASES)

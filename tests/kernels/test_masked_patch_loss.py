@@ -47,11 +47,7 @@ def expected(pred, source, index, weight, patch):
     loss, gradient = 0.0, torch.zeros_like(pred)
     for b in range(index.shape[0]):
         for n in range(index.shape[1]):
-            t, y, x = (
-                int(index[b, n]) // (lines * columns),
-                int(index[b, n]) // columns % lines,
-                int(index[b, n]) % columns,
-            )
+            t, y, x = (int(index[b, n]) // (lines * columns), int(index[b, n]) // columns % lines, int(index[b, n]) % columns)
             cube = clip[b, t * pt : (t + 1) * pt, y * ph : (y + 1) * ph, x * pw : (x + 1) * pw]
             flat = cube.reshape(-1, cube.shape[-1])
             cube = (cube - flat.mean(0)) / (flat.var(0, unbiased=True).sqrt() + 1e-6)
@@ -113,11 +109,7 @@ def test_weight_gets_its_gradient():
     [
         ({"source": torch.zeros(1, 2, 16, 16, 3)}, ValueError, "source: got torch.float32"),
         ({"source": torch.zeros(1, 3, 16, 16)}, ValueError, "source: got torch.float32 (1, 3, 16, 16)"),
-        (
-            {"source": torch.zeros(0, 1, 16, 16)},
-            ValueError,
-            "source: got (0, 1, 16, 16), expected a batch of at least 1",
-        ),
+        ({"source": torch.zeros(0, 1, 16, 16)}, ValueError, "source: got (0, 1, 16, 16), expected a batch of at least 1"),
         ({"patch": (2, 16)}, ValueError, "patch: got [2, 16], expected 3 sizes"),
         ({"patch": (2, 16, 5)}, ValueError, "patch: got [2, 16, 5]"),
         ({"index": torch.zeros(1, 1)}, ValueError, "index: got torch.float32"),
@@ -187,7 +179,8 @@ for name, shape in SHAPES.items():
 pred, source, index, weight = case(*SHAPES["one token"])
 scored = torch.ones_like(index, dtype=torch.bool)
 assert torch.ops.avfmae.masked_patch_loss_triton(pred, source, index + 7, scored, [2, 16, 16]).isnan().all()
-torch.library.opcheck(torch.ops.avfmae.masked_patch_loss_triton.default, (pred.requires_grad_(), source, index, scored, [2, 16, 16]))
+torch.library.opcheck(torch.ops.avfmae.masked_patch_loss_triton.default, (pred.requires_grad_(), source, index, scored, [2, 16,
+16]))
 print("proven")
 """
 

@@ -29,9 +29,7 @@ def matrix(rows, columns, dtype, turned, seed):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-@pytest.mark.parametrize(
-    "turned", [(False, False), (True, False), (False, True), (True, True)], ids=["ab", "aᵀb", "abᵀ", "aᵀbᵀ"]
-)
+@pytest.mark.parametrize("turned", [(False, False), (True, False), (False, True), (True, True)], ids=["ab", "aᵀb", "abᵀ", "aᵀbᵀ"])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_against_float64(size, turned, implementation):
     require("matmul_bf16", implementation)

@@ -32,7 +32,14 @@ def inputs(N, S, heads, D):
 
 def check_shape(implementation, shape, dtype, device="cpu"):
     heads = shape[2]
-    check(implementation, lambda x: K.region_attention(x, heads), lambda x: reference.region_attention(x, heads), inputs(*shape), dtype, device)  # fmt: skip
+    check(
+        implementation,
+        lambda x: K.region_attention(x, heads),
+        lambda x: reference.region_attention(x, heads),
+        inputs(*shape),
+        dtype,
+        device,
+    )
 
 
 @each_backend
@@ -51,10 +58,7 @@ def check_strides(implementation, device="cpu"):
         with K.use(implementation), poisoned():
             out = K.region_attention(view, 2)
             slope, again = region_attention_backward(grad, view, 2, again=True)
-        want, (want_slope, _) = (
-            reference.region_attention(view, 2),
-            reference.region_attention_backward(grad, view, 2, False),
-        )
+        want, (want_slope, _) = (reference.region_attention(view, 2), reference.region_attention_backward(grad, view, 2, False))
         assert torch.allclose(out, want, atol=1e-5) and torch.allclose(slope, want_slope, atol=1e-5)
         assert torch.allclose(again, want, atol=1e-5) and out.is_contiguous()
 
@@ -105,9 +109,7 @@ def test_opcheck(device):
     qkv = torch.randn(3, 5, 3 * 32, device=device)
     torch.library.opcheck(torch.ops.avfmae.region_attention.default, (qkv.clone().requires_grad_(), 2))
     for again in (False, True):
-        torch.library.opcheck(
-            torch.ops.avfmae.region_attention_backward.default, (qkv[..., :32].contiguous(), qkv, 2, again)
-        )
+        torch.library.opcheck(torch.ops.avfmae.region_attention_backward.default, (qkv[..., :32].contiguous(), qkv, 2, again))
 
 
 TRITON_CASES = """

@@ -33,8 +33,7 @@ def test_compiled_and_numpy_agree_bit_for_bit(count):
         groups = np.arange(2 * count).reshape(2, count)
         for keep in (0, 1, count):
             assert np.array_equal(
-                _host.choose_tokens(**given, groups=groups, keep=keep),
-                reference.choose_tokens(**given, groups=groups, keep=keep),
+                _host.choose_tokens(**given, groups=groups, keep=keep), reference.choose_tokens(**given, groups=groups, keep=keep)
             )
 
 
@@ -60,18 +59,17 @@ def test_choice_is_uniform():
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"seed": -1}, "seed: got -1"), ({"stream": 256}, "stream: got 256"), ({"keep": 11}, "keep: got 11"),
-     ({"clips": np.array([-1])}, "clips: got"), ({"clips": np.zeros((2, 2), int)}, "clips: got"), ({"groups": np.arange(10)}, "groups: got shape")],
+    [
+        ({"seed": -1}, "seed: got -1"),
+        ({"stream": 256}, "stream: got 256"),
+        ({"keep": 11}, "keep: got 11"),
+        ({"clips": np.array([-1])}, "clips: got"),
+        ({"clips": np.zeros((2, 2), int)}, "clips: got"),
+        ({"groups": np.arange(10)}, "groups: got shape"),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_wrong_arguments_are_named(change, words):
-    given = {
-        "seed": 0,
-        "epoch": 0,
-        "clips": np.arange(2),
-        "stream": 0,
-        "groups": np.arange(10)[None],
-        "keep": 2,
-    } | change
+    given = {"seed": 0, "epoch": 0, "clips": np.arange(2), "stream": 0, "groups": np.arange(10)[None], "keep": 2} | change
     with pytest.raises(ValueError, match=words.replace("(", r"\(")):
         choose_tokens(**given)

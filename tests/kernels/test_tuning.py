@@ -35,7 +35,9 @@ def test_choices_are_kept_and_recalled(gpu, tmp_path):
     assert set(json.loads(file.read_text())["H200"]) == {"kernel", "another"}
 
 
-@pytest.mark.parametrize(("name", "kernel", "warps"), [("H100", "kernel", (2, 4)), ("H200", "other", (2, 4)), ("H200", "kernel", (2, 8))])
+@pytest.mark.parametrize(
+    ("name", "kernel", "warps"), [("H100", "kernel", (2, 4)), ("H200", "other", (2, 4)), ("H200", "kernel", (2, 8))]
+)
 def test_choices_of_another_gpu_kernel_or_list_are_not_taken(gpu, tmp_path, name, kernel, warps):
     file, first, second = tmp_path / "choices.json", Tuner(2, 4), Tuner(*warps)
     first.cache[KEY] = first.configs[1]

@@ -16,10 +16,15 @@ BACKWARD = {"g": "12", "bf": "2"}
 
 # What it is called: (suffix, encoder, its options)
 KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
-    "h264-mp4": (".mp4", "libx264", CLOSED), "h264-mkv": (".mkv", "libx264", CLOSED), "h264-flv": (".flv", "libx264", CLOSED),
+    "h264-mp4": (".mp4", "libx264", CLOSED),
+    "h264-mkv": (".mkv", "libx264", CLOSED),
+    "h264-flv": (".flv", "libx264", CLOSED),
     "h264-long-group": (".mp4", "libx264", {"x264-params": f"{X264}:keyint=250"}),
-    "h264-open-mp4": (".mp4", "libx264", OPEN), "h264-open-mkv": (".mkv", "libx264", OPEN), "h264-open-mov": (".mov", "libx264", OPEN),
-    "h264-open-ts": (".ts", "libx264", OPEN), "h264-open-avi": (".avi", "libx264", OPEN),
+    "h264-open-mp4": (".mp4", "libx264", OPEN),
+    "h264-open-mkv": (".mkv", "libx264", OPEN),
+    "h264-open-mov": (".mov", "libx264", OPEN),
+    "h264-open-ts": (".ts", "libx264", OPEN),
+    "h264-open-avi": (".avi", "libx264", OPEN),
     "h264-groups-of-two": (".mp4", "libx264", {"x264-params": f"{X264}:keyint=2:open-gop=1"}),
     "h264-without-b": (".mp4", "libx264", {"x264-params": "scenecut=0:keyint=8:bframes=0:ref=4"}),
     "h264-refresh": (".mp4", "libx264", {"x264-params": "scenecut=0:intra-refresh=1:keyint=20:bframes=2"}),
@@ -28,15 +33,26 @@ KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
     "hevc-open-ts": (".ts", "libx265", {"x265-params": f"{X265}:open-gop=1"}),
     "hevc-closed": (".mp4", "libx265", {"x265-params": f"{X265}:open-gop=0"}),
     "hevc-radl": (".mp4", "libx265", {"x265-params": f"{X265}:open-gop=0:radl=2"}),
-    "mpeg4-mp4": (".mp4", "mpeg4", BACKWARD), "mpeg4-mkv": (".mkv", "mpeg4", BACKWARD), "mpeg4-avi": (".avi", "mpeg4", BACKWARD),
-    "mpeg2-mkv": (".mkv", "mpeg2video", BACKWARD), "mpeg2-ts": (".ts", "mpeg2video", BACKWARD), "mpeg2-mpg": (".mpg", "mpeg2video", BACKWARD),
-    "mpeg1-mpg": (".mpg", "mpeg1video", BACKWARD), "mpeg1-mkv": (".mkv", "mpeg1video", BACKWARD),
-    "vp8-webm": (".webm", "libvpx", HIDDEN), "vp9-webm": (".webm", "libvpx-vp9", HIDDEN), "vp9-mp4": (".mp4", "libvpx-vp9", HIDDEN),
+    "mpeg4-mp4": (".mp4", "mpeg4", BACKWARD),
+    "mpeg4-mkv": (".mkv", "mpeg4", BACKWARD),
+    "mpeg4-avi": (".avi", "mpeg4", BACKWARD),
+    "mpeg2-mkv": (".mkv", "mpeg2video", BACKWARD),
+    "mpeg2-ts": (".ts", "mpeg2video", BACKWARD),
+    "mpeg2-mpg": (".mpg", "mpeg2video", BACKWARD),
+    "mpeg1-mpg": (".mpg", "mpeg1video", BACKWARD),
+    "mpeg1-mkv": (".mkv", "mpeg1video", BACKWARD),
+    "vp8-webm": (".webm", "libvpx", HIDDEN),
+    "vp9-webm": (".webm", "libvpx-vp9", HIDDEN),
+    "vp9-mp4": (".mp4", "libvpx-vp9", HIDDEN),
     "av1-mp4": (".mp4", "libsvtav1", {"preset": "10", "svtav1-params": "keyint=24:irefresh-type=2"}),
     "av1-open": (".mp4", "libsvtav1", {"preset": "10", "svtav1-params": "keyint=24:irefresh-type=1"}),
-    "mjpeg-mov": (".mov", "mjpeg", {}), "mjpeg-avi": (".avi", "mjpeg", {}), "prores-mov": (".mov", "prores_ks", {}),
-    "ffv1-mkv": (".mkv", "ffv1", {"g": "10"}), "flv1-flv": (".flv", "flv", {"g": "12"}), "wmv2-asf": (".asf", "wmv2", {"g": "12"}),
-}  # fmt: skip
+    "mjpeg-mov": (".mov", "mjpeg", {}),
+    "mjpeg-avi": (".avi", "mjpeg", {}),
+    "prores-mov": (".mov", "prores_ks", {}),
+    "ffv1-mkv": (".mkv", "ffv1", {"g": "10"}),
+    "flv1-flv": (".flv", "flv", {"g": "12"}),
+    "wmv2-asf": (".asf", "wmv2", {"g": "12"}),
+}
 
 
 def clock(number: int, height: int = 64, width: int = 112) -> np.ndarray:

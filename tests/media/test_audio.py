@@ -17,8 +17,7 @@ def test_golden_filterbank(clip):
     features = fbank(numbers[f"{clip}.waveform"][0])
     assert features.shape == numbers[f"{clip}.fbank"].shape
     assert (
-        golden.relative(features, numbers[f"{clip}.fbank"]) <= 1e-5
-        and np.abs(features - numbers[f"{clip}.fbank"]).max() < 1e-3
+        golden.relative(features, numbers[f"{clip}.fbank"]) <= 1e-5 and np.abs(features - numbers[f"{clip}.fbank"]).max() < 1e-3
     )
 
 

@@ -17,7 +17,9 @@ def frames(kind):
     if kind == "one level":
         return np.full((2, 30, 40, 3), 77, np.uint8)
     y, x = np.mgrid[:64, :72]
-    return np.stack([np.stack([60 + x + k, 2 * y + 20, 128 + 50 * np.sin((x + y) / 9 + k)], -1) for k in range(2)]).astype(np.uint8)
+    return np.stack([np.stack([60 + x + k, 2 * y + 20, 128 + 50 * np.sin((x + y) / 9 + k)], -1) for k in range(2)]).astype(
+        np.uint8
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)

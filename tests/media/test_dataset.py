@@ -23,8 +23,7 @@ def info(count, fps=25.0, start=0.0):
 
 
 @pytest.mark.parametrize(
-    ("fps", "count", "step"),
-    [(25, 200, 4), (30, 200, 4), (29.97, 200, 4), (50, 400, 8), (15, 120, 2.4), (100, 800, 16)],
+    ("fps", "count", "step"), [(25, 200, 4), (30, 200, 4), (29.97, 200, 4), (50, 400, 8), (15, 120, 2.4), (100, 800, 16)]
 )
 def test_windows_span_the_same_time_at_any_rate(fps, count, step):
     window = sample_window(info(count, fps), Clip(0, "x"), 0.0, 16, DataConfig(), spread=False)
@@ -66,9 +65,12 @@ def test_boxes_lie_in_the_frame():
         assert (low[:2] >= within[:2]).all() and (high[2:] <= np.array(within[2:]) + 1e-6).all()
     sides = {(round(b[2] - b[0], 1), round(b[3] - b[1], 1)) for b in boxes[:200]}
     assert len(sides) == 10  # four scales, at most one step of distortion
-    assert augment.view_box((0, 0, 200, 100), 0, 2) == (0, 0, 100, 100) and augment.view_box(
-        (0, 0, 200, 100), 1, 2
-    ) == (100, 0, 200, 100)
+    assert augment.view_box((0, 0, 200, 100), 0, 2) == (0, 0, 100, 100) and augment.view_box((0, 0, 200, 100), 1, 2) == (
+        100,
+        0,
+        200,
+        100,
+    )
 
 
 def test_face_boxes_get_their_margin_and_stay_square():
@@ -95,16 +97,7 @@ def test_erasing_puts_noise_into_one_place():
 
 @pytest.fixture
 def clips(media):
-    names = [
-        "good_mp4",
-        "good_mpg",
-        "short_mp4",
-        "slow_mp4",
-        "fast_mp4",
-        "odd_size_mp4",
-        "short_sound_mp4",
-        "click_mp4",
-    ]
+    names = ["good_mp4", "good_mpg", "short_mp4", "slow_mp4", "fast_mp4", "odd_size_mp4", "short_sound_mp4", "click_mp4"]
     return [Clip(i, media[n], label="ab"[i % 2]) for i, n in enumerate(names)]
 
 
@@ -142,10 +135,7 @@ def test_processes_share_out_what_one_would_do():
 
 def test_plans_fit_any_number_of_processes():
     assert Plan.fit(10_000, 984, 164, world=6).accumulation == 1
-    assert (Plan.fit(10_000, 984, 164, world=8).micro_batch, Plan.fit(10_000, 984, 164, world=1).accumulation) == (
-        123,
-        6,
-    )
+    assert (Plan.fit(10_000, 984, 164, world=8).micro_batch, Plan.fit(10_000, 984, 164, world=1).accumulation) == (123, 6)
     with pytest.raises(ValueError, match="984 clips do not share out over 5"):
         Plan.fit(10_000, 984, 164, world=5)
 
@@ -218,10 +208,16 @@ def test_released_lists(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("file,label\na.mp4,1\n", "column 'path' is missing; it has file, label"), ("path,start\na.mp4,soon\n", "row 1: start is 'soon'"),
-     ("path,label\n,1\n", "row 1: path is empty"), ("path\n", "holds no clips"), ("", "holds no clips"), (b"\xff\xfe\x00", "no readable CSV")],
+    [
+        ("file,label\na.mp4,1\n", "column 'path' is missing; it has file, label"),
+        ("path,start\na.mp4,soon\n", "row 1: start is 'soon'"),
+        ("path,label\n,1\n", "row 1: path is empty"),
+        ("path\n", "holds no clips"),
+        ("", "holds no clips"),
+        (b"\xff\xfe\x00", "no readable CSV"),
+    ],
     ids=["column", "number", "path", "header", "empty", "binary"],
-)  # fmt: skip
+)
 def test_bad_manifests_are_named(text, words, tmp_path):
     path = tmp_path / "m.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

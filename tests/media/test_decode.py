@@ -52,8 +52,7 @@ def test_frame_numbers_are_right_and_the_same_in_every_decoder(name, media):
 
 
 @pytest.mark.parametrize(
-    ("name", "fps", "count"),
-    [("good_mp4", 25, 80), ("slow_mp4", 15, 48), ("fast_mp4", 100, 300), ("ntsc_mp4", 29.97, 90)],
+    ("name", "fps", "count"), [("good_mp4", 25, 80), ("slow_mp4", 15, 48), ("fast_mp4", 100, 300), ("ntsc_mp4", 29.97, 90)]
 )
 def test_probe(name, fps, count, media):
     info = probe(media[name])
@@ -82,11 +81,7 @@ def test_late_video_keeps_its_offset(tmp_path):
         rate=RATE,
     )
     path = str(tmp_path / "late.mkv")
-    with (
-        av.open(path, "w") as out,
-        av.open(str(tmp_path / "a.mp4")) as picture,
-        av.open(str(tmp_path / "b.mp4")) as sound,
-    ):
+    with av.open(path, "w") as out, av.open(str(tmp_path / "a.mp4")) as picture, av.open(str(tmp_path / "b.mp4")) as sound:
         video, audio = (
             out.add_stream_from_template(picture.streams.video[0]),
             out.add_stream_from_template(sound.streams.audio[0]),
@@ -130,9 +125,15 @@ def test_a_short_track_gives_what_there_is(media):
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("missing", "no such file"), ("empty_mp4", "is empty"), ("truncated_mp4", "no readable media|truncated"), ("text_mp4", "no readable media"),
-     ("truncated_flv", "truncated|breaks off"), ("sound_wav", "has no video track")],
-)  # fmt: skip
+    [
+        ("missing", "no such file"),
+        ("empty_mp4", "is empty"),
+        ("truncated_mp4", "no readable media|truncated"),
+        ("text_mp4", "no readable media"),
+        ("truncated_flv", "truncated|breaks off"),
+        ("sound_wav", "has no video track"),
+    ],
+)
 def test_bad_files_are_named(name, reason, media):
     with pytest.raises(MediaError, match=reason) as caught:
         probe(media[name])
@@ -188,7 +189,8 @@ def test_sound_is_the_same_wherever_decoding_begins(rate, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("name", ["good_mp4", "good_mkv", "ntsc_mp4", "fast_mp4"])
 def test_frames_that_are_left_out_change_nothing(name, media):
-    """H.264 pictures on which nothing depends are skipped, and decoding begins at a key frame: the frames are those of decoding all."""
+    """H.264 pictures on which nothing depends are skipped, and decoding begins at a key frame: the frames are those of decoding
+    all."""
     every = np.stack(list(decode.frames_between(media[name], 0, len(probe(media[name]).times))))
     for first in range(0, len(every) - 30, 7):
         wanted = first + np.array([0, 4, 5, 11, 29])

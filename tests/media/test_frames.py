@@ -58,7 +58,9 @@ def test_every_window_is_that_of_decoding_the_whole_file(kind, files):
     assert np.array_equal(np.stack(list(frames_between(path, 20, 40))), every[20:40])
 
 
-@pytest.mark.parametrize("kind", ["h264-open-mp4", "h264-without-b", "hevc-open-mp4", "mpeg4-mp4", "mpeg2-mkv", "vp9-mp4", "mjpeg-mov"])
+@pytest.mark.parametrize(
+    "kind", ["h264-open-mp4", "h264-without-b", "hevc-open-mp4", "mpeg4-mp4", "mpeg2-mkv", "vp9-mp4", "mjpeg-mov"]
+)
 @pytest.mark.parametrize("first", [-9, 30], ids=["edit list", "late start"])
 def test_windows_of_shifted_streams(kind, first, files):
     path = files(kind, first=first, **({"avoid_negative_ts": "disabled"} if first < 0 and kind.endswith("mp4") else {}))
@@ -72,7 +74,14 @@ def test_key_frames_are_used_where_that_is_safe(files, monkeypatch):
     begun = []
     decoded = decode._decode
     monkeypatch.setattr(decode, "_decode", lambda path, wanted, info, key: begun.append(key) or decoded(path, wanted, info, key))
-    for kind, key in {"h264-open-mp4": 48, "hevc-open-mp4": 48, "mpeg2-mkv": 49, "av1-mp4": 48, "h264-refresh": 0, "h264-open-ts": 0}.items():
+    for kind, key in {
+        "h264-open-mp4": 48,
+        "hevc-open-mp4": 48,
+        "mpeg2-mkv": 49,
+        "av1-mp4": 48,
+        "h264-refresh": 0,
+        "h264-open-ts": 0,
+    }.items():
         begun.clear()
         read_frames(files(kind), [53])
         assert len(begun) == 1 and abs(begun[0] - key) <= 3, (kind, begun)
@@ -132,19 +141,44 @@ def test_a_file_that_was_cut_at_a_key_frame_begins_with_what_decodes(kind, files
 def test_frames_without_stamps_count():
     """An MPEG program stream need not stamp every frame: they follow one another at their rate."""
     stamps = [None if i % 3 else 3600 * i for i in range(30)]
-    packets = [SimpleNamespace(pts=t, dts=t, size=9, duration=3600, time_base=Fraction(1, 90_000), is_keyframe=i == 0, is_discard=False) for i, t in enumerate(stamps)]
-    codec = SimpleNamespace(width=64, height=64, extradata=b"", has_b_frames=True, codec=SimpleNamespace(canonical_name="mpeg2video"))
-    stream = SimpleNamespace(type="video", codec_context=codec, duration=None, frames=0, time_base=Fraction(1, 90_000), average_rate=Fraction(25))
+    packets = [
+        SimpleNamespace(pts=t, dts=t, size=9, duration=3600, time_base=Fraction(1, 90_000), is_keyframe=i == 0, is_discard=False)
+        for i, t in enumerate(stamps)
+    ]
+    codec = SimpleNamespace(
+        width=64, height=64, extradata=b"", has_b_frames=True, codec=SimpleNamespace(canonical_name="mpeg2video")
+    )
+    stream = SimpleNamespace(
+        type="video", codec_context=codec, duration=None, frames=0, time_base=Fraction(1, 90_000), average_rate=Fraction(25)
+    )
     for packet in packets:
         packet.stream = stream
-    container = SimpleNamespace(streams=SimpleNamespace(video=[stream], audio=[]), format=SimpleNamespace(name="mpeg"), demux=lambda: packets, start_time=0, duration=0)
+    container = SimpleNamespace(
+        streams=SimpleNamespace(video=[stream], audio=[]),
+        format=SimpleNamespace(name="mpeg"),
+        demux=lambda: packets,
+        start_time=0,
+        duration=0,
+    )
     info = probing._probe("x.vob", container, True, [])
     assert len(info.times) == 30 and np.allclose(np.diff(info.times), 0.04) and not info.stamped
 
 
 def test_every_key_codec_was_tried(files):
-    names = {"flv": "flv1", "libx264": "h264", "libx265": "hevc", "libvpx": "vp8", "libvpx-vp9": "vp9", "libsvtav1": "av1", "prores_ks": "prores"}
-    tried = {names.get(encoder, encoder) for suffix, encoder, _ in KINDS.values() if suffix in (".mp4", ".mkv", ".mov", ".webm", ".flv")}
+    names = {
+        "flv": "flv1",
+        "libx264": "h264",
+        "libx265": "hevc",
+        "libvpx": "vp8",
+        "libvpx-vp9": "vp9",
+        "libsvtav1": "av1",
+        "prores_ks": "prores",
+    }
+    tried = {
+        names.get(encoder, encoder)
+        for suffix, encoder, _ in KINDS.values()
+        if suffix in (".mp4", ".mkv", ".mov", ".webm", ".flv")
+    }
     assert tried >= KEY_CODECS and tried >= DECORD_EXACT
 
 
@@ -189,7 +223,9 @@ def test_disposable_pictures_are_told_by_all_their_slices():
         assert not is_disposable(unit(0x06, size), size) and not is_disposable(b"", size)
 
 
-COLOURS = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [200, 120, 60], [128, 128, 128], [255, 255, 0]])
+COLOURS = np.array(
+    [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [200, 120, 60], [128, 128, 128], [255, 255, 0]]
+)
 MATRICES = {"unknown": 2, "bt709": 1, "bt601": 6, "bt2020": 9}
 RANGES = {"limited": 1, "full": 2}
 
@@ -200,7 +236,9 @@ def write_colours(path: Path, matrix: int, levels: int, size: int = 32) -> None:
         stream = out.add_stream("libx264", rate=25)
         stream.height, stream.width, stream.pix_fmt, stream.options = *picture.shape[:2], "yuv420p", {"crf": "4"}
         stream.codec_context.colorspace, stream.codec_context.color_range = matrix, levels
-        coded = from_rgb(picture, {1: (0.2126, 0.0722), 9: (0.2627, 0.0593)}.get(matrix, (0.299, 0.114)), levels == RANGES["full"])
+        coded = from_rgb(
+            picture, {1: (0.2126, 0.0722), 9: (0.2627, 0.0593)}.get(matrix, (0.299, 0.114)), levels == RANGES["full"]
+        )
         coded.colorspace, coded.color_range = matrix, levels
         for number in range(5):
             coded.pts = number
@@ -214,11 +252,15 @@ def from_rgb(picture: np.ndarray, weights: tuple[float, float], full: bool) -> a
     luma = weights[0] * red + (1 - sum(weights)) * green + weights[1] * blue
     chroma = [(c - luma)[::2, ::2] / (2 * (1 - w)) for c, w in ((blue, weights[1]), (red, weights[0]))]
     planes = [255 * luma if full else 16 + 219 * luma, *[128 + (255 if full else 224) * c for c in chroma]]
-    return av.VideoFrame.from_ndarray(np.concatenate([p.round().clip(0, 255).ravel() for p in planes]).astype(np.uint8).reshape(-1, picture.shape[1]), format="yuv420p")
+    return av.VideoFrame.from_ndarray(
+        np.concatenate([p.round().clip(0, 255).ravel() for p in planes]).astype(np.uint8).reshape(-1, picture.shape[1]),
+        format="yuv420p",
+    )
 
 
 def test_colours_come_back_right(tmp_path):
-    """Of every matrix and range, one after the other: PyAV 14 to 16 take BT.709 for BT.601, and remember the settings of the file before."""
+    """Of every matrix and range, one after the other: PyAV 14 to 16 take BT.709 for BT.601, and remember the settings of the file
+    before."""
     for matrix, levels in product(MATRICES, RANGES):
         path = tmp_path / f"{matrix}-{levels}.mp4"
         write_colours(path, MATRICES[matrix], RANGES[levels])

@@ -1,4 +1,5 @@
-"""What a run reads: every clip once, whoever reads it, wherever the run is broken off; and clips at which a decoder hangs or dies."""
+"""What a run reads: every clip once, whoever reads it, wherever the run is broken off; and clips at which a decoder hangs or
+dies."""
 
 import os
 
@@ -35,7 +36,10 @@ def stored(tmp_path_factory):
 
 def plans(clips, world, total_batch=8, **rest):
     numbers = shards.shard_numbers([c.path for c in clips])
-    return [Plan.fit(len(clips), total_batch, rest.get("micro"), rank=r, world=world, seed=3, shards=numbers, mixed_shards=4) for r in range(world)]
+    return [
+        Plan.fit(len(clips), total_batch, rest.get("micro"), rank=r, world=world, seed=3, shards=numbers, mixed_shards=4)
+        for r in range(world)
+    ]
 
 
 def read(clips, plan, first, last, workers):
@@ -44,7 +48,8 @@ def read(clips, plan, first, last, workers):
 
 
 def test_a_run_resumed_mid_epoch_sees_what_was_not_seen(stored):
-    """Two ranks with four workers each, broken off after two of six steps; resumed with two workers, and with one rank instead."""
+    """Two ranks with four workers each, broken off after two of six steps; resumed with two workers, and with one rank
+    instead."""
     before = [b for plan in plans(stored, 2) for b in read(stored, plan, 0, 2, 4)]
     seen = [c for b in before for c in b.clips]
     assert len(set(seen)) == len(seen) == 16
@@ -54,8 +59,16 @@ def test_a_run_resumed_mid_epoch_sees_what_was_not_seen(stored):
 
 
 def test_batches_are_the_same_for_any_number_of_ranks(stored):
-    steps = {world: [[sorted(i for m in micro for _, i in m) for micro in zip(*(p.micro_batches(s, s + 1) for p in plans(stored, world)), strict=True)]
-                     for s in range(12)] for world in (1, 2, 4, 8)}  # fmt: skip
+    steps = {
+        world: [
+            [
+                sorted(i for m in micro for _, i in m)
+                for micro in zip(*(p.micro_batches(s, s + 1) for p in plans(stored, world)), strict=True)
+            ]
+            for s in range(12)
+        ]
+        for world in (1, 2, 4, 8)
+    }
     assert steps[1] == steps[2] == steps[4] == steps[8]
     assert steps[1][:6] != steps[1][6:]  # another order in the next epoch
     assert sorted(i for step in steps[1][:6] for micro in step for i in micro) == list(range(48))
@@ -93,7 +106,9 @@ def test_memory_stays_flat_and_no_file_stays_open(stored, tmp_path):
     import psutil
 
     for k in range(4):
-        (tmp_path / f"{k}.mp4").write_bytes((b"", b"nothing", shards.encode_video(talking(30, 64), np.arange(30) / 25, (64, 64))[:2000], os.urandom(3000))[k])
+        (tmp_path / f"{k}.mp4").write_bytes(
+            (b"", b"nothing", shards.encode_video(talking(30, 64), np.arange(30) / 25, (64, 64))[:2000], os.urandom(3000))[k]
+        )
     good = str(tmp_path / "good.mp4")
     (tmp_path / "good.mp4").write_bytes(shards.encode_video(talking(70, 64), np.arange(70) / 25, (64, 64)))
     data = ClipDataset(stored, TINY, DataConfig(missing_audio="silence"), "pretrain")

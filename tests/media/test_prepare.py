@@ -1,4 +1,5 @@
-"""From raw videos to a prepared set: nothing lost in silence, the same bytes whatever happens on the way, sound on its picture."""
+"""From raw videos to a prepared set: nothing lost in silence, the same bytes whatever happens on the way, sound on its
+picture."""
 
 import csv
 import json
@@ -27,7 +28,9 @@ BAD = {"empty_mp4": "is empty", "truncated_mp4": "no readable media", "text_mp4"
 
 
 def settings(source, out, **changes):
-    return PrepareConfig(Path(source), Path(out), **{"detector": "precropped", "size": 64, "workers": 2, "shard_clips": 3} | changes)
+    return PrepareConfig(
+        Path(source), Path(out), **{"detector": "precropped", "size": 64, "workers": 2, "shard_clips": 3} | changes
+    )
 
 
 def rows_of(manifest):
@@ -66,7 +69,9 @@ def test_every_clip_is_kept_or_set_aside_with_its_reason(source, prepared, media
         assert info.has_audio == bool(int(row["has_audio"]))
 
 
-@pytest.mark.parametrize(("keep", "lost"), [((), {"silent.mp4", "short.mp4"}), (("short",), {"silent.mp4"}), (("no-audio", "short"), set())])
+@pytest.mark.parametrize(
+    ("keep", "lost"), [((), {"silent.mp4", "short.mp4"}), (("short",), {"silent.mp4"}), (("no-audio", "short"), set())]
+)
 def test_what_is_kept_is_an_option(keep, lost, media, tmp_path):
     write_manifest(tmp_path / "m.csv", [Clip(i, media[n]) for i, n in enumerate(("good_mp4", "silent_mp4", "short_mp4"))])
     run = settings(tmp_path / "m.csv", tmp_path / "out", keep=keep, min_frames=30)
@@ -128,7 +133,9 @@ def test_a_killed_run_ends_with_the_bytes_of_an_unbroken_one(source, prepared, t
     left = []
     for shards in (0, 1, 2, 4):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-        while process.poll() is None and not ((tmp_path / "out").exists() and len(list((tmp_path / "out").glob("*.index"))) >= shards):
+        while process.poll() is None and not (
+            (tmp_path / "out").exists() and len(list((tmp_path / "out").glob("*.index"))) >= shards
+        ):
             time.sleep(0.002)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -275,7 +282,9 @@ def test_the_face_is_found_cropped_and_written_down(tmp_path, monkeypatch):
     frames = np.full((60, 120, 200, 3), 30, np.uint8)
     frames[:, 40:80, 100:140] = 220
     encode(tmp_path / "a.mp4", frames, 0.1 * np.random.default_rng(0).standard_normal(round(RATE * 2.4)), rate=RATE)
-    monkeypatch.setattr(faces, "make_detector", lambda *_: lambda frame: [Face((100.0, 40, 40, 40), 1.0)] if frame.max() > 200 else [])
+    monkeypatch.setattr(
+        faces, "make_detector", lambda *_: lambda frame: [Face((100.0, 40, 40, 40), 1.0)] if frame.max() > 200 else []
+    )
     run = settings(tmp_path, tmp_path / "out", detector="haar", margin=0.5)
     sample = prepare_clip(Clip(0, str(tmp_path / "a.mp4")), run)
     row = sample.row
@@ -283,7 +292,9 @@ def test_the_face_is_found_cropped_and_written_down(tmp_path, monkeypatch):
     encode(tmp_path / "b.mp4", frames // 2, None)
     lost = prepare_clip(Clip(1, str(tmp_path / "b.mp4")), run)
     assert lost == Failure("no face is found in it (keep = no-face would keep it)")
-    kept = prepare_clip(Clip(1, str(tmp_path / "b.mp4")), settings(tmp_path, tmp_path / "out", detector="haar", keep=("no-face", "no-audio")))
+    kept = prepare_clip(
+        Clip(1, str(tmp_path / "b.mp4")), settings(tmp_path, tmp_path / "out", detector="haar", keep=("no-face", "no-audio"))
+    )
     assert kept.row["flags"] == "no-face no-audio" and kept.row["face_x"] is None
 
 

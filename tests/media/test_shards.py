@@ -24,12 +24,16 @@ from avfmae.data.preprocess import preprocess
 def talking(count, size=96, seed=0):
     """Frames with what a face has: a smooth picture that sways, and a mouth that opens and closes."""
     rng = np.random.default_rng(seed)
-    picture = cv2.resize(rng.uniform(40, 220, (9, 9, 3)).astype(np.float32), (size + 16, size + 16), interpolation=cv2.INTER_CUBIC)
+    picture = cv2.resize(
+        rng.uniform(40, 220, (9, 9, 3)).astype(np.float32), (size + 16, size + 16), interpolation=cv2.INTER_CUBIC
+    )
     picture += cv2.GaussianBlur(rng.normal(0, 12, picture.shape).astype(np.float32), (0, 0), 1.5)
     for i in range(count):
         shift = np.array([[1, 0, 6 * np.sin(i / 17)], [0, 1, 4 * np.cos(i / 23)]], np.float32)
         frame = cv2.warpAffine(picture, shift, (size + 16, size + 16), borderMode=cv2.BORDER_REPLICATE)
-        cv2.ellipse(frame, (size // 2, 3 * size // 4), (size // 6, 1 + int(size / 14 * abs(np.sin(i / 3)))), 0, 0, 360, (90, 30, 40), -1)
+        cv2.ellipse(
+            frame, (size // 2, 3 * size // 4), (size // 6, 1 + int(size / 14 * abs(np.sin(i / 3)))), 0, 0, 360, (90, 30, 40), -1
+        )
         yield frame[8:-8, 8:-8].clip(0, 255).astype(np.uint8)
 
 
@@ -69,8 +73,8 @@ def test_any_frames_are_those_of_decoding_in_order(stored, key):
 
 
 def test_a_window_decodes_little_more_than_its_frames(stored, monkeypatch):
-    """At stride 4: 16 or 17 of the chain, those from the last key frame on (7 at most), 16 beside the chain, and the last frame before
-    each of two key frames, on which the chain ends."""
+    """At stride 4: 16 or 17 of the chain, those from the last key frame on (7 at most), 16 beside the chain, and the last frame
+    before each of two key frames, on which the chain ends."""
     packets = []
     monkeypatch.setattr(shards.av, "Packet", lambda data, make=av.Packet: packets.append(1) or make(data))
     counts = []

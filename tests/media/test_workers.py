@@ -92,5 +92,8 @@ def test_no_process_and_no_file_is_left():
 
 
 def test_processes_that_cannot_start_are_no_fault_of_the_files():
-    with Workers(never_starts, 1, 5.0) as workers, pytest.raises(RuntimeError, match=r"die before they read anything: .*exit code 3"):
+    with (
+        Workers(never_starts, 1, 5.0) as workers,
+        pytest.raises(RuntimeError, match=r"die before they read anything: .*exit code 3"),
+    ):
         next(workers.results([("fine", 0)]))

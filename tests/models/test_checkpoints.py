@@ -71,12 +71,7 @@ def test_finetuning_takes_encoders_and_fusion_of_a_pretraining_file(tmp_path):
         "mask_token",
         "mask_token_audio",
     }
-    assert {n.split(".")[0] for n in report.missing} == {
-        "head",
-        "fc_norm",
-        "layer_weights_video",
-        "layer_weights_audio",
-    }
+    assert {n.split(".")[0] for n in report.missing} == {"head", "fc_norm", "layer_weights_video", "layer_weights_audio"}
     assert "dropped: decoder" in str(report)
     video_only = avfmae.AVFMAEForFinetuning(TINY, 5, modalities=("video",))
     avfmae.load_released(video_only, tmp_path / "weights.safetensors")
@@ -202,8 +197,25 @@ def test_init_takes_a_released_checkpoint(tmp_path, capsys):
     torch.save({"model": avfmae.released_state_dict(model), **beside()}, tmp_path / "checkpoint-99.pth")
     encode(tmp_path / "a.mp4", counted_frames(80), np.random.default_rng(0).normal(0, 0.1, 3 * 44_100), rate=44_100)
     write_manifest(tmp_path / "m.csv", [Clip(i, str(tmp_path / "a.mp4")) for i in range(2)])
-    main(["pretrain", "--preset", "tiny", "--manifest", str(tmp_path / "m.csv"), "--out", str(tmp_path / "run"), "--init",
-          str(tmp_path / "checkpoint-99.pth"), "--optim.epochs", "1", "--optim.total-batch", "2", "--data.workers", "0"])  # fmt: skip
+    main(
+        [
+            "pretrain",
+            "--preset",
+            "tiny",
+            "--manifest",
+            str(tmp_path / "m.csv"),
+            "--out",
+            str(tmp_path / "run"),
+            "--init",
+            str(tmp_path / "checkpoint-99.pth"),
+            "--optim.epochs",
+            "1",
+            "--optim.total-batch",
+            "2",
+            "--data.workers",
+            "0",
+        ]
+    )
     said = " ".join("".join(capsys.readouterr()).split())
     assert f"{len(avfmae.released_state_dict(model))} tensors loaded from 'model'" in said
 
@@ -211,12 +223,21 @@ def test_init_takes_a_released_checkpoint(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("missing", "no such checkpoint"), ("folder", "is a folder"), ("empty", "is empty"), ("truncated", "is truncated"),
-        ("truncated, before 1.6", "is truncated"), ("text", "torch.save did not write it"), ("other zip", "not one that torch.save wrote"),
-        ("pickle", "torch.save did not write it"), ("no tensors", "holds no tensors"), ("no dict", "expected a dict of weights"),
-        ("a record missing", "record data/0 is missing"), ("a record too short", "has 4 bytes"), ("bad safetensors", "no readable"),
+        ("missing", "no such checkpoint"),
+        ("folder", "is a folder"),
+        ("empty", "is empty"),
+        ("truncated", "is truncated"),
+        ("truncated, before 1.6", "is truncated"),
+        ("text", "torch.save did not write it"),
+        ("other zip", "not one that torch.save wrote"),
+        ("pickle", "torch.save did not write it"),
+        ("no tensors", "holds no tensors"),
+        ("no dict", "expected a dict of weights"),
+        ("a record missing", "record data/0 is missing"),
+        ("a record too short", "has 4 bytes"),
+        ("bad safetensors", "no readable"),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_no_checkpoint_are_named(kind, reason, tmp_path):
     path = tmp_path / ("x.safetensors" if "safetensors" in kind else "x.pth")
     model = avfmae.AVFMAEForFinetuning(TINY, 2, modalities=("audio",))
@@ -242,11 +263,14 @@ def test_files_that_are_no_checkpoint_are_named(kind, reason, tmp_path):
 
 
 OTHERS = {
-    "git-lfs pointer": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a git-lfs pointer: the file itself was not"),
+    "git-lfs pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "is a git-lfs pointer: the file itself was not",
+    ),
     "HTML page": (b"\n<!DOCTYPE html>\n<html><title>Sign in</title></html>", "is an HTML page: the download failed"),
     "HTML page with a comment": (b"\xef\xbb\xbf<!-- error --><HTML lang=en>", "is an HTML page: the download failed"),
     "gzip file": (gzip.compress(b"x" * 100), "is a gzip file: unpack it first"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("read", [read_weights, read_about])
@@ -286,8 +310,7 @@ def test_a_file_saved_without_checksums_loads(tmp_path):
 def test_another_size_is_named():
     state = avfmae.released_state_dict(avfmae.AVFMAEForPretraining(TINY))
     with pytest.raises(
-        ValueError,
-        match=r"is \(64, 3, 2, 16, 16\), expected \(128, 3, 2, 16, 16\)|is .* expected .*: another model size",
+        ValueError, match=r"is \(64, 3, 2, 16, 16\), expected \(128, 3, 2, 16, 16\)|is .* expected .*: another model size"
     ):
         avfmae.load_released(avfmae.AVFMAEForPretraining(TINY.replace(width=128, heads=2)), state)
 

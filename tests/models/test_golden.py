@@ -75,14 +75,8 @@ def test_avfmae_targets(avf_on_cpu):
     _, reference, _ = avf_on_cpu
     video, audio = golden.batch()
     everything = torch.arange(800).expand(3, -1)
-    assert (
-        golden.relative(patch_targets(video, everything, [2, 16, 16])[:, ::40, ::5], reference["target_video"])
-        <= OUTPUT
-    )
-    assert (
-        golden.relative(patch_targets(audio, everything[:, :128], [16, 16])[:, ::8], reference["target_audio"])
-        <= OUTPUT
-    )
+    assert golden.relative(patch_targets(video, everything, [2, 16, 16])[:, ::40, ::5], reference["target_video"]) <= OUTPUT
+    assert golden.relative(patch_targets(audio, everything[:, :128], [16, 16])[:, ::8], reference["target_audio"]) <= OUTPUT
 
 
 def test_avfmae_training_step(avf, device):
@@ -115,9 +109,7 @@ def test_hicmae(device):
     model = avfmae.HiCMAEForPretraining(avfmae.ModelConfig.preset("hicmae_base"))
     avfmae.load_released(model, golden.weights("hicmae_pretraining"))
     masks = avfmae.DualMask.from_bool(reference["em"], None, reference["ea"], None)
-    out = model.to(device)(
-        *batch(device), masks.to(device)
-    )  # no batch statistics and no noise: training and evaluation are one
+    out = model.to(device)(*batch(device), masks.to(device))  # no batch statistics and no noise: training and evaluation are one
     assert golden.relative(out.pred_video[:, ::9, ::3].detach(), reference["eval_video"]) <= OUTPUT
     assert golden.relative(out.pred_audio.detach(), reference["eval_audio"]) <= OUTPUT
     for level, logits in enumerate(out.logits):

@@ -267,14 +267,8 @@ def test_flash_is_refused_where_it_is_not_installed():
         (lambda: avfmae.AVFMAEForFinetuning(TINY, 2, task="ranking"), "task: got 'ranking'"),
         (lambda: avfmae.AVFMAEForFinetuning(TINY, 2, modalities=("text",)), "modalities: got"),
         (lambda: avfmae.AVFMAEForPretraining(TINY.replace(family="hicmae")), "family 'hicmae'"),
-        (
-            lambda: avfmae.AVFMAEForPretraining(TINY)(*clips(2), avfmae.DualMask.sample(TINY, 3)),
-            "got batches of 2, 2 and 3",
-        ),
-        (
-            lambda: avfmae.AVFMAEForFinetuning(TINY, 2)(torch.zeros(1, 16, 96, 96, 3), clips(1)[1]),
-            "video: got torch.float32",
-        ),
+        (lambda: avfmae.AVFMAEForPretraining(TINY)(*clips(2), avfmae.DualMask.sample(TINY, 3)), "got batches of 2, 2 and 3"),
+        (lambda: avfmae.AVFMAEForFinetuning(TINY, 2)(torch.zeros(1, 16, 96, 96, 3), clips(1)[1]), "video: got torch.float32"),
         (
             lambda: avfmae.AVFMAEForFinetuning(TINY, 2)(clips(1)[0], torch.zeros(1, 128, 256)),
             "audio: got torch.float32 (1, 128, 256)",
@@ -291,9 +285,7 @@ def test_wrong_arguments_are_named(make, words):
 def test_masks_depend_on_seed_epoch_and_clip_alone():
     many = avfmae.DualMask.for_clips(TINY, np.arange(9), seed=3, epoch=2)
     one = avfmae.DualMask.for_clips(TINY, [7], seed=3, epoch=2)
-    assert torch.equal(many.video.visible[7], one.video.visible[0]) and torch.equal(
-        many.audio.decoded[7], one.audio.decoded[0]
-    )
+    assert torch.equal(many.video.visible[7], one.video.visible[0]) and torch.equal(many.audio.decoded[7], one.audio.decoded[0])
     other = avfmae.DualMask.for_clips(TINY, [7], seed=3, epoch=3)
     assert not torch.equal(other.audio.visible, one.audio.visible)
 

@@ -22,10 +22,14 @@ from avfmae.checkpoints import load_released
 from avfmae.pickles import Stub
 
 PLAIN = {
-    "numbers": [0, 1, -5, 255, 65_536, 2**40, -(2**100), 1.5, 1 + 2j], "words": ["", "é\n", "x" * 300], "others": (None, True, False),
-    "bytes": [b"", b"\x00\xff" * 200, bytearray(b"x")], "tuples": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)],
-    "sets": [{1, 2}, frozenset([3])], "dicts": [{}, {"a": {"b": []}}],
-}  # fmt: skip
+    "numbers": [0, 1, -5, 255, 65_536, 2**40, -(2**100), 1.5, 1 + 2j],
+    "words": ["", "é\n", "x" * 300],
+    "others": (None, True, False),
+    "bytes": [b"", b"\x00\xff" * 200, bytearray(b"x")],
+    "tuples": [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)],
+    "sets": [{1, 2}, frozenset([3])],
+    "dicts": [{}, {"a": {"b": []}}],
+}
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -42,11 +46,22 @@ def test_plain_values_come_back_as_they_were(protocol):
 def test_values_of_common_classes_come_back_as_plain_ones(protocol):
     numbers = np.arange(6.0).reshape(2, 3)
     values = {
-        "ordered": collections.OrderedDict(a=1), "default": collections.defaultdict(list, a=[1]), "count": collections.Counter("aab"),
-        "path": pathlib.Path("a/b"), "size": torch.Size([1, 2]), "device": torch.device("cuda", 1), "dtype": torch.bfloat16,
-        "float": np.float64(71.5), "int": np.int32(-7), "bool": np.bool_(True), "array": numbers, "columns": np.asfortranarray(numbers),
-        "swapped": np.arange(3, dtype=">i4"), "words": np.array(["a", "bc"]), "none": np.zeros((0, 3)),
-    }  # fmt: skip
+        "ordered": collections.OrderedDict(a=1),
+        "default": collections.defaultdict(list, a=[1]),
+        "count": collections.Counter("aab"),
+        "path": pathlib.Path("a/b"),
+        "size": torch.Size([1, 2]),
+        "device": torch.device("cuda", 1),
+        "dtype": torch.bfloat16,
+        "float": np.float64(71.5),
+        "int": np.int32(-7),
+        "bool": np.bool_(True),
+        "array": numbers,
+        "columns": np.asfortranarray(numbers),
+        "swapped": np.arange(3, dtype=">i4"),
+        "words": np.array(["a", "bc"]),
+        "none": np.zeros((0, 3)),
+    }
     read = pickles.load(io.BytesIO(pickle.dumps(values, protocol)))
     assert read["path"] == pathlib.PurePath("a/b") and type(read["default"]) is type(read["ordered"]) is dict
     for name, value in values.items():
@@ -92,7 +107,9 @@ def test_an_archive_packed_anew_and_one_of_the_other_byte_order_load(tmp_path):
         assert torch.equal(archives.read(path, mapped)["w"], weight)
 
 
-@pytest.mark.parametrize("size, stride, offset", [((4,), (1,), 0), ((2,), (1,), 2), ((2,), (5,), 0), ((-1,), (1,), 0), ((2,), (1,), -1)])
+@pytest.mark.parametrize(
+    "size, stride, offset", [((4,), (1,), 0), ((2,), (1,), 2), ((2,), (5,), 0), ((-1,), (1,), 0), ((2,), (1,), -1)]
+)
 def test_tensors_beyond_their_storage_are_refused(size, stride, offset, tmp_path):
     class Beyond:
         def __reduce__(self):
@@ -192,8 +209,10 @@ def attacks(mark: str) -> dict[str, bytes]:
         "subprocess": call(named("subprocess", "run"), words),
         "getattr of an import": call(call(named("builtins", "getattr"), imported, text("system")), text(command)),
         "dotted name": b"\x80\x04" + call(text("torch") + text("serialization.os.system") + b"\x93", text(command)),
-        "dotted allowed name": b"\x80\x04" + call(text("torch._utils") + text("_rebuild_parameter.__globals__.get") + b"\x93", text("x"))
-        + b"0" + call(text("torch._utils") + text("torch.serialization.os.system") + b"\x93", text(command)),
+        "dotted allowed name": b"\x80\x04"
+        + call(text("torch._utils") + text("_rebuild_parameter.__globals__.get") + b"\x93", text("x"))
+        + b"0"
+        + call(text("torch._utils") + text("torch.serialization.os.system") + b"\x93", text(command)),
         "functools.partial": call(call(named("functools", "partial"), SYSTEM, text(command))),
         "operator.attrgetter": call(call(call(named("operator", "attrgetter"), text("system")), imported), text(command)),
         "operator.methodcaller": call(call(named("operator", "methodcaller"), text("system"), text(command)), imported),
@@ -207,14 +226,16 @@ def attacks(mark: str) -> dict[str, bytes]:
         "ADDITEMS": b"\x80\x04" + namespace_with("add") + b"(" + text(command) + b"\x90",
         "map in a list": call(named("builtins", "list"), call(named("builtins", "map"), SYSTEM, b"](" + text(command) + b"e")),
         "map in a set": call(named("builtins", "set"), call(named("builtins", "map"), SYSTEM, b"](" + text(command) + b"e")),
-        "map in an OrderedDict": call(named("collections", "OrderedDict"), call(named("builtins", "map"), SYSTEM, several(text(command)))),
+        "map in an OrderedDict": call(
+            named("collections", "OrderedDict"), call(named("builtins", "map"), SYSTEM, several(text(command)))
+        ),
         "pickle in a pickle": call(named("_pickle", "loads"), data(pickle.dumps(Calls(subprocess.getoutput, command)))),
         "torch.load": call(named("torch.storage", "_load_from_bytes"), data(legacy_bytes(command))),
         "rebuilding with another function": call(
             named("torch._tensor", "_rebuild_from_type_v2"), SYSTEM, named("builtins", "int"), several(text(command)), b"}"
         ),
         "objects in an array": pickle.dumps(np.array([Calls(subprocess.getoutput, command)], dtype=object), 2)[2:-1],
-    }  # fmt: skip
+    }
 
 
 ATTACKS = [*attacks("")]
@@ -283,6 +304,8 @@ def test_a_pickle_cannot_change_what_may_be_called(tmp_path):
     defaults = torch._utils._rebuild_tensor_v2.__kwdefaults__
     torch_files.rewrite(path, {"data.pkl": good[:2] + build + good[2:]})
     assert torch.equal(archives.read(path)["w"], torch.ones(3)) and torch._utils._rebuild_tensor_v2.__kwdefaults__ is defaults
-    torch_files.rewrite(path, {"data.pkl": good[:2] + named("collections", "OrderedDict") + b"}" + text("x") + text("y") + b"sb0" + good[2:]})
+    torch_files.rewrite(
+        path, {"data.pkl": good[:2] + named("collections", "OrderedDict") + b"}" + text("x") + text("y") + b"sb0" + good[2:]}
+    )
     archives.read(path)
     assert not hasattr(collections.OrderedDict, "x")

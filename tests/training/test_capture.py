@@ -1,4 +1,5 @@
-"""A step that cannot be captured as a CUDA graph goes on eagerly as if nothing had been tried. CUDA's calls are stood in for: no GPU is needed."""
+"""A step that cannot be captured as a CUDA graph goes on eagerly as if nothing had been tried. CUDA's calls are stood in for: no
+GPU is needed."""
 
 from contextlib import contextmanager, nullcontext
 

@@ -21,10 +21,7 @@ from avfmae_kernels import matmul
 
 pytestmark = pytest.mark.isa
 
-PRECISIONS = [
-    "float32",
-    pytest.param("bf16", marks=pytest.mark.skipif(not matmul.BF16, reason="no AVX512-BF16, or AMX")),
-]
+PRECISIONS = ["float32", pytest.param("bf16", marks=pytest.mark.skipif(not matmul.BF16, reason="no AVX512-BF16, or AMX"))]
 
 
 @pytest.mark.parametrize("moments", ["float32", "compact"])
@@ -39,9 +36,7 @@ def test_early_is_late(precision, moments):
         assert (step.early is not None) == early and all((p.grad is None) or not early for p in model.parameters())
         moved = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
         second = torch.cat([step.optimiser.state_of(p)["exp_avg_sq"].float().flatten() for p in model.parameters()])
-        results.append(
-            (torch.tensor(numbers), moved, second, {float(s["step"]) for s in step.optimiser.state.values()} - {0.0})
-        )
+        results.append((torch.tensor(numbers), moved, second, {float(s["step"]) for s in step.optimiser.state.values()} - {0.0}))
     late, early = results
     exact = precision == "float32" and moments == "float32"
     assert torch.allclose(late[0], early[0], rtol=1e-5 if exact else 5e-3) and late[3] == early[3] == {3.0}
@@ -97,10 +92,7 @@ def test_a_weight_that_is_used_twice_gets_both_gradients_and_a_second_part_is_re
     assert {id(model.once.weight), id(model.beside.weight)} == early.taken
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(p, q, atol=2e-5)
-    with (
-        pytest.raises(RuntimeError, match=r"a weight of shape \(32, 32\) got a gradient from outside"),
-        early.during(rate),
-    ):
+    with pytest.raises(RuntimeError, match=r"a weight of shape \(32, 32\) got a gradient from outside"), early.during(rate):
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(x, True)
         loss.backward()

@@ -25,7 +25,8 @@ DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 
 @pytest.fixture(params=["float32", "bf16, copies of weights", "bf16, no copies"])
 def precision(request, monkeypatch):
-    """How layers read their weights: as they are, as copies that the optimiser writes (so does a GPU), or rounded by the products themselves."""
+    """How layers read their weights: as they are, as copies that the optimiser writes (so does a GPU), or rounded by the products
+    themselves."""
     if request.param == "bf16, no copies" and not matmul.BF16:
         pytest.skip("no AVX512-BF16, or AMX")
     if request.param == "bf16, copies of weights":
@@ -105,9 +106,7 @@ class NoHost(TorchDispatchMode):
         name = function.name().removeprefix("aten::").partition(".")[0]
         assert name not in self.FORBIDDEN, f"{function} asks the device for a number"
         if name == "index":
-            assert not any(i is not None and i.dtype == torch.bool for i in args[1]), (
-                "a boolean index waits for its count"
-            )
+            assert not any(i is not None and i.dtype == torch.bool for i in args[1]), "a boolean index waits for its count"
         return function(*args, **(kwargs or {}))
 
 
@@ -149,9 +148,7 @@ def test_copies_follow_the_weights_and_tokens_and_norms_stay_in_float32(monkeypa
     with torch.no_grad():
         parameters["video_decoder.head.weight"].add_(1)
     step.refresh()
-    assert torch.equal(
-        step.leaves["video_decoder.head.weight"], parameters["video_decoder.head.weight"].to(torch.bfloat16)
-    )
+    assert torch.equal(step.leaves["video_decoder.head.weight"], parameters["video_decoder.head.weight"].to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("copies", [False, True])
@@ -209,9 +206,7 @@ def test_frozen_batch_statistics_stay_from_the_first_step_on(frozen):
 def test_the_gradient_is_clipped_and_the_rate_follows_the_schedule(precision):
     _, step = small(precision, clip_grad=1e-3, lr=0.1, warmup_lr=0.02, total_batch=256, moments="float32")
     rates = [float(step([random_batch(k)])["lr"]) for k in range(3)]
-    assert (
-        rates == pytest.approx([learning_rate(k, 10, step.optim) for k in range(3)], rel=1e-6) and rates[0] < rates[2]
-    )
+    assert rates == pytest.approx([learning_rate(k, 10, step.optim) for k in range(3)], rel=1e-6) and rates[0] < rates[2]
     moments = torch.cat([s["exp_avg"].flatten() for s in step.optimiser.state.values()])
     assert float(moments.norm()) < 1e-3  # a mean of vectors of that length
 
@@ -269,13 +264,13 @@ def test_the_running_average_of_weights():
 
 def test_a_compiled_forward_gives_the_same_loss(monkeypatch):
     torch.manual_seed(0)
-    model = avfmae.AVFMAEForPretraining(TINY.replace(depth=2, skip_blocks=(0, 1), fusion_depth=1))  # tracing takes a second a block
+    model = avfmae.AVFMAEForPretraining(
+        TINY.replace(depth=2, skip_blocks=(0, 1), fusion_depth=1)
+    )  # tracing takes a second a block
     step = TrainingStep(model, pretraining_loss, OptimConfig(), 100, 10, precision="float32")
     monkeypatch.setattr(torch, "compile", lambda f, compiler=torch.compile: compiler(f, backend="aot_eager"))
     torch.manual_seed(0)
-    other = TrainingStep(
-        copy.deepcopy(model), pretraining_loss, step.optim, 100, 10, precision="float32", compiled=True
-    )
+    other = TrainingStep(copy.deepcopy(model), pretraining_loss, step.optim, 100, 10, precision="float32", compiled=True)
     for k in range(2):
         a, b = step([random_batch(k)])["loss"], other([random_batch(k)])["loss"]
         assert float(a) == pytest.approx(float(b), rel=1e-5)

@@ -63,7 +63,10 @@ def test_replays_are_the_step_to_the_bit(case):
         numbers = []
         for k in range(STEPS):
             torch.manual_seed(k)
-            batches = [host_batch(TINY, options.get("stage", "pretrain"), 4, seed=10 * k + m) for m in range(options.get("micro_batches", 1))]
+            batches = [
+                host_batch(TINY, options.get("stage", "pretrain"), 4, seed=10 * k + m)
+                for m in range(options.get("micro_batches", 1))
+            ]
             numbers.append({name: float(v) for name, v in step(batches).items()})
         results.append((numbers, state(model, step) + [a.clone() for a in step.averaged]))
     assert len(seen) == STEPS - EAGER_STEPS - 1
@@ -130,7 +133,9 @@ def test_a_tape_reads_no_memory_that_it_has_not_written():
     arena = step.captured.tape.arena
     expected = {n: float(v) for n, v in step([random_batch(50)]).items()}
     after = state(model, step)
-    for t, value in zip((*model.state_dict().values(), *(t for s in step.optimiser.state.values() for t in s.values())), twin, strict=True):
+    for t, value in zip(
+        (*model.state_dict().values(), *(t for s in step.optimiser.state.values() for t in s.values())), twin, strict=True
+    ):
         t.copy_(value)
     step.number.fill_(EAGER_STEPS + 1)
     step.refresh()

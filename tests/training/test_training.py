@@ -51,9 +51,7 @@ def pretraining(manifest, out, **changes):
 
 
 def losses(out):
-    return [
-        (line["step"], line["loss"], line["grad_norm"]) for line in read_log(Path(out) / "log.jsonl") if "loss" in line
-    ]
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in read_log(Path(out) / "log.jsonl") if "loss" in line]
 
 
 def test_a_stopped_run_continues_with_the_same_losses(drawn, tmp_path):
@@ -84,9 +82,34 @@ def test_the_running_average_of_weights_is_resumed_and_written(drawn, tmp_path):
 
 def command(config):
     """A run of the command line in another process."""
-    return [sys.executable, "-m", "avfmae", "pretrain", "--preset", "tiny", "--manifest", str(config.manifest), "--out", str(config.out),
-            "--save-steps", "2", "--log-steps", "1", "--data.workers", "1", "--optim.total-batch", "6", "--optim.micro-batch", "3",
-            "--optim.epochs", "6", "--optim.warmup-epochs", "1", "--optim.lr", "0.01"]  # fmt: skip
+    return [
+        sys.executable,
+        "-m",
+        "avfmae",
+        "pretrain",
+        "--preset",
+        "tiny",
+        "--manifest",
+        str(config.manifest),
+        "--out",
+        str(config.out),
+        "--save-steps",
+        "2",
+        "--log-steps",
+        "1",
+        "--data.workers",
+        "1",
+        "--optim.total-batch",
+        "6",
+        "--optim.micro-batch",
+        "3",
+        "--optim.epochs",
+        "6",
+        "--optim.warmup-epochs",
+        "1",
+        "--optim.lr",
+        "0.01",
+    ]
 
 
 def test_a_killed_run_continues_with_the_same_losses(drawn, tmp_path):
@@ -144,20 +167,17 @@ with processes() as at:
     if at.is_main:
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
         statistics = {n: b for n, b in model.named_buffers() if "running" in n}
-        torch.save({"loss": loss, "gradients": gradients, "statistics": statistics, "scored": masks.audio.scored.sum(1)}, sys.argv[1])
+        torch.save({"loss": loss, "gradients": gradients, "statistics": statistics, "scored": masks.audio.scored.sum(1)},
+        sys.argv[1])
 """
 
 
 def run(*arguments, processes=1):
     """A script in one process, or under torchrun in several."""
-    launcher = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, *launcher, *map(str, arguments)], env=environment, capture_output=True, text=True
-        )
+        done = subprocess.run([sys.executable, *launcher, *map(str, arguments)], env=environment, capture_output=True, text=True)
         # once in thirty runs a gloo process aborts as it leaves, its work done
         if "terminate called without an active exception" not in done.stderr:
             break
@@ -264,10 +284,7 @@ def test_layer_decay_and_weight_decay_follow_the_recipe():
     scale = {n: g["lr_scale"] for g in groups for n in g["names"]}
     decay = {n: g["weight_decay"] for g in groups for n in g["names"]}
     assert scale["video_encoder.embed.proj.weight"] == scale["audio_encoder.region_tokens"] == 0.5**7
-    assert (
-        scale["video_encoder.blocks.0.mlp.fc1.weight"] == 0.5**6
-        and scale["audio_encoder.blocks.3.mlp.fc1.bias"] == 0.5**3
-    )
+    assert scale["video_encoder.blocks.0.mlp.fc1.weight"] == 0.5**6 and scale["audio_encoder.blocks.3.mlp.fc1.bias"] == 0.5**3
     assert scale["fusion.video_units.0.norm.weight"] == 0.5**2 and scale["fusion.audio_units.1.self_gate.weight"] == 0.5
     assert scale["head.weight"] == scale["fusion.refinement.proj.weight"] == scale["video_encoder.norm.weight"] == 1
     assert (
@@ -296,9 +313,7 @@ def test_mixing_blends_picture_sound_and_label_alike(mixup, cutmix):
         share = float(blended[1, 1])  # what clip 1 kept of itself
         assert torch.allclose(blended.sum(1), torch.ones(2)) and torch.allclose(blended, blended.flip(0).flip(1))
         assert mixed.video.dtype == torch.uint8
-        assert (
-            abs(mixed.video[1].float().mean() / 200 - share) < 0.01 and abs(float(mixed.audio[1].mean()) - share) < 0.01
-        )
+        assert abs(mixed.video[1].float().mean() / 200 - share) < 0.01 and abs(float(mixed.audio[1].mean()) - share) < 0.01
         seen.add(round(share, 2))
     assert len(seen) > 10
     assert torch.equal(batch.video[1].unique(), torch.tensor([200], dtype=torch.uint8))  # the given batch is untouched
@@ -349,19 +364,12 @@ def test_regression_with_one_modality(drawn, tmp_path, modalities):
     from dataclasses import replace
 
     rng = np.random.default_rng(0)
-    write_manifest(
-        tmp_path / "m.csv", [replace(c, label=f"{rng.normal():.3f} {rng.normal():.3f}") for c in read_manifest(drawn)]
-    )
+    write_manifest(tmp_path / "m.csv", [replace(c, label=f"{rng.normal():.3f} {rng.normal():.3f}") for c in read_manifest(drawn)])
     run = FinetuneConfig(
-        manifest=tmp_path / "m.csv",
-        task="regression",
-        modalities=modalities,
-        **supervised(drawn, tmp_path / "run", epochs=1),
+        manifest=tmp_path / "m.csv", task="regression", modalities=modalities, **supervised(drawn, tmp_path / "run", epochs=1)
     )
     results = finetune(run)
-    assert {"PCC", "CCC", "MSE", "PCC_0", "CCC_1"} <= set(results["folds"]["split"]["last"]) and results[
-        "select"
-    ] == "CCC"
+    assert {"PCC", "CCC", "MSE", "PCC_0", "CCC_1"} <= set(results["folds"]["split"]["last"]) and results["select"] == "CCC"
 
 
 LABEL_MAP = """
@@ -379,10 +387,7 @@ afraid = "bad"
 def semantics(drawn, tmp_path, held_out, label_map=LABEL_MAP):
     (tmp_path / "map.toml").write_text(label_map)
     return PSIConfig(
-        manifests=(drawn,),
-        label_map=tmp_path / "map.toml",
-        held_out=held_out,
-        **supervised(drawn, tmp_path / "psi", epochs=1),
+        manifests=(drawn,), label_map=tmp_path / "map.toml", held_out=held_out, **supervised(drawn, tmp_path / "psi", epochs=1)
     )
 
 
@@ -426,9 +431,14 @@ def test_psi_trains_on_what_is_left_and_fine_tuning_takes_it_up(drawn, tmp_path)
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("classes = []\n", "needs 'classes'"), ('classes = ["a"]\n[map.x]\ny = "b"\n', "none of the classes"), ("class = 1", "unknown key 'class'"), ("=", "is no TOML")],
+    [
+        ("classes = []\n", "needs 'classes'"),
+        ('classes = ["a"]\n[map.x]\ny = "b"\n', "none of the classes"),
+        ("class = 1", "unknown key 'class'"),
+        ("=", "is no TOML"),
+    ],
     ids=["empty", "class", "key", "toml"],
-)  # fmt: skip
+)
 def test_bad_label_maps_are_named(text, words, tmp_path):
     (tmp_path / "m.toml").write_text(text)
     with pytest.raises(ValueError, match=words) as caught:
