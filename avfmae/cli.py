@@ -34,7 +34,8 @@ def parse(kind: type[T], command: str, arguments: Sequence[str]) -> T:
     """The command line over the file that ``--config`` names, over the published ``--recipe``, over the defaults of ``kind``."""
     import tyro
 
-    from avfmae.training.config import RunConfig, read_recipe, read_toml
+    from avfmae.recipes import read_recipe, read_toml
+    from avfmae.training.config import RunConfig
 
     given = {}
     if issubclass(kind, RunConfig):
@@ -66,29 +67,29 @@ def run_demo(arguments: Sequence[str]) -> None:
 
 
 def run_pretrain(arguments: Sequence[str]) -> None:
-    from avfmae.training.config import PretrainConfig
+    from avfmae.stages.config import PretrainConfig
 
     run = parse(PretrainConfig, "pretrain", arguments)
-    from avfmae.training.pretrain import pretrain
+    from avfmae.stages.pretrain import pretrain
 
     pretrain(run)
 
 
 def run_psi(arguments: Sequence[str]) -> None:
-    from avfmae.training.config import PSIConfig
+    from avfmae.stages.config import PSIConfig
 
     run = parse(PSIConfig, "psi", arguments)
-    from avfmae.training.psi import psi
+    from avfmae.stages.psi import psi
 
     psi(run)
 
 
 def run_finetune(arguments: Sequence[str]) -> None:
-    from avfmae.training.config import FinetuneConfig
+    from avfmae.stages.config import FinetuneConfig
 
     run = parse(FinetuneConfig, "finetune", arguments)
-    from avfmae.report import print_results
-    from avfmae.training.finetune import finetune
+    from avfmae.stages.finetune import finetune
+    from avfmae.viz.pages import print_results
 
     print_results(finetune(run))
 
@@ -97,7 +98,7 @@ def run_evaluate(arguments: Sequence[str]) -> None:
     from avfmae.options import EvaluateConfig
 
     run = parse(EvaluateConfig, "evaluate", arguments)
-    from avfmae.evaluation import evaluate
+    from avfmae.inference.evaluate import evaluate
 
     evaluate(**{f.name: getattr(run, f.name) for f in dataclasses.fields(run)})
 
@@ -127,7 +128,7 @@ def run_inspect(arguments: Sequence[str]) -> None:
     from avfmae.options import InspectConfig
 
     run = parse(InspectConfig, "inspect", arguments)
-    from avfmae.inspect import inspect
+    from avfmae.viz.inspection import inspect
 
     inspect(run)
 

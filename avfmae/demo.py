@@ -7,16 +7,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from avfmae.console import console
 from avfmae.data.config import DataConfig
-from avfmae.data.demo import EMOTIONS, DemoSet, make_demo_set
 from avfmae.data.manifest import read_manifest, write_manifest
 from avfmae.data.prepare import prepare
+from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae.options import DemoConfig, PrepareConfig
-from avfmae.training.config import FinetuneConfig, HeldOut, OptimConfig, PretrainConfig, PSIConfig
-from avfmae.training.finetune import finetune
-from avfmae.training.logging import console
-from avfmae.training.pretrain import pretrain
-from avfmae.training.psi import psi
+from avfmae.stages.config import FinetuneConfig, HeldOut, PretrainConfig, PSIConfig
+from avfmae.stages.finetune import finetune
+from avfmae.stages.pretrain import pretrain
+from avfmae.stages.psi import psi
+from avfmae.training.config import OptimConfig
 
 # Two labelled sets name the same emotions differently; the label map brings them together.
 STUDIO = dict(zip(EMOTIONS, ("calm-happy", "joy", "grief", "rage", "astonished", "terror"), strict=True))
@@ -72,7 +73,7 @@ def demo(run: DemoConfig) -> Path:
             f"{name}: UAR {100 * np.mean(uars):.1f} ± {100 * np.std(uars):.1f} % on {TEST_PEOPLE} people never trained on",
             highlight=False,
         )
-    from avfmae.report import demo_report
+    from avfmae.viz.pages import demo_report
 
     path = demo_report(out, results, seconds=time.monotonic() - begun)
     console.print(f"{time.monotonic() - begun:.0f} s; open [bold]{path}[/bold]", highlight=False)

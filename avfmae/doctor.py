@@ -11,7 +11,7 @@ from rich.table import Table
 
 import avfmae
 import avfmae_kernels
-from avfmae.training.config import recipe_folder
+from avfmae.recipes import recipe_folder
 from avfmae_kernels import processor
 from avfmae_kernels.compiled import MISSING
 from avfmae_kernels.dispatch import IMPLEMENTATIONS

@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 
 import avfmae_kernels as K
-from avfmae.training.logging import console
+from avfmae.console import console
 from avfmae_benchmarks import results
 from avfmae_benchmarks.measure import bandwidth, free, interleave, machine, matrix_rate, show, wait
 from avfmae_benchmarks.ops import CASES

@@ -17,18 +17,18 @@ import torch
 from rich.table import Table
 
 from avfmae.config import ModelConfig
+from avfmae.console import console
 from avfmae.data import augment
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import Plan, PretrainDataset
 from avfmae.data.decode import probe, read_audio, read_frames
-from avfmae.data.demo import EMOTIONS, DemoSet, make_demo_set
 from avfmae.data.loader import loader
 from avfmae.data.manifest import Clip, read_manifest
 from avfmae.data.media import MediaError
 from avfmae.data.prepare import PrepareConfig, find_clips, prepare
 from avfmae.data.preprocess import preprocess
 from avfmae.data.shards import encode_sound, open_clip
-from avfmae.training.logging import console
+from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae_benchmarks import results
 from avfmae_benchmarks.measure import Timing, interleave, machine, show
 from avfmae_benchmarks.peers.loader import PublishedLoader

@@ -18,7 +18,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from avfmae.training.logging import console
+from avfmae.console import console
 from avfmae_kernels import processor
 from avfmae_kernels.matmul import linear
 

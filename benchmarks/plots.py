@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from avfmae.pictures import BLUE, GREY, ORANGE
-from avfmae.training.logging import console
+from avfmae.console import console
+from avfmae.viz.plots import BLUE, GREY, ORANGE
 from avfmae_benchmarks import results
 from avfmae_benchmarks.sides import PEERS
 from avfmae_benchmarks.step import speed_up

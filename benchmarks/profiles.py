@@ -9,7 +9,7 @@ import torch
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from avfmae.training.logging import console
+from avfmae.console import console
 from avfmae_benchmarks.measure import show, wait
 from avfmae_benchmarks.sides import Side
 

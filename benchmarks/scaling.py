@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from rich.table import Table
 
-from avfmae.training.logging import console
+from avfmae.console import console
 from avfmae_benchmarks import results, sides
 from avfmae_benchmarks.measure import free, interleave, machine, show
 from avfmae_benchmarks.sides import Size, Stage

@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import avfmae
 import avfmae_kernels as K
 from avfmae.data.batch import Batch
+from avfmae.engines.cuda_graph import EAGER_STEPS
 from avfmae.models.pretraining import init_xavier
-from avfmae.training.capture import EAGER_STEPS
+from avfmae.tasks.reconstruction import pretraining_loss
 from avfmae.training.config import OptimConfig
-from avfmae.training.objectives import pretraining_loss
 from avfmae.training.step import TrainingStep, resolve
 from avfmae.training.upload import uploaded
 from avfmae_benchmarks.peers import training as published

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from rich.table import Table
 
-from avfmae.training.capture import EAGER_STEPS
-from avfmae.training.logging import console
+from avfmae.console import console
+from avfmae.engines.cuda_graph import EAGER_STEPS
 from avfmae_benchmarks import measure, results, sides
 from avfmae_benchmarks.measure import free, held, interleave, machine, matrix_rate, peak_of_cpu, wait
 from avfmae_benchmarks.profiles import profile_sides

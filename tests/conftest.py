@@ -47,7 +47,7 @@ def pytest_report_header() -> list[str]:
 @pytest.fixture(scope="session")
 def media(tmp_path_factory):
     """name -> path."""
-    from avfmae.data.demo import encode
+    from avfmae.datasets.drawn import encode
 
     root, files = tmp_path_factory.mktemp("media"), {}
     rng = np.random.default_rng(0)

@@ -4,8 +4,8 @@ import torch
 
 import avfmae
 from avfmae.data.batch import Batch
+from avfmae.tasks.reconstruction import pretraining_loss
 from avfmae.training.config import OptimConfig
-from avfmae.training.objectives import pretraining_loss
 from avfmae.training.step import TrainingStep
 
 TINY = avfmae.ModelConfig.preset("tiny")

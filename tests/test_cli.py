@@ -12,7 +12,8 @@ import avfmae
 from avfmae.checkpoints import save_weights
 from avfmae.cli import COMMANDS, main, parse
 from avfmae.data.manifest import Clip, read_manifest, write_manifest
-from avfmae.training.config import FinetuneConfig, PretrainConfig, PSIConfig, read_recipe, recipe_folder, recipes
+from avfmae.recipes import read_recipe, recipe_folder, recipes
+from avfmae.stages.config import FinetuneConfig, PretrainConfig, PSIConfig
 
 STAGES = {"pretrain": PretrainConfig, "psi": PSIConfig, "finetune": FinetuneConfig}
 HEAVY = {"torch", "av", "cv2", "matplotlib", "pyarrow", "triton", "decord"}  # what takes long to import

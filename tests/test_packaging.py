@@ -16,7 +16,7 @@ import torch
 
 from avfmae.data.manifest import Clip, write_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
-from avfmae.training.logging import RunLog
+from avfmae.training.runlog import RunLog
 from avfmae_kernels import processor
 
 pytestmark = pytest.mark.xdist_group("packaging")  # which builds a wheel, once

@@ -1,7 +1,7 @@
 """One optimiser step, all of it on the device: forward, backward, averaging over processes, clipping, schedule, AdamW.
 
 Nothing in it asks a GPU for a number, so that it never waits for Python. There the whole step is one CUDA graph, on a CPU a tape
-(:mod:`avfmae.training.capture`). ``avfmae_kernels.use("reference")`` gives the plain step instead, with autocast and nothing
+(:mod:`avfmae.engines.cuda_graph`). ``avfmae_kernels.use("reference")`` gives the plain step instead, with autocast and nothing
 captured.
 """
 
@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import avfmae_kernels as K
 from avfmae.data.batch import Batch
+from avfmae.engines.cpu.optimizer_in_backward import EarlyUpdate
+from avfmae.engines.cuda_graph import Graph, Replay
 from avfmae.losses import world_size
 from avfmae.models.attention import CrossAttention, SelfAttention
-from avfmae.training.capture import Graph, Replay
 from avfmae.training.config import OptimConfig
-from avfmae.training.distributed import GradientAverage
-from avfmae.training.early import EarlyUpdate
+from avfmae.training.dist import GradientAverage
 from avfmae.training.optim import build_optimiser, learning_rate
 from avfmae_kernels import matmul, processor
 from avfmae_kernels.adamw import bound
@@ -49,7 +49,7 @@ class TrainingStep:
         optim: the recipe. steps, steps_per_epoch: of the whole run, for the schedule.
         micro_batches: of a step.
         precision: ``"auto"``, ``"float32"`` or ``"bf16"``.
-        capture: replay the step as a CUDA graph, on a CPU from a tape (:mod:`avfmae.training.capture`); with several processes,
+        capture: replay the step as a CUDA graph, on a CPU from a tape (:mod:`avfmae.engines.cuda_graph`); with several processes,
             under torch.compile on a CPU, and where checkpointed blocks must draw their stochastic depth once more it runs
             eagerly.
         compiled: let torch.compile have the forward and backward that the ops leave.

@@ -12,14 +12,15 @@ import torch
 from torch import nn
 
 from avfmae.checkpoints import save_weights
+from avfmae.checkpoints.state import TrainingState, checkpoints, load_checkpoint, save_checkpoint
 from avfmae.data.batch import Bad, Batch
 from avfmae.data.dataset import ATTEMPTS, ClipDataset, Plan
 from avfmae.data.loader import loader
+from avfmae.data.quarantine import Quarantine
 from avfmae.data.shards import shard_numbers
 from avfmae.training.config import RunConfig
-from avfmae.training.distributed import Processes
-from avfmae.training.logging import Quarantine, RunLog, memory_gb
-from avfmae.training.state import TrainingState, checkpoints, load_checkpoint, save_checkpoint
+from avfmae.training.dist import Processes
+from avfmae.training.runlog import RunLog, memory_gb
 from avfmae.training.step import LossFunction, TrainingStep
 from avfmae.training.upload import uploaded
 

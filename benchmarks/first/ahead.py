@@ -34,7 +34,7 @@ class Request:
 
 def of_step(stage: Stage, size: Size, precision: str, batch: int, device: torch.device) -> list[Request]:
     """What a step's forward and backward would compile; ``batch`` need only divide by 16 where the real one does."""
-    from avfmae.training.objectives import pretraining_loss
+    from avfmae.tasks.reconstruction import pretraining_loss
     from avfmae.training.step import TrainingStep
 
     cfg = config("ours", stage, size)

@@ -169,7 +169,7 @@ def captured(run: Run) -> str:
     """The step that is trained with, replayed; and the kernels that it takes its time for."""
     import torch
 
-    from avfmae.training.capture import EAGER_STEPS
+    from avfmae.engines.cuda_graph import EAGER_STEPS
     from avfmae_benchmarks import sides
     from avfmae_benchmarks.measure import wait
     from avfmae_benchmarks.profiles import by_name

@@ -13,9 +13,9 @@ from avfmae.data import decode
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import read_window_audio, sample_window
 from avfmae.data.decode import probe, read_audio, read_frames
-from avfmae.data.demo import encode
 from avfmae.data.manifest import Clip
 from avfmae.data.media import SAMPLE_RATE, MediaError
+from avfmae.datasets.drawn import encode
 
 CONTAINERS = [
     "good_mp4",

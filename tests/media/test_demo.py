@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from avfmae.data.decode import probe, read_audio, read_frames
-from avfmae.data.demo import EMOTIONS, FPS, SECONDS, DemoSet, Identity, draw_clip, make_demo_set, voice
 from avfmae.data.manifest import read_manifest
+from avfmae.datasets.drawn import EMOTIONS, FPS, SECONDS, DemoSet, Identity, draw_clip, make_demo_set, voice
 
 
 def generator(*key):

@@ -9,7 +9,7 @@ from PIL import Image
 from avfmae.config import ModelConfig
 from avfmae.data.manifest import read_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
-from avfmae.inspect import InspectConfig, inspect, look_at
+from avfmae.viz.inspection import InspectConfig, inspect, look_at
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from media_files import RATE
 
 from avfmae.data import faces, prepare
 from avfmae.data.decode import probe, read_audio, read_frames
-from avfmae.data.demo import encode
 from avfmae.data.faces import Face, Track
 from avfmae.data.manifest import Clip, read_manifest, write_manifest
 from avfmae.data.prepare import Failure, PrepareConfig, prepare_clip
+from avfmae.datasets.drawn import encode
 
 GOOD = ["good_mp4", "good_mkv", "good_flv", "good_mpg", "good_avi", "odd_size_mp4", "fast_mp4", "ntsc_mp4", "telephone_avi"]
 BAD = {"empty_mp4": "is empty", "truncated_mp4": "no readable media", "text_mp4": "no readable media", "missing": "no such file",
@@ -300,7 +300,7 @@ def test_the_face_is_found_cropped_and_written_down(tmp_path, monkeypatch):
 
 def test_haar_finds_a_face():
     """A frame of the drawn set in which it does: the cascade is installed and is asked rightly."""
-    from avfmae.data.demo import FACE, Identity, face
+    from avfmae.datasets.drawn import FACE, Identity, face
 
     detector, found = faces.HaarDetector(), []
     for person in range(12):

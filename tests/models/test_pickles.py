@@ -17,9 +17,8 @@ import torch
 import torch_files
 from torch_files import call, data, named, several, text
 
-from avfmae import archives, pickles
-from avfmae.checkpoints import load_released
-from avfmae.pickles import Stub
+from avfmae.checkpoints import archives, load_released, pickles
+from avfmae.checkpoints.pickles import Stub
 
 PLAIN = {
     "numbers": [0, 1, -5, 255, 65_536, 2**40, -(2**100), 1.5, 1 + 2j],

@@ -8,7 +8,7 @@ import torch
 from steps import random_batch, small
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from avfmae.training.capture import EAGER_STEPS, Graph
+from avfmae.engines.cuda_graph import EAGER_STEPS, Graph
 
 REASON = "CUDA error: operation not permitted when stream is capturing"
 

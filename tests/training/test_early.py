@@ -12,9 +12,9 @@ from torch import nn
 
 import avfmae
 import avfmae_kernels as K
+from avfmae.engines.cpu.optimizer_in_backward import EarlyUpdate
+from avfmae.tasks.reconstruction import pretraining_loss
 from avfmae.training.config import OptimConfig
-from avfmae.training.early import EarlyUpdate
-from avfmae.training.objectives import pretraining_loss
 from avfmae.training.optim import AdamW
 from avfmae.training.step import TrainingStep
 from avfmae_kernels import matmul

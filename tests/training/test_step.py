@@ -12,9 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import avfmae
 import avfmae_kernels as K
 from avfmae.data.config import DataConfig
-from avfmae.training.capture import EAGER_STEPS
+from avfmae.engines.cuda_graph import EAGER_STEPS
+from avfmae.tasks.reconstruction import pretraining_loss
 from avfmae.training.config import OptimConfig
-from avfmae.training.objectives import pretraining_loss
 from avfmae.training.optim import learning_rate
 from avfmae.training.step import TrainingStep, linear_parameters, resolve
 from avfmae_kernels import matmul, processor
@@ -39,9 +39,9 @@ def batches(tmp_path_factory):
     """300 batches of the demo's clips: 24 clips read twice, with other crops, sounds and masks, in another order every epoch."""
     pytest.importorskip("av")
     from avfmae.data.dataset import Plan, PretrainDataset
-    from avfmae.data.demo import EMOTIONS, DemoSet, make_demo_set
     from avfmae.data.manifest import read_manifest
     from avfmae.data.preprocess import preprocess
+    from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 
     manifest = make_demo_set(
         tmp_path_factory.mktemp("drawn"), DemoSet("faces", first=0, people=4, labels={e: e for e in EMOTIONS})

@@ -9,12 +9,12 @@ from steps import TINY, random_batch
 
 import avfmae
 import avfmae_kernels as K
+from avfmae.engines.cpu.tape import Diverged, Recorder, Tape
+from avfmae.engines.cuda_graph import EAGER_STEPS, Replay
 from avfmae.models.iavcl import BatchNorm
-from avfmae.training.capture import EAGER_STEPS, Replay
+from avfmae.tasks.reconstruction import pretraining_loss
 from avfmae.training.config import OptimConfig
-from avfmae.training.objectives import pretraining_loss
 from avfmae.training.step import TrainingStep
-from avfmae.training.tape import Diverged, Recorder, Tape
 from avfmae_benchmarks.sides import finetuning_loss, host_batch
 
 pytestmark = pytest.mark.isa

@@ -19,17 +19,18 @@ from safetensors.torch import load_file
 import avfmae
 from avfmae.data.batch import Batch
 from avfmae.data.config import DataConfig
-from avfmae.data.demo import DemoSet, make_demo_set
 from avfmae.data.manifest import Clip, read_manifest, write_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
-from avfmae.training.config import FinetuneConfig, HeldOut, OptimConfig, PretrainConfig, PSIConfig
-from avfmae.training.finetune import finetune
-from avfmae.training.logging import read_log
-from avfmae.training.mixing import mix
+from avfmae.data.splits import fold_of, make_splits
+from avfmae.datasets.drawn import DemoSet, make_demo_set
+from avfmae.stages.config import FinetuneConfig, HeldOut, PretrainConfig, PSIConfig
+from avfmae.stages.finetune import finetune
+from avfmae.stages.pretrain import pretrain
+from avfmae.stages.psi import LabelMap, leaks, psi
+from avfmae.tasks.mixing import mix
+from avfmae.training.config import OptimConfig
 from avfmae.training.optim import learning_rate, parameter_groups
-from avfmae.training.pretrain import pretrain
-from avfmae.training.psi import LabelMap, leaks, psi
-from avfmae.training.splits import fold_of, make_splits
+from avfmae.training.runlog import read_log
 
 TINY = avfmae.ModelConfig.preset("tiny")
 DATA = DataConfig(workers=0, segments=1, crops=1)
@@ -38,7 +39,7 @@ DATA = DataConfig(workers=0, segments=1, crops=1)
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory):
     """A drawn data set of three people: 18 clips, the last person for testing."""
-    from avfmae.data.demo import EMOTIONS
+    from avfmae.datasets.drawn import EMOTIONS
 
     folder = tmp_path_factory.mktemp("drawn")
     return make_demo_set(folder, DemoSet("faces", first=7, people=3, labels={e: e for e in EMOTIONS}), test_people=1)
@@ -146,7 +147,7 @@ def test_a_corrupt_checkpoint_is_named(drawn, tmp_path):
 PROCESS = """
 import sys, torch, numpy as np, avfmae
 from contextlib import nullcontext
-from avfmae.training.distributed import GradientAverage, processes
+from avfmae.training.dist import GradientAverage, processes
 from pathlib import Path
 with processes() as at:
     torch.manual_seed(0)
@@ -228,7 +229,7 @@ def test_torchrun_trains_as_one_process_does(drawn, tmp_path):
 
 
 def test_steps_that_are_not_finite_are_skipped_and_in_a_row_they_stop_the_run(drawn, tmp_path):
-    from avfmae.training import pretrain as stage
+    from avfmae.stages import pretrain as stage
 
     honest, poisoned = stage.pretraining_loss, {1}
 

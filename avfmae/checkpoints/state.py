@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from avfmae.checkpoints import load_released, read_weights, save_weights
+from avfmae.checkpoints.weights import load_released, read_weights, save_weights
 
 WEIGHTS, STATE = "weights.safetensors", "state.pt"
 KEEP = 2

@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from avfmae.console import console
 from avfmae.data import shards
 from avfmae.data.manifest import Clip, read_manifest
+from avfmae.data.splits import Split, fold_of
 from avfmae.files import digest
-from avfmae.training.config import HeldOut, PSIConfig, recipe_folder
-from avfmae.training.distributed import processes
-from avfmae.training.finetune import SupervisedStage, labelled
-from avfmae.training.logging import console
-from avfmae.training.splits import Split, fold_of
+from avfmae.recipes import recipe_folder
+from avfmae.stages.config import HeldOut, PSIConfig
+from avfmae.stages.finetune import SupervisedStage, labelled
+from avfmae.training.dist import processes
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def psi(run: PSIConfig) -> Path:
         if at.is_main and stage.trainer.state.step == stage.trainer.steps:
             stage.save()
             (Path(run.out) / "classes.json").write_text(json.dumps(label_map.classes))
-            from avfmae.report import stage_report
+            from avfmae.viz.pages import stage_report
 
             stage_report(run.out, "PSI")
         at.barrier()

@@ -1,7 +1,7 @@
 """Weights on disk: always the released layout, whatever a module packs together in memory.
 
-:func:`load_released` reads the published files (pickles, of which nothing is executed: :mod:`avfmae.pickles`) and this
-project's own (safetensors with the same names); :func:`released_state_dict` gives any of our models in that layout.
+:func:`load_released` reads the published files (pickles, of which nothing is executed: :mod:`avfmae.checkpoints.pickles`) and
+this project's own (safetensors with the same names); :func:`released_state_dict` gives any of our models in that layout.
 """
 
 import json
@@ -16,10 +16,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from avfmae import archives
+from avfmae.checkpoints import archives
+from avfmae.checkpoints.places import find_weights
 from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.files import atomic_write
-from avfmae.places import find_weights
 
 # From our names to the released ones: every rule that matches is applied, in this order.
 RENAMES = [(re.compile(pattern), replacement) for pattern, replacement in [
@@ -229,7 +229,7 @@ def read_weights(path: str | os.PathLike, mapped: bool = False) -> object:
     """A checkpoint file's content: safetensors, or what ``torch.save`` wrote, of which nothing is executed.
 
     Args:
-        mapped: tensors of ``torch.save`` are views of the file (:func:`avfmae.archives.read`).
+        mapped: tensors of ``torch.save`` are views of the file (:func:`avfmae.checkpoints.archives.read`).
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from avfmae.console import IS_MAIN
 from avfmae.data.dataset import PretrainDataset
+from avfmae.data.quarantine import read_quarantine
 from avfmae.models.pretraining import MaskedAutoencoder
-from avfmae.pictures import comparison, confusion_picture, loss_curves, reconstruction
-from avfmae.training.logging import IS_MAIN, read_quarantine
+from avfmae.viz.plots import comparison, confusion_picture, loss_curves, reconstruction
 
 KINDS = {"last": "last epoch", "best_on_held_out": "best on held-out", "best_on_test_legacy": "best on test (legacy)"}
 

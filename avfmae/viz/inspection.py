@@ -24,7 +24,7 @@ from avfmae.data.prepare import cut_sound, find_clips
 from avfmae.data.workers import Desk, Lost, Workers
 from avfmae.masking import DualMask
 from avfmae.options import InspectConfig
-from avfmae.report import Page
+from avfmae.viz.pages import Page
 
 
 @dataclass
@@ -53,7 +53,7 @@ def inspect(run: InspectConfig) -> Path:
     Raises:
         FileNotFoundError, ValueError: a source is not there, holds no clips, or none that can be read.
     """
-    from avfmae.pictures import clip_picture
+    from avfmae.viz.plots import clip_picture
 
     console = Console(stderr=True)
     cfg, clips, whole = ModelConfig.preset(run.preset), *listed(run.sources)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 
-from avfmae.pickles import Stub
+from avfmae.checkpoints.pickles import Stub
 
 PLACES = ("model", "module", "state_dict", "model_state_dict", "model_ema", "ema", "ema_state_dict")
 """The keys under which training codes keep the weights in a checkpoint; the first that holds tensors is taken."""

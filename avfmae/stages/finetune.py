@@ -14,20 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avfmae import evaluation, metrics
+from avfmae import metrics
 from avfmae.checkpoints import load_released, save_weights
+from avfmae.console import console
 from avfmae.data.batch import Batch
 from avfmae.data.dataset import ClipDataset
 from avfmae.data.manifest import ClassLabel, Clip, class_names, label_vector, read_manifest
 from avfmae.data.preprocess import preprocess
+from avfmae.data.quarantine import Quarantine
+from avfmae.data.splits import Split, make_splits
 from avfmae.files import atomic_write
+from avfmae.inference import evaluate as evaluation
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.models.iavcl import BatchNorm
-from avfmae.training.config import FinetuneConfig, SupervisedConfig
-from avfmae.training.distributed import Processes, processes
-from avfmae.training.logging import Quarantine, console
-from avfmae.training.mixing import mix
-from avfmae.training.splits import Split, make_splits
+from avfmae.stages.config import FinetuneConfig, SupervisedConfig
+from avfmae.tasks.mixing import mix
+from avfmae.training.dist import Processes, processes
 from avfmae.training.trainer import Trainer
 
 
@@ -215,7 +217,7 @@ def finetune(run: FinetuneConfig) -> dict:
         if at.is_main:
             with atomic_write(Path(run.out) / "results.json") as temporary:
                 temporary.write_text(json.dumps(results, indent=1))
-            from avfmae.report import stage_report
+            from avfmae.viz.pages import stage_report
 
             stage_report(run.out, "Fine-tuning", results=results)
         at.barrier()

@@ -346,7 +346,7 @@ MAKERS: dict[str, Callable] = {
     "torch.device": _device,
     "numpy.dtype": _dtype,
 }
-"""Every function that a pickle can have called, by the name that it gives. :mod:`avfmae.archives` adds tensors."""
+"""Every function that a pickle can have called, by the name that it gives. :mod:`avfmae.checkpoints.archives` adds tensors."""
 for _module in ("numpy.core", "numpy._core"):
     MAKERS[f"{_module}.multiarray.scalar"] = _scalar
     MAKERS[f"{_module}.multiarray._reconstruct"] = lambda *args: _EmptyArray()

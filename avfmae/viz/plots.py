@@ -18,11 +18,11 @@ from avfmae.data.preprocess import preprocess
 from avfmae.masking import DualMask, ModalityMask
 from avfmae.models.embed import audio_patches
 from avfmae.models.pretraining import MaskedAutoencoder
-from avfmae.training.logging import read_log
+from avfmae.training.runlog import read_log
 
 if TYPE_CHECKING:
     from avfmae.data.dataset import PretrainDataset
-    from avfmae.inspect import Look
+    from avfmae.viz.inspection import Look
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from avfmae.data.batch import Batch
-from avfmae.training.tape import Diverged, Recorder, Tape
+from avfmae.engines.cpu.tape import Diverged, Recorder, Tape
 
 EAGER_STEPS = 3  # before it is captured: kernels are tuned, libraries make their workspaces, moments are made
 
@@ -135,7 +135,7 @@ def give_back(pool: tuple[int, int], device: int) -> None:
 
 
 class Replay(Captured):
-    """A tape (:mod:`avfmae.training.tape`).
+    """A tape (:mod:`avfmae.engines.cpu.tape`).
 
     Where the step has asked for a number, such as whether the loss is finite, a replay asks too. If the answer is another one
     than was recorded, what was written up to there is undone, and the step runs eagerly. It always does where shapes follow from

@@ -2,7 +2,7 @@
 
 Since torch 1.6 such a file is a zip archive: ``NAME/data.pkl`` is a pickle, in which tensors refer to the storages
 ``NAME/data/KEY``. Before, it was a row of pickles with the storages behind them. The pickles are read by
-:mod:`avfmae.pickles`.
+:mod:`avfmae.checkpoints.pickles`.
 """
 
 import io
@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from avfmae import pickles
-from avfmae.pickles import MAKERS, Global, Stub
+from avfmae.checkpoints import pickles
+from avfmae.checkpoints.pickles import MAKERS, Global, Stub
 
 ZIP = b"PK\x03\x04"
 LEGACY, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of a file from before the zip archives

@@ -5,15 +5,15 @@ from pathlib import Path
 import torch
 
 from avfmae.checkpoints import load_released
+from avfmae.console import console
 from avfmae.data.dataset import PretrainDataset
 from avfmae.data.manifest import read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.models.hicmae import HiCMAEForPretraining
 from avfmae.models.pretraining import AVFMAEForPretraining
-from avfmae.training.config import PretrainConfig
-from avfmae.training.distributed import processes
-from avfmae.training.logging import console
-from avfmae.training.objectives import pretraining_loss
+from avfmae.stages.config import PretrainConfig
+from avfmae.tasks.reconstruction import pretraining_loss
+from avfmae.training.dist import processes
 from avfmae.training.trainer import Trainer
 
 
@@ -34,7 +34,7 @@ def pretrain(run: PretrainConfig) -> Path:
                           prepare=lambda batch, number: preprocess(batch, cfg, fused=True))  # fmt: skip
         trainer.fit()
         if at.is_main:
-            from avfmae.report import stage_report
+            from avfmae.viz.pages import stage_report
 
             stage_report(run.out, "Pre-training", model=model, dataset=dataset, device=at.device)
         at.barrier()

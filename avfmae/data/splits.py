@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from avfmae.data.manifest import Clip
-from avfmae.training.config import FinetuneConfig
+from avfmae.stages.config import FinetuneConfig
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,16 @@
 """What a run tells: JSON lines and, if asked, TensorBoard for machines, a progress bar for people."""
 
-import csv
 import json
-import os
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import astuple
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from avfmae.data.batch import Bad
+from avfmae.console import console
 from avfmae.extras import need
 from avfmae.files import atomic_write
-
-IS_MAIN = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, one speaks
-console = Console(stderr=True, quiet=not IS_MAIN)
 
 
 def memory_gb(device: torch.device) -> float:
@@ -110,46 +102,3 @@ def read_log(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return lines
-
-
-class Quarantine:
-    """The clips that were set aside, in ``quarantine.csv``: id, path, reason.
-
-    Args:
-        resumed: the run goes on, and so does the list.
-    """
-
-    def __init__(self, out: Path, clips: int, max_share: float, active: bool, resumed: bool):
-        self.path, self.clips, self.max_share, self.active = out / "quarantine.csv", clips, max_share, active
-        self.bad: dict[int, Bad] = {b.id: b for b in read_quarantine(self.path)} if resumed else {}
-
-    def add(self, found: Sequence[Bad]) -> None:
-        """Notes bad clips.
-
-        Raises:
-            RuntimeError: more than the allowed share of the clips is bad.
-        """
-        new = {b.id: b for b in found if b.id not in self.bad}
-        if not new:
-            return
-        self.bad |= new
-        if self.active:
-            with atomic_write(self.path) as temporary, open(temporary, "w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerows([("id", "path", "reason"), *(astuple(b) for b in self.bad.values())])
-            for b in new.values():
-                console.print(f"set aside: {b.path}: {b.reason}", style="yellow", highlight=False)
-        if len(self.bad) > self.max_share * self.clips:
-            last = next(reversed(self.bad.values()))
-            raise RuntimeError(
-                f"{len(self.bad)} of {self.clips} clips are bad, more than max_bad_share = {self.max_share:g} allows; "
-                f"the latest: {last.path}: {last.reason}. All are in {self.path}"
-            )
-
-
-def read_quarantine(path: Path) -> list[Bad]:
-    """The clips that a run has set aside; none where it has no list."""
-    if not path.exists():
-        return []
-    with open(path, newline="") as file:
-        return [Bad(int(row["id"]), row["path"], row["reason"]) for row in csv.DictReader(file)]

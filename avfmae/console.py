@@ -1,0 +1,8 @@
+"""The terminal: what a command says goes to standard error, and only the main process of a distributed run says it."""
+
+import os
+
+from rich.console import Console
+
+IS_MAIN = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+console = Console(stderr=True, quiet=not IS_MAIN)

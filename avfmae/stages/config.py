@@ -1,0 +1,111 @@
+"""What each stage is told: typed dataclasses over :class:`avfmae.training.config.RunConfig`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from avfmae.training.config import OptimConfig, RunConfig
+
+
+@dataclass
+class PretrainConfig(RunConfig):
+    """Masked pre-training on unlabelled clips.
+
+    Attributes:
+        manifest: the clips.
+        gather_negatives: HCMCL contrasts with the clips of all processes.
+        negatives: HCMCL contrasts each clip with this many others, whatever the batch; None: with all.
+        attention: torch's scaled-dot-product attention, or the flash-attn package, for the decoder's long sequences.
+    """
+
+    manifest: Path | None = None
+    gather_negatives: bool = True
+    negatives: int | None = None
+    attention: Literal["sdpa", "flash"] = "sdpa"
+
+
+@dataclass
+class SupervisedConfig(RunConfig):
+    """What PSI and fine-tuning share.
+
+    Attributes:
+        modalities: both, or one of them.
+        drop_path: stochastic depth, the rate of the last block.
+        label_smoothing: share of the target that is spread over all classes.
+        mixup: Beta parameter of blending clips; 0: off.
+        cutmix: Beta parameter of pasting clips into each other; 0: off.
+        switch: share of batches that get cutmix rather than mixup.
+        class_balanced: draw clips so that every class comes equally often.
+        eval_epochs: evaluate every so many epochs, and after the last.
+        freeze_batch_norm: normalise by the statistics that were loaded, in training as in evaluation. The released recipe
+            does not: but its one BatchNorm serves both fusion units, whose statistics differ, so that what is learnt with
+            each batch's own is not what evaluation computes with their average.
+    """
+
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(
+        lr=1e-3, min_lr=1e-6, warmup_lr=1e-6, betas=(0.9, 0.999), layer_decay=0.75, total_batch=160))  # fmt: skip
+    modalities: tuple[Literal["video", "audio"], ...] = ("video", "audio")
+    drop_path: float = 0.1
+    label_smoothing: float = 0.1
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    switch: float = 0.5
+    class_balanced: bool = False
+    eval_epochs: int = 1
+    freeze_batch_norm: bool = True
+
+
+@dataclass
+class HeldOut:
+    """The clips of the target that the second stage must not see.
+
+    Attributes:
+        manifest: the target's manifest.
+        split: the value of its split column that is held out.
+        folds: instead of a split: as fine-tuning cuts them.
+        fold: which of the folds is held out.
+        on_leak: ``refuse`` to train, or ``exclude`` the clips and subjects that it shares.
+    """
+
+    manifest: Path | None = None
+    split: str = "test"
+    folds: int | Literal["loso"] | None = None
+    fold: int = 0
+    on_leak: Literal["refuse", "exclude"] = "refuse"
+
+
+@dataclass
+class PSIConfig(SupervisedConfig):
+    """Progressive semantics injection: supervised post-pre-training on several labelled sets with one label space.
+
+    Attributes:
+        manifests: the labelled sets.
+        label_map: TOML: ``classes`` and, by data set, ``[map.NAME] source = "hybrid"``; unset: the recipes' label_map.toml.
+    """
+
+    manifests: tuple[Path, ...] = ()
+    label_map: Path | None = None
+    held_out: HeldOut = field(default_factory=HeldOut)
+
+
+@dataclass
+class FinetuneConfig(SupervisedConfig):
+    """Fine-tuning on one labelled set, and its result table.
+
+    Attributes:
+        manifest: the clips, with labels; its split column holds train, test and perhaps val, unless ``folds`` is given.
+        task: ``classification`` or ``regression``.
+        classes: class names in index order; empty: those that occur, sorted.
+        folds: cut the clips into this many folds, by subject where there are subjects; ``loso``: one a subject.
+        only_fold: run one of them alone.
+        val_share: of the training subjects (or clips) held out for choosing the epoch, where no split is called val.
+        select: the metric that chooses epochs.
+    """
+
+    manifest: Path | None = None
+    task: Literal["classification", "regression"] = "classification"
+    classes: tuple[str, ...] = ()
+    folds: int | Literal["loso"] | None = None
+    only_fold: int | None = None
+    val_share: float = 0.1
+    select: str | None = None
