@@ -16,7 +16,7 @@ from rich.table import Table
 from avfmae.console import IS_MAIN
 from avfmae.data.dataset import PretrainDataset
 from avfmae.data.quarantine import read_quarantine
-from avfmae.models.pretraining import MaskedAutoencoder
+from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.viz.plots import comparison, confusion_picture, loss_curves, reconstruction
 
 KINDS = {"last": "last epoch", "best_on_held_out": "best on held-out", "best_on_test_legacy": "best on test (legacy)"}
@@ -102,7 +102,7 @@ def add_quarantine(page: Page, runs: Sequence[Path]) -> None:
 
 
 def stage_report(
-    out: Path, title: str, results: dict | None = None, model: MaskedAutoencoder | None = None,
+    out: Path, title: str, results: dict | None = None, model: AVFMAEForPretraining | None = None,
     dataset: PretrainDataset | None = None, device: torch.device | None = None,
 ) -> Path:  # fmt: skip
     """One stage's page, ``out/report.html``."""
