@@ -39,8 +39,9 @@ OPTIM = OptimConfig(lr=1e-4, min_lr=1e-4, warmup_lr=1e-4)
 _TINY, _HICMAE = avfmae.ModelConfig.preset("tiny"), avfmae.ModelConfig.preset("hicmae_base")
 HICMAE = {
     "base": _HICMAE,
-    "tiny": _TINY.replace(
-        family="hicmae", video=replace(_TINY.video, decoded=_TINY.video.tokens - _TINY.video.visible), audio=_HICMAE.audio
+    "tiny": _HICMAE.replace(
+        **{n: getattr(_TINY, n) for n in ("width", "heads", "depth", "skip_blocks", "decoder_width", "decoder_heads")},
+        video=replace(_TINY.video, decoded=_TINY.video.tokens - _TINY.video.visible),
     ),
 }  # the tiny one is nobody's: it is there to try the benchmark out
 
@@ -86,7 +87,7 @@ def published_batch(cfg: avfmae.ModelConfig, batch: Batch) -> published.Publishe
 
         both = ((batch.masks.video, cfg.video.tokens), (batch.masks.audio, cfg.audio.tokens))
         clips.masks = tuple(everywhere_but(m.visible, n) for m, n in both)
-        clips.decoders = None if cfg.family == "hicmae" else tuple(everywhere_but(m.decoded, n) for m, n in both)
+        clips.decoders = tuple(everywhere_but(m.decoded, n) for m, n in both) if cfg.decoder_masks else None
     return clips
 
 
@@ -107,7 +108,7 @@ def config(side: SideName, stage: Stage, size: Size) -> avfmae.ModelConfig:
 def our_model(cfg: avfmae.ModelConfig, stage: Stage) -> nn.Module:
     if stage == "finetune":
         return avfmae.AVFMAEForFinetuning(cfg, CLASSES)
-    return (avfmae.HiCMAEForPretraining if cfg.family == "hicmae" else avfmae.AVFMAEForPretraining)(cfg)
+    return avfmae.AVFMAEForPretraining(cfg)
 
 
 def peer_model(side: SideName, cfg: avfmae.ModelConfig, stage: Stage) -> nn.Module:

@@ -1,7 +1,6 @@
 """AdamW, its parameter groups, and the learning rate of every step."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,17 +10,6 @@ import avfmae_kernels as K
 from avfmae.training.config import OptimConfig
 
 
-def layer_id(name: str, depth: int, fusion_depth: int) -> int:
-    """Embeddings, positions and tokens 0; encoder block i is i+1; fusion unit i is depth+i+1; all else comes last."""
-    if "embed." in name or name.endswith(("region_tokens", "mask_token")):
-        return 0
-    if match := re.match(r"(?:video|audio)_encoder\.blocks\.(\d+)\.", name):
-        return int(match[1]) + 1
-    if match := re.match(r"fusion\.\w+_(?:units|blocks)\.(\d+)\.", name):
-        return depth + int(match[1]) + 1
-    return depth + fusion_depth + 1
-
-
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Weight decay is for matrices: not for 1-D tensors, nor for tokens."""
     return parameter.ndim > 1 and not name.endswith(("region_tokens", "mask_token"))
@@ -29,13 +17,12 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
     """Groups by (layer, decayed or not), each with ``lr_scale`` = layer_decay^(last layer − layer)."""
-    cfg, groups = model.cfg, {}
-    last = cfg.depth + cfg.fusion_depth + 1
+    groups = {}
     for name, parameter in model.named_parameters():
-        layer = layer_id(name, cfg.depth, cfg.fusion_depth) if optim.layer_decay != 1 else last
+        below = model.last_layer - model.layer_of(name) if optim.layer_decay != 1 else 0  # layers below the last
         decay = optim.weight_decay if decays(name, parameter) else 0.0
-        group = groups.setdefault((layer, decay), {
-            "params": [], "names": [], "weight_decay": decay, "lr_scale": optim.layer_decay ** (last - layer),
+        group = groups.setdefault((below, decay), {
+            "params": [], "names": [], "weight_decay": decay, "lr_scale": optim.layer_decay**below,
         })  # fmt: skip
         group["params"].append(parameter)
         group["names"].append(name)
