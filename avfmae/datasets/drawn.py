@@ -21,7 +21,8 @@ from rich.progress import track
 
 from avfmae.data.manifest import Clip, write_manifest
 
-SIZE, FPS, SECONDS, RATE = 96, 25, 2.72, 16_000
+SIZE, FPS, SECONDS, RATE = 96, 12.5, 1.44, 16_000
+HOP = 80  # samples
 FACE = (16.0, 17.0, 64.0, 64.0)  # left, top, width, height: brows to chin, for everybody about the same
 EMOTIONS = {  # name: (expression, excitement)
     "content": ("smile", 0.0),
@@ -97,10 +98,11 @@ def voice(who: Identity, excitement: float, rng: np.random.Generator) -> tuple[n
     Returns:
         The waveform (samples,) in -1..1, and its envelope (samples,) in 0..1, for the mouth.
     """
-    t = np.arange(round(SECONDS * RATE)) / RATE
+    samples = round(SECONDS * RATE)
+    t = np.arange(0, samples + HOP, HOP) / RATE  # what moves slowly is computed every HOP samples, and interpolated
     onsets = np.cumsum(rng.uniform(0.20, 0.34, 14))
     onsets = onsets[onsets < SECONDS - 0.2]
-    envelope, formants = np.zeros_like(t), np.zeros((3, len(t)))
+    envelope, formants = np.full_like(t, 0.02), np.zeros((3, len(t)))
     weight = np.full_like(t, 1e-3)
     for onset in onsets:
         bump = rng.uniform(0.5, 1.0) * np.exp(-(((t - onset) / 0.07) ** 2))
@@ -112,15 +114,25 @@ def voice(who: Identity, excitement: float, rng: np.random.Generator) -> tuple[n
     lift = excitement * strength
     melody = sum(rng.normal() * np.sin(2 * np.pi * (rng.uniform(0.3, 1.5) * t + rng.random())) for _ in range(3))
     pitch = who.pitch * rng.uniform(0.93, 1.07) * (1 + 0.45 * lift) * np.exp((0.03 + 0.10 * lift) * melody)
-    phase = 2 * np.pi * np.cumsum(pitch) / RATE
-    sound = np.zeros_like(t)
     tilt = 1.6 - 0.7 * lift
-    for k in range(1, int(4500 / pitch.mean()) + 1):
-        gain = sum(1 / (1 + ((k * pitch - f) / (60 + 0.06 * f)) ** 2) for f in formants)
-        sound += k**-tilt * gain * np.sin(k * phase)
-    sound *= envelope / np.abs(sound).max()
+    harmonic = np.arange(1, int(7000 / pitch.max()) + 1)[:, None]
+    gain = sum(1 / (1 + ((harmonic * pitch - f) / (60 + 0.06 * f)) ** 2) for f in formants)
+    gain *= harmonic**-tilt * envelope
+    turn = np.exp(2j * np.pi * np.cumsum(interpolate(pitch)[:samples]) / RATE).astype(np.complex64)
+    power, sound = np.ones_like(turn), np.zeros(samples, np.float32)
+    for amplitude in gain.astype(np.float32):
+        power *= turn
+        sound += interpolate(amplitude)[:samples] * power.imag
+    sound /= np.abs(sound).max()
+    envelope = interpolate(envelope)[:samples]
     loudness = 0.16 * (1 + 1.6 * lift) * rng.uniform(0.75, 1.3)
-    return loudness * sound + 0.004 * rng.standard_normal(len(t)), envelope / envelope.max()
+    return loudness * sound + 0.0005 * rng.standard_normal(samples), envelope / envelope.max()
+
+
+def interpolate(values: np.ndarray) -> np.ndarray:
+    """(n + 1,) values at every HOP-th sample -> (n * HOP,) values at every sample."""
+    share = np.arange(HOP, dtype=values.dtype) / HOP
+    return (values[:-1, None] + np.diff(values)[:, None] * share).reshape(-1)
 
 
 def face(who: Identity, pose: dict[str, float], expression: tuple[float, ...], opening: float) -> Image.Image:
@@ -194,6 +206,13 @@ def face(who: Identity, pose: dict[str, float], expression: tuple[float, ...], o
     return image.reduce(2)
 
 
+def shading(rng: np.random.Generator) -> np.ndarray:
+    """Light from one side: a factor for every pixel (SIZE, SIZE, 1). No patch is flat, so none is all noise once standardised."""
+    across, down = np.meshgrid(*[np.linspace(-1, 1, SIZE, dtype=np.float32)] * 2)
+    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.45)
+    return (1 + strength * (across * np.cos(angle) + down * np.sin(angle)))[..., None]
+
+
 def draw_clip(path: Path, who: Identity, emotion: str, rng: np.random.Generator) -> None:
     """Draws, voices and encodes one clip."""
     name, excitement = EMOTIONS[emotion]
@@ -203,14 +222,15 @@ def draw_clip(path: Path, who: Identity, emotion: str, rng: np.random.Generator)
     sway = {k: (rng.normal(0, s), rng.uniform(0.1, 0.5), rng.random(), s) for k, s in (("x", 0.02), ("y", 0.02), ("tilt", 0.06))}
     scale, light, gaze = rng.uniform(0.92, 1.08), rng.uniform(0.7, 1.15), rng.normal()
     blink = rng.uniform(0.3, SECONDS)
+    shade = shading(rng)
     frames = []
     for i in range(round(SECONDS * FPS)):
         t = i / FPS
         pose = {k: mean + 0.5 * s * math.sin(2 * math.pi * (rate * t + phase)) for k, (mean, rate, phase, s) in sway.items()}
         pose |= {"scale": scale, "light": light, "gaze": gaze, "lids": 0.1 if abs(t - blink) < 0.07 else 1.0}
-        frame = np.asarray(face(who, pose, expression, float(envelope[int(t * RATE)])), np.int16)
-        frames.append((frame + rng.integers(-6, 7, frame.shape)).clip(0, 255).astype(np.uint8))
-    encode(path, np.stack(frames), waveform)
+        frames.append(np.asarray(face(who, pose, expression, float(envelope[int(t * RATE)]))))
+    frames = (np.stack(frames) * shade).clip(0, 255).astype(np.uint8)
+    encode(path, frames, waveform)
 
 
 def encode(path: Path, frames: np.ndarray, waveform: np.ndarray | None, fps: int | Fraction = FPS, rate: int = RATE) -> None:

@@ -37,9 +37,12 @@ class SupervisedConfig(RunConfig):
         switch: share of batches that get cutmix rather than mixup.
         class_balanced: draw clips so that every class comes equally often; for tasks with classes.
         eval_epochs: evaluate every so many epochs, and after the last.
-        freeze_batch_norm: normalise by the statistics that were loaded, in training as in evaluation. The released recipe
+        freeze_batch_norm: normalise by the same statistics in training as in evaluation: by those that were loaded, if a
+            supervised stage learnt them, else by those of the training clips before the first step. The released recipe
             does not: but its one BatchNorm serves both fusion units, whose statistics differ, so that what is learnt with
             each batch's own is not what evaluation computes with their average.
+        standardise_head: a head that is not loaded starts on features of mean 0 and spread 1 over the training clips; the
+            released recipe's starts on them as they are, which after a short pre-training are almost the same for all clips.
     """
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(
@@ -53,6 +56,7 @@ class SupervisedConfig(RunConfig):
     class_balanced: bool = False
     eval_epochs: int = 1
     freeze_batch_norm: bool = True
+    standardise_head: bool = False
 
 
 @dataclass

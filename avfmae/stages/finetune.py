@@ -2,16 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from avfmae.checkpoints import load_released, save_weights
+from avfmae.checkpoints.state import checkpoints
 from avfmae.console import console
 from avfmae.data.batch import Batch
 from avfmae.data.dataset import ClipDataset
+from avfmae.data.loader import loader
 from avfmae.data.manifest import Clip, read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.data.quarantine import Quarantine
@@ -19,7 +21,7 @@ from avfmae.data.splits import Split, make_splits
 from avfmae.files import atomic_write
 from avfmae.inference import evaluate as evaluation
 from avfmae.models.finetuning import AVFMAEForFinetuning
-from avfmae.models.iavcl import BatchNorm
+from avfmae.stages import statistics
 from avfmae.stages.config import FinetuneConfig, SupervisedConfig
 from avfmae.tasks import make_task
 from avfmae.tasks.interface import Task
@@ -44,13 +46,16 @@ class SupervisedStage:
         cfg = run.model_config(drop_path=run.drop_path)
         torch.manual_seed(run.seed)
         self.model = AVFMAEForFinetuning(cfg, task.outputs, task.name, run.modalities)
+        supervised = False  # whether a supervised stage has trained these weights
         if run.init is not None:
-            console.print(str(load_released(self.model, run.init)), highlight=False)
-        if run.freeze_batch_norm:
-            for module in self.model.modules():
-                if isinstance(module, BatchNorm):
-                    module.frozen = True
+            report = load_released(self.model, run.init)
+            supervised = "head.weight" not in report.missing
+            console.print(str(report), highlight=False)
         self.model.to(at.device)
+        if not supervised and not checkpoints(Path(run.out) / "checkpoints"):
+            self.measure()
+        for norm in statistics.batch_norms(self.model):
+            norm.frozen = run.freeze_batch_norm
         weights = task.sampling_weights(split.train) if run.class_balanced else None
         self.trainer = Trainer(
             run, at, title, self.model, self.dataset(split.train, "train"), task.loss, self.evaluate, weights, self.prepare
@@ -58,6 +63,24 @@ class SupervisedStage:
         evaluated = len(split.val) + len(split.test)
         resumed = self.trainer.state.step > 0
         self.bad = Quarantine(Path(run.out) / "evaluation", evaluated, run.data.max_bad_share, at.is_main, resumed)
+
+    def measure(self) -> None:
+        """Takes from some of the training clips the statistics that no supervised stage has learnt."""
+        run = self.run
+        rng = np.random.Generator(np.random.Philox(key=[run.seed, 1]))
+        some = [self.split.train[i] for i in rng.permutation(len(self.split.train))[: statistics.CLIPS]]
+        dataset = self.dataset(some, "evaluate")
+        size = max(1, min(32, run.optim.micro_batch or 32) // (run.data.segments * run.data.crops))
+        items = [[(0, i) for i in range(k, min(k + size, len(some)))] for k in range(0, len(some), size)]
+
+        def batches() -> Iterator[Batch]:
+            read = (batch.to(self.at.device) for batch in loader(dataset, items, 0) if batch.clips)
+            return (preprocess(batch, self.model.cfg) for batch in read)
+
+        if run.freeze_batch_norm and statistics.batch_norms(self.model):
+            statistics.measure_batch_norm(self.model, batches())
+        if run.standardise_head:
+            statistics.standardise_head(self.model, batches())
 
     def save(self) -> None:
         """Writes the weights again, with all that using them needs to know."""

@@ -1,0 +1,60 @@
+"""Statistics that a supervised stage measures: they are those of the clips, and the head's features start standardised."""
+
+import pytest
+import torch
+
+import avfmae
+from avfmae.data.batch import Batch
+from avfmae.stages import statistics
+
+TINY = avfmae.ModelConfig.preset("tiny")
+
+
+@pytest.fixture
+def model():
+    """A fine-tuning model with freshly drawn weights of pre-training, whose pooled features hardly differ between clips."""
+    torch.manual_seed(0)
+    model = avfmae.AVFMAEForFinetuning(TINY, 3)
+    avfmae.load_released(model, avfmae.checkpoints.released_state_dict(avfmae.AVFMAEForPretraining(TINY)))
+    return model
+
+
+@pytest.fixture
+def batches():
+    generator = torch.Generator().manual_seed(1)
+    return [
+        Batch(
+            torch.randint(0, 255, (clips, *TINY.video.size, 3), dtype=torch.uint8, generator=generator),
+            torch.randn(clips, 1, *TINY.audio.size, generator=generator),
+            None, None, list(range(clips)),
+        )
+        for clips in (3, 3)
+    ]  # fmt: skip
+
+
+def test_batch_statistics_are_those_of_the_clips(model, batches):
+    means = {}
+
+    def record(norm, inputs, _):
+        means.setdefault(norm, []).append(inputs[0].double().mean((0, 2)))
+
+    norms = statistics.batch_norms(model)
+    assert len(norms) == 2
+    for norm in norms:
+        norm.frozen = True
+        norm.running_mean.fill_(7)
+        norm.register_forward_hook(record)
+    statistics.measure_batch_norm(model, batches)
+    for norm in norms:
+        assert len(means[norm]) == len(batches) * TINY.fusion_depth and norm.momentum == 0.1
+        torch.testing.assert_close(norm.running_mean.double(), torch.stack(means[norm]).mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_the_head_starts_on_standardised_features(model, batches):
+    model.eval()
+    before = torch.cat(list(statistics.features(model, batches)))
+    assert before.mean(0).norm() > 5 * before.std(0).norm()
+    statistics.standardise_head(model, batches)
+    after = torch.cat(list(statistics.features(model, batches)))
+    torch.testing.assert_close(after.mean(0), torch.zeros(len(after[0])), rtol=0, atol=1e-3)
+    torch.testing.assert_close(after.std(0), torch.ones(len(after[0])), rtol=1e-3, atol=0)
