@@ -1,81 +1,236 @@
-"""``avfmae demo``: draw a data set, run all three stages of the tiny model on it, compare with training from scratch."""
+"""``avfmae demo``: draw data sets, run all three stages of a small model on them, and tell what each stage is worth.
+
+Four ways to the same fine-tuning are compared: from scratch, after pre-training alone, after PSI alone, and after both. Stages
+that do not wait for each other run at the same time, each in a process of its own.
+"""
 
 import os
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import redirect_stderr
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from avfmae.config import ModelConfig
 from avfmae.console import console
 from avfmae.data.config import DataConfig
 from avfmae.data.manifest import read_manifest, write_manifest
 from avfmae.data.prepare import prepare
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
+from avfmae.inference.probe import linear_probe
 from avfmae.options import DemoConfig, PrepareConfig
 from avfmae.stages.config import FinetuneConfig, HeldOut, PretrainConfig, PSIConfig
 from avfmae.stages.finetune import finetune
 from avfmae.stages.pretrain import pretrain
 from avfmae.stages.psi import psi
 from avfmae.training.config import OptimConfig
+from avfmae.training.runlog import read_log
 
+PRESET = "demo"
 # Two labelled sets name the same emotions differently; the label map brings them together.
 STUDIO = dict(zip(EMOTIONS, ("calm-happy", "joy", "grief", "rage", "astonished", "terror"), strict=True))
 STAGE = dict(zip(EMOTIONS, ("serene", "elated", "sorrow", "fury", "amazed", "panic"), strict=True))
 SETS = {
-    "wild": DemoSet("wild", first=0, people=30),
-    "studio": DemoSet("studio", first=100, people=36, labels=STUDIO),
-    "stage": DemoSet("stage", first=200, people=36, labels=STAGE),
-    "target": DemoSet("target", first=300, people=20, labels={e: e for e in EMOTIONS}),
+    "wild": DemoSet("wild", first=0, people=64),
+    "studio": DemoSet("studio", first=100, people=15, held_out=3, labels=STUDIO),
+    "stage": DemoSet("stage", first=200, people=15, held_out=3, labels=STAGE),
+    "target": DemoSet("target", first=300, people=22, labels={e: e for e in EMOTIONS}),
 }
 TEST_PEOPLE = 14
 # Short schedules for a small model: high rates, no regularisation that takes an epoch's length to pay.
-PRETRAINING = OptimConfig(lr=2.4e-2, epochs=8, warmup_epochs=1, total_batch=32, clip_grad=1.0)
-INJECTION = OptimConfig(lr=1.1e-2, epochs=32, warmup_epochs=2, total_batch=24, clip_grad=1.0)
-FINETUNING = OptimConfig(lr=5e-3, epochs=10, warmup_epochs=2, total_batch=12, clip_grad=1.0, layer_decay=0.9)
+PRETRAINING = OptimConfig(lr=6.4e-2, epochs=20, warmup_epochs=2, total_batch=24, clip_grad=1.0)
+INJECTION = OptimConfig(epochs=20, warmup_epochs=2, total_batch=24, clip_grad=1.0)
+FINETUNING = OptimConfig(epochs=12, warmup_epochs=2, total_batch=12, clip_grad=1.0, layer_decay=0.75)
+# What is compared, and each one's learning rates of PSI and of fine-tuning. ``avfmae demo --choose-rates`` chose them, among
+# RATES, by the recall on people who were held out of PSI's and of the target's training clips; no test clip had a say.
+ROWS = {
+    "scratch": "from scratch",
+    "pretraining": "after pre-training alone",
+    "psi": "after PSI alone",
+    "both": "after pre-training and PSI",
+}
+PSI_RATES = {"psi": 1e-2, "both": 1e-2}
+FINETUNING_RATES = {"scratch": 2e-2, "pretraining": 2e-2, "psi": 1e-2, "both": 1e-2}
+RATES = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
+FOLDS = 3  # of the training people, for choosing
 
 
-def demo(run: DemoConfig) -> Path:
-    """Runs the demo. Returns the report, ``out/report.html``."""
-    begun, out = time.monotonic(), Path(run.out)
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) - run.workers))
-    media = out / "media"
-    manifests = {
-        name: prepared(make_demo_set(media, s, test_people=TEST_PEOPLE if name == "target" else 0), media / f"{name}-prepared")
-        for name, s in SETS.items()
-    }
-    target = manifests["target"]
-    unlabelled = media / "unlabelled.csv"
-    clips = [c for m in manifests.values() for c in read_manifest(m) if c.split != "test"]
-    write_manifest(unlabelled, clips)
-    label_map = media / "label_map.toml"
-    label_map.write_text(label_map_toml({"studio": STUDIO, "stage": STAGE}))
+def demo(run: DemoConfig) -> Path | None:
+    """Runs the demo, or chooses its learning rates. Returns the report, ``out/report.html``."""
+    begun = time.monotonic()
+    stages = Stages(run, draw(run))
+    with stages.lanes:
+        if run.choose_rates:
+            return stages.choose_rates()
+        return report(run, stages, begun)
 
-    data = DataConfig(workers=run.workers, segments=1, crops=1, rand_augment=(0.0, 0), crop_scale=(0.75, 1.0),
-                      multi_scales=(1.0, 0.875), erase=0.0)  # fmt: skip
-    common = {"preset": "tiny", "data": data, "save_steps": 200, "log_steps": 1}
-    pretrained = pretrain(PretrainConfig(out=out / "1-pretraining", manifest=unlabelled, optim=PRETRAINING, **common))
-    common |= {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0}
-    injected = psi(PSIConfig(
-        out=out / "2-psi", manifests=(manifests["studio"], manifests["stage"]), label_map=label_map, init=pretrained,
-        held_out=HeldOut(target), optim=INJECTION, **common,
-    ))  # fmt: skip
-    results: dict[str, list[dict]] = {"pre-trained": [], "from scratch": []}
-    for name, init in (("pre-trained", injected), ("from scratch", None)):
-        for seed in run.seeds:
-            results[name].append(finetune(FinetuneConfig(
-                out=out / f"3-finetuning-{name.replace(' ', '-')}-{seed}", manifest=target, init=init, seed=seed,
-                classes=tuple(EMOTIONS), val_share=0.0, eval_epochs=FINETUNING.epochs, optim=FINETUNING, **common,
-            )))  # fmt: skip
-    for name, runs in results.items():
-        uars = [r["summary"]["last"]["UAR"]["mean"] for r in runs]
-        console.print(
-            f"{name}: UAR {100 * np.mean(uars):.1f} ± {100 * np.std(uars):.1f} % on {TEST_PEOPLE} people never trained on",
-            highlight=False,
+
+def draw(run: DemoConfig) -> dict[str, Path]:
+    """Draws and prepares the sets. Returns their manifests, and that of all clips but the test people's: ``unlabelled``."""
+    media = run.out / "media"
+    manifests = {}
+    for name, drawn in SETS.items():
+        manifest = make_demo_set(media, drawn, processes=lanes(), test_people=TEST_PEOPLE if name == "target" else 0)
+        manifests[name] = prepared(manifest, media / f"{name}-prepared")
+    clips = [c for m in manifests.values() for c in read_manifest(m)]
+    manifests["unlabelled"] = media / "unlabelled.csv"
+    write_manifest(manifests["unlabelled"], [c for c in clips if c.split != "test"])
+    manifests["training"] = media / "training.csv"  # of the target, for choosing rates
+    write_manifest(manifests["training"], [c for c in read_manifest(manifests["target"]) if c.split == "train"])
+    (media / "label_map.toml").write_text(label_map_toml({"studio": STUDIO, "stage": STAGE}))
+    return manifests
+
+
+def lanes() -> int:
+    """Stages that run at the same time."""
+    return max(1, os.cpu_count() or 1)
+
+
+class Stages:
+    """The stages of the demo, each submitted to a lane: a process that works on one stage at a time, with one thread."""
+
+    def __init__(self, run: DemoConfig, manifests: dict[str, Path]):
+        self.run, self.manifests = run, manifests
+        self.lanes = ProcessPoolExecutor(lanes(), mp_context=get_context("spawn"))
+        data = DataConfig(workers=0, stride=8, segments=1, crops=1, rand_augment=(0.0, 0), crop_scale=(0.75, 1.0), erase=0.0,
+                          multi_scales=(1.0, 0.875))  # fmt: skip
+        self.common = {"preset": PRESET, "data": data, "save_steps": 10_000, "log_steps": 5}
+        self.labelled = self.common | {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0, "standardise_head": True}
+
+    def submit(self, title: str, stage: Callable, config: PretrainConfig | PSIConfig | FinetuneConfig) -> Future:
+        return self.lanes.submit(in_lane, title, stage, config)
+
+    def pretrain(self) -> Future:
+        config = PretrainConfig(
+            out=self.run.out / "1-pretraining", manifest=self.manifests["unlabelled"], optim=PRETRAINING, **self.common
         )
-    from avfmae.viz.pages import demo_report
+        return self.submit("pre-training", pretrain, config)
 
-    path = demo_report(out, results, seconds=time.monotonic() - begun)
+    def psi(self, row: str, init: Path | None, rate: float, out: str = "") -> Future:
+        config = PSIConfig(
+            out=self.run.out / (out or f"2-{row}"),
+            manifests=(self.manifests["studio"], self.manifests["stage"]),
+            label_map=self.run.out / "media" / "label_map.toml",
+            init=init,
+            held_out=HeldOut(self.manifests["target"]),
+            optim=replace(INJECTION, lr=rate),
+            eval_epochs=INJECTION.epochs,
+            **self.labelled,
+        )
+        return self.submit(f"PSI, {ROWS[row]}", psi, config)
+
+    def finetune(
+        self, row: str, init: Path | None, seed: int, rate: float | None = None, out: str = "", manifest: str = "target",
+        folds: int | None = None,
+    ) -> Future:  # fmt: skip
+        config = FinetuneConfig(
+            out=self.run.out / (out or f"3-finetuning-{row}-{seed}"),
+            manifest=self.manifests[manifest],
+            init=init,
+            seed=seed,
+            classes=tuple(EMOTIONS),
+            folds=folds,
+            val_share=0.0,
+            eval_epochs=FINETUNING.epochs,
+            optim=replace(FINETUNING, lr=rate or FINETUNING_RATES[row]),
+            **self.labelled,
+        )
+        return self.submit(f"fine-tuning {ROWS[row]}, seed {seed}", finetune, config)
+
+    def probe(self, title: str, weights: Path | None, seed: int) -> Future:
+        clips = read_manifest(self.manifests["target"])
+        arguments = (ModelConfig.preset(PRESET), weights, clips, self.common["data"], tuple(EMOTIONS), seed)
+        return self.lanes.submit(in_lane, f"linear probe of {title}", linear_probe, *arguments)
+
+    def choose_rates(self) -> None:
+        """Trains with every rate, and prints each row's recall on people who were held out of training."""
+        folder, pretrained = self.run.out / "rates", self.pretrain()
+        start: dict[str, Path | None] = {"scratch": None, "pretraining": pretrained.result()}
+        runs = {
+            (row, rate): self.psi(row, init, rate, f"rates/psi-{row}-{rate}")
+            for row, init in (("psi", None), ("both", start["pretraining"]))
+            for rate in RATES
+        }
+        print_rates("PSI", {key: psi_recall(folder / f"psi-{key[0]}-{key[1]}", run) for key, run in runs.items()})
+        for row, rate in PSI_RATES.items():
+            start[row] = runs[row, rate].result()
+        tuned = {
+            (row, rate): [
+                self.finetune(row, init, seed, rate, f"rates/{row}-{rate}-{seed}", manifest="training", folds=FOLDS)
+                for seed in range(2)
+            ]
+            for row, init in start.items()
+            for rate in RATES
+        }
+        print_rates("fine-tuning", {key: float(np.mean([uar(run) for run in some])) for key, some in tuned.items()})
+
+    def compare(self) -> tuple[dict[str, list[dict]], dict[str, list[float]]]:
+        """Returns each row's fine-tuning results, a seed each, and each linear probe's recalls."""
+        pretrained, injected = self.pretrain(), self.psi("psi", None, PSI_RATES["psi"])
+        seeds = self.run.seeds
+        random = [self.probe("random weights", None, seed) for seed in seeds]
+        tuned = {"scratch": [self.finetune("scratch", None, seed) for seed in seeds]}
+        both = self.psi("both", pretrained.result(), PSI_RATES["both"])
+        tuned["pretraining"] = [self.finetune("pretraining", pretrained.result(), seed) for seed in seeds]
+        features = [self.probe("pre-trained features", pretrained.result(), 0)]
+        tuned["psi"] = [self.finetune("psi", injected.result(), seed) for seed in seeds]
+        tuned["both"] = [self.finetune("both", both.result(), seed) for seed in seeds]
+        probes = {"pre-trained features": features, "random weights": random}
+        return (
+            {row: [run.result() for run in runs] for row, runs in tuned.items()},
+            {name: [run.result() for run in runs] for name, runs in probes.items()},
+        )
+
+
+def in_lane(title: str, stage: Callable, *arguments: object) -> object:
+    """Runs a stage in this process; what it says of its progress goes to ``console.txt`` in its folder."""
+    torch.set_num_threads(1)
+    folder = getattr(arguments[0], "out", None)
+    begun = time.monotonic()
+    if folder is None:
+        result = stage(*arguments)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / "console.txt", "a", buffering=1) as file, redirect_stderr(file):
+            result = stage(*arguments)
+    console.print(f"{title}: {time.monotonic() - begun:.0f} s", highlight=False)
+    return result
+
+
+def uar(run: Future) -> float:
+    """Of a fine-tuning's last epoch, the mean over its folds."""
+    return run.result()["summary"]["last"]["UAR"]["mean"]
+
+
+def psi_recall(out: Path, run: Future) -> float:
+    """On the people who were held out of the second stage's training."""
+    run.result()
+    return next(line["evaluation"]["val"]["UAR"] for line in reversed(read_log(out / "log.jsonl")) if "evaluation" in line)
+
+
+def print_rates(stage: str, recalls: dict[tuple[str, float], float]) -> None:
+    for row in dict.fromkeys(row for row, _ in recalls):
+        mine = {rate: value for (name, rate), value in recalls.items() if name == row}
+        each = ", ".join(f"{rate:g}: {100 * value:.1f} %" for rate, value in mine.items())
+        console.print(f"{stage}, {ROWS[row]}: UAR on held-out people {each}; best {max(mine, key=mine.get):g}", highlight=False)
+
+
+def report(run: DemoConfig, stages: Stages, begun: float) -> Path:
+    """Compares, prints the table and writes the page."""
+    from avfmae.viz.demo import demo_report, spread
+
+    results, probes = stages.compare()
+    for row, runs in results.items():
+        text = spread([r["summary"]["last"]["UAR"]["mean"] for r in runs])
+        console.print(f"fine-tuning {ROWS[row]}: UAR {text} on {TEST_PEOPLE} people never trained on", highlight=False)
+    for name, recalls in probes.items():
+        console.print(f"linear probe of {name}: UAR {spread(recalls)}", highlight=False)
+    path = demo_report(run.out, {ROWS[row]: runs for row, runs in results.items()}, probes, time.monotonic() - begun)
     console.print(f"{time.monotonic() - begun:.0f} s; open [bold]{path}[/bold]", highlight=False)
     return path
 

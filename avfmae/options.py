@@ -13,13 +13,14 @@ class DemoConfig:
 
     Attributes:
         out: where everything goes; ``report.html`` is the thing to open.
-        seeds: fine-tunings, each from the trained weights and from scratch.
-        workers: decoding processes.
+        seeds: of the fine-tunings: each row of the table has one a seed.
+        choose_rates: instead of the demo, train with several learning rates, and print which is best on people held out of the
+            training clips.
     """
 
     out: Path = Path("runs/demo")
-    seeds: tuple[int, ...] = (0, 1, 2)
-    workers: int = 2
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    choose_rates: bool = False
 
 
 @dataclass

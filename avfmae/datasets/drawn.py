@@ -1,8 +1,9 @@
 """A small talking-face data set, drawn and voiced: real mp4 files (H.264 and AAC) that anybody may have.
 
-An emotion is a face and a voice: three expressions, each with a calm and an excited voice, make six classes. The
-expression is to be seen only and the excitement to be heard only, so either modality alone can be right half the time.
-The mouth is moved by the sound; its opening is scaled to each clip, so that loudness stays invisible.
+An emotion is a face and a voice, and both tell of it: three expressions, each calm or excited, make six classes. The
+expression is seen in mouth, brows and eyes, and heard in the formants and in the melody of each syllable; the excitement is
+heard in pitch, brightness and energy, and seen in the strength of the expression. People differ in face, colours, light, pitch
+and vocal tract far more than emotions do. The mouth is moved by the sound.
 
 Lengths are in units of half the face's height, angles in radians, times in seconds.
 """
@@ -21,7 +22,7 @@ from rich.progress import track
 
 from avfmae.data.manifest import Clip, write_manifest
 
-SIZE, FPS, SECONDS, RATE = 96, 12.5, 1.44, 16_000
+SIZE, FPS, SECONDS, RATE = 96, Fraction(25, 2), 1.44, 16_000
 HOP = 80  # samples
 FACE = (16.0, 17.0, 64.0, 64.0)  # left, top, width, height: brows to chin, for everybody about the same
 EMOTIONS = {  # name: (expression, excitement)
@@ -38,6 +39,8 @@ EXPRESSIONS = {
     "frown": (-0.11, 0.00, -0.09, -0.10, -0.10),
     "wide": (0.00, 0.10, 0.14, 0.06, 0.60),
 }
+# Of each expression's voice: formants' scale (smiling shortens the tract), and the pitch's rise over a second, in octaves.
+VOICES = {"smile": (1.10, 0.0), "frown": (0.93, -0.35), "wide": (1.0, 0.35)}
 VOWELS = ((800, 1200, 2500), (500, 1800, 2500), (300, 2300, 3000), (450, 850, 2500), (320, 800, 2300))  # formants, Hz
 
 
@@ -89,11 +92,11 @@ def _rgb(*channels: float) -> tuple[int, int, int]:
     return tuple(int(np.clip(c, 0, 255)) for c in channels)
 
 
-def voice(who: Identity, excitement: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def voice(who: Identity, expression: str, excitement: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A source-filter voice saying random syllables.
 
     The source is a sum of harmonics of the pitch, the filter three formants and a spectral tilt, evaluated at each
-    harmonic. Excitement raises pitch, its movement, the energy and the brightness; never the pace, which the mouth shows.
+    harmonic. Excitement raises pitch, its movement, the energy and the brightness.
 
     Returns:
         The waveform (samples,) in -1..1, and its envelope (samples,) in 0..1, for the mouth.
@@ -109,11 +112,12 @@ def voice(who: Identity, excitement: float, rng: np.random.Generator) -> tuple[n
         envelope = np.maximum(envelope, bump)
         formants += bump * np.array(VOWELS[rng.integers(len(VOWELS))])[:, None]
         weight += bump
-    formants = (formants + 1e-3 * np.array([[500], [1500], [2500]])) / weight * who.tract
+    formants = (formants + 1e-3 * np.array([[500], [1500], [2500]])) / weight * who.tract * VOICES[expression][0]
     strength = 0.5 + 0.5 * rng.uniform(0.4, 1.0)
     lift = excitement * strength
     melody = sum(rng.normal() * np.sin(2 * np.pi * (rng.uniform(0.3, 1.5) * t + rng.random())) for _ in range(3))
     pitch = who.pitch * rng.uniform(0.93, 1.07) * (1 + 0.45 * lift) * np.exp((0.03 + 0.10 * lift) * melody)
+    pitch *= 2 ** (VOICES[expression][1] * (t - SECONDS / 2))
     tilt = 1.6 - 0.7 * lift
     harmonic = np.arange(1, int(7000 / pitch.max()) + 1)[:, None]
     gain = sum(1 / (1 + ((harmonic * pitch - f) / (60 + 0.06 * f)) ** 2) for f in formants)
@@ -216,8 +220,8 @@ def shading(rng: np.random.Generator) -> np.ndarray:
 def draw_clip(path: Path, who: Identity, emotion: str, rng: np.random.Generator) -> None:
     """Draws, voices and encodes one clip."""
     name, excitement = EMOTIONS[emotion]
-    waveform, envelope = voice(who, excitement, rng)
-    strength = rng.uniform(0.6, 1.0)
+    waveform, envelope = voice(who, name, excitement, rng)
+    strength = rng.uniform(0.55, 0.75) + 0.35 * excitement
     expression = tuple(strength * e for e in EXPRESSIONS[name])
     sway = {k: (rng.normal(0, s), rng.uniform(0.1, 0.5), rng.random(), s) for k, s in (("x", 0.02), ("y", 0.02), ("tilt", 0.06))}
     scale, light, gaze = rng.uniform(0.92, 1.08), rng.uniform(0.7, 1.15), rng.normal()
@@ -265,13 +269,19 @@ def encode(path: Path, frames: np.ndarray, waveform: np.ndarray | None, fps: int
 
 @dataclass(frozen=True)
 class DemoSet:
-    """One data set to draw: people numbered from ``first``, each with ``takes`` clips of every emotion."""
+    """One data set to draw: people numbered from ``first``, each with ``takes`` clips of every emotion.
+
+    Attributes:
+        labels: this set's own names of the emotions; None: the clips are unlabelled.
+        held_out: of a labelled set, so many people are of split ``val``, the first ones.
+    """
 
     name: str
     first: int
     people: int
     takes: int = 1
-    labels: dict[str, str] | None = None  # this set's own names of the emotions; None: unlabelled
+    labels: dict[str, str] | None = None
+    held_out: int = 0
 
 
 def _job(job: tuple[str, int, str, int, int]) -> None:
@@ -299,9 +309,9 @@ def make_demo_set(folder: Path, what: DemoSet, seed: int = 0, processes: int = 2
             for take in range(what.takes):
                 path = root / f"{person:03d}_{emotion}_{take}.mp4"
                 clip = Clip(len(clips), str(path), subject=f"{person:03d}", dataset=what.name, face=FACE)
-                test = person >= what.first + what.people - test_people
                 if what.labels is not None:
-                    clip = replace(clip, label=what.labels[emotion], split="test" if test else "train")
+                    test, val = person >= what.first + what.people - test_people, person < what.first + what.held_out
+                    clip = replace(clip, label=what.labels[emotion], split="test" if test else "val" if val else "train")
                 clips.append(clip)
                 jobs.append((str(path), person, emotion, take, seed))
     with ProcessPoolExecutor(processes) as pool:

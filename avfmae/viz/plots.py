@@ -138,14 +138,18 @@ def _hidden(visible: torch.Tensor, tokens: int) -> torch.Tensor:
 
 
 def comparison(runs: dict[str, list[float]], chance: float, label: str) -> Figure:
-    """One bar a way of training, a dot a seed."""
-    figure, axis = plt.subplots(figsize=(4.2, 2.8), layout="constrained")
-    for i, (name, values) in enumerate(runs.items()):
-        axis.bar(i, 100 * np.mean(values), color=(BLUE, GREY)[i % 2], width=0.6, label=name)
-        axis.scatter(i + np.linspace(-0.12, 0.12, len(values)), 100 * np.array(values), color="black", s=14, zorder=3)
+    """One bar a way of training with its mean, a dot a seed."""
+    figure, axis = plt.subplots(figsize=(1.2 + 1.35 * len(runs), 3.0), layout="constrained")
+    for i, values in enumerate(runs.values()):
+        axis.bar(
+            i, 100 * np.mean(values), color=GREY if i == 0 else BLUE, alpha=1 if i in (0, len(runs) - 1) else 0.55, width=0.6
+        )
+        axis.scatter(i + np.linspace(-0.15, 0.15, len(values)), 100 * np.array(values), color="black", s=14, zorder=3)
+        axis.text(i, 3, f"{100 * np.mean(values):.0f}", ha="center", color="white", fontweight="bold")
     axis.axhline(100 * chance, color=ORANGE, linestyle="--", linewidth=1)
     axis.text(len(runs) - 0.45, 100 * chance, "chance", color=ORANGE, va="center")
-    axis.set(xticks=range(len(runs)), xticklabels=list(runs), ylabel=label, ylim=(0, 100))
+    ticks = [name.replace("after ", "after\n").replace(" and ", "\nand ").replace(" alone", "\nalone") for name in runs]
+    axis.set(xticks=range(len(runs)), xticklabels=ticks, ylabel=label, ylim=(0, 100))
     return figure
 
 

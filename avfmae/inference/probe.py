@@ -1,0 +1,68 @@
+"""A linear probe: how much of the classes can be read off a model's features by a linear map, with nothing else trained."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from avfmae import metrics
+from avfmae.checkpoints import load_released
+from avfmae.config import ModelConfig
+from avfmae.data.config import DataConfig
+from avfmae.data.dataset import ClipDataset
+from avfmae.data.manifest import Clip
+from avfmae.data.splits import fold_of
+from avfmae.inference.evaluate import predict
+from avfmae.models.finetuning import AVFMAEForFinetuning
+
+STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # of the ridge, chosen on held-out people
+FOLDS = 4
+
+
+def linear_probe(
+    cfg: ModelConfig, weights: Path | None, clips: Sequence[Clip], data: DataConfig, classes: Sequence[str], seed: int = 0
+) -> float:
+    """UAR on the clips of split ``test`` of a ridge classifier that was fitted on those of split ``train``.
+
+    Args:
+        weights: of any stage; None: random ones, drawn as fine-tuning from scratch draws them.
+        clips: with labels and subjects.
+        seed: of random weights.
+    """
+    torch.manual_seed(seed)
+    model = AVFMAEForFinetuning(cfg, len(classes))
+    if weights is not None:
+        load_released(model, weights)
+    model.head = nn.Identity()
+    dataset = ClipDataset(clips, cfg, data, "evaluate", modalities=model.modalities)
+    found, _ = predict(model, dataset, range(len(clips)), 16, torch.device("cpu"))
+    train, test = ([c for c in clips if c.split == split and c.id in found] for split in ("train", "test"))
+    x = {c.id: found[c.id].astype(np.float64) for c in train + test}
+    fold = fold_of(train, FOLDS)
+
+    def recall(fitted: list[Clip], scored: list[Clip], strength: float) -> float:
+        (a, y), (b, truth) = (
+            (np.stack([x[c.id] for c in some]), np.array([classes.index(c.label) for c in some])) for some in (fitted, scored)
+        )
+        return ridge_recall(a, y, b, truth, strength, len(classes))
+
+    def held_out(strength: float) -> float:
+        parts = [([c for c in train if fold[c.id] != k], [c for c in train if fold[c.id] == k]) for k in range(FOLDS)]
+        return float(np.mean([recall(rest, part, strength) for rest, part in parts]))
+
+    return recall(train, test, max(STRENGTHS, key=held_out))
+
+
+def ridge_recall(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, strength: float, classes: int) -> float:
+    """UAR of one-hot ridge regression on standardised features.
+
+    Args:
+        x, x_test: (N, C) features. y, y_test: (N,) class numbers. strength: relative to the features' variance of a clip.
+    """
+    mean, spread = x.mean(0), x.std(0) + 1e-9
+    a, b, targets = (x - mean) / spread, (x_test - mean) / spread, np.eye(classes)[y]
+    weights = a.T @ np.linalg.solve(a @ a.T + strength * a.shape[1] * np.eye(len(a)), targets - targets.mean(0))
+    predicted = (b @ weights + targets.mean(0)).argmax(1)
+    return metrics.classification(metrics.confusion_matrix(y_test, predicted, classes))["UAR"]
