@@ -36,16 +36,16 @@ PRESET = "demo"
 STUDIO = dict(zip(EMOTIONS, ("calm-happy", "joy", "grief", "rage", "astonished", "terror"), strict=True))
 STAGE = dict(zip(EMOTIONS, ("serene", "elated", "sorrow", "fury", "amazed", "panic"), strict=True))
 SETS = {
-    "wild": DemoSet("wild", first=0, people=64),
-    "studio": DemoSet("studio", first=100, people=15, held_out=3, labels=STUDIO),
-    "stage": DemoSet("stage", first=200, people=15, held_out=3, labels=STAGE),
-    "target": DemoSet("target", first=300, people=22, labels={e: e for e in EMOTIONS}),
+    "wild": DemoSet("wild", first=0, people=40),
+    "studio": DemoSet("studio", first=100, people=12, held_out=2, labels=STUDIO),
+    "stage": DemoSet("stage", first=200, people=12, held_out=2, labels=STAGE),
+    "target": DemoSet("target", first=300, people=18, labels={e: e for e in EMOTIONS}),
 }
-TEST_PEOPLE = 14
+TEST_PEOPLE = 10
 # Short schedules for a small model: high rates, no regularisation that takes an epoch's length to pay.
 PRETRAINING = OptimConfig(lr=6.4e-2, epochs=20, warmup_epochs=2, total_batch=24, clip_grad=1.0)
 INJECTION = OptimConfig(epochs=20, warmup_epochs=2, total_batch=24, clip_grad=1.0)
-FINETUNING = OptimConfig(epochs=12, warmup_epochs=2, total_batch=12, clip_grad=1.0, layer_decay=0.75)
+FINETUNING = OptimConfig(epochs=10, warmup_epochs=1, total_batch=12, clip_grad=1.0, layer_decay=0.75)
 # What is compared, and each one's learning rates of PSI and of fine-tuning. ``avfmae demo --choose-rates`` chose them, among
 # RATES, by the recall on people who were held out of PSI's and of the target's training clips; no test clip had a say.
 ROWS = {
@@ -71,19 +71,29 @@ def demo(run: DemoConfig) -> Path | None:
 
 
 def draw(run: DemoConfig) -> dict[str, Path]:
-    """Draws and prepares the sets. Returns their manifests, and that of all clips but the test people's: ``unlabelled``."""
+    """Draws the sets and prepares them as one.
+
+    Returns:
+        Manifests: of each set, of all clips but the test people's (``unlabelled``), and of the target's training people
+        (``training``), among whom rates are chosen.
+    """
     media = run.out / "media"
-    manifests = {}
-    for name, drawn in SETS.items():
-        manifest = make_demo_set(media, drawn, processes=lanes(), test_people=TEST_PEOPLE if name == "target" else 0)
-        manifests[name] = prepared(manifest, media / f"{name}-prepared")
-    clips = [c for m in manifests.values() for c in read_manifest(m)]
-    manifests["unlabelled"] = media / "unlabelled.csv"
-    write_manifest(manifests["unlabelled"], [c for c in clips if c.split != "test"])
-    manifests["training"] = media / "training.csv"  # of the target, for choosing rates
-    write_manifest(manifests["training"], [c for c in read_manifest(manifests["target"]) if c.split == "train"])
+    drawn = [
+        make_demo_set(media, what, processes=lanes(), test_people=TEST_PEOPLE if name == "target" else 0)
+        for name, what in SETS.items()
+    ]
+    everything = [clip for manifest in drawn for clip in read_manifest(manifest)]
+    write_manifest(media / "drawn.csv", [replace(clip, id=i) for i, clip in enumerate(everything)])
+    # The drawn manifests know where the faces are.
+    prepared = PrepareConfig(media / "drawn.csv", media / "prepared", detector="manifest", margin=0.05, size=96, quality=16)
+    clips = read_manifest(prepare(prepared))
+    parts = {name: [c for c in clips if c.dataset == name] for name in SETS}
+    parts["unlabelled"] = [c for c in clips if c.split != "test"]
+    parts["training"] = [c for c in parts["target"] if c.split == "train"]
+    for name, part in parts.items():
+        write_manifest(media / f"{name}-prepared.csv", part)
     (media / "label_map.toml").write_text(label_map_toml({"studio": STUDIO, "stage": STAGE}))
-    return manifests
+    return {name: media / f"{name}-prepared.csv" for name in parts}
 
 
 def lanes() -> int:
@@ -233,11 +243,6 @@ def report(run: DemoConfig, stages: Stages, begun: float) -> Path:
     path = demo_report(run.out, {ROWS[row]: runs for row, runs in results.items()}, probes, time.monotonic() - begun)
     console.print(f"{time.monotonic() - begun:.0f} s; open [bold]{path}[/bold]", highlight=False)
     return path
-
-
-def prepared(manifest: Path, out: Path) -> Path:
-    """The prepared set of a drawn one, whose manifest knows where the faces are. Returns its manifest."""
-    return prepare(PrepareConfig(manifest, out, detector="manifest", margin=0.05, size=96, quality=16))
 
 
 def label_map_toml(sources: dict[str, dict[str, str]]) -> str:
