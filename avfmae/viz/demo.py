@@ -77,7 +77,7 @@ def demo_report(out: Path, results: dict[str, list[dict]], probes: dict[str, lis
         "PSI": out / "2-both",
         "fine-tuning": next(iter(sorted(out.glob("3-*-both-*")))),
     }
-    names = ("loss", "loss_video", "loss_audio", "loss_contrastive")
+    names = ("loss", "loss_video", "loss_audio")
     page.add("Loss", losses=loss_curves({title: folder / "log.jsonl" for title, folder in logs.items()}, names))
     add_quarantine(page, sorted(p for p in out.iterdir() if (p / "log.jsonl").exists()))
     (out / "results.json").write_text(json.dumps({"fine-tuning": results, "linear probe": probes}, indent=1))
