@@ -20,14 +20,16 @@ from avfmae.config import ModelConfig
 from avfmae.console import console
 from avfmae.data import augment
 from avfmae.data.config import DataConfig
-from avfmae.data.dataset import Plan, PretrainDataset
-from avfmae.data.decode import probe, read_audio, read_frames
+from avfmae.data.dataset import PretrainDataset
 from avfmae.data.loader import loader
 from avfmae.data.manifest import Clip, read_manifest
-from avfmae.data.media import MediaError
 from avfmae.data.prepare import PrepareConfig, find_clips, prepare
 from avfmae.data.preprocess import preprocess
-from avfmae.data.shards import encode_sound, open_clip
+from avfmae.data.sampler import BatchSampler
+from avfmae.data.shards import encode_sound
+from avfmae.data.sources import MediaError, open_clip
+from avfmae.data.sources.prepared import open_prepared
+from avfmae.data.sources.probing import probe
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae_benchmarks import results
 from avfmae_benchmarks.measure import Timing, interleave, machine, show
@@ -95,14 +97,15 @@ def make_clips(run: LoaderConfig, folder: Path) -> list[Clip]:
         source = run.source
     (folder / "clips").mkdir()
     for number, clip in enumerate(find_clips(source)[: run.clips]):
-        info = probe(clip.path)
+        opened = open_clip(clip)
+        info = opened.info
         times = np.arange(FPS * SECONDS) / FPS
         span = info.times[-1] - info.times[0] + 1 / info.fps
         at = np.searchsorted(info.times - info.times[0], times % span + 1e-6, "right") - 1
-        frames = read_frames(clip.path, range(len(info.times)))
+        frames = opened.frames(range(len(info.times)))
         box = augment.view_box(augment.face_box(clip.face, frames.shape[1:3]), 0, 1)
         frames = augment.crop(frames, box, (SIZE, SIZE), "bicubic")[at]
-        sound = read_audio(clip.path, info.times[0], info.times[0] + span) if info.has_audio else np.zeros(16_000, np.float32)
+        sound = opened.sound(info.times[0], info.times[0] + span) if info.has_audio else np.zeros(16_000, np.float32)
         sound = np.resize(sound, 16_000 * SECONDS)
         path = folder / "clips" / f"{number:02d}.mp4"
         path.write_bytes(ordinary(frames, 23, sound))
@@ -189,6 +192,9 @@ def stages(
         spent.setdefault(side, {}).setdefault(part, []).append(time.perf_counter() - begun)
         return result
 
+    def opened(clip: Clip):
+        return (source := open_clip(clip)), source.info
+
     for clip in clips:
         given = Path(clip.path)
         for part, work in published.parts.items():
@@ -198,11 +204,11 @@ def stages(
         for number, clip in enumerate(listed):
             first = 4 * np.arange(16) + 11 * number
             probe.cache_clear()
-            open_clip.cache_clear()
+            open_prepared.cache_clear()
             side = f"ours, {name}"
-            info = timed(side, "open", probe, clip.path)
-            timed(side, "decode", read_frames, clip.path, first)
-            timed(side, "sound", read_audio, clip.path, info.times[first[0]], info.times[first[0]] + 2.56)
+            source, info = timed(side, "open", opened, clip)
+            timed(side, "decode", source.frames, first)
+            timed(side, "sound", source.sound, info.times[first[0]], info.times[first[0]] + 2.56)
             sample = dataset[(0, number)]
             batch = timed(side, "copy", dataset.collate, [sample])
             timed(side, "(device's part: filterbank)", preprocess, batch, dataset.cfg, True)
@@ -216,7 +222,7 @@ def storage(clips: list[Clip], prepared: list[Clip]) -> None:
         entry = open_clip(stored.path)
         count = len(entry.number)
         ours = entry.frames(range(count))
-        frames = read_frames(clip.path, range(count))
+        frames = open_clip(clip.path).frames(range(count))
         truth = augment.crop(frames, (0, 0, *frames.shape[2:0:-1]), ours.shape[1:3], "bicubic")
         sizes += int(entry.size.sum())
         quality.append(psnr(ours, truth))
@@ -247,9 +253,9 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def whole_loader(run: LoaderConfig, prepared: list[Clip]) -> list[dict]:
     """Clips a second of the loader with its processes, copies included."""
     cfg, where, rows = ModelConfig.preset("base"), machine(torch.device("cpu")), []
-    plan = Plan(len(prepared), len(prepared), len(prepared))
+    sampler = BatchSampler(len(prepared), len(prepared), len(prepared))
     for workers in run.workers:
-        batches = loader(PretrainDataset(prepared, cfg, run.data, "pretrain"), plan.micro_batches(0, 10**9), workers)
+        batches = loader(PretrainDataset(prepared, cfg, run.data, "pretrain"), sampler.micro_batches(0, 10**9), workers)
         for _ in range(2 * workers):
             next(batches)  # processes have started
         gaps, begun = [], time.perf_counter()

@@ -110,4 +110,4 @@ print(*(owner for name in set(sys.modules) - before if "." not in name for owner
 
 @pytest.mark.parametrize("library", ["av", "PIL"])
 def test_the_test_fails_where_a_library_is_needed(library):
-    assert run_without((library,), "import avfmae.data.decode").returncode != 0
+    assert run_without((library,), "import avfmae.data.sources").returncode != 0

@@ -105,7 +105,7 @@ class SupervisedStage:
     def predict(self, clips: Sequence[Clip]) -> tuple[list[Clip], np.ndarray]:
         """The readable clips, and their outputs (n, outputs) averaged over views; the work is shared out over processes."""
         run = self.run
-        per_pass = self.trainer.plan.micro_batch // (run.data.segments * run.data.crops)
+        per_pass = self.trainer.sampler.micro_batch // (run.data.segments * run.data.crops)
         mine = range(self.at.rank, len(clips), self.at.world)
         with self.trainer.step.autocast():
             found, failed = evaluation.predict(
@@ -195,7 +195,7 @@ def finetune(run: FinetuneConfig) -> dict:
     classes = (tuple(run.classes) or tuple(class_names(clips))) if run.task == "classification" else None
     check_labels(clips, classes, run.manifest)
     select = run.select or ("UAR" if classes else "CCC")
-    splits, folds = make_splits(clips, run), {}
+    splits, folds = make_splits(clips, run.manifest, run.folds, run.only_fold, run.val_share, run.seed), {}
     with processes() as at:
         for split in splits:
             out = Path(run.out) if len(splits) == 1 else Path(run.out) / split.name.replace(" ", "-")

@@ -14,10 +14,11 @@ from torch import nn
 from avfmae.checkpoints import save_weights
 from avfmae.checkpoints.state import TrainingState, checkpoints, load_checkpoint, save_checkpoint
 from avfmae.data.batch import Bad, Batch
-from avfmae.data.dataset import ATTEMPTS, ClipDataset, Plan
+from avfmae.data.dataset import ATTEMPTS, ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.quarantine import Quarantine
-from avfmae.data.shards import shard_numbers
+from avfmae.data.sampler import BatchSampler
+from avfmae.data.sources import shard_numbers
 from avfmae.training.config import RunConfig
 from avfmae.training.dist import Processes
 from avfmae.training.runlog import RunLog, memory_gb
@@ -54,7 +55,7 @@ class Trainer:
         optim = run.optim
         self.run, self.at, self.title, self.model, self.prepare, self.evaluate = run, at, title, model, prepare, evaluate
         self.dataset, self.out = dataset, Path(run.out)
-        self.plan = Plan.fit(
+        self.sampler = BatchSampler.fit(
             len(dataset),
             optim.total_batch,
             optim.micro_batch,
@@ -65,14 +66,14 @@ class Trainer:
             shards=shard_numbers([clip.path for clip in dataset.clips]),
             mixed_shards=run.data.mixed_shards,
         )
-        self.steps = optim.epochs * self.plan.steps_per_epoch
+        self.steps = optim.epochs * self.sampler.steps_per_epoch
         self.step = TrainingStep(
             model,
             loss,
             optim,
             self.steps,
-            self.plan.steps_per_epoch,
-            self.plan.accumulation,
+            self.sampler.steps_per_epoch,
+            self.sampler.accumulation,
             run.precision,
             run.capture,
             run.compile,
@@ -80,7 +81,7 @@ class Trainer:
         self.found: list[Bad] = []  # bad clips since the last line of log
         clips = hashlib.sha256("\n".join(Path(clip.path).name for clip in dataset.clips).encode()).hexdigest()[:16]
         fingerprint = {"clips": clips, "total_batch": optim.total_batch, "seed": run.seed, "epochs": optim.epochs}
-        if self.plan.shards is not None:
+        if self.sampler.shards is not None:
             fingerprint["mixed_shards"] = run.data.mixed_shards  # of which the order is a function too
         self.state = TrainingState(fingerprint=fingerprint)
         self.resume(fingerprint)
@@ -105,9 +106,11 @@ class Trainer:
         """Trains to the end, or from where an earlier run stopped. Returns the evaluations' history."""
         first = self.state.step
         last = self.steps if self.run.stop_after is None else min(self.steps, self.run.stop_after)
-        per_epoch = self.plan.steps_per_epoch
+        per_epoch = self.sampler.steps_per_epoch
         batches = uploaded(
-            loader(self.dataset, self.plan.micro_batches(first, last), self.run.data.workers, pin=self.at.device.type == "cuda"),
+            loader(
+                self.dataset, self.sampler.micro_batches(first, last), self.run.data.workers, pin=self.at.device.type == "cuda"
+            ),
             self.at.device,
         )
         with (
@@ -119,7 +122,7 @@ class Trainer:
             begun, waited, logged = time.perf_counter(), 0.0, first
             for step in range(first, last):
                 asked = time.perf_counter()
-                micro_batches = [self.next(batches) for _ in range(self.plan.accumulation)]
+                micro_batches = [self.next(batches) for _ in range(self.sampler.accumulation)]
                 waited += time.perf_counter() - asked
                 # stochastic depth, and nothing else
                 torch.manual_seed(hash((self.run.seed, step, self.at.rank)) % 2**63)
@@ -161,7 +164,7 @@ class Trainer:
         """The next micro-batch, whole."""
         batch = next(batches)
         self.found += batch.bad
-        if len(batch.clips) < self.plan.micro_batch:
+        if len(batch.clips) < self.sampler.micro_batch:
             self.quarantine.add(self.found)
             raise RuntimeError(
                 f"no readable clip was found in {ATTEMPTS} attempts to replace a bad one; "
@@ -181,7 +184,7 @@ class Trainer:
                 f"gradient norm {numbers['grad_norm']}). "
                 "Lower optim.lr, set optim.clip_grad, or use precision = 'float32'; the last good checkpoint is kept."
             )
-        epoch = step // self.plan.steps_per_epoch
+        epoch = step // self.sampler.steps_per_epoch
         return {"epoch": epoch, **numbers, "skipped": self.state.skipped, "bad_clips": len(self.quarantine.bad)}
 
     def stops(self, interrupt: "_Interrupt", asked: bool) -> bool:

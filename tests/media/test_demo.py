@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from avfmae.data.decode import probe, read_audio, read_frames
 from avfmae.data.manifest import read_manifest
+from avfmae.data.sources import open_clip
 from avfmae.datasets.drawn import EMOTIONS, FPS, SECONDS, DemoSet, Identity, draw_clip, make_demo_set, voice
 
 
@@ -26,10 +26,10 @@ def test_the_files_are_real_and_reproducible(tmp_path):
         and {c.split for c in clips if c.subject == "006"} == {"test"}
         and {c.split for c in clips if c.subject == "005"} == {"train"}
     )
-    info = probe(clips[0].path)
+    info = open_clip(clips[0].path).info
     assert len(info.times) == round(SECONDS * FPS) and info.has_audio
     other = read_manifest(b)
-    a, b, c = (read_frames(clip.path, [0, 40]) for clip in (clips[3], other[3], clips[4]))
+    a, b, c = (open_clip(clip.path).frames([0, 40]) for clip in (clips[3], other[3], clips[4]))
     assert difference(a, b) < 0.25 * difference(a, c)
 
 
@@ -45,7 +45,7 @@ def test_excitement_is_not_seen(pair, tmp_path):
     who, frames = Identity.draw(generator(0, 3)), []
     for emotion in (*pair, "sad" if pair[0] != "sad" else "content"):
         draw_clip(tmp_path / f"{emotion}.mp4", who, emotion, generator(2, 2))
-        frames.append(read_frames(str(tmp_path / f"{emotion}.mp4"), range(0, 60, 5)))
+        frames.append(open_clip(str(tmp_path / f"{emotion}.mp4")).frames(range(0, 60, 5)))
     assert difference(frames[0], frames[1]) < 0.5 * difference(frames[0], frames[2])
 
 
@@ -53,9 +53,9 @@ def test_the_expression_is_not_heard_and_the_mouth_follows_the_sound(tmp_path):
     who, sounds = Identity.draw(generator(0, 3)), []
     for emotion in ("content", "sad", "surprised"):
         draw_clip(tmp_path / f"{emotion}.mp4", who, emotion, generator(2, 2))
-        sounds.append(read_audio(str(tmp_path / f"{emotion}.mp4"), 0, 2.5))
+        sounds.append(open_clip(str(tmp_path / f"{emotion}.mp4")).sound(0, 2.5))
     assert np.array_equal(sounds[0], sounds[1]) and np.array_equal(sounds[0], sounds[2])
-    frames = read_frames(str(tmp_path / "sad.mp4"), range(60)).astype(float)
+    frames = open_clip(str(tmp_path / "sad.mp4")).frames(range(60)).astype(float)
     loud = np.array([np.abs(sounds[0][int(i / FPS * 16000) :][:640]).mean() for i in range(60)])
     mouth = frames[:, 58:84, 32:64]
     darkness = -np.percentile(mouth.reshape(60, -1), 15, axis=1)

@@ -9,7 +9,7 @@ from PIL import Image
 from avfmae.config import ModelConfig
 from avfmae.data.manifest import read_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
-from avfmae.viz.inspection import InspectConfig, inspect, look_at
+from avfmae.viz.inspection import InspectConfig, inspect, inspect_clip
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +42,12 @@ def test_a_set_is_sampled_and_summed_up(prepared, tmp_path):
 def test_what_is_shown_is_what_the_model_gets(prepared):
     cfg = ModelConfig.preset("tiny")
     clips = read_manifest(prepared / "manifest.csv")
-    look = look_at(clips[2], cfg, 0.3)
-    assert look.frames.shape == (16, 64, 64, 3) and look.spectrogram.shape == (256, 128)
-    assert np.allclose(np.diff(look.times), 0.16, atol=0.011) and look.span[0] == pytest.approx(look.times[0])
-    heard = np.flatnonzero(np.nan_to_num(look.spectrogram, nan=-99).max(1) > -8)
-    assert abs(look.span[0] + heard[0] / 100 - 1.5) < 0.03  # the click is drawn where it is heard
-    assert np.isnan(look_at(clips[1], cfg, 0.3).spectrogram).all()
+    seen = inspect_clip(clips[2], cfg, 0.3)
+    assert seen.frames.shape == (16, 64, 64, 3) and seen.spectrogram.shape == (256, 128)
+    assert np.allclose(np.diff(seen.times), 0.16, atol=0.011) and seen.span[0] == pytest.approx(seen.times[0])
+    heard = np.flatnonzero(np.nan_to_num(seen.spectrogram, nan=-99).max(1) > -8)
+    assert abs(seen.span[0] + heard[0] / 100 - 1.5) < 0.03  # the click is drawn where it is heard
+    assert np.isnan(inspect_clip(clips[1], cfg, 0.3).spectrogram).all()
 
 
 def test_where_nothing_can_be_read_each_reason_is_told(media, tmp_path):

@@ -12,9 +12,11 @@ from avfmae.config import ModelConfig
 from avfmae.data import dataset as datasets
 from avfmae.data import shards
 from avfmae.data.config import DataConfig
-from avfmae.data.dataset import ClipDataset, Plan, PretrainDataset
+from avfmae.data.dataset import ClipDataset, PretrainDataset
 from avfmae.data.loader import loader
 from avfmae.data.manifest import Clip
+from avfmae.data.sampler import BatchSampler
+from avfmae.data.sources import shard_numbers
 
 TINY = ModelConfig.preset("tiny")
 
@@ -35,9 +37,9 @@ def stored(tmp_path_factory):
 
 
 def plans(clips, world, total_batch=8, **rest):
-    numbers = shards.shard_numbers([c.path for c in clips])
+    numbers = shard_numbers([c.path for c in clips])
     return [
-        Plan.fit(len(clips), total_batch, rest.get("micro"), rank=r, world=world, seed=3, shards=numbers, mixed_shards=4)
+        BatchSampler.fit(len(clips), total_batch, rest.get("micro"), rank=r, world=world, seed=3, shards=numbers, mixed_shards=4)
         for r in range(world)
     ]
 
@@ -76,7 +78,7 @@ def test_batches_are_the_same_for_any_number_of_ranks(stored):
 
 def test_a_rank_keeps_to_its_shards(stored):
     """Shards are split over ranks, but for what is left over where the lanes' shards differ in size."""
-    numbers = np.array(shards.shard_numbers([c.path for c in stored]))
+    numbers = np.array(shard_numbers([c.path for c in stored]))
     touched = [[set(numbers[[i for m in plan.micro_batches(0, 3) for _, i in m]])] for plan in plans(stored, 2)]
     assert not touched[0][0] & touched[1][0] and touched[0][0] | touched[1][0] <= set(range(6))
 

@@ -16,10 +16,10 @@ import pytest
 from media_files import RATE
 
 from avfmae.data import faces, prepare
-from avfmae.data.decode import probe, read_audio, read_frames
 from avfmae.data.faces import Face, Track
 from avfmae.data.manifest import Clip, read_manifest, write_manifest
 from avfmae.data.prepare import Failure, PrepareConfig, prepare_clip
+from avfmae.data.sources import open_clip
 from avfmae.datasets.drawn import encode
 
 GOOD = ["good_mp4", "good_mkv", "good_flv", "good_mpg", "good_avi", "odd_size_mp4", "fast_mp4", "ntsc_mp4", "telephone_avi"]
@@ -63,9 +63,9 @@ def test_every_clip_is_kept_or_set_aside_with_its_reason(source, prepared, media
     clips, before = read_manifest(prepared), read_manifest(source)
     assert [(c.label, c.subject, c.split) for c in clips] == [(c.label, c.subject, c.split) for c in before if c.path in wanted]
     for row, clip in zip(rows, clips, strict=True):
-        info = probe(clip.path)
-        assert len(info.times) == int(row["frames"]) == len(probe(row["source"]).times)
-        assert read_frames(clip.path, [0, len(info.times) - 1]).shape == (2, 64, 64, 3)
+        info = open_clip(clip.path).info
+        assert len(info.times) == int(row["frames"]) == len(open_clip(row["source"]).info.times)
+        assert open_clip(clip.path).frames([0, len(info.times) - 1]).shape == (2, 64, 64, 3)
         assert info.has_audio == bool(int(row["has_audio"]))
 
 
@@ -93,11 +93,12 @@ def test_sound_stays_on_its_picture(name, media, tmp_path):
     first = sample.row["source_start"]
     pcm = np.frombuffer(sample.sound[44:], "<i2") / 32768
     heard = np.flatnonzero(np.abs(pcm) > 0.1)[0] / 16_000
-    whole = read_audio(path, probe(path).start, 3.0)
-    in_source = probe(path).start + np.flatnonzero(np.abs(whole) > 0.1)[0] / 16_000
+    source = open_clip(path)
+    whole = source.sound(source.info.start, 3.0)
+    in_source = source.info.start + np.flatnonzero(np.abs(whole) > 0.1)[0] / 16_000
     assert abs(heard - (in_source - first)) < 0.010
     if name == "click_mkv_late":
-        assert first - probe(path).start == pytest.approx(0.4, abs=0.05)
+        assert first - source.info.start == pytest.approx(0.4, abs=0.05)
 
 
 LATE = """
@@ -204,7 +205,7 @@ def test_damaged_files_are_set_aside_and_never_crash(media, tmp_path):
     assert sum("-empty" in row["source"] for row in aside) == kinds["empty"]
     for row in rows:  # what was kept can be read
         clip = f"{manifest.parent}/{row['path']}"
-        read_frames(clip, range(min(16, int(row["frames"]))))
+        open_clip(clip).frames(range(min(16, int(row["frames"]))))
 
 
 # Faces

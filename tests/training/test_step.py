@@ -38,9 +38,10 @@ def precision(request, monkeypatch):
 def batches(tmp_path_factory):
     """300 batches of the demo's clips: 24 clips read twice, with other crops, sounds and masks, in another order every epoch."""
     pytest.importorskip("av")
-    from avfmae.data.dataset import Plan, PretrainDataset
+    from avfmae.data.dataset import PretrainDataset
     from avfmae.data.manifest import read_manifest
     from avfmae.data.preprocess import preprocess
+    from avfmae.data.sampler import BatchSampler
     from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 
     manifest = make_demo_set(
@@ -49,7 +50,7 @@ def batches(tmp_path_factory):
     dataset = PretrainDataset(read_manifest(manifest), TINY, DataConfig(workers=0), "pretrain")
     read = {(epoch, i): dataset[(epoch, i)] for epoch in range(2) for i in range(len(dataset))}
     found = []
-    for items in Plan.fit(len(dataset), 6, None).micro_batches(0, 300):
+    for items in BatchSampler.fit(len(dataset), 6, None).micro_batches(0, 300):
         epoch = items[0][0]
         batch = dataset.collate([read[(epoch % 2, i)] for _, i in items])
         batch.masks = avfmae.DualMask.for_clips(TINY, batch.clips, 0, epoch=epoch)

@@ -340,7 +340,7 @@ def test_folds_never_share_a_subject(drawn, tmp_path):
     clips = read_manifest(drawn)
     fold = fold_of(clips, "loso")
     assert len(set(fold.values())) == 3
-    for split in make_splits(clips, FinetuneConfig(folds="loso", val_share=0.5)):
+    for split in make_splits(clips, drawn, "loso", None, 0.5, seed=0):
         people = [{c.subject for c in part} for part in (split.train, split.val, split.test)]
         assert not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2] and all(people)
     results = finetune(FinetuneConfig(manifest=drawn, folds=3, **supervised(drawn, tmp_path, epochs=1)))
