@@ -9,14 +9,14 @@ from misbehaviour import Troubled
 from test_shards import talking
 
 from avfmae.config import ModelConfig
-from avfmae.data import dataset as datasets
 from avfmae.data import shards
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import ClipDataset, PretrainDataset
 from avfmae.data.loader import loader
 from avfmae.data.manifest import Clip
 from avfmae.data.sampler import BatchSampler
-from avfmae.data.sources import shard_numbers
+from avfmae.data.sources import MediaError, shard_numbers
+from avfmae.data.sources.probing import probe
 
 TINY = ModelConfig.preset("tiny")
 
@@ -117,10 +117,10 @@ def test_memory_stays_flat_and_no_file_stays_open(stored, tmp_path):
     process, sizes, refused = psutil.Process(), [], 0
     for k in range(1200):
         kinds = (stored[k % 48], Clip(k, good), Clip(k, str(tmp_path / f"{k % 4}.mp4")))
-        datasets.probe.cache_clear()
+        probe.cache_clear()
         try:
             data.read(kinds[k % 3], k)
-        except datasets.MediaError:
+        except MediaError:
             refused += 1
         if k in (399, 1199):
             gc.collect()
