@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from processes import PROGRAMS, environment, run_program, run_python
 
 from avfmae_benchmarks import results
 from avfmae_benchmarks.first import __main__ as runner
@@ -24,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def first(out, *arguments):
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_first.py"), "--device", "cpu", "--out", str(out), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
 
 
 def wait_for(condition, process, seconds=600):
@@ -74,9 +75,7 @@ def test_a_dry_run_does_all_parts_and_goes_on_where_it_was_killed(tmp_path):
     )
     assert {p.name for p in tmp_path.iterdir()} == {
         "journal.jsonl", "log.txt", "step.csv", "kernels.csv", "scaling.csv", "roofline.png", "page.html"}  # fmt: skip
-    kept = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "gpu_first.py", "--out", tmp_path, "--keep"], capture_output=True, text=True
-    )
+    kept = run_python(ROOT / "benchmarks" / "gpu_first.py", "--out", tmp_path, "--keep")
     assert kept.returncode and "holds a dry run" in kept.stderr
 
 
@@ -162,8 +161,8 @@ def test_what_does_not_fit_into_the_time_is_left_for_the_next_command(supervised
 
 def test_a_process_past_its_time_is_killed_with_its_children(tmp_path):
     note = tmp_path / "pid"
-    code = f"import subprocess, sys; p = subprocess.Popen(['sleep', '60']); open({str(note)!r}, 'w').write(str(p.pid)); p.wait()"
-    assert process.run([sys.executable, "-c", code], 2, tmp_path / "log", dict(os.environ)) is None
+    command = [sys.executable, PROGRAMS / "parent.py", note]
+    assert process.run(list(map(str, command)), 2, tmp_path / "log", dict(os.environ)) is None
     child = Path("/proc") / note.read_text() / "stat"
     assert not child.exists() or child.read_text().split(") ")[1][0] == "Z"
 
@@ -184,49 +183,9 @@ def test_results_of_another_machine_are_not_mixed_in(tmp_path):
     assert ended.returncode == 1 and "holds results of NVIDIA H200" in said and "nothing can be measured here" in said
 
 
-AHEAD = """
-import os
-from pathlib import Path
-
-import torch
-
-import avfmae_kernels as K
-from avfmae_benchmarks.first import ahead
-
-
-def work():
-    x = [torch.randn(32, 640, dtype=torch.bfloat16, requires_grad=True) for _ in range(4)]
-    K.gated_sum(*x).sum().backward()
-
-
-def cubins():
-    return set(Path(os.environ["TRITON_CACHE_DIR"]).rglob("*.cubin"))
-
-
-if __name__ == "__main__":
-    requests = ahead.of(work)
-    assert {r.name for r in requests} == {"gated_sum_kernel", "gated_sum_backward_kernel"}, requests
-    assert list(ahead.compile_all(requests, 90, 1)) == [None] * len(requests)
-    compiled = cubins()
-    assert len(compiled) >= 2
-
-    from triton.runtime import driver
-
-    driver.set_active(ahead.Description(90))
-    for request in requests:  # as the launcher specialises a kernel by real tensors
-        kernel = getattr(ahead.importlib.import_module(request.module), request.name)
-        tensors = [torch.empty(32, 640, dtype=a) if isinstance(a, torch.dtype) else a for a in request.args]
-        assert kernel.run(*tensors, grid=(1,), warmup=True, **dict(request.constants)) is not None
-    assert cubins() == compiled
-"""
-
-
 def test_what_is_compiled_ahead_is_what_a_launch_looks_for(tmp_path):
     pytest.importorskip("triton")
-    script = tmp_path / "script.py"
-    script.write_text(AHEAD)
-    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    done = run_program("compile_ahead", env=environment(TRITON_CACHE_DIR=str(tmp_path / "cache")))
     assert done.returncode == 0, done.stderr[-3000:]
 
 
