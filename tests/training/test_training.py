@@ -83,33 +83,17 @@ def test_the_running_average_of_weights_is_resumed_and_written(drawn, tmp_path):
 
 def command(config):
     """A run of the command line in another process."""
+    settings = (
+        "--preset tiny --save-steps 2 --log-steps 1 --data.workers 1 --optim.total-batch 6"
+        " --optim.micro-batch 3 --optim.epochs 6 --optim.warmup-epochs 1 --optim.lr 0.01"
+    )
     return [
         sys.executable,
-        "-m",
-        "avfmae",
-        "pretrain",
-        "--preset",
-        "tiny",
-        "--manifest",
+        *"-m avfmae pretrain --manifest".split(),
         str(config.manifest),
         "--out",
         str(config.out),
-        "--save-steps",
-        "2",
-        "--log-steps",
-        "1",
-        "--data.workers",
-        "1",
-        "--optim.total-batch",
-        "6",
-        "--optim.micro-batch",
-        "3",
-        "--optim.epochs",
-        "6",
-        "--optim.warmup-epochs",
-        "1",
-        "--optim.lr",
-        "0.01",
+        *settings.split(),
     ]
 
 
@@ -173,24 +157,10 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
 
 def test_torchrun_trains_as_one_process_does(drawn, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    common = [
-        "--preset",
-        "tiny",
-        "--manifest",
-        str(drawn),
-        "--data.workers",
-        "0",
-        "--optim.total-batch",
-        "6",
-        "--optim.epochs",
-        "1",
-        "--optim.lr",
-        "0.01",
-        "--log-steps",
-        "1",
-        "--precision",
-        "float32",
-    ]
+    settings = (
+        "--preset tiny --data.workers 0 --optim.total-batch 6 --optim.epochs 1 --optim.lr 0.01 --log-steps 1 --precision float32"
+    )
+    common = ["--manifest", drawn, *settings.split()]
     script = Path(__file__).parents[2] / "train" / "pretrain.py"
     run(script, *common, "--out", one)
     run(script, *common, "--out", two, processes=2)
