@@ -89,7 +89,10 @@ def command(config):
     )
     return [
         sys.executable,
-        *"-m avfmae pretrain --manifest".split(),
+        "-m",
+        "avfmae",
+        "pretrain",
+        "--manifest",
         str(config.manifest),
         "--out",
         str(config.out),
