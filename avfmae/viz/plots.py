@@ -17,7 +17,7 @@ from avfmae.config import ModelConfig
 from avfmae.data.preprocess import preprocess
 from avfmae.masking import DualMask, ModalityMask
 from avfmae.models.embed import audio_patches
-from avfmae.models.pretraining import MaskedAutoencoder
+from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.training.runlog import read_log
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def confusion_picture(matrix: Sequence[Sequence[int]], classes: Sequence[str], t
 
 
 @torch.no_grad()
-def reconstruction(model: MaskedAutoencoder, dataset: "PretrainDataset", device: torch.device, clips: int = 2) -> Figure:
+def reconstruction(model: AVFMAEForPretraining, dataset: "PretrainDataset", device: torch.device, clips: int = 2) -> Figure:
     """Original, masked and reconstructed frames and spectrograms; the model predicts everything that the encoder did not see.
 
     The model predicts standardised patches; the true patch's mean and scale put them back into view.

@@ -40,11 +40,11 @@ def of_step(stage: Stage, size: Size, precision: str, batch: int, device: torch.
 
     cfg = config("ours", stage, size)
     loss = pretraining_loss if stage == "pretrain" else finetuning_loss
-    step = TrainingStep(our_model(cfg, stage).to(device), loss, OPTIM, 100, 10, precision=precision, capture=False, early=False)
+    step = TrainingStep(our_model(cfg, stage).to(device), loss, OPTIM, 100, 10, precision=precision)
     clips = host_batch(cfg, stage, batch).to(device)
 
     def work():
-        with step.with_leaves(), step.autocast():
+        with step.params.in_use(), torch.autocast(step.device.type, step.dtype, enabled=step.dtype != torch.float32):
             step.loss(step.forward, clips)[0].backward()
 
     return of(work)

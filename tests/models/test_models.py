@@ -1,5 +1,6 @@
 """Shapes, options and contracts of the models, at the tiny size."""
 
+import dataclasses
 import importlib.util
 
 import numpy as np
@@ -20,6 +21,13 @@ from avfmae.models.lgi import LGIBlock
 pytestmark = pytest.mark.isa
 
 TINY = ModelConfig.preset("tiny")
+
+
+def hicmae_tiny():
+    """HiCMAE at the tiny size."""
+    modalities = {name: getattr(TINY, name) for name in ("video", "audio")}
+    modalities = {name: dataclasses.replace(m, decoded=m.tokens - m.visible) for name, m in modalities.items()}
+    return TINY.replace(encoder="vit", fusion="cross", balanced_masks=False, decoder_masks=False, **modalities)
 
 
 def clips(count, cfg=TINY, seed=0):
@@ -82,10 +90,10 @@ def test_finetuning_runs_with_either_modality(modalities, task):
 
 
 def test_hicmae_loss_is_over_all_masked_tokens():
-    cfg = TINY.replace(family="hicmae")
+    cfg = hicmae_tiny()
     masks = avfmae.DualMask.sample(cfg, 2)
     assert masks.video.scored.all() and masks.video.decoded.shape[1] == cfg.video.tokens - cfg.video.visible
-    out = avfmae.HiCMAEForPretraining(cfg)(*clips(2), masks)
+    out = avfmae.AVFMAEForPretraining(cfg)(*clips(2), masks)
     out.loss.backward()
     assert out.pred_video.shape[1] == masks.video.decoded.shape[1]
 
@@ -257,9 +265,15 @@ def test_flash_is_refused_where_it_is_not_installed():
         (lambda: TINY.replace(region_mode="blocks"), "region_mode: got 'blocks'"),
         (lambda: TINY.replace(width=65, heads=2), "heads: 2 does not divide the width 65"),
         (lambda: TINY.replace(skip_blocks=(1, 4)), "skip_blocks: got"),
-        (lambda: avfmae.AVFMAEForFinetuning(TINY, 2, task="ranking"), "task: got 'ranking'"),
         (lambda: avfmae.AVFMAEForFinetuning(TINY, 2, modalities=("text",)), "modalities: got"),
-        (lambda: avfmae.AVFMAEForPretraining(TINY.replace(family="hicmae")), "family 'hicmae'"),
+        (lambda: avfmae.AVFMAEForPretraining(TINY.replace(encoder="resnet")), "encoder: got 'resnet', expected one of lgi, vit"),
+        (lambda: avfmae.AVFMAEForPretraining(TINY.replace(fusion="sum")), "fusion: got 'sum', expected one of iavcl, cross"),
+        (
+            lambda: avfmae.AVFMAEForPretraining(TINY.replace(balanced_masks=False)),
+            "balanced_masks: got False, expected True with encoder='lgi' and region_mode='exact'",
+        ),
+        (lambda: avfmae.AVFMAEForFinetuning(hicmae_tiny(), 2), "fusion: 'cross' with encoder 'vit' has no fine-tuning model"),
+        (lambda: TINY.replace(decoder_masks=False), "video.decoded: got 64, expected the 96 tokens that are not visible"),
         (lambda: avfmae.AVFMAEForPretraining(TINY)(*clips(2), avfmae.DualMask.sample(TINY, 3)), "got batches of 2, 2 and 3"),
         (lambda: avfmae.AVFMAEForFinetuning(TINY, 2)(torch.zeros(1, 16, 96, 96, 3), clips(1)[1]), "video: got torch.float32"),
         (
