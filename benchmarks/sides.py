@@ -79,15 +79,17 @@ def host_batch(cfg: avfmae.ModelConfig, stage: Stage, batch: int, seed: int = 0)
 
 def published_batch(cfg: avfmae.ModelConfig, batch: Batch) -> published.PublishedBatch:
     """The same clips and masks in the form that the published loops are given."""
+    assert batch.video is not None and batch.audio is not None
     clips = published.PublishedBatch(published_clip(batch.video), batch.audio, labels=batch.labels)
     if batch.masks:
 
         def everywhere_but(index: Tensor, tokens: int) -> Tensor:
             return torch.ones(len(index), tokens, dtype=torch.bool).scatter_(1, index, False)
 
-        both = ((batch.masks.video, cfg.video.tokens), (batch.masks.audio, cfg.audio.tokens))
-        clips.masks = tuple(everywhere_but(m.visible, n) for m, n in both)
-        clips.decoders = tuple(everywhere_but(m.decoded, n) for m, n in both) if cfg.decoder_masks else None
+        (video, V), (audio, A) = (batch.masks.video, cfg.video.tokens), (batch.masks.audio, cfg.audio.tokens)
+        clips.masks = everywhere_but(video.visible, V), everywhere_but(audio.visible, A)
+        if cfg.decoder_masks:
+            clips.decoders = everywhere_but(video.decoded, V), everywhere_but(audio.decoded, A)
     return clips
 
 
@@ -121,6 +123,7 @@ def peer_model(side: SideName, cfg: avfmae.ModelConfig, stage: Stage) -> nn.Modu
 
 
 def finetuning_loss(model: Callable, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    assert batch.labels is not None
     return F.cross_entropy(model(batch.video, batch.audio).logits.float(), batch.labels), {}
 
 
@@ -139,7 +142,7 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
     torch.manual_seed(0)
     cfg = config(side, stage, size)
     clips = host_batch(cfg, stage, batch)
-    flops, planned = batch * useful_flops(cfg, stage), int
+    flops, planned = batch * useful_flops(cfg, stage), no_bytes
     if side in OURS:
         if precision == "fp16":
             raise ValueError(f"{side}: trains in bf16 or float32, asked for was fp16")
@@ -159,11 +162,13 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
             moments = [t for s in step.optimizer.state.values() for t in s.values()]
             return [*model.parameters(), *step.params.of.values(), *moments, *model.buffers()]
 
-        def planned():
+        def bytes_of_tape() -> int:
             part = execute
             while part is not step and not getattr(part, "tape", None):
                 part = part.step
             return part.tape.arena.nbytes if part is not step else 0
+
+        planned = bytes_of_tape
     else:
         model = peer_model(side, cfg, stage).to(device)
         loss = published.pretraining_loss if stage == "pretrain" else published.finetuning_loss
@@ -182,8 +187,12 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
     return Side(side, precision, batch, model, run, state, flops, planned)
 
 
+def no_bytes() -> int:
+    return 0
+
+
 def pinned(batch: Batch, device: torch.device) -> Batch:
-    return batch.pin_memory() if device.type == "cuda" else batch
+    return batch.map(lambda t: t.pin_memory()) if device.type == "cuda" else batch
 
 
 def precisions(side: SideName, device: torch.device) -> list[str]:

@@ -56,7 +56,7 @@ class Page:
     def __init__(self, out: Path, title: str, lead: str = ""):
         self.out, self.title, self.lead, self.sections = Path(out), title, lead, []
 
-    def add(self, title: str, text: str = "", rows: Sequence[dict] = (), **figures: Figure | None) -> None:
+    def add(self, title: str, text: str = "", rows: Sequence[dict] = (), /, **figures: Figure | None) -> None:
         pictures = []
         for name, figure in figures.items():
             if figure is not None:
@@ -98,6 +98,7 @@ def stage_report(
     names = ("loss", "loss_video", "loss_audio") if model is not None else ("loss",)
     page.add("Loss", losses=loss_curves(dict(list(logs.items())[:3]), names))
     if model is not None:
+        assert dataset is not None and device is not None, "dataset, device: are needed beside a model"
         page.add(
             "Reconstruction",
             "Original, masked and reconstructed; on the right the spectrograms.",
