@@ -53,7 +53,7 @@ class TrainingStep:
         precision: str = "auto",
         forward: Callable | None = None,
     ):
-        self.model, self.loss, self.optim, self.forward = model.train(), loss, optim, forward or model
+        self.model, self.loss, self.optim, self.forward = model.train(), loss, optim, model if forward is None else forward
         self.micro_batches, self.world = micro_batches, world_size()
         self.device = next(model.parameters()).device
         self.dtype = compute_dtype(precision, self.device)

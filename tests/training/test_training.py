@@ -21,12 +21,12 @@ from avfmae.data.batch import Batch
 from avfmae.data.config import DataConfig
 from avfmae.data.manifest import Clip, read_manifest, write_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
-from avfmae.data.splits import fold_of, make_splits
 from avfmae.datasets.drawn import DemoSet, make_demo_set
 from avfmae.stages.config import FinetuneConfig, HeldOut, PretrainConfig, PSIConfig
 from avfmae.stages.finetune import finetune
 from avfmae.stages.pretrain import pretrain
 from avfmae.stages.psi import LabelMap, leaks, psi
+from avfmae.stages.splits import fold_of, make_splits
 from avfmae.tasks.mixing import mix
 from avfmae.training.config import OptimConfig
 from avfmae.training.optim import learning_rate, parameter_groups
