@@ -181,7 +181,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _can_be_put_right(error: Exception) -> bool:
     """Whether the message alone tells a user what to do."""
-    from avfmae.data.media import MediaError
-
-    told = (ValueError, FileNotFoundError, MediaError, RuntimeError)
+    told = (ValueError, FileNotFoundError, RuntimeError)  # a MediaError is a RuntimeError
     return isinstance(error, told) and not isinstance(error, NotImplementedError) and str(error) != ""

@@ -9,7 +9,6 @@ from avfmae.console import console
 from avfmae.data.dataset import PretrainDataset
 from avfmae.data.manifest import read_manifest
 from avfmae.data.preprocess import preprocess
-from avfmae.models.hicmae import HiCMAEForPretraining
 from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.stages.config import PretrainConfig
 from avfmae.tasks.reconstruction import pretraining_loss
@@ -25,7 +24,7 @@ def pretrain(run: PretrainConfig) -> Path:
     clips = read_manifest(run.manifest)
     with processes() as at:
         torch.manual_seed(run.seed)
-        model = (HiCMAEForPretraining if cfg.family == "hicmae" else AVFMAEForPretraining)(cfg)
+        model = AVFMAEForPretraining(cfg)
         if run.init is not None:
             console.print(str(load_released(model, run.init)), highlight=False)
         model.to(at.device)

@@ -15,10 +15,11 @@ from pathlib import Path
 from avfmae.console import console
 from avfmae.data.manifest import Clip, read_manifest
 from avfmae.data.sources import open_clip
-from avfmae.data.splits import Split, fold_of
 from avfmae.recipes import recipe_folder
 from avfmae.stages.config import HeldOut, PSIConfig
 from avfmae.stages.finetune import SupervisedStage, labelled
+from avfmae.stages.splits import Split, fold_of
+from avfmae.tasks.classification import Classification
 from avfmae.training.dist import processes
 
 
@@ -161,7 +162,7 @@ def psi(run: PSIConfig) -> Path:
     if run.held_out.manifest is None:
         console.print("held_out is not set: nothing keeps the target's test clips out of this stage", style="yellow")
     with processes() as at:
-        stage = SupervisedStage(run, at, label_map.classes, split, f"PSI {run.preset}")
+        stage = SupervisedStage(run, at, Classification(label_map.classes), split, f"PSI {run.preset}")
         stage.trainer.fit()
         if at.is_main and stage.trainer.state.step == stage.trainer.steps:
             stage.save()

@@ -146,13 +146,15 @@ def inspect_clip(clip: Clip, cfg: ModelConfig, margin: float) -> Inspection:
     Raises:
         MediaError: it cannot be read.
     """
-    source, (count, *size) = open_clip(clip), cfg.video.size
+    source, (count, height, width) = open_clip(clip), cfg.video.size
     info = source.info
     window = sample_window(info, clip, 0.5, count, DataConfig(), spread=False)
     frames, middle = source.frames(window.frames), window.frames[count // 2]
     original, face = frames[count // 2], clip.face
     if source.stored is None:
-        if face is None and (found := faces.choose(faces.find_tracks(frames, faces.make_detector("haar"), 2), "persistent")):
+        detector = faces.make_detector("haar")
+        assert detector is not None
+        if face is None and (found := faces.choose(faces.find_tracks(frames, detector, 2), "persistent")):
             face = found.box()
         _, drift, flags = cut_sound(source, float(info.times[0]), float(info.times[-1] - info.times[0] + 1 / info.fps))
         flags += [] if face else ["no-face"]
@@ -171,7 +173,7 @@ def inspect_clip(clip: Clip, cfg: ModelConfig, margin: float) -> Inspection:
         "flags": " ".join(flags),
     }
     return Inspection(
-        augment.crop(frames, augment.view_box(within, 0, 1), tuple(size), "bilinear"), info.times[window.frames],
+        augment.crop(frames, augment.view_box(within, 0, 1), (height, width), "bilinear"), info.times[window.frames],
         _spectrogram(source, window, cfg.audio.size[0]), (window.start, window.end), original, face, facts,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ host.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class PublishedBatch:
                 return tuple(map(function, x))
             return None if x is None else function(x)
 
-        return PublishedBatch(*(each(x) for x in vars(self).values()))
+        return replace(self, **{name: each(x) for name, x in vars(self).items()})
 
 
 def video_targets(video: Tensor, cfg: ModelConfig) -> Tensor:
@@ -64,6 +64,7 @@ def audio_targets(audio: Tensor, cfg: ModelConfig) -> Tensor:
 def pretraining_loss(model: Callable, cfg: ModelConfig, batch: PublishedBatch, autocast: Callable) -> Tensor:
     """Reconstruction of both modalities and λ · contrast, as each of the two models defines them."""
     decoded = batch.decoders or batch.masks
+    assert decoded is not None and batch.masks is not None, "masks: a batch of pre-training has them"
     with torch.no_grad():
         targets = [video_targets(batch.video, cfg), audio_targets(batch.audio, cfg)]
         targets = [t[~d if batch.decoders else d].reshape(len(t), -1, t.shape[-1]) for t, d in zip(targets, decoded, strict=True)]
@@ -72,7 +73,7 @@ def pretraining_loss(model: Callable, cfg: ModelConfig, batch: PublishedBatch, a
             *predictions, video_skips, audio_skips = model(batch.video, batch.audio, *batch.masks, *(~d for d in decoded))
         else:
             *predictions, video_skips, audio_skips = model(batch.video, batch.audio, *batch.masks)
-        loss = 0
+        loss = batch.video.new_zeros(())
         for k, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
             if batch.decoders:  # only what the encoder did not see
                 error = ((prediction - target) ** 2).mean(-1)
@@ -86,6 +87,7 @@ def pretraining_loss(model: Callable, cfg: ModelConfig, batch: PublishedBatch, a
 
 
 def finetuning_loss(model: Callable, cfg: ModelConfig, batch: PublishedBatch, autocast: Callable) -> Tensor:
+    assert batch.labels is not None, "labels: a batch of fine-tuning has them"
     with autocast():
         return F.cross_entropy(model(batch.video, batch.audio), batch.labels)
 

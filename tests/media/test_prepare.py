@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from media_files import RATE
+from streams import delay_picture
 
 from avfmae.data import faces, prepare
 from avfmae.data.faces import Face, Track
@@ -87,8 +88,7 @@ def test_sound_stays_on_its_picture(name, media, tmp_path):
     path = media.get(name)
     if path is None:  # the picture begins 0.4 s after the sound
         path = str(tmp_path / "late.mkv")
-        done = subprocess.run([sys.executable, "-c", LATE, media["click_mp4"], path], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        delay_picture(media["click_mp4"], path, 0.4)
     sample = prepare_clip(Clip(0, path), settings(path, tmp_path))
     first = sample.row["source_start"]
     pcm = np.frombuffer(sample.sound[44:], "<i2") / 32768
@@ -99,20 +99,6 @@ def test_sound_stays_on_its_picture(name, media, tmp_path):
     assert abs(heard - (in_source - first)) < 0.010
     if name == "click_mkv_late":
         assert first - source.info.start == pytest.approx(0.4, abs=0.05)
-
-
-LATE = """
-import sys, av
-with av.open(sys.argv[1]) as source, av.open(sys.argv[2], "w") as out:
-    streams = {s.index: out.add_stream_from_template(s) for s in source.streams}
-    for packet in source.demux():
-        if packet.dts is None: continue
-        if packet.stream.type == "video":
-            packet.pts += round(0.4 / packet.time_base)
-            packet.dts += round(0.4 / packet.time_base)
-        packet.stream = streams[packet.stream.index]
-        out.mux(packet)
-"""
 
 
 def test_segments_of_a_file_become_clips(media, tmp_path):

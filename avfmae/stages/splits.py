@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from avfmae.data.manifest import Clip
+from avfmae.stages.config import FinetuneConfig
 
 
 @dataclass(frozen=True)
@@ -40,41 +41,36 @@ def fold_of(clips: Sequence[Clip], folds: int | str) -> dict[int, int]:
     return {c.id: number[unit(c)] for c in clips}
 
 
-def make_splits(
-    clips: Sequence[Clip], source: object, folds: int | str | None, only_fold: int | None, val_share: float, seed: int
-) -> list[Split]:
-    """The folds, or the split of the manifest ``source``. Held-out clips come from a split called ``val``, else from the training
-    subjects; for the other arguments see :class:`avfmae.stages.config.FinetuneConfig`.
-
-    Raises:
-        ValueError: there is no such fold, or neither folds nor a split.
-    """
-    if folds is not None:
-        fold = fold_of(clips, folds)
+def make_splits(clips: Sequence[Clip], run: FinetuneConfig) -> list[Split]:
+    """The folds or the given split; held-out clips come from a split called ``val``, else from the training subjects."""
+    if run.folds is not None:
+        fold = fold_of(clips, run.folds)
         numbers = sorted(set(fold.values()))
-        if only_fold is not None and only_fold not in numbers:
-            raise ValueError(f"only_fold: got {only_fold}, expected 0 to {numbers[-1]}")
+        if run.only_fold is not None and run.only_fold not in numbers:
+            raise ValueError(f"only_fold: got {run.only_fold}, expected 0 to {numbers[-1]}")
         splits = [
             Split(f"fold {k}", [c for c in clips if fold[c.id] != k], [], [c for c in clips if fold[c.id] == k])
             for k in numbers
-            if only_fold in (None, k)
+            if run.only_fold in (None, k)
         ]
     else:
         by = {name: [c for c in clips if c.split == name] for name in ("train", "val", "test")}
         if not by["train"] or not by["test"]:
             found = sorted({str(c.split) for c in clips})
-            raise ValueError(f"{source}: its split column needs 'train' and 'test', it has {', '.join(found)}; or set folds")
+            raise ValueError(
+                f"{run.manifest}: its split column needs 'train' and 'test', it has {', '.join(found)}; or set folds"
+            )
         splits = [Split("split", by["train"], by["val"], by["test"])]
-    return [hold_out(split, val_share, seed) for split in splits]
+    return [hold_out(split, run) for split in splits]
 
 
-def hold_out(split: Split, val_share: float, seed: int) -> Split:
+def hold_out(split: Split, run: FinetuneConfig) -> Split:
     """The split with some training subjects moved to ``val``, unless it has held-out clips already."""
     subjects = sorted({unit(c) for c in split.train})
-    if split.val or val_share <= 0 or len(subjects) < 2:
+    if split.val or run.val_share <= 0 or len(subjects) < 2:
         return split
-    rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    held = set(rng.permutation(subjects)[: max(1, round(val_share * len(subjects)))])
+    rng = np.random.Generator(np.random.Philox(key=[run.seed, 0]))
+    held = set(rng.permutation(subjects)[: max(1, round(run.val_share * len(subjects)))])
     return Split(
         split.name, [c for c in split.train if unit(c) not in held], [c for c in split.train if unit(c) in held], split.test
     )
