@@ -161,7 +161,7 @@ def clip_picture(look: "Look", cfg: ModelConfig, masks: DualMask) -> Figure:
     masked = np.where(shade[..., None] > 0, np.choose(shade, (0, 150, 95))[..., None], look.frames).astype(np.uint8)
     heard = np.repeat(np.repeat(_shades(masks.audio, cfg.audio.tokens).reshape(gf, gm), pf, 0), pm, 1)
     figure = plt.figure(figsize=(15, 3.9), layout="constrained")  # frames of 25 a second are square
-    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=(1, 4.6)))
+    left, right = list(figure.subfigures(1, 2, width_ratios=(1, 4.6)))  # pyright: ignore[reportArgumentType]  an array
     axis = left.subplots()
     axis.imshow(look.source)
     axis.set(xticks=[], yticks=[], title="no face is found" if look.face is None else "source, face")
