@@ -154,7 +154,7 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
             execute = engines.build(ENGINES[side], step)
         source = uploaded(itertools.repeat(pinned(clips, device)), device)
 
-        def run():
+        def run() -> object:
             with K.use("reference") if side == "reference" else nullcontext():
                 return execute([next(source)])["loss"]
 
@@ -177,7 +177,7 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
         given = published_batch(cfg, clips)
         given = given.map(Tensor.pin_memory) if device.type == "cuda" else given
 
-        def run():
+        def run() -> object:
             return step(given)
 
         def state():

@@ -65,6 +65,7 @@ def test_help_needs_neither_torch_nor_decoders(command):
     assert not loaded_by("--command", *filter(None, [command]), "--help")
 
 
+@pytest.mark.slow
 def test_heavy_packages_are_seen_where_they_are_loaded():
     assert loaded_by("--name", "DualMask") >= {"torch"}
 
@@ -244,6 +245,7 @@ def test_doctor_tells_what_runs(capsys):
     assert torch.__version__ in text and "gather_patches" in text and "runs" in text
 
 
+@pytest.mark.slow
 def test_the_module_runs_without_compiled_parts():
     """As after AVFMAE_BUILD=none: everything works, and the doctor says what is missing."""
     done = run_program("without_compiled")

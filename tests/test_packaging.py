@@ -77,6 +77,7 @@ def wheel(unpacked, tmp_path_factory) -> Path:
     return next(out.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_an_sdist_has_every_file(sdist):
     with tarfile.open(sdist) as file:
         found = {m.name.partition("/")[2] for m in file.getmembers() if m.isfile()}
@@ -84,6 +85,7 @@ def test_an_sdist_has_every_file(sdist):
     assert found - made == source_files() - NOT_IN_AN_SDIST
 
 
+@pytest.mark.slow
 def test_a_wheel_has_every_module_recipe_and_licence(wheel):
     with zipfile.ZipFile(wheel) as file:
         found = set(file.namelist())
@@ -151,6 +153,7 @@ def test_a_wheel_of_an_sdist_works_in_a_fresh_environment(wheel, media, tmp_path
     assert (tmp_path / "run" / "weights.safetensors").exists() and (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_without_triton_everything_imports_and_the_kernels_say_so(tmp_path):
     assert run(sys.executable, processes.PROGRAMS / "import_all_without_triton.py", cwd=tmp_path)
 

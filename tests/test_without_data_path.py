@@ -19,6 +19,7 @@ def run_without(libraries, *command):
     return run_program("without", ",".join(libraries), *command, cwd=HERE.parent)
 
 
+@pytest.mark.slow
 def test_gpu_tests_are_collected_without_the_data_path():
     """torch, numpy, einops, safetensors and pytest are enough."""
     arguments = ["-m", "gpu", "--collect-only", "-q", "-p", "no:cacheprovider", "tests"]
@@ -31,12 +32,14 @@ def test_gpu_tests_are_collected_without_the_data_path():
     assert expected | {"tests/models/test_golden.py", "tests/training/test_step.py"} <= set(counts) and sum(counts.values()) > 500
 
 
+@pytest.mark.slow
 def test_a_step_and_the_kernels_are_measured_without_the_data_path():
     """rich, which prints the tables, is needed beside those."""
     done = run_without(DATA_PATH, PROGRAMS / "measure_a_step.py")
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_the_page_of_a_first_run_is_drawn_without_decoders(tmp_path):
     """matplotlib, which draws, and Pillow, which it needs, are there."""
     done = run_without(tuple(set(DATA_PATH) - {"matplotlib", "PIL"}), PROGRAMS / "draw_first_page.py", tmp_path)
@@ -58,6 +61,7 @@ def closure(names):
     return found
 
 
+@pytest.mark.slow
 def test_what_a_first_run_imports_is_carried_to_the_gpu(tmp_path):
     """By ``make gpu-wheels``; torch, Triton and NumPy are there."""
     tool = (HERE.parent / "tools" / "gpu_wheels.py").read_text()
@@ -68,6 +72,7 @@ def test_what_a_first_run_imports_is_carried_to_the_gpu(tmp_path):
     assert "rich" in imported and imported - closure(["torch", "triton", "numpy", *carried]) - {"avfmae"} == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", ["av", "PIL"])
 def test_the_test_fails_where_a_library_is_needed(library):
     assert run_without((library,), "-m", "avfmae.data.sources").returncode != 0

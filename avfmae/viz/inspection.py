@@ -67,7 +67,7 @@ def inspect(run: InspectConfig) -> Path:
                 continue
             rows.append({"clip": clip.path} | result.facts)
             masks = DualMask.for_clips(cfg, [clip.id], run.seed, epoch=0)
-            page.add(clip.path, **{f"clip-{clip.id:06d}": clip_picture(result, cfg, masks)})
+            page.add(clip.path, "", (), **{f"clip-{clip.id:06d}": clip_picture(result, cfg, masks)})
     if not page.sections:
         reasons = [f"{row['clip']}: {row['flags']}" for row in rows]
         count = f"none of the {len(rows)} clips can be read: " if len(rows) > 1 else ""

@@ -56,7 +56,7 @@ class Page:
     def __init__(self, out: Path, title: str, lead: str = ""):
         self.out, self.title, self.lead, self.sections = Path(out), title, lead, []
 
-    def add(self, title: str, text: str = "", rows: Sequence[dict] = (), /, **figures: Figure | None) -> None:
+    def add(self, title: str, text: str = "", rows: Sequence[dict] = (), **figures: Figure | None) -> None:
         pictures = []
         for name, figure in figures.items():
             if figure is not None:

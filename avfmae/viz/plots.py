@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from avfmae.data.dataset import PretrainDataset
     from avfmae.viz.inspection import Inspection
 
+FEW_STEPS = 40  # logged ones, up to which a loss curve shows each by a dot
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
 
@@ -41,8 +42,11 @@ def loss_curves(logs: dict[str, Path], names: Sequence[str] = ("loss",)) -> Figu
                 steps, values = [line["step"] for line in lines], np.array([line[name] for line in lines])
                 window = max(1, len(values) // 40)
                 smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-                (drawn,) = axis.plot(steps[window - 1 :], smooth, label=name.removeprefix("loss_"))
-                axis.plot(steps, values, color=drawn.get_color(), alpha=0.2, linewidth=0.8)
+                marker = "o" if len(values) <= FEW_STEPS else ""  # a line through one step alone is not seen
+                (drawn,) = axis.plot(steps[window - 1 :], smooth, marker=marker, markersize=3, label=name.removeprefix("loss_"))
+                if window > 1:
+                    axis.plot(steps, values, color=drawn.get_color(), alpha=0.2, linewidth=0.8)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set(title=title, xlabel="step", ylabel="loss")
         axis.legend(frameon=False)
     return figure
@@ -161,7 +165,7 @@ def clip_picture(clip: "Inspection", cfg: ModelConfig, masks: DualMask) -> Figur
     masked = np.where(shade[..., None] > 0, np.choose(shade, (0, 150, 95))[..., None], clip.frames).astype(np.uint8)
     heard = np.repeat(np.repeat(_shades(masks.audio, cfg.audio.tokens).reshape(gf, gm), pf, 0), pm, 1)
     figure = plt.figure(figsize=(15, 3.9), layout="constrained")  # frames of 25 a second are square
-    left, right = np.ravel(figure.subfigures(1, 2, width_ratios=(1, 4.6)))
+    left, right = list(figure.subfigures(1, 2, width_ratios=(1, 4.6)))  # pyright: ignore[reportArgumentType]  an array
     axis = left.subplots()
     axis.imshow(clip.original)
     axis.set(xticks=[], yticks=[], title="no face is found" if clip.face is None else "source, face")

@@ -127,14 +127,14 @@ def ahead(run: Run) -> str:
     from avfmae_benchmarks.first.ahead import compile_all, of_step
 
     device, requests = torch.device(run.device), {}
-    steps: list[tuple[Stage, Size, str, int]]
-    if run.dry:
-        steps, arch = [("pretrain", "tiny", "bf16", 16)], 90
-    else:
+    steps: list[tuple[Stage, Size, str, int]] = [("pretrain", "tiny", "bf16", 16)]
+    arch = 90
+    if not run.dry:
         major, minor = torch.cuda.get_device_capability()
+        arch = 10 * major + minor
         # in bfloat16 what is timed, in float32 what is checked, on two clips
-        steps, arch = [("pretrain", "base", "bf16", 16), ("pretrain", "base", "float32", 2), ("pretrain", "huge", "bf16", 16),
-                       ("finetune", "base", "bf16", 16), ("finetune", "base", "float32", 2)], 10 * major + minor  # fmt: skip
+        steps = [("pretrain", "base", "bf16", 16), ("pretrain", "base", "float32", 2), ("pretrain", "huge", "bf16", 16),
+                 ("finetune", "base", "bf16", 16), ("finetune", "base", "float32", 2)]  # fmt: skip
     for stage in steps:
         requests |= {repr(request): request for request in of_step(*stage, device)}
     wanted = list(requests.values())
@@ -174,7 +174,7 @@ def captured(run: Run) -> str:
     """The step that is trained with, replayed; and the kernels that it takes its time for."""
     import torch
 
-    from avfmae.engines.cuda_graph import EAGER_STEPS
+    from avfmae.engines.captured import EAGER_STEPS
     from avfmae_benchmarks import sides
     from avfmae_benchmarks.measure import wait
     from avfmae_benchmarks.profiles import by_name

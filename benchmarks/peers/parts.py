@@ -117,6 +117,8 @@ class ViTBlock(nn.Module):
 class Decoder(nn.Module):
     """Mask tokens behind the visible ones, one block, then one a skip feature; the head reads the mask tokens."""
 
+    positions: Tensor
+
     def __init__(self, cfg: ModelConfig, m: ModalityConfig, sdpa: bool = False):
         super().__init__()
         self.counts = (m.visible, m.decoded) if sdpa else (None, None)

@@ -119,29 +119,29 @@ class PublishedStep:
         )
         self.device = next(model.parameters()).device
         self.precision = {"fp16": torch.float16, "bf16": torch.bfloat16, "float32": torch.float32}[precision]
-        self.optimiser = torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, fused=fused or None)
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, fused=fused or None)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
     def autocast(self):
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def __call__(self, batch: PublishedBatch) -> float:
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self.optim.lr * group["lr_scale"]
         batch = batch.map(lambda t: t.to(self.device, non_blocking=True))
         loss = self.loss(self.called, self.model.cfg, batch, self.autocast)
         value = loss.item()  # the loop stops at once when it is not finite
         if not math.isfinite(value):
             raise RuntimeError(f"loss is {value}")
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimiser)
+        self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self.fused:
             norm = nn.utils.get_total_norm(gradients)
         else:
             norm = torch.norm(torch.stack([torch.norm(g.detach(), 2.0) for g in gradients]), 2.0)
-        self.scaler.step(self.optimiser)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scaler.get_scale()
         if self.device.type == "cuda":

@@ -36,6 +36,7 @@ def wait_for(condition, process, seconds=600):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_dry_run_goes_on_where_it_was_killed(tmp_path):
     """Its parts are processes; those that compare sides are run in this one below."""
     chosen = ("--parts", "hicmae", "kernels", "bf16", "sanitizer")
@@ -73,6 +74,7 @@ def once(subject, folder, *names):
     return set(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "pair"),
     [
@@ -89,6 +91,7 @@ def test_a_part_that_compares_two_sides(name, pair, tmp_path, monkeypatch):
     assert {found for found, _ in once("step", tmp_path, "pair", "side")} == {pair}
 
 
+@pytest.mark.slow
 def test_the_parts_that_profile_the_step_and_scale_it(tmp_path):
     parts, run = {part.name: part for part in PARTS}, Run(tmp_path, "cpu")
     assert parts["step"].work(run) and parts["scaling"].work(run).startswith("best: tiny at batch")
@@ -195,6 +198,7 @@ def test_a_line_that_was_cut_off_costs_only_itself(tmp_path):
     assert list(journal.states()) == ["a", "c"]
 
 
+@pytest.mark.slow
 def test_results_of_another_machine_are_not_mixed_in(tmp_path):
     Journal(tmp_path).add(where={"device": "NVIDIA H200", "date": "then"})
     ended = first(tmp_path, "--parts", "doctor")
@@ -202,6 +206,7 @@ def test_results_of_another_machine_are_not_mixed_in(tmp_path):
     assert ended.returncode == 1 and "holds results of NVIDIA H200" in said and "nothing can be measured here" in said
 
 
+@pytest.mark.slow
 def test_what_is_compiled_ahead_is_what_a_launch_looks_for(tmp_path):
     pytest.importorskip("triton")
     done = run_program("compile_ahead", env=environment(TRITON_CACHE_DIR=str(tmp_path / "cache")))

@@ -30,6 +30,7 @@ def test_the_modules_keep_to_the_stable_abi(module):
 needs_compiler = pytest.mark.skipif(not TRITON_INSTALLED or aot.tool("cuobjdump") is None, reason="no Triton, or no cuobjdump")
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("arch", [90, 86])
 def test_every_kernel_compiles_without_spills(arch):
@@ -46,6 +47,9 @@ def test_every_kernel_compiles_without_spills(arch):
         assert all(f"{source.name}:" in done.stdout for source in ROOT.glob("csrc/cuda/*.cu"))
 
 
+one_process = pytest.mark.xdist_group("kernel sources")
+
+
 @pytest.fixture(scope="module")
 def kernel_sources():
     """What is compiled, of a process that does not interpret the kernels."""
@@ -54,6 +58,8 @@ def kernel_sources():
     return {int(arch): found for arch, found in json.loads(done.stdout).items()}
 
 
+@one_process
+@pytest.mark.slow
 @needs_compiler
 def test_the_table_has_every_kernel_in_every_dtype(kernel_sources):
     assert set(kernel_sources) == set(ARCHS)
@@ -65,6 +71,8 @@ def test_the_table_has_every_kernel_in_every_dtype(kernel_sources):
             assert {"*bf16", "*fp16", "*fp32"} <= kinds, (arch, kernel)
 
 
+@one_process
+@pytest.mark.slow
 @needs_compiler
 def test_the_largest_of_a_kernel_and_its_dtypes_is_one_source(kernel_sources):
     largest = kernel_sources[90]["largest"]

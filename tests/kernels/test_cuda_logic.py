@@ -21,7 +21,11 @@ from avfmae_kernels.schemas import SCHEMAS
 
 ROOT = Path(__file__).parents[2]
 TORCH = Path(sysconfig.get_path("platlib")) / "torch"
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("cuda logic"),  # which compiles each source, once
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++"),
+]
 
 
 def host_source(source: Path) -> str:

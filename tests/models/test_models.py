@@ -164,6 +164,7 @@ def gradients(model, *inputs):
     return [loss.detach()] + [p.grad for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretraining", "finetuning"])
 def test_whole_model_compiles_without_a_graph_break(stage):
     """Compiled products are torch's, eager ones oneDNN's: they round differently. Biases before a batch norm have

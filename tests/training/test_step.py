@@ -71,6 +71,8 @@ def engine_names(device):
     return ["auto"] + [name for name in engines.names() if name == device]
 
 
+@pytest.mark.xdist_group("loss curves")
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_grad", [1.0, None])
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_first_steps_are_those_of_plain_pytorch(batches, device, clip_grad):
@@ -83,6 +85,8 @@ def test_the_first_steps_are_those_of_plain_pytorch(batches, device, clip_grad):
     assert plain[-5:].mean() < 0.9 * plain[:5].mean()  # it trains, so that agreement says something
 
 
+@pytest.mark.xdist_group("loss curves")
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_grad", [1.0, None])
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_loss_curve_lies_within_the_spread_of_seeds(batches, device, clip_grad):

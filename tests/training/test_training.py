@@ -32,6 +32,8 @@ from avfmae.training.config import OptimConfig
 from avfmae.training.optim import learning_rate, parameter_groups
 from avfmae.training.runlog import read_log
 
+pytestmark = pytest.mark.slow  # trains, mostly in runs of their own
+
 TINY = avfmae.ModelConfig.preset("tiny")
 DATA = DataConfig(workers=0, segments=1, crops=1)
 
