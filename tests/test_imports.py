@@ -26,7 +26,7 @@ LAYERS = (
     ("avfmae.stages",),
     ("avfmae.demo", "avfmae.doctor"),
     ("avfmae_benchmarks",),
-    ("avfmae.cli", "avfmae.__main__"),
+    ("avfmae.cli", "avfmae.help", "avfmae.__main__"),
 )  # fmt: skip
 FREE = {"avfmae.config", "avfmae.cli"}  # the layers of these are single files, which may import each other
 MAY_IMPORT_CPU_ENGINES = ("avfmae.engines", "avfmae.cli", "avfmae_benchmarks")
