@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -19,7 +18,6 @@ from rich.table import Table
 from avfmae.config import ModelConfig
 from avfmae.console import console
 from avfmae.data import augment
-from avfmae.data.config import DataConfig
 from avfmae.data.dataset import PretrainDataset
 from avfmae.data.loader import loader
 from avfmae.data.manifest import Clip, read_manifest
@@ -33,37 +31,11 @@ from avfmae.data.sources.probing import probe
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae_benchmarks import results
 from avfmae_benchmarks.measure import Timing, interleave, machine, show
+from avfmae_benchmarks.options import LoaderConfig
 from avfmae_benchmarks.peers.loader import PublishedLoader
 
 SIZE, FPS, SECONDS = 224, 25, 8  # of the clips, as VoxCeleb2's are
 SETTLED = 500  # opens after which memory is expected to stay
-
-
-@dataclass
-class LoaderConfig:
-    """Clips a second on one core, from one set of clips: published (decord, Pillow, Kaldi filterbank), ours from mp4, ours
-    prepared.
-
-    Attributes:
-        source: videos to make the clips of, a folder or a manifest; none: drawn ones.
-        clips: how many; each is looped to 8 s, cut to 224 x 224 pixels and encoded as H.264 with 25 frames a second.
-        rounds: passes over the clips that are timed, all sides in turns.
-        workers: numbers of decoding processes for the rates of the whole loader; none: left out.
-        seconds: for each of these.
-        opens: of good and bad files, one after the other, over which memory and open files are watched; 0: left out.
-        save: append rows to the results.
-        out: the folder of results.
-    """
-
-    source: Path | None = None
-    clips: int = 12
-    rounds: int = 8
-    workers: tuple[int, ...] = (1, 2)
-    seconds: float = 5.0
-    opens: int = 2000
-    data: DataConfig = field(default_factory=DataConfig)
-    save: bool = True
-    out: Path = results.FOLDER
 
 
 def bench_loader(run: LoaderConfig) -> list[dict]:

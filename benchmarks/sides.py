@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +22,12 @@ from avfmae.training.config import OptimConfig
 from avfmae.training.precision import compute_dtype
 from avfmae.training.step import TrainingStep
 from avfmae.training.upload import uploaded
+from avfmae_benchmarks.options import SideName, Size, Stage
 from avfmae_benchmarks.peers import training as published
 from avfmae_benchmarks.peers.hicmae import HiCMAE
 from avfmae_benchmarks.peers.released import ReleasedAVFMAE, ReleasedClassifier
 from avfmae_kernels.gather_patches import IMAGENET_MEAN, IMAGENET_STD
 
-Stage = Literal["pretrain", "finetune"]
-Size = Literal["tiny", "base", "large", "huge"]
-SideName = Literal["ours", "ours-fastest", "ours-eager", "reference", "compiled", "hicmae", "hicmae-compiled", "released"]
 ENGINES = {"ours": "auto", "ours-fastest": "cpu", "ours-eager": "eager", "reference": "eager", "compiled": "auto"}
 OURS = tuple(ENGINES)
 PEERS = ("hicmae", "hicmae-compiled", "released")  # what speed-ups are against; docs/performance.md says what each side is

@@ -9,12 +9,15 @@ import torch
 from processes import run_program
 
 import avfmae
+import avfmae_kernels
 from avfmae.checkpoints import save_weights
 from avfmae.cli import COMMANDS, main, parse
 from avfmae.data.manifest import Clip, read_manifest, write_manifest
+from avfmae.help import FIRST, options, showing
 from avfmae.recipes import read_recipe, recipe_folder, recipes
 from avfmae.stages.config import FinetuneConfig, PretrainConfig, PSIConfig
 
+SUBJECTS = ("step", "kernels", "loader", "scaling", "plot")
 STAGES = {"pretrain": PretrainConfig, "psi": PSIConfig, "finetune": FinetuneConfig}
 HEAVY = {"torch", "av", "cv2", "matplotlib", "pyarrow", "triton", "decord"}  # what takes long to import
 
@@ -60,9 +63,49 @@ def test_the_package_is_imported_without_torch_and_gives_every_name():
         avfmae.Predictr  # noqa: B018
 
 
-@pytest.mark.parametrize("command", ["", *(c for c in COMMANDS if c != "bench")])
+@pytest.mark.parametrize("command", ["", *COMMANDS, *(f"bench {subject}" for subject in SUBJECTS)])
 def test_help_needs_neither_torch_nor_decoders(command):
-    assert not loaded_by("--command", *filter(None, [command]), "--help")
+    assert not loaded_by("--command", *command.split(), "--help")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_of_a_stage_shows_first_what_one_needs(stage, capsys):
+    """Every option stands in one of two parts, with the defaults of the recipe that is given."""
+    with pytest.raises(SystemExit):
+        main([stage, "--help", "--recipe", "huge"])
+    first, rare = capsys.readouterr().out.split("What one rarely touches:")
+    manifest = "--manifests " if stage == "psi" else "--manifest "
+    for option in (manifest, "--out ", "--preset ", "--recipe ", "--init ", "--optim.epochs ", "--data.workers "):
+        assert option in first and option not in rare
+    for option in ("--optim.betas ", "--data.mixed-shards ", "--token-order ", "--stop-after ", "--log-steps "):
+        assert option in rare and option not in first
+    assert "(default: huge)" in " ".join(first.split()) and "usage" in first and "usage" not in rare
+
+
+def test_help_leaves_no_option_out():
+    for kind in STAGES.values():
+        names = set(options(kind))
+        shown = {name for part in (FIRST & names, names - FIRST) for name in options(showing(kind, part))}
+        assert shown == names and len(names) > 40 and {"optim.lr", "data.workers"} <= names
+    assert set().union(*(options(kind) for kind in STAGES.values())) >= FIRST  # an option that was renamed is noticed
+
+
+def test_top_help_is_in_groups(capsys):
+    main(["--help"])
+    text = capsys.readouterr().out
+    order = [
+        "To begin with",
+        "  demo ",
+        "Data",
+        "  prepare ",
+        "Training",
+        "  pretrain ",
+        "A trained model",
+        "  evaluate ",
+        "This machine",
+    ]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places) and max(map(len, text.splitlines())) <= 120
 
 
 @pytest.mark.slow
@@ -243,6 +286,9 @@ def test_doctor_tells_what_runs(capsys):
     main(["doctor"])
     text = capsys.readouterr().out
     assert torch.__version__ in text and "gather_patches" in text and "runs" in text
+    rows = [line for line in text.splitlines() if line.startswith("│")]
+    ops = list(avfmae_kernels.explain())
+    assert [row.split("│")[1].strip() for row in rows] == ops and max(map(len, rows)) <= 100  # a line an op
 
 
 @pytest.mark.slow

@@ -146,6 +146,6 @@ def finetune(run: FinetuneConfig) -> dict:
                 temporary.write_text(json.dumps(results, indent=1))
             from avfmae.viz.pages import stage_report
 
-            stage_report(run.out, "Fine-tuning", results=results)
+            stage_report(run.out, "Fine-tuning", run.preset, [run.manifest], results=results)
         at.barrier()
     return results

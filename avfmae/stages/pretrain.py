@@ -35,6 +35,6 @@ def pretrain(run: PretrainConfig) -> Path:
         if at.is_main:
             from avfmae.viz.pages import stage_report
 
-            stage_report(run.out, "Pre-training", model=model, dataset=dataset, device=at.device)
+            stage_report(run.out, "Pre-training", run.preset, [run.manifest], model=model, dataset=dataset, device=at.device)
         at.barrier()
     return Path(run.out) / "weights.safetensors"

@@ -169,6 +169,6 @@ def psi(run: PSIConfig) -> Path:
             (Path(run.out) / "classes.json").write_text(json.dumps(label_map.classes))
             from avfmae.viz.pages import stage_report
 
-            stage_report(run.out, "PSI")
+            stage_report(run.out, "PSI", run.preset, run.manifests)
         at.barrier()
     return Path(run.out) / "weights.safetensors"

@@ -108,6 +108,7 @@ class Trainer:
         first = self.state.step
         last = self.steps if self.run.stop_after is None else min(self.steps, self.run.stop_after)
         per_epoch = self.sampler.steps_per_epoch
+        log_steps = min(self.run.log_steps, max(1, self.steps // 20))  # a short run has a loss curve too
         batches = uploaded(
             loader(
                 self.dataset, self.sampler.micro_batches(first, last), self.run.data.workers, pin=self.at.device.type == "cuda"
@@ -131,7 +132,7 @@ class Trainer:
                 self.state.step = step + 1
                 whole_epoch, ends = (step + 1) % per_epoch == 0, step + 1 == last
                 saves = (step + 1) % self.run.save_steps == 0 or ends
-                if step % self.run.log_steps == 0 or saves:
+                if step % log_steps == 0 or saves:
                     numbers = self.read(step, values)
                     seconds = time.perf_counter() - begun
                     speed = {

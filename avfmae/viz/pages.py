@@ -85,11 +85,20 @@ def add_quarantine(page: Page, runs: Sequence[Path]) -> None:
 
 
 def stage_report(
-    out: Path, title: str, results: dict | None = None, model: AVFMAEForPretraining | None = None,
+    out: Path, stage: str, preset: str, manifests: Sequence[Path], results: dict | None = None, model: AVFMAEForPretraining | None = None,
     dataset: PretrainDataset | None = None, device: torch.device | None = None,
 ) -> Path:  # fmt: skip
-    """One stage's page, ``out/report.html``."""
-    page, out = Page(out, title, str(out)), Path(out)
+    """One stage's page, ``out/report.html``.
+
+    Args:
+        stage: its name. preset: of the model. manifests: of the sets that it was trained on.
+        results: of fine-tuning. model, dataset, device: of pre-training, for reconstructions.
+    """
+    sets = ", ".join(m.parent.name if m.stem == "manifest" else m.stem for m in map(Path, manifests))
+    page, out = (
+        Page(out, f"{stage}, model {preset}, on {sets}", f"Run {out}, trained on {', '.join(map(str, manifests))}"),
+        Path(out),
+    )
     if results:
         for name, rows in result_tables(results).items():
             page.add(name, rows=rows)

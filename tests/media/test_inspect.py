@@ -1,15 +1,17 @@
 """The page of what the model sees: a picture a clip that can be read, a reason for each that cannot, and the facts beside."""
 
+import io
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from avfmae.config import ModelConfig
 from avfmae.data.manifest import read_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
-from avfmae.viz.inspection import InspectConfig, inspect, inspect_clip
+from avfmae.viz.inspection import InspectConfig, clips_table, inspect, inspect_clip
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +66,15 @@ def test_wrong_sources_are_named(tmp_path):
         inspect(InspectConfig((), tmp_path))
     with pytest.raises(ValueError, match="holds no videos"):
         inspect(InspectConfig((tmp_path,), tmp_path / "out"))
+
+
+def test_the_table_shows_the_clips_names_on_80_columns():
+    """Whatever the folder's length, and beside columns that do not break."""
+    facts = {"frames": "1234", "fps": "29.97", "seconds": "12.34", "window": "10.24 to 12.80 s", "drift": "-0.123"}
+    rows = [{"clip": f"/data/{'folder/' * 20}{name}.mp4", **facts, "flags": "no-face silent"} for name in ("anna-07", "berta-12")]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(clips_table(rows))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80 and "-0.123" in text
+    cells = [line.split("│")[1].strip() for line in text.splitlines() if "│" in line]
+    assert "".join(cells) == "anna-07.mp4berta-12.mp4"
