@@ -85,8 +85,8 @@ def add_quarantine(page: Page, runs: Sequence[Path]) -> None:
 
 
 def stage_report(
-    out: Path, stage: str, preset: str, manifests: Sequence[Path], results: dict | None = None, model: AVFMAEForPretraining | None = None,
-    dataset: PretrainDataset | None = None, device: torch.device | None = None,
+    out: Path, stage: str, preset: str, manifests: Sequence[Path], results: dict | None = None,
+    model: AVFMAEForPretraining | None = None, dataset: PretrainDataset | None = None, device: torch.device | None = None,
 ) -> Path:  # fmt: skip
     """One stage's page, ``out/report.html``.
 
