@@ -39,23 +39,9 @@ DRIFT = 0.04  # seconds by which sound and picture may begin or end apart before
 
 # What a row of the prepared set's manifest has beside the columns of every manifest.
 FACTS = (
-    "key",
-    "source",
-    "source_start",
-    "seconds",
-    "fps",
-    "frames",
-    "source_width",
-    "source_height",
-    "has_audio",
-    "drift",
-    "face_share",
-    "faces",
-    "flags",
-    "source_sha256",
-    "video_sha256",
-    "sound_sha256",
-)
+    "key", "source", "source_start", "seconds", "fps", "frames", "source_width", "source_height", "has_audio", "drift",
+    "face_share", "faces", "flags", "source_sha256", "video_sha256", "sound_sha256",
+)  # fmt: skip
 SET_ASIDE = ("source", "start", "end", "reason")
 
 
@@ -77,13 +63,13 @@ def prepare(run: PrepareConfig) -> Path:
         raise ValueError(f"{run.source}: {len(missing)} clips have no face box ({missing[0]}), which detector 'manifest' takes")
     faces.make_detector("precropped" if run.detector == "manifest" else run.detector, run.yunet and str(run.yunet))
     out, console = Path(run.out), Console(stderr=True)
-    _claim(out, run, clips)
+    _check_settings(out, run, clips)
     groups = {n: clips[n * run.shard_clips :][: run.shard_clips] for n in range(-(-len(clips) // run.shard_clips))}
     rest = {n: group for n, group in groups.items() if not (out / f"{n:06d}.index").exists()}
     if len(rest) < len(groups):
         console.print(f"{out}: {len(groups) - len(rest)} of {len(groups)} shards are there already", highlight=False)
     with _progress(console, len(clips), sum(map(len, rest.values()))) as advance:
-        results = _engine(run, [clip for group in rest.values() for clip in group])
+        results = _results(run, [clip for group in rest.values() for clip in group])
         for number, group in rest.items():
             done = []
             for clip in group:
@@ -92,7 +78,7 @@ def prepare(run: PrepareConfig) -> Path:
             aside = [_aside(clip, result) for clip, result in zip(group, done, strict=True) if isinstance(result, Failure)]
             (out / f"{number:06d}.aside.json").write_text(json.dumps(aside, ensure_ascii=False, indent=1))
             write_shard(out / f"{number:06d}.tar", [result for result in done if isinstance(result, Sample)])
-    return _conclude(out, groups, console)
+    return _write_set(out, groups, console)
 
 
 def find_clips(source: Path) -> list[Clip]:
@@ -109,7 +95,7 @@ def find_clips(source: Path) -> list[Clip]:
     return read_manifest(source)
 
 
-def _claim(out: Path, run: PrepareConfig, clips: Sequence[Clip]) -> None:
+def _check_settings(out: Path, run: PrepareConfig, clips: Sequence[Clip]) -> None:
     """Makes the folder this run's; one of another run is refused, since their shards would mix."""
     how = ("source", "out", "workers", "time_limit", "engine", "ray_address")
     settings = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name not in how}
@@ -125,7 +111,7 @@ def _claim(out: Path, run: PrepareConfig, clips: Sequence[Clip]) -> None:
         raise ValueError(f"{out}: holds a set prepared otherwise ({'; '.join(changed)}); choose another out")
 
 
-def _engine(run: PrepareConfig, clips: list[Clip]) -> Iterator[Sample | Failure]:
+def _results(run: PrepareConfig, clips: list[Clip]) -> Iterator[Sample | Failure]:
     """Every clip's result, in order."""
     if not clips:
         return
@@ -312,7 +298,7 @@ def _aside(clip: Clip, failure: Failure) -> dict:
     return {"source": clip.path, "start": clip.start, "end": clip.end, "reason": failure.reason}
 
 
-def _conclude(out: Path, groups: Iterable[int], console: Console) -> Path:
+def _write_set(out: Path, groups: Iterable[int], console: Console) -> Path:
     """Writes the manifest and the list of what was set aside, from what the shards say, and prints the summary."""
     rows, aside, flags, size = [], [], Counter(), 0
     for number in groups:

@@ -95,10 +95,8 @@ def stage_report(
         results: of fine-tuning. model, dataset, device: of pre-training, for reconstructions.
     """
     sets = ", ".join(m.parent.name if m.stem == "manifest" else m.stem for m in map(Path, manifests))
-    page, out = (
-        Page(out, f"{stage}, model {preset}, on {sets}", f"Run {out}, trained on {', '.join(map(str, manifests))}"),
-        Path(out),
-    )
+    page = Page(out, f"{stage}, model {preset}, on {sets}", f"Run {out}, trained on {', '.join(map(str, manifests))}")
+    out = Path(out)
     if results:
         for name, rows in result_tables(results).items():
             page.add(name, rows=rows)
