@@ -15,12 +15,12 @@ from avfmae.data.dataset import ClipDataset
 from avfmae.data.manifest import Clip, read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.data.quarantine import Quarantine
-from avfmae.data.splits import Split, make_splits
 from avfmae.files import atomic_write
 from avfmae.inference import evaluate as evaluation
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.models.iavcl import BatchNorm
 from avfmae.stages.config import FinetuneConfig, SupervisedConfig
+from avfmae.stages.splits import Split, make_splits
 from avfmae.tasks import make_task
 from avfmae.tasks.interface import Task
 from avfmae.tasks.mixing import mix

@@ -15,11 +15,11 @@ from pathlib import Path
 from avfmae.console import console
 from avfmae.data import shards
 from avfmae.data.manifest import Clip, read_manifest
-from avfmae.data.splits import Split, fold_of
 from avfmae.files import digest
 from avfmae.recipes import recipe_folder
 from avfmae.stages.config import HeldOut, PSIConfig
 from avfmae.stages.finetune import SupervisedStage, labelled
+from avfmae.stages.splits import Split, fold_of
 from avfmae.tasks.classification import Classification
 from avfmae.training.dist import processes
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from avfmae import engines
 from avfmae.checkpoints import save_weights
 from avfmae.checkpoints.state import TrainingState, checkpoints, load_checkpoint, save_checkpoint
 from avfmae.data.batch import Bad, Batch
@@ -74,8 +75,7 @@ class Trainer:
             self.plan.steps_per_epoch,
             self.plan.accumulation,
             run.precision,
-            run.capture,
-            run.compile,
+            torch.compile(model) if run.compile else None,
         )
         self.found: list[Bad] = []  # bad clips since the last line of log
         clips = hashlib.sha256("\n".join(Path(clip.path).name for clip in dataset.clips).encode()).hexdigest()[:16]
@@ -84,6 +84,7 @@ class Trainer:
             fingerprint["mixed_shards"] = run.data.mixed_shards  # of which the order is a function too
         self.state = TrainingState(fingerprint=fingerprint)
         self.resume(fingerprint)
+        self.execute = engines.build(run.engine, self.step)
         resumed = self.state.step > 0
         self.quarantine = Quarantine(self.out, len(dataset), run.data.max_bad_share, at.is_main, resumed)
 
@@ -91,7 +92,7 @@ class Trainer:
         found = checkpoints(self.out / "checkpoints")
         if not found:
             return
-        self.state = load_checkpoint(found[-1], self.model, self.step.optimiser, self.step.averaged)
+        self.state = load_checkpoint(found[-1], self.model, self.step.optimizer, self.step.averaged)
         if self.state.fingerprint != fingerprint:
             changed = [k for k in fingerprint if self.state.fingerprint.get(k) != fingerprint[k]]
             raise ValueError(
@@ -123,7 +124,7 @@ class Trainer:
                 waited += time.perf_counter() - asked
                 # stochastic depth, and nothing else
                 torch.manual_seed(hash((self.run.seed, step, self.at.rank)) % 2**63)
-                values = self.step([self.prepare(b, step * len(micro_batches) + k) for k, b in enumerate(micro_batches)])
+                values = self.execute([self.prepare(b, step * len(micro_batches) + k) for k, b in enumerate(micro_batches)])
                 self.state.step = step + 1
                 whole_epoch, ends = (step + 1) % per_epoch == 0, step + 1 == last
                 saves = (step + 1) % self.run.save_steps == 0 or ends
@@ -193,7 +194,7 @@ class Trainer:
     def save(self, values: dict) -> None:
         self.state.skipped, self.state.in_a_row = (int(values[n]) for n in ("skipped", "in_a_row"))
         if self.at.is_main:
-            save_checkpoint(self.out / "checkpoints", self.model, self.step.optimiser, self.state, self.step.averaged)
+            save_checkpoint(self.out / "checkpoints", self.model, self.step.optimizer, self.state, self.step.averaged)
         self.at.barrier()
 
 

@@ -98,6 +98,7 @@ def stage_report(
     names = ("loss", "loss_video", "loss_audio") if model is not None else ("loss",)
     page.add("Loss", losses=loss_curves(dict(list(logs.items())[:3]), names))
     if model is not None:
+        assert dataset is not None and device is not None, "dataset, device: are needed beside a model"
         page.add(
             "Reconstruction",
             "Original, masked and reconstructed; on the right the spectrograms.",

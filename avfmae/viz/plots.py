@@ -60,7 +60,7 @@ def confusion_picture(matrix: Sequence[Sequence[int]], classes: Sequence[str], t
     axis.set_yticklabels(classes)
     axis.spines[:].set_visible(False)
     for i, j in np.ndindex(counts.shape):
-        axis.text(j, i, counts[i, j], ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
+        axis.text(j, i, str(counts[i, j]), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
     return figure
 
 
@@ -73,6 +73,7 @@ def reconstruction(model: AVFMAEForPretraining, dataset: "PretrainDataset", devi
     model.eval()
     batch = dataset.batch([(0, i) for i in np.linspace(0, len(dataset) - 1, clips).astype(int)])
     cfg, batch = model.cfg, preprocess(batch.to(device), model.cfg)
+    assert batch.video is not None and batch.audio is not None and batch.masks is not None
     masks = batch.masks
     hidden_video, hidden_audio = (
         _hidden(m.visible, n) for m, n in ((masks.video, cfg.video.tokens), (masks.audio, cfg.audio.tokens))
@@ -160,7 +161,7 @@ def clip_picture(look: "Look", cfg: ModelConfig, masks: DualMask) -> Figure:
     masked = np.where(shade[..., None] > 0, np.choose(shade, (0, 150, 95))[..., None], look.frames).astype(np.uint8)
     heard = np.repeat(np.repeat(_shades(masks.audio, cfg.audio.tokens).reshape(gf, gm), pf, 0), pm, 1)
     figure = plt.figure(figsize=(15, 3.9), layout="constrained")  # frames of 25 a second are square
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 4.6))
+    left, right = list(figure.subfigures(1, 2, width_ratios=(1, 4.6)))  # pyright: ignore[reportArgumentType]  an array
     axis = left.subplots()
     axis.imshow(look.source)
     axis.set(xticks=[], yticks=[], title="no face is found" if look.face is None else "source, face")
