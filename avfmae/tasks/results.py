@@ -58,4 +58,4 @@ def result_tables(results: dict) -> dict[str, list[dict]]:
             if "pooled" in values:
                 pooled[title] = values["pooled"]
     unit = ", in %" if task.percent else ""
-    return {f"Test clips, mean ± standard deviation over folds{unit}": rows, **(task.tables(pooled) if pooled else {})}
+    return {f"Results, mean ± standard deviation over folds{unit}": rows, **(task.tables(pooled) if pooled else {})}

@@ -43,7 +43,7 @@ def test_recall_of_every_class_is_reported():
     summary = summarise(task, folds)
     assert summary["last"]["pooled"]["recall"] == {"a": pytest.approx(2 / 3), "b": 0.5, "none": None}
     tables = result_tables({"task": task.name, "classes": task.classes, "folds": folds, "summary": summary})
-    assert list(tables) == ["Test clips, mean ± standard deviation over folds, in %", "Recall of each class, in %"]
+    assert list(tables) == ["Results, mean ± standard deviation over folds, in %", "Recall of each class, in %"]
     rows = tables["Recall of each class, in %"]
     assert rows[0] == {"class": "a", "clips": "3", "last epoch": "66.7", "best on test (legacy)": "66.7"}
     assert rows[2] == {"class": "none", "clips": "0", "last epoch": "none", "best on test (legacy)": "none"}

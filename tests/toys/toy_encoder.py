@@ -13,7 +13,7 @@ class ToyEncoder(Encoder):
     RELEASED_NAMES = (*PatchEmbed.RELEASED_NAMES, (r"^blocks\.", "layers."))
 
     def __init__(self, cfg, m):
-        super().__init__(cfg, m)
+        super().__init__()
         self.skip_blocks = cfg.skip_blocks
         self.embed = PatchEmbed(m, cfg.width)
         self.blocks = nn.ModuleList(nn.Linear(cfg.width, cfg.width) for _ in range(cfg.depth))
