@@ -173,7 +173,7 @@ def psi(run: PSIConfig) -> Path:
         console.print("held_out is not set: nothing keeps the target's test clips out of this stage", style="yellow")
     with processes() as at:
         task = Classification(label_map.classes)
-        stage = SupervisedStage(run, at, task, split, f"PSI {run.preset}")
+        stage = SupervisedStage(run, dist, task, split, f"PSI {run.preset}")
         history = stage.trainer.fit()
         if at.is_main and stage.trainer.state.step == stage.trainer.steps:
             stage.save()
