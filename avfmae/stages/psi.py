@@ -171,11 +171,11 @@ def psi(run: PSIConfig) -> Path:
         raise ValueError("manifests: no clip is left to train on")
     if run.held_out.manifest is None:
         console.print("held_out is not set: nothing keeps the target's test clips out of this stage", style="yellow")
-    with processes() as at:
+    with processes() as dist:
         task = Classification(label_map.classes)
         stage = SupervisedStage(run, dist, task, split, f"PSI {run.preset}")
         history = stage.trainer.fit()
-        if at.is_main and stage.trainer.state.step == stage.trainer.steps:
+        if dist.is_main and stage.trainer.state.step == stage.trainer.steps:
             stage.save()
             (Path(run.out) / "classes.json").write_text(json.dumps(label_map.classes))
             results = None
@@ -185,5 +185,5 @@ def psi(run: PSIConfig) -> Path:
             from avfmae.viz.pages import stage_report
 
             stage_report(run.out, "PSI", results=results)
-        at.barrier()
+        dist.barrier()
     return Path(run.out) / "weights.safetensors"
