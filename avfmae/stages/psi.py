@@ -20,6 +20,7 @@ from avfmae.stages.config import HeldOut, PSIConfig
 from avfmae.stages.finetune import SupervisedStage, labelled
 from avfmae.stages.splits import Split, fold_of
 from avfmae.tasks.classification import Classification
+from avfmae.tasks.results import summarise
 from avfmae.training.dist import processes
 
 
@@ -162,13 +163,18 @@ def psi(run: PSIConfig) -> Path:
     if run.held_out.manifest is None:
         console.print("held_out is not set: nothing keeps the target's test clips out of this stage", style="yellow")
     with processes() as dist:
-        stage = SupervisedStage(run, dist, Classification(label_map.classes), split, f"PSI {run.preset}")
-        stage.trainer.fit()
+        task = Classification(label_map.classes)
+        stage = SupervisedStage(run, dist, task, split, f"PSI {run.preset}")
+        history = stage.trainer.fit()
         if dist.is_main and stage.trainer.state.step == stage.trainer.steps:
             stage.save()
             (Path(run.out) / "classes.json").write_text(json.dumps(label_map.classes))
+            results = None
+            if split.val:
+                folds = {"val": {"last": {"epoch": history[-1]["epoch"], **history[-1]["val"]}}}
+                results = {"task": task.name, **task.about(), "folds": folds, "summary": summarise(task, folds)}
             from avfmae.viz.pages import stage_report
 
-            stage_report(run.out, "PSI", run.preset, run.manifests)
+            stage_report(run.out, "PSI", run.preset, run.manifests, results=results)
         dist.barrier()
     return Path(run.out) / "weights.safetensors"

@@ -118,7 +118,7 @@ def stage_report(
 def add_confusion(page: Page, results: dict) -> None:
     if confusion := results["summary"]["last"].get("pooled", {}).get("confusion"):
         picture = confusion_picture(confusion, results["classes"], "last epoch")
-        page.add("Confusion", "All folds' test clips, last epoch.", confusion=picture)
+        page.add("Confusion", "All evaluated clips, last epoch.", confusion=picture)
 
 
 def demo_report(out: Path, results: dict[str, list[dict]], seconds: float) -> Path:
