@@ -18,7 +18,7 @@ KINDS = [
     (re.compile(r"matmul_adamw"), "weight gradients, which AdamW takes"),
     (
         re.compile(r"adam|gradient_norm|_foreach|multi_tensor|linalg_vector_norm|lerp_|addcdiv|addcmul|^aten::sqrt", re.I),
-        "optimiser and norm",
+        "optimizer and norm",
     ),
     (
         re.compile(

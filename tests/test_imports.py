@@ -197,7 +197,7 @@ def test_a_long_file_says_why():
     ids=["import", "from", "in a function", "type checking", "relative", "relative, up", "another's"],
 )
 def test_imports_are_read(source, expected):
-    assert imports_of(source, "avfmae.stages.splits", FILES) == expected
+    assert imports_of(source, "avfmae.data.splits", FILES) == expected
 
 
 def test_a_cycle_and_an_arrow_up_are_found():

@@ -214,11 +214,11 @@ def test_a_profile_names_what_takes_time():
     assert kind("aten::addmm") == kind("sm90_xmma_gemm_bf16") == "matrix products of linear layers"
     assert kind("avfmae::region_attention_backward") == kind("_region_attention_kernel") == "region_attention"
     assert kind("avfmae::matmul_bf16") == "matrix products of linear layers" != kind("avfmae::matmul_adamw")
-    assert kind("aten::_fused_adamw_") == "optimiser and norm" and kind("Memcpy HtoD") == "copies"
+    assert kind("aten::_fused_adamw_") == "optimizer and norm" and kind("Memcpy HtoD") == "copies"
     side = sides.build("ours", "pretrain", "tiny", "float32", 2, CPU)
     seconds, wall = breakdown(side.run, CPU, steps=2)
     attention = "attention products of torch" if K.explain()["region_attention"]["reference"] == "runs" else "region_attention"
-    assert {"matrix products of linear layers", attention, "optimiser and norm"} <= set(seconds)
+    assert {"matrix products of linear layers", attention, "optimizer and norm"} <= set(seconds)
     assert sum(seconds.values()) >= 0.99 * wall
 
 
