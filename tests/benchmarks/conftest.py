@@ -2,10 +2,10 @@
 
 import pytest
 
-from avfmae_benchmarks import measure
-
 
 @pytest.fixture(autouse=True)
 def small_matrices(monkeypatch):
     """The rate of matrix products is measured on small ones: 2048 rows take seconds, and in bfloat16 without AVX-512 minutes."""
+    from avfmae_benchmarks import measure  # here, as what it needs is not installed on every machine that collects tests
+
     monkeypatch.setitem(measure.SQUARE, "cpu", 256)
