@@ -17,7 +17,7 @@ demo: .venv/.installed
 	$(BIN)/avfmae demo
 
 test: .venv/.installed lint
-	$(BIN)/pytest $(PARALLEL)
+	$(BIN)/pytest $(PARALLEL) -m "not exhaustive"
 
 # Every package, without what takes seconds: training runs, media in every format, compilation, other processes.
 test-fast: .venv/.installed

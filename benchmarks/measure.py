@@ -90,9 +90,12 @@ def peak_of_cpu(run: Callable) -> int:
     return int(np.maximum.accumulate(np.cumsum([0, *(e.nbytes() for e in events)]))[-1])
 
 
+SQUARE = {"cuda": 8192, "cpu": 2048}  # rows of the matrices that matrix_rate multiplies; tests and dry runs take fewer
+
+
 def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 20) -> float:
     """Operations a second of a large square product: what the best of the libraries at hand reaches on this machine."""
-    n = 8192 if device.type == "cuda" else 2048
+    n = SQUARE[device.type]
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     with torch.no_grad():
         timing = interleave({"product": lambda: linear(a, b, None)}, device, rounds, warm_up=3, title="matrix rate")

@@ -4,6 +4,7 @@
 // first, so that the innermost loop reads its memory in order: the left one into blocks of up to 14 rows, the right one into panels of 32
 // columns, each in pairs of neighbours along the summed dimension, which one instruction multiplies and adds up. 28 of the 32 registers
 // hold a block's sums with a panel. A panel stays in the first cache while all blocks pass.
+// It is over 400 lines: packing, the tile and both endings (writing, and the optimizer's update) know one layout and are inlined into one loop.
 #ifdef __AVX512BF16__
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>

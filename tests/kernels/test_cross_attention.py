@@ -38,7 +38,8 @@ def inputs(B, Nq, Nk, heads, D):
 
 def check_shape(implementation, shape, dtype, device="cpu"):
     if interpreted(implementation, device):
-        shape = (min(shape[0], 2), *shape[1:3], min(shape[3], 2), shape[4])
+        sequences = 1 if max(shape[1:3]) > 400 else 2
+        shape = (min(shape[0], sequences), *shape[1:3], min(shape[3], 2), shape[4])
     heads = shape[3]
     if shape[2] == 1:  # softmax over one key is 1: no gradient reaches the query
         q, kv = (x.to(device, dtype).requires_grad_() for x in inputs(*shape))
