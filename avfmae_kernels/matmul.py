@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avfmae_kernels import processor
-from avfmae_kernels.dispatch import why_not
+from avfmae_kernels import matmul_bf16, processor  # noqa: F401  (registers the op)
+from avfmae_kernels.dispatch import AUTOMATIC
 
 ONEDNN = torch.backends.mkldnn.is_available() and processor.has("avx512") and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-# with AMX oneDNN's bfloat16 products are several times as fast as AVX512's
-BF16 = why_not("matmul_bf16", "cpp", "cpu") is None and not processor.has("amx")
+BF16 = AUTOMATIC["matmul_bf16", "cpu"][0] == "cpp"
 
 
 def rounds(device: torch.device, dtype: torch.dtype) -> bool:

@@ -31,11 +31,7 @@ def size(*tensors: Tensor) -> int:
 
 def backward(op: str, *args):
     """The gradient op of the implementation in use."""
-    implementation = dispatch.choose(f"{op}_backward", args[0].device, args)
-    if implementation == "reference":
-        module = __import__(f"avfmae_kernels.{op}.reference", fromlist=["reference"])
-        return getattr(module, f"{op}_backward")(*args)
-    return getattr(torch.ops.avfmae, f"{op}_backward" + ("_triton" if implementation == "triton" else ""))(*args)
+    return dispatch.call(f"{op}_backward", args[0].device, *args)
 
 
 def copy(batch, dtype, device):

@@ -107,7 +107,7 @@ def check_ops(module: Path, ops: set[str]) -> None:
 
 def check_loading(site: Path, source: Path, ops: set[str], log: Path) -> None:
     code = f"""
-import torch, avfmae_kernels.schemas, avfmae_kernels._cuda
+import torch, avfmae_kernels, avfmae_kernels._cuda
 missing = [op for op in {sorted(ops)} if not torch._C._dispatch_has_kernel_for_dispatch_key("avfmae::" + op, "CUDA")]
 assert not missing, missing
 """

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from avfmae_kernels.dispatch import op_of
+
 
 def like(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A dense tensor of ``x``'s shape, whatever its strides, not filled."""
@@ -24,10 +26,6 @@ def _rows(x: Tensor | None) -> Tensor | None:
     return x if x.ndim == 3 else x[None] if x.ndim == 2 else x.flatten(0, -3)
 
 
-def _op(name: str, implementation: str):
-    return getattr(torch.ops.avfmae, f"{name}_triton" if implementation == "triton" else name)
-
-
 def forward_into(
     implementation: str,
     x: Tensor,
@@ -40,7 +38,7 @@ def forward_into(
 ) -> Tensor:
     """Writes the sum (where asked for) and the norm; returns each row's mean and inverse deviation (rows, 2)."""
     stats = x.new_empty(x.numel() // x.shape[-1], 2, dtype=torch.float32)
-    _op("add_layer_norm", implementation)(_rows(x), _rows(residual), weight, bias, eps, _rows(total), _rows(normalised), stats)
+    op_of("add_layer_norm", implementation)(_rows(x), _rows(residual), weight, bias, eps, _rows(total), _rows(normalised), stats)
     return stats
 
 
@@ -90,7 +88,7 @@ def backward_into(
         Gradients to weight and bias (2, C), in float32.
     """
     parts = stats.new_empty(1 if implementation == "cpp" else min(528, len(stats)), 2, len(weight))
-    _op("add_layer_norm_backward", implementation)(
+    op_of("add_layer_norm_backward", implementation)(
         _rows(grad_total),
         _rows(grad),
         _rows(total),

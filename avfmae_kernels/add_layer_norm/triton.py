@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.schemas import library
+from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import bound, launch, rounded, store
 
 
@@ -154,6 +154,4 @@ def add_layer_norm_backward(
     )  # fmt: skip
 
 
-for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
-    library.impl("add_layer_norm_triton", add_layer_norm, _key)
-    library.impl("add_layer_norm_backward_triton", add_layer_norm_backward, _key)
+register_triton(add_layer_norm, add_layer_norm_backward)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.schemas import library
+from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import bound, dot, launch, registers, store, tile_of
 
 
@@ -220,6 +220,4 @@ def backward_into(grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool, 
     return out
 
 
-for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
-    library.impl("cross_attention_triton", cross_attention, _key)
-    library.impl("cross_attention_backward_triton", cross_attention_backward, _key)
+register_triton(cross_attention, cross_attention_backward)

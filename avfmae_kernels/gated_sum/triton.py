@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.schemas import library
+from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import launch, store
 
 
@@ -66,6 +66,4 @@ def gated_sum_backward(grad: Tensor, gate_a: Tensor, a: Tensor, gate_b: Tensor, 
     return slopes
 
 
-for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
-    library.impl("gated_sum_triton", gated_sum, _key)
-    library.impl("gated_sum_backward_triton", gated_sum_backward, _key)
+register_triton(gated_sum, gated_sum_backward)

@@ -3,11 +3,18 @@
 from torch import Tensor
 
 from avfmae_kernels.arguments import check_floats
-from avfmae_kernels.dispatch import TRITON_USABLE, call
+from avfmae_kernels.dispatch import TRITON_USABLE, call, register
 from avfmae_kernels.gelu_backward import reference
 
 if TRITON_USABLE:
     from avfmae_kernels.gelu_backward import triton  # noqa: F401  (registers the op)
+
+
+def _fake(grad, x):
+    return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+register("gelu_backward", "(Tensor grad, Tensor x) -> (Tensor, Tensor)", _fake, reference.gelu_backward, out=True)
 
 
 def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,4 +42,4 @@ def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"grad: got {tuple(grad.shape)}, expected {tuple(x.shape)} like x")
     x, grad = x.contiguous(), grad.contiguous()
     check_floats(x=x, grad=grad)
-    return call("gelu_backward", reference.gelu_backward, x.device, grad, x)
+    return call("gelu_backward", x.device, grad, x)

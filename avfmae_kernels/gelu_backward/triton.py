@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.schemas import library
+from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import launch, store
 
 ROOT_HALF = tl.constexpr(0.7071067811865476)
@@ -31,5 +31,4 @@ def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return slope, out
 
 
-for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
-    library.impl("gelu_backward_triton", gelu_backward, _key)
+register_triton(gelu_backward)

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.schemas import library
+from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_crop import cropped_pixel, taps
 from avfmae_kernels.triton_tools import launch, store
 
@@ -241,6 +241,4 @@ def masked_patch_loss_backward(
     return slopes
 
 
-for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
-    library.impl("masked_patch_loss_triton", masked_patch_loss, _key)
-    library.impl("masked_patch_loss_backward_triton", masked_patch_loss_backward, _key)
+register_triton(masked_patch_loss, masked_patch_loss_backward)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.cross_attention import triton as few_keys
-from avfmae_kernels.schemas import library
+from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import dot, launch, registers, store, tile_of
 
 
@@ -137,6 +137,4 @@ def region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, again: bool
     return slopes, out
 
 
-for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
-    library.impl("region_attention_triton", region_attention, _key)
-    library.impl("region_attention_backward_triton", region_attention_backward, _key)
+register_triton(region_attention, region_attention_backward)
