@@ -16,7 +16,11 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cpu/bf16.h"
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#define AVFMAE_INLINE inline __attribute__((always_inline))
 
 namespace avfmae {
 
