@@ -22,7 +22,7 @@ from avfmae_kernels.linear import (
     region_attention_linear,
 )
 from avfmae_kernels.masked_patch_loss import masked_patch_loss
-from avfmae_kernels.matmul_bf16 import matmul_bf16
+from avfmae_kernels.matmul import matmul_bf16
 from avfmae_kernels.region_attention import region_attention
 from avfmae_kernels.sample_masks import choose_tokens, random_bits
 

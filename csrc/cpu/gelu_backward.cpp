@@ -25,7 +25,6 @@ AVFMAE_INLINE void normal(float x, float& below, float& density) {
 
 void gelu_backward_chunk(const Numbers& grad, const Numbers& x, const Numbers& slope, const Numbers& out, int64_t first, int n) {
   float v[kGeluChunk], g[kGeluChunk];
-  slope.prefetch_to_write(first, n), out.prefetch_to_write(first, n);
   x.load(first, v, n);
   grad.load(first, g, n);
   for (int i = 0; i < n; ++i) {
