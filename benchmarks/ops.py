@@ -92,7 +92,11 @@ def add_layer_norm(batch, dtype, device):
     implementation = dispatch.choose("add_layer_norm", x.device)
     forward = Run(lambda: K.add_layer_norm(x, residual, weight, bias), 4 * size(x), 9 * x.numel())
     if implementation == "reference":
-        return {"forward": forward}
+        leaves = [t.detach().requires_grad_() for t in (x, residual, weight, bias)]
+        with torch.enable_grad():
+            outputs = K.add_layer_norm(*leaves)
+        run = lambda: torch.autograd.grad(outputs, leaves, (x, residual), retain_graph=True)  # noqa: E731
+        return {"forward": forward, "backward": Run(run, 4 * size(x), 12 * x.numel())}
     stats = forward_into(implementation, x, residual, weight, bias, 1e-6, total, normalised)
     run = lambda: backward_into(implementation, x, residual, total, stats, weight, bias, slope, None, None)  # noqa: E731
     return {"forward": forward, "backward": Run(run, 4 * size(x), 12 * x.numel())}

@@ -1,4 +1,4 @@
-"""The CPU's kernels are compiled for every processor generation, with vectors of its width, and compute there what they should."""
+"""The CPU's kernels are compiled for every processor generation, with vectors of its width, and are right there."""
 
 import platform
 import shutil
