@@ -76,7 +76,7 @@ def torch_folders() -> Iterator[Path]:
     if given := os.environ.get("AVFMAE_TORCH"):
         yield Path(given)
         return
-    if spec := importlib.util.find_spec("torch"):
+    if (spec := importlib.util.find_spec("torch")) and spec.origin:
         yield Path(spec.origin).parent
     yield Path(sysconfig.get_path("platlib")) / "torch"
     environments = [Path(os.environ[name]) / "bin" / "python" for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if name in os.environ]
@@ -108,6 +108,8 @@ def torch_version(torch: Path) -> tuple[str, str | None]:
     text = (torch / "version.py").read_text()
     version = re.search(r"^__version__ *= *['\"](.+?)['\"]", text, re.MULTILINE)
     cuda = re.search(r"^cuda\b[^=]*= *['\"](.+?)['\"]", text, re.MULTILINE)
+    if version is None:
+        raise Missing(f"{torch / 'version.py'} names no version")
     return version[1], cuda and cuda[1]
 
 
@@ -166,7 +168,8 @@ def extensions() -> tuple[list[Extension], dict[str, str]]:
         if name in missing:
             continue
         try:
-            cxx(), ninja()
+            cxx()
+            ninja()
             modules += make()
         except Missing as reason:
             if CHOICE != "auto":

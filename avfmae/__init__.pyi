@@ -4,7 +4,6 @@ from .checkpoints import load_released, released_gradients, released_state_dict
 from .config import ModelConfig
 from .masking import DualMask
 from .models.finetuning import AVFMAEForFinetuning
-from .models.hicmae import HiCMAEForPretraining
 from .models.pretraining import AVFMAEForPretraining
 
 __version__: str
@@ -12,7 +11,6 @@ __all__ = [
     "AVFMAEForFinetuning",
     "AVFMAEForPretraining",
     "DualMask",
-    "HiCMAEForPretraining",
     "ModelConfig",
     "checkpoints",
     "config",

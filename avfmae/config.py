@@ -16,7 +16,7 @@ class ModalityConfig:
     patch: tuple[int, ...]
     region: tuple[int, ...]  # in tokens
     visible: int  # tokens that the encoder sees in pre-training
-    decoded: int  # tokens that the decoder predicts; tokens - visible where there is no decoder mask
+    decoded: int  # tokens that the decoder predicts
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -41,9 +41,12 @@ class ModelConfig:
     """A model of the family. ``ModelConfig.preset("base")`` gives the published sizes.
 
     Attributes:
-        family: ``"avfmae"`` (LGI-Former, IAV-CL, dual masking) or ``"hicmae"`` (plain ViT, cross-attention, one mask).
+        encoder: of both modalities, by its name in :mod:`avfmae.models.registry`: ``"lgi"`` (LGI-Former), ``"vit"``.
+        fusion: by its name there: ``"iavcl"``, ``"cross"`` (HiCMAE's cross-attention).
         width, heads, depth: of both modality encoders.
         skip_blocks: encoder blocks (0-based) whose output the decoder reads and HCMCL contrasts, shallowest first.
+        balanced_masks: the encoder sees equally many tokens of every exact region, which LGI-Former needs.
+        decoder_masks: the decoder predicts the tokens that a mask of its own picks; else all that the encoder does not see.
         region_mode: ``"exact"``: pre-training regions are the places that fine-tuning regions are, and masks are drawn
             balanced over them; ``"released"``: they are runs of visible tokens, as in the released code.
         token_order: ``"raster"``: every token meets its own position in the decoder; ``"released"``: video tokens
@@ -53,11 +56,12 @@ class ModelConfig:
         gather_negatives: contrast with the clips of all processes rather than of one.
         negatives: contrast each clip with this many others, whatever the batch; None: with all.
         attention: ``"sdpa"`` or ``"flash"`` (the flash-attn package, half precision, on a GPU) for the decoder's long sequences.
-        recompute: what the blocks of encoders and decoders do again in backward to save memory: nothing, the cheap
-            (all but matrix products and long attention), or everything.
+        recompute: what encoders and decoders recompute in the backward pass to save memory: nothing (``"none"``), all but
+            matrix products and long attention (``"selective"``), or all of a block (``"full"``).
     """
 
-    family: Literal["avfmae", "hicmae"] = "avfmae"
+    encoder: str = "lgi"
+    fusion: str = "iavcl"
     width: int = 512
     heads: int = 8
     depth: int = 10
@@ -67,6 +71,8 @@ class ModelConfig:
     fusion_depth: int = 2
     video: ModalityConfig = field(default_factory=lambda: VIDEO)
     audio: ModalityConfig = field(default_factory=lambda: AUDIO)
+    balanced_masks: bool = True
+    decoder_masks: bool = True
     region_mode: Literal["exact", "released"] = "exact"
     token_order: Literal["raster", "released"] = "raster"
     drop_path: float = 0.0
@@ -84,7 +90,6 @@ class ModelConfig:
         if not all(0 <= b < self.depth for b in self.skip_blocks) or list(self.skip_blocks) != sorted(set(self.skip_blocks)):
             raise ValueError(f"skip_blocks: got {self.skip_blocks}, expected ascending block numbers below depth {self.depth}")
         for name, allowed in (
-            ("family", ("avfmae", "hicmae")),
             ("region_mode", ("exact", "released")),
             ("token_order", ("raster", "released")),
             ("attention", ("sdpa", "flash")),
@@ -98,8 +103,18 @@ class ModelConfig:
                 g % r for g, r in zip(m.grid, m.region, strict=True)
             ):
                 raise ValueError(f"{name}: patch {m.patch} must divide size {m.size}, and region {m.region} the grid {m.grid}")
-            if self.family == "avfmae" and m.visible % m.regions:
+            if self.balanced_masks and m.visible % m.regions:
                 raise ValueError(f"{name}.visible: {m.visible} tokens do not share out over {m.regions} regions")
+            if not self.decoder_masks and m.decoded != m.tokens - m.visible:
+                raise ValueError(
+                    f"{name}.decoded: got {m.decoded}, expected the {m.tokens - m.visible} tokens that are not visible, "
+                    "with decoder_masks=False"
+                )
+
+    @property
+    def balanced(self) -> bool:
+        """Whether masks are drawn balanced over the regions: where regions are runs of tokens, no mask can be."""
+        return self.balanced_masks and self.region_mode == "exact"
 
     @classmethod
     def preset(cls, name: str) -> "ModelConfig":
@@ -128,7 +143,10 @@ PRESETS = {
     "large": ModelConfig(width=640, heads=10, depth=12, skip_blocks=(3, 7, 11), decoder_width=512, decoder_heads=8),
     "huge": ModelConfig(width=768, heads=12, depth=15, skip_blocks=(4, 9, 14), decoder_width=640, decoder_heads=8),
     "hicmae_base": ModelConfig(
-        family="hicmae",
+        encoder="vit",
+        fusion="cross",
+        balanced_masks=False,
+        decoder_masks=False,
         video=replace(VIDEO, decoded=720),
         audio=replace(AUDIO, visible=26, decoded=102),
     ),

@@ -56,10 +56,9 @@ class DualMask:
         """The masks that these clips have in this epoch: a function of (seed, epoch, clip id) and nothing else."""
         clips = np.asarray(clips)
         video_visible = _tube(cfg, clips, seed, epoch)
-        exact = cfg.family == "avfmae" and cfg.region_mode == "exact"
-        groups = _places(cfg.audio) if exact else np.arange(cfg.audio.tokens)[None]
+        groups = _places(cfg.audio) if cfg.balanced else np.arange(cfg.audio.tokens)[None]
         audio_visible = choose_tokens(seed, epoch, clips, AUDIO_ENCODER, groups, cfg.audio.visible // len(groups))
-        if cfg.family == "hicmae":
+        if not cfg.decoder_masks:
             return cls(_mask(video_visible, None, cfg.video.tokens), _mask(audio_visible, None, cfg.audio.tokens))
         everything = np.arange(cfg.audio.tokens)[None]
         audio_decoded = choose_tokens(seed, epoch, clips, AUDIO_DECODER, everything, cfg.audio.decoded)
@@ -72,7 +71,7 @@ class DualMask:
     def from_bool(
         cls, video_encoder: Tensor, video_decoder: Tensor | None, audio_encoder: Tensor, audio_decoder: Tensor | None
     ) -> "DualMask":
-        """From boolean masks (B, N), True = masked. Decoder masks are None for HiCMAE.
+        """From boolean masks (B, N), True = masked. Decoder masks are None for models without.
 
         Raises:
             ValueError: a mask is not (B, N) bool, or its clips do not all keep the same number of tokens.
@@ -123,9 +122,9 @@ def _places(m: ModalityConfig) -> np.ndarray:
 
 
 def _tube(cfg: ModelConfig, clips: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """One spatial mask a clip, repeated over time; balanced over the spatial regions when regions are exact."""
+    """One spatial mask a clip, repeated over time; balanced over the spatial regions where the configuration asks for it."""
     steps, *space = cfg.video.grid
-    if cfg.family == "avfmae" and cfg.region_mode == "exact":
+    if cfg.balanced:
         of = _region_of(tuple(space), cfg.video.region[1:])
         groups = np.argsort(of, kind="stable").reshape(of.max() + 1, -1)
     else:

@@ -28,6 +28,11 @@ def classification(matrix: np.ndarray) -> dict[str, float]:
     }
 
 
+def recalls(matrix: np.ndarray) -> list[float | None]:
+    """Recall of each class of a confusion matrix, in 0..1; None where no clip is of it."""
+    return [float(row[i] / row.sum()) if row.sum() else None for i, row in enumerate(matrix)]
+
+
 def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
     """Pearson's correlation of two (N,) vectors; 0 where one of them is constant."""
     t, p = truth - truth.mean(), predicted - predicted.mean()

@@ -121,7 +121,7 @@ def ordinary(frames: np.ndarray, quality: int, sound: np.ndarray | None = None) 
         for frame in frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(video.encode())
-        if audio is not None:
+        if audio is not None and sound is not None:
             for first in range(0, len(sound), 1024):
                 piece = av.AudioFrame.from_ndarray((sound[None, first : first + 1024] * 32767).astype(np.int16), "s16", "mono")
                 piece.sample_rate, piece.pts = 16_000, first
@@ -235,7 +235,7 @@ def storage(clips: list[Clip], prepared: list[Clip]) -> None:
 def decoded(video: bytes) -> np.ndarray:
     import cv2
 
-    with av.open(io.BytesIO(video)) as container:
+    with av.open(io.BytesIO(video), "r") as container:
         return np.stack([cv2.cvtColor(f.to_ndarray(), cv2.COLOR_YUV2RGB_I420) for f in container.decode(video=0)])
 
 

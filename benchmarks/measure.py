@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,7 +84,8 @@ def peak_of_cpu(run: Callable) -> int:
     """The most bytes that torch has allocated at once during ``run()``, beyond what it held before."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    kept: Any = profile.profiler  # torch's types know nothing of an event's bytes
+    events = [e for e in kept.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda e: e.start_ns())
     return int(np.maximum.accumulate(np.cumsum([0, *(e.nbytes() for e in events)]))[-1])
 

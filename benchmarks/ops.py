@@ -147,10 +147,11 @@ def adamw(batch, dtype, device):
 def matmul_adamw(batch, dtype, device):
     """The weight's gradient in the same feed-forward, and its update with compact moments."""
     grad, x = (torch.randn(batch * 88, n, dtype=dtype, device=device) for n in (C, 4 * C))
-    state = [torch.zeros(C, 4 * C, device=device, dtype=t) for t in (torch.float32, torch.int8, torch.bfloat16)]
+    kinds = (torch.float32, torch.int8, torch.bfloat16)
+    weight, exp_avg, exp_avg_sq = (torch.zeros(C, 4 * C, device=device, dtype=t) for t in kinds)
     step, squares, lr = (torch.full((), x, device=device) for x in (0.0, 0.0, 1e-4))
-    run = lambda: K.matmul_adamw(grad, x, *state, step, lr, (0.9, 0.95), 1e-8, 0.05, squares)  # noqa: E731
-    return {"backward": Run(run, size(grad, x) + 2 * size(*state), (2 * len(x) + 15) * state[0].numel())}
+    run = lambda: K.matmul_adamw(grad, x, weight, exp_avg, exp_avg_sq, step, lr, (0.9, 0.95), 1e-8, 0.05, squares)  # noqa: E731
+    return {"backward": Run(run, size(grad, x) + 2 * size(weight, exp_avg, exp_avg_sq), (2 * len(x) + 15) * weight.numel())}
 
 
 def clip(batch, device, boxed=False):

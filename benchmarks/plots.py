@@ -20,6 +20,7 @@ ROOT = results.CHECKOUT or Path()
 BEGIN, END = "<!-- avfmae bench plot: begin -->", "<!-- end -->"
 NAMES = {
     "ours": "**avfmae**",
+    "ours-fastest": "**avfmae**, `--engine cpu`",
     "ours-eager": "avfmae, not captured",
     "compiled": "avfmae, compiled",
     "reference": "avfmae, plain PyTorch",
@@ -29,6 +30,7 @@ NAMES = {
 }
 COLOURS = {
     "ours": BLUE,
+    "ours-fastest": "#1a365d",
     "ours-eager": "#90cdf4",
     "compiled": "#63b3ed",
     "reference": "#bee3f8",

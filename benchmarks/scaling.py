@@ -1,6 +1,7 @@
 """``avfmae bench scaling``: our step over model sizes and batch sizes, up to what the device holds."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -65,9 +66,8 @@ def scaling(run: ScalingConfig, where: dict[str, str] | None = None) -> list[dic
                 continue
             row = where | {"stage": run.stage, "size": size, "precision": run.precision, "batch": batch}
             try:
-                side, peak = measured_alone(
-                    lambda s=size, b=batch: sides.build("ours", run.stage, s, run.precision, b, device), device
-                )
+                build = partial(sides.build, "ours", run.stage, size, run.precision, batch, device)
+                side, peak = measured_alone(build, device)
                 timing = interleave({"ours": side.run}, device, run.rounds, 2, 3 if on_gpu else 1, f"{size}, batch {batch}")[
                     "ours"
                 ]

@@ -10,7 +10,7 @@ import torch
 from rich.table import Table
 
 from avfmae.console import console
-from avfmae.engines.cuda_graph import EAGER_STEPS
+from avfmae.engines.captured import EAGER_STEPS
 from avfmae_benchmarks import measure, results, sides
 from avfmae_benchmarks.measure import free, held, interleave, machine, matrix_rate, peak_of_cpu, wait
 from avfmae_benchmarks.profiles import profile_sides
@@ -65,19 +65,24 @@ def pick_device(name: str) -> torch.device:
 def default_sides(stage: Stage, size: Size, device: torch.device) -> tuple[SideName, ...]:
     """All that exist, but on a CPU without what takes minutes to compile or is not asked for every day."""
     if device.type == "cpu":
-        return ("ours", "hicmae") if (stage, size) == ("pretrain", "base") else ("ours", "released")
+        return ("ours", "ours-fastest", "hicmae" if (stage, size) == ("pretrain", "base") else "released")
     peers = ("hicmae", "hicmae-compiled") if (stage, size) == ("pretrain", "base") else ()
     return ("ours", *peers, "released", "ours-eager", "compiled", "reference")
 
 
 def pairs(names: tuple[SideName, ...], run: StepConfig, device: torch.device) -> Iterator[tuple[Member, ...]]:
-    """The first side with each of the others, in each precision; a side that has no other is measured by itself."""
+    """The first side with each of the others, in each precision; the fastest engine with the first peer where there is one.
+
+    A side that has no other is measured by itself.
+    """
 
     def members(name):
         return [(name, precision) for precision in run.precisions or sides.precisions(name, device)]
 
     first, *others = names
-    for group in [(first, other) for other in others] or [(first,)]:
+    peer = next((name for name in others if name in PEERS), None)
+    groups = [(other, peer) if other == "ours-fastest" and peer else (first, other) for other in others]
+    for group in groups or [(first,)]:
         yield from zip(*map(members, group), strict=True)
 
 
@@ -185,7 +190,7 @@ def measured_alone(build, device: torch.device) -> tuple[Side, int]:
         wait(device)
         return side, torch.cuda.max_memory_allocated(device) - before
     side = build()
-    for _ in range(EAGER_STEPS + 1):  # now it has moments, and a tape
+    for _ in range(EAGER_STEPS + 3):  # now it has moments, and a tape that is proved
         side.run()
     side.model.zero_grad()
     # two steps: gradients of the first may still be there in the forward pass of the second

@@ -11,10 +11,16 @@ from avfmae.training.step import TrainingStep
 TINY = avfmae.ModelConfig.preset("tiny")
 
 
-def small(precision="float32", micro_batches=1, early=True, **optim):
+def written(step):
+    """All that a step changes: weights, buffers, moments and averages, copied."""
+    moments = [t for s in step.optimizer.state.values() for t in s.values()]
+    return [t.clone() for t in (*step.model.state_dict().values(), *moments, *step.averaged)]
+
+
+def small(precision="float32", micro_batches=1, **optim):
     torch.manual_seed(0)
     model = avfmae.AVFMAEForPretraining(TINY)
-    step = TrainingStep(model, pretraining_loss, OptimConfig(**optim), 100, 10, micro_batches, precision, early=early)
+    step = TrainingStep(model, pretraining_loss, OptimConfig(**optim), 100, 10, micro_batches, precision)
     return model, step
 
 

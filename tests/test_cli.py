@@ -1,12 +1,12 @@
 """The command line as a user meets it: help that reads well, and one clear line for everything they can put right."""
 
 import csv
-import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from processes import run_program
 
 import avfmae
 from avfmae.checkpoints import save_weights
@@ -45,17 +45,15 @@ def test_top_help_names_every_command(capsys):
     assert "no command 'train'" in fails(capsys, "train")
 
 
-def loaded_by(code: str) -> set[str]:
-    """Which of the heavy packages a fresh interpreter has imported after ``code``."""
-    quiet = "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):"
-    code = f"import contextlib, io, sys\n{quiet}\n    {code}\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def loaded_by(*arguments: str) -> set[str]:
+    """Which of the heavy packages a fresh interpreter has imported after a command, or a name of the package."""
+    done = run_program("loaded_modules", *arguments, check=True)
     assert "avfmae" in done.stdout.split()
     return HEAVY & set(done.stdout.split())
 
 
 def test_the_package_is_imported_without_torch_and_gives_every_name():
-    assert not loaded_by("import avfmae")
+    assert not loaded_by("--name", "__version__")
     assert {"AVFMAEForPretraining", "ModelConfig", "load_released"} <= set(avfmae.__all__)
     assert all(getattr(avfmae, name) is not None for name in avfmae.__all__)
     with pytest.raises(AttributeError, match="Predictr"):
@@ -64,11 +62,12 @@ def test_the_package_is_imported_without_torch_and_gives_every_name():
 
 @pytest.mark.parametrize("command", ["", *(c for c in COMMANDS if c != "bench")])
 def test_help_needs_neither_torch_nor_decoders(command):
-    assert not loaded_by(f"from avfmae.cli import main; main({[command, '--help'] if command else ['--help']!r})")
+    assert not loaded_by("--command", *filter(None, [command]), "--help")
 
 
+@pytest.mark.slow
 def test_heavy_packages_are_seen_where_they_are_loaded():
-    assert loaded_by("import avfmae; avfmae.DualMask") >= {"torch"}
+    assert loaded_by("--name", "DualMask") >= {"torch"}
 
 
 @pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage in STAGES for name in recipes(stage)])
@@ -246,21 +245,8 @@ def test_doctor_tells_what_runs(capsys):
     assert torch.__version__ in text and "gather_patches" in text and "runs" in text
 
 
+@pytest.mark.slow
 def test_the_module_runs_without_compiled_parts():
     """As after AVFMAE_BUILD=none: everything works, and the doctor says what is missing."""
-    code = """
-import importlib.util as u
-find = u.find_spec
-u.find_spec = lambda name, *a: None if name.startswith("avfmae_kernels._") else find(name, *a)
-import torch, avfmae, avfmae_kernels as K
-cfg = avfmae.ModelConfig.preset("tiny")
-video = torch.zeros(2, *cfg.video.size, 3, dtype=torch.uint8)
-out = avfmae.AVFMAEForPretraining(cfg)(video, torch.randn(2, 1, 256, 128), avfmae.DualMask.sample(cfg, 2))
-states = K.explain()
-assert states["gather_patches"]["reference"] == states["sample_masks"]["reference"] == "runs", states
-assert "is missing" in states["gather_patches"]["cpp"]
-from avfmae.cli import main
-main(["doctor"])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_program("without_compiled")
     assert done.returncode == 0 and "is missing" in done.stdout and "plain PyTorch runs" in done.stderr, done.stderr

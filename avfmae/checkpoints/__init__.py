@@ -6,7 +6,6 @@ from avfmae.checkpoints.weights import (
     read_about,
     read_weights,
     released_gradients,
-    released_names,
     released_state_dict,
     save_weights,
 )
@@ -17,7 +16,6 @@ __all__ = [
     "read_about",
     "read_weights",
     "released_gradients",
-    "released_names",
     "released_state_dict",
     "save_weights",
 ]

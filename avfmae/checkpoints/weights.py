@@ -6,10 +6,9 @@ this project's own (safetensors with the same names); :func:`released_state_dict
 
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -20,111 +19,7 @@ from avfmae.checkpoints import archives
 from avfmae.checkpoints.places import find_weights
 from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.files import atomic_write
-
-# From our names to the released ones: every rule that matches is applied, in this order.
-RENAMES = [(re.compile(pattern), replacement) for pattern, replacement in [
-    (r"^video_layer_weights$", "layer_weights_video"),
-    (r"^audio_layer_weights$", "layer_weights_audio"),
-    (r"^head_norm\.", "fc_norm."),
-    (r"^video_decoder\.mask_token$", "mask_token"),
-    (r"^audio_decoder\.mask_token$", "mask_token_audio"),
-    (r"^video_decoder\.embed\.", "encoder_to_decoder."),
-    (r"^audio_decoder\.embed\.", "encoder_to_decoder_audio."),
-    (r"^video_(encoder|decoder)\.", r"\1."),
-    (r"^audio_(encoder|decoder)\.", r"\1_audio."),
-    # LGI-Former
-    (r"(?<=\.)region_tokens$", "lg_region_tokens"),
-    (r"(?<=\.)embed\.proj\.", "patch_embed.proj."),
-    (r"(?<=\.)local_norm\.", "first_attn_norm0."),
-    (r"(?<=\.)local_attn\.", "first_attn."),
-    (r"(?<=\.)region_norm\.", "second_attn_norm0."),
-    (r"(?<=\.)region_attn\.", "second_attn."),
-    (r"(?<=\.)spread_norm\.", "third_attn_norm0."),
-    (r"(?<=\.)spread_context_norm\.", "third_attn_norm1."),
-    (r"(?<=\.)spread_attn\.", "third_attn."),
-    (r"(?<=\.)collect_norm\.", "fourth_attn_norm0."),
-    (r"(?<=\.)collect_context_norm\.", "fourth_attn_norm1."),
-    (r"(?<=\.)collect_attn\.", "fourth_attn."),
-    # IAV-CL, one modality's half of a DiER unit
-    (r"^fusion\.video_units\.(\d+)\.norm\.", r"fusion.blocks.\1.norm3."),
-    (r"^fusion\.video_units\.(\d+)\.self_norm\.", r"fusion.blocks.\1.norm1."),
-    (r"^fusion\.video_units\.(\d+)\.self_attn\.", r"fusion.blocks.\1.attn."),
-    (r"^fusion\.video_units\.(\d+)\.self_mlp_norm\.", r"fusion.blocks.\1.norm_vsa."),
-    (r"^fusion\.video_units\.(\d+)\.self_mlp\.", r"fusion.blocks.\1.mlp_vsa."),
-    (r"^fusion\.video_units\.(\d+)\.cross_norm\.", r"fusion.blocks.\1.cross_norm1."),
-    (r"^fusion\.video_units\.(\d+)\.context_norm\.", r"fusion.blocks.\1.cross_norm2."),
-    (r"^fusion\.video_units\.(\d+)\.cross_attn\.", r"fusion.blocks.\1.cross_attn."),
-    (r"^fusion\.video_units\.(\d+)\.cross_mlp_norm\.", r"fusion.blocks.\1.norm_vcma."),
-    (r"^fusion\.video_units\.(\d+)\.cross_mlp\.", r"fusion.blocks.\1.mlp_vcma."),
-    (r"^fusion\.video_units\.(\d+)\.self_gate\.", r"fusion.blocks.\1.lv1."),
-    (r"^fusion\.video_units\.(\d+)\.cross_gate\.", r"fusion.blocks.\1.lv2."),
-    (r"^fusion\.audio_units\.(\d+)\.norm\.", r"fusion.blocks.\1.norm3_1."),
-    (r"^fusion\.audio_units\.(\d+)\.self_norm\.", r"fusion.blocks.\1.norm_new."),
-    (r"^fusion\.audio_units\.(\d+)\.self_attn\.", r"fusion.blocks.\1.attn_new."),
-    (r"^fusion\.audio_units\.(\d+)\.self_mlp_norm\.", r"fusion.blocks.\1.norm_asa."),
-    (r"^fusion\.audio_units\.(\d+)\.self_mlp\.", r"fusion.blocks.\1.mlp_asa."),
-    (r"^fusion\.audio_units\.(\d+)\.cross_norm\.", r"fusion.blocks.\1.cross_norm1_a."),
-    (r"^fusion\.audio_units\.(\d+)\.context_norm\.", r"fusion.blocks.\1.cross_norm2_a."),
-    (r"^fusion\.audio_units\.(\d+)\.cross_attn\.", r"fusion.blocks.\1.cross_attn_a."),
-    (r"^fusion\.audio_units\.(\d+)\.cross_mlp_norm\.", r"fusion.blocks.\1.norm_acma."),
-    (r"^fusion\.audio_units\.(\d+)\.cross_mlp\.", r"fusion.blocks.\1.mlp_acma."),
-    (r"^fusion\.audio_units\.(\d+)\.self_gate\.", r"fusion.blocks.\1.la1."),
-    (r"^fusion\.audio_units\.(\d+)\.cross_gate\.", r"fusion.blocks.\1.la2."),
-    # IAV-CL, refinement and HAFE
-    (r"^fusion\.refinement\.proj\.", "fusion.Iterative_Refinement_Module.post_extract_proj."),
-    (r"^fusion\.refinement\.norm\.", "fusion.Iterative_Refinement_Module.layer_norm."),
-    (r"^fusion\.refinement\.(audio|video)\.", r"fusion.Iterative_Refinement_Module.conv_\1."),
-    (r"^fusion\.video_aggregation\.attn_norm\.", "fusion.norm."),
-    (r"^fusion\.audio_aggregation\.attn_norm\.", "fusion.norm_audio."),
-    (r"^fusion\.(v|a)\w+_aggregation\.attn\.", r"fusion.\1adaptiveinteraction."),
-    (r"^fusion\.(v|a)\w+_aggregation\.weight\.", r"fusion.\1selectfusion."),
-    (r"^fusion\.(v|a)\w+_aggregation\.mlp_norm\.", r"fusion.norm_att_\1."),
-    (r"^fusion\.(v|a)\w+_aggregation\.mlp\.", r"fusion.mlp_att_\1."),
-    (r"^fusion\.video_aggregation\.feedback_norm\.", "fusion.cross_norm_1."),
-    (r"^fusion\.audio_aggregation\.feedback_norm\.", "fusion.cross_norm_3."),
-    (r"^fusion\.joint_norm\.", "fusion.cross_norm_2."),
-    (r"^fusion\.feedback_attn\.", "fusion.cross_attn."),
-    (r"^fusion\.(v|a)\w+_aggregation\.feedback_mlp_norm\.", r"fusion.norm_att_\1_IR."),
-    (r"^fusion\.(video|audio)_aggregation\.feedback_mlp\.", r"fusion.mlp_att_\1_IR."),
-    # HiCMAE's fusion
-    (r"^fusion\.video_blocks\.", "fusion.blocks."),
-    (r"^fusion\.audio_blocks\.", "fusion.blocks_audio."),
-    (r"^fusion\.video_norm\.", "fusion.norm."),
-    (r"^fusion\.audio_norm\.", "fusion.norm_audio."),
-    (r"^fusion\.", "encoder_fusion."),
-    # plain ViT blocks, and what is left of LGI-Former's
-    (r"(blocks(?:_audio)?\.\d+)\.cross_norm\.", r"\1.cross_norm1."),
-    (r"(blocks(?:_audio)?\.\d+)\.context_norm\.", r"\1.cross_norm2."),
-    (r"(blocks(?:_audio)?\.\d+)\.attn_norm\.", r"\1.norm1."),
-    (r"(blocks(?:_audio)?\.\d+)\.mlp_norm\.", r"\1.norm2."),
-]]  # fmt: skip
-PACKED = re.compile(r"(first|second)_attn\.qkv\.weight$")  # one matrix here, q and kv in the released files
-FRESH = ("fc_norm.", "head.", "layer_weights_")  # may be absent, or of another size, when fine-tuning starts
-
-
-def released_names(name: str) -> list[str]:
-    """The released names that one of our parameters or buffers goes by: one, or two where we pack q and kv."""
-    for pattern, replacement in RENAMES:
-        name = pattern.sub(replacement, name)
-    if PACKED.search(name):
-        return [name.replace("qkv.weight", "q.weight"), name.replace("qkv.weight", "kv.weight")]
-    return [name]
-
-
-def to_released(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors (of any kind: parameters, gradients, moments) under released names and in released shapes."""
-    released = {}
-    for name, value in values.items():
-        names = released_names(name)
-        if len(names) == 2:
-            released[names[0]], released[names[1]] = value[: len(value) // 3], value[len(value) // 3 :]
-        elif name.endswith("embed.proj.weight"):
-            released[names[0]] = value.reshape(-1, *model.get_submodule(name.removesuffix(".proj.weight")).kernel)
-        elif name.endswith("mask_token"):
-            released[names[0]] = value[None, None]
-        else:
-            released[names[0]] = value
-    return released
+from avfmae.models.released import released_names, to_released
 
 
 def released_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -174,7 +69,7 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
     weights that the file lacks, or has in another size, stay as initialised. The report says so.
 
     Args:
-        model: AVFMAEForPretraining, AVFMAEForFinetuning or HiCMAEForPretraining.
+        model: AVFMAEForPretraining or AVFMAEForFinetuning.
         path_or_state_dict: a file of ``torch.save`` with the weights under one of ``places.PLACES``, the first of them that
             is there, or bare, or in one single other place, such as ``net`` or ``state.net``; a safetensors file; or the
             state dict itself. Prefixes ``_orig_mod.``, ``module.`` and ``model.`` are taken off. Of a pickle nothing is
@@ -190,18 +85,19 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
     else:
         source, state = str(path_or_state_dict), read_weights(path_or_state_dict, mapped=True)
     state, *places = find_weights(state, source)
-    report, loaded, used = LoadReport(source, *places), {}, set()
-    own = model.state_dict()
+    report, loaded, used, lost = LoadReport(source, *places), {}, set(), []
+    own, fresh = model.state_dict(), getattr(model, "FRESH", ())
     shapes = {n: t.shape for n, t in to_released(model, {n: t.to("meta") for n, t in own.items()}).items()}
     for name, tensor in own.items():
-        names = released_names(name)
+        names = released_names(model.cfg, name)
         used.update(names)
         absent = [n for n in names if n not in state]
         if absent:
             report.missing += absent
+            lost += [] if name.startswith(fresh) else absent
             continue
         wrong = [n for n in names if state[n].shape != shapes[n]]
-        if wrong and wrong[0].startswith(FRESH):
+        if wrong and name.startswith(fresh):
             report.resized += wrong
             continue
         if wrong:
@@ -215,7 +111,6 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
         )
         report.matched += names
     report.dropped = [n for n in state if n not in used]
-    lost = [n for n in report.missing if not n.startswith(FRESH)]
     if lost:
         raise ValueError(
             f"{source}: lacks {len(lost)} of the model's tensors, {lost[0]} first; it has "
@@ -282,8 +177,22 @@ def read_about(path: str | os.PathLike) -> dict:
         raise ValueError(f"{path}: is no readable safetensors checkpoint ({error})") from error
     if "config" not in about:
         raise ValueError(f"{path}: carries no model configuration; was it written by avfmae?")
-    config = about["config"]
-    for modality in ("video", "audio"):
-        config[modality] = ModalityConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config[modality].items()})
-    about["config"] = ModelConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in config.items()})
+    about["config"] = _config(about["config"])
     return about
+
+
+def _config(saved: dict) -> ModelConfig:
+    """A configuration from metadata, in which tuples are lists; files from before encoders had names say ``family``."""
+
+    def tuples(values: dict) -> dict:
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+    cfg = tuples(saved)
+    hicmae = cfg.pop("family", None) == "hicmae"
+    for modality in ("video", "audio"):
+        cfg[modality] = ModalityConfig(**tuples(saved[modality]))
+        if hicmae:
+            cfg[modality] = replace(cfg[modality], decoded=cfg[modality].tokens - cfg[modality].visible)
+    if hicmae:
+        cfg |= {"encoder": "vit", "fusion": "cross", "balanced_masks": False, "decoder_masks": False}
+    return ModelConfig(**cfg)

@@ -1,6 +1,6 @@
 """Batches from clips: read by processes that are watched, in an order that does not depend on how many there are."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -34,7 +34,7 @@ class _Reader:
         return self.dataset.batch(task.items)
 
 
-def loader(dataset: ClipDataset, batches: Iterable[Items], workers: int, pin: bool = False) -> Iterator[Batch]:
+def loader(dataset: ClipDataset, batches: Iterable[Items], workers: int, pin: bool = False) -> Generator[Batch, None, None]:
     """Reads batches in order, a few ahead. A clip at which a process hangs or dies is set aside like any other bad clip.
 
     Args:

@@ -10,7 +10,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -163,24 +163,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def class_names(clips: Sequence[Clip]) -> list[str]:
-    """The labels that occur, in order: as numbers where all of them are numbers, else by the alphabet."""
-    names = {c.label for c in clips if c.label is not None}
-    return sorted(names, key=float) if all(map(_is_number, names)) else sorted(names)
-
-
-def label_vector(clip: Clip) -> list[float]:
-    """A clip's label as numbers: "0.5 -1" or "0.5, -1" -> [0.5, -1.0]."""
-    return [float(v) for v in clip.label.replace(",", " ").split()]
-
-
-@dataclass(frozen=True)
-class ClassLabel:
-    """Gives a clip's label as its class number (an object and not a closure, so that workers can be sent it)."""
-
-    names: tuple[str, ...]
-
-    def __call__(self, clip: Clip) -> int:
-        return self.names.index(clip.label)

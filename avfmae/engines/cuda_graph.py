@@ -1,12 +1,5 @@
-"""A step that runs eagerly a few times, is captured, and from then on is replayed: on a GPU as a CUDA graph, on a CPU from a
-tape.
+"""The whole step as one CUDA graph: a GPU gets a thousand kernels in one launch, and never waits for Python."""
 
-What Python decides in a step (which layers, which shapes, which ops) it decides in the same way every time. A replay does not ask
-again: a GPU gets a thousand kernels in one launch, a CPU a list of ops without modules, autograd and bookkeeping between them.
-"""
-
-import gc
-import sys
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import contextmanager
 
@@ -14,56 +7,30 @@ import torch
 from torch import Tensor
 
 from avfmae.data.batch import Batch
-from avfmae.engines.cpu.tape import Diverged, Recorder, Tape
-
-EAGER_STEPS = 3  # before it is captured: kernels are tuned, libraries make their workspaces, moments are made
-
-Step = Callable[[Sequence[Batch]], dict[str, Tensor]]
+from avfmae.engines import Step, say
+from avfmae.engines.captured import Captured, draws_while_recomputing
 
 
-class Captured:
-    """A function of batches, the same work for each.
-
-    Args:
-        function: gives scalars on the device, which its next call may overwrite.
-        settings: what it depends on beside the batches and the numbers in memory; when that changes, it is captured anew.
-    """
-
-    def __init__(self, function: Step, settings: Callable[[], Hashable] = lambda: None):
-        self.function, self.settings = function, settings
-        self.forget()
-
-    def forget(self) -> None:
-        self.runs, self.given, self.under = 0, None, self.settings()
-
-    def __call__(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        if self.settings() != self.under:
-            self.forget()
-        self.runs += 1
-        if self.runs <= EAGER_STEPS:
-            return self.eagerly(batches)
-        tensors = [t for batch in batches for t in batch.tensors()]
-        kinds = [(t.shape, t.stride(), t.dtype) for t in tensors]
-        if self.given is None:
-            self.given = kinds
-            return self.capture(batches)
-        return self.replay(tensors, batches) if kinds == self.given else self.eagerly(batches)  # clips of another size
-
-    def eagerly(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        return self.function(batches)
-
-    def capture(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-    def replay(self, tensors: list[Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
-        raise NotImplementedError
+def engine(step) -> Step:
+    """A :class:`avfmae.training.step.TrainingStep` as a CUDA graph."""
+    if step.device.type != "cuda":
+        reason = f"needs a GPU, and the model is on the {step.device.type}"
+    elif step.world > 1:
+        reason = None  # the usual thing with several processes
+    elif draws_while_recomputing(step.model):
+        reason = "stochastic depth with recomputed blocks cannot be captured"
+    else:
+        return CudaGraph(step, step.device, step.signature)
+    if reason:
+        say("cuda_graph", f"{reason}; steps run eagerly")
+    return step
 
 
-class Graph(Captured):
-    """One CUDA graph, on memory of its own. A step that cannot be captured goes on eagerly, and says why."""
+class CudaGraph(Captured):
+    """A CUDA graph with memory of its own. A step that cannot be captured runs eagerly, and one line says why."""
 
-    def __init__(self, function: Step, device: torch.device, settings: Callable[[], Hashable] = lambda: None):
-        super().__init__(function, settings)
+    def __init__(self, step: Step, device: torch.device, signature: Callable[[], Hashable] = lambda: None):
+        super().__init__(step, signature)
         self.stream = torch.cuda.Stream(device)
 
     def forget(self) -> None:
@@ -72,40 +39,36 @@ class Graph(Captured):
 
     def eagerly(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         with self.on_stream():
-            return self.function(batches)
+            return self.step(batches)
 
     def capture(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         inputs = [batch.map(torch.clone) for batch in batches]
-        reason = self.try_to_capture(inputs)
-        if reason is not None:  # nothing has run: what is captured is only noted down
-            text = f"avfmae: the step is not captured as a CUDA graph and goes on eagerly, which is slower ({reason})"
-            print(text, file=sys.stderr, flush=True)
-            return self.eagerly(batches)
+        if reason := self.try_to_capture(inputs):
+            say("cuda_graph", f"the step cannot be captured and runs eagerly, which is slower ({reason})")
+            return self.eagerly(batches)  # a broken capture has executed nothing
         self.inputs = [t for batch in inputs for t in batch.tensors()]
         self.graph.replay()
         return self.outputs
 
     def try_to_capture(self, inputs: Sequence[Batch]) -> str | None:
-        """Makes the graph. Returns None, or why there is none; random numbers, memory and the current stream are as before
-        then."""
+        """Makes the graph. Returns None, or the reason for its failure after restoring generator, memory and stream."""
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        surrounding, generator = torch.cuda.current_stream(), torch.cuda.default_generators[self.stream.device.index]
+        stream, generator = torch.cuda.current_stream(), torch.cuda.default_generators[self.stream.device.index]
         drawn = generator.clone_state()
         torch.cuda.synchronize()
         try:
-            # data workers' pinning threads may call CUDA meanwhile: only this thread's calls must be fit for capture
+            # The data workers' pinning threads may call CUDA meanwhile: only this thread's calls must be fit for capture.
             with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-                self.outputs = self.function(inputs)
+                self.outputs = self.step(inputs)
         except Exception as error:
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         else:
             self.graph = graph
             return None
-        # a capture that CUDA has broken off is ended by nobody: torch leaves its stream, its pool and its generator as they were
-        # inside
-        torch.cuda.set_stream(surrounding)
+        # torch does not clean up after a capture that CUDA has broken off.
+        torch.cuda.set_stream(stream)
         generator.graphsafe_set_state(drawn)
-        give_back(pool, self.stream.device.index)
+        release_pool(pool, self.stream.device.index)
         return reason
 
     def replay(self, tensors: list[Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -125,50 +88,16 @@ class Graph(Captured):
         torch.cuda.current_stream().wait_stream(self.stream)
 
 
-def give_back(pool: tuple[int, int], device: int) -> None:
-    """Ends a broken capture's claim to a memory pool, without which memory that several streams have used is never freed."""
+def release_pool(pool: tuple[int, int], device: int) -> None:
+    """Ends a broken capture's claim to a memory pool; otherwise memory that several streams have used is never freed.
+
+    Private functions of torch, as 2.11 to 2.13 have them. Without them the memory stays claimed.
+    """
+    end, release = (getattr(torch._C, name, None) for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"))
+    if end is None or release is None:
+        return
     try:
-        torch._C._cuda_endAllocateToPool(device, pool)
+        end(device, pool)
     except RuntimeError:  # the capture was ended in order, and the graph gives its pool back
         return
-    torch._C._cuda_releasePool(device, pool)
-
-
-class Replay(Captured):
-    """A tape (:mod:`avfmae.engines.cpu.tape`).
-
-    Where the step has asked for a number, such as whether the loss is finite, a replay asks too. If the answer is another one
-    than was recorded, what was written up to there is undone, and the step runs eagerly. It always does where shapes follow from
-    numbers.
-    """
-
-    tape: Tape | None = None
-
-    def forget(self) -> None:
-        super().forget()
-        self.tape = None  # and its memory
-
-    def capture(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        recorder = Recorder([t for batch in batches for t in batch.tensors()])
-        with recorder:
-            outputs = self.function(batches)
-        if recorder.fixed:
-            self.tape = Tape.of(recorder, outputs)
-        return outputs
-
-    def replay(self, tensors: list[Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
-        if self.tape is None:
-            return self.function(batches)
-        before = [t.clone() for t in self.tape.at_stake]
-        collects = gc.isenabled()
-        gc.disable()  # thousands of short lists would set it off, and none is in a cycle
-        try:
-            with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
-                return self.tape.play(*tensors)
-        except Diverged:
-            for t, value in zip(self.tape.at_stake, before, strict=True):
-                t.copy_(value)
-            return self.function(batches)
-        finally:
-            if collects:
-                gc.enable()
+    release(device, pool)

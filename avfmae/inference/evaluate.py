@@ -10,28 +10,28 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from avfmae import metrics
 from avfmae.checkpoints import load_released, read_about
 from avfmae.data.batch import Bad
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
-from avfmae.data.manifest import MANIFESTS, Clip, label_vector, read_manifest
+from avfmae.data.manifest import MANIFESTS, Clip, read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.models.finetuning import AVFMAEForFinetuning
+from avfmae.tasks import task_class
+from avfmae.tasks.interface import Task
 
 
-def load_finetuned(weights: Path) -> tuple[AVFMAEForFinetuning, tuple[str, ...] | None, DataConfig]:
-    """The model of a fine-tuning's ``weights.safetensors``, its class names (None: regression), and how it reads clips."""
+def load_finetuned(weights: Path) -> tuple[AVFMAEForFinetuning, Task, DataConfig]:
+    """The model of a fine-tuning's ``weights.safetensors``, its task, and how it reads clips."""
     about = read_about(weights)
     if "task" not in about:
         raise ValueError(f"{weights}: is not the result of a fine-tuning; it carries no task")
-    classes = tuple(about["classes"]) if about["classes"] else None
     with safe_open(weights, "pt") as file:
         outputs = len(file.get_tensor("head.bias"))
     model = AVFMAEForFinetuning(about["config"], outputs, about["task"], about["modalities"])
     load_released(model, weights)
-    return model.eval(), classes, DataConfig(**about.get("data", {}))
+    return model.eval(), task_class(about["task"]).of_weights(about, outputs), DataConfig(**about.get("data", {}))
 
 
 @torch.no_grad()
@@ -56,24 +56,15 @@ def predict(
     return outputs, bad
 
 
-def score(clips: Sequence[Clip], outputs: np.ndarray, classes: tuple[str, ...] | None) -> dict:
-    """Metrics of labelled clips' outputs (n, outputs); for classes also the confusion matrix."""
-    if classes is None:
-        return metrics.regression(np.array([label_vector(c) for c in clips]), outputs)
-    truth = np.array([classes.index(c.label) for c in clips])
-    matrix = metrics.confusion_matrix(truth, outputs.argmax(1), len(classes))
-    return {**metrics.classification(matrix), "confusion": matrix.tolist()}
-
-
 def evaluate(
     weights: Path, clips: Sequence[Path], out: Path | None, segments: int, crops: int, missing_audio: str, workers: int
 ) -> list[dict]:
-    """Prints or writes a row a clip; then metrics if every clip has a label that the model knows.
+    """Prints or writes a row a clip; then metrics if every clip has a label that fits the task.
 
     Raises:
         ValueError: no clip can be read, or the weights are no fine-tuning's.
     """
-    model, classes, data = load_finetuned(weights)
+    model, task, data = load_finetuned(weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     if len(clips) == 1 and clips[0].suffix.lower() in MANIFESTS:
@@ -87,28 +78,28 @@ def evaluate(
         print(f"cannot read {b.path}: {b.reason}", file=sys.stderr)
     if not outputs:
         raise ValueError(f"none of the {len(listed)} clips can be read")
-    rows = [_row(clip, outputs[clip.id], classes) for clip in listed if clip.id in outputs]
+    rows = [task.prediction(clip, outputs[clip.id]) for clip in listed if clip.id in outputs]
     with open(out, "w", newline="") if out else _stdout() as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     read = [c for c in listed if c.id in outputs]
-    if all(c.label is not None and (classes is None or c.label in classes) for c in read):
-        values = score(read, np.array([outputs[c.id] for c in read]), classes)
+    if all(_is_labelled(c, task) for c in read):
+        values = task.metrics(read, np.array([outputs[c.id] for c in read]))
         print("  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)), file=sys.stderr)
+        if recall := values.get("recall"):
+            print("recall:  " + "  ".join(f"{c} {v:.4f}" for c, v in recall.items() if v is not None), file=sys.stderr)
     return rows
 
 
-def _row(clip: Clip, output: np.ndarray, classes: tuple[str, ...] | None) -> dict:
-    if classes is None:
-        return {"path": clip.path, **{f"output_{i}": f"{v:.4f}" for i, v in enumerate(output)}}
-    shares = np.exp(output - output.max())
-    shares /= shares.sum()
-    return {
-        "path": clip.path,
-        "prediction": classes[int(output.argmax())],
-        **{c: f"{p:.4f}" for c, p in zip(classes, shares, strict=True)},
-    }
+def _is_labelled(clip: Clip, task: Task) -> bool:
+    if clip.label is None:
+        return False
+    try:
+        task.target(clip)
+    except ValueError:
+        return False
+    return True
 
 
 class _stdout:

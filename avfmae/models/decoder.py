@@ -8,35 +8,17 @@ from torch import Tensor, nn
 
 import avfmae_kernels as K
 from avfmae.config import ModalityConfig, ModelConfig
-from avfmae.models.attention import MLP, CrossAttention, Linear, SelfAttention, flash_attention, layer_norm, pre_norm
+from avfmae.models.attention import Linear, flash_attention, layer_norm, pre_norm
 from avfmae.models.embed import sinusoid_positions
 from avfmae.models.recompute import run
-
-
-class ViTBlock(nn.Module):
-    """Pre-norm self-attention and feed-forward; before them, where asked for, cross-attention to a skip feature."""
-
-    def __init__(self, width: int, heads: int, cross: bool = False, backend: str = "sdpa"):
-        super().__init__()
-        if cross:
-            self.cross_norm, self.context_norm = layer_norm(width), layer_norm(width)
-            self.cross_attn = CrossAttention(width, heads, backend)
-        self.attn_norm, self.attn = layer_norm(width), SelfAttention(width, heads, backend)
-        self.mlp_norm, self.mlp = layer_norm(width), MLP(width)
-
-    def forward(
-        self, x: Tensor, branch: Tensor | None, context: Tensor | None = None, last: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """x, branch (B, N, D), context (B, M, D) -> x, branch; (B, last, D) when only the last tokens are read afterwards."""
-        if context is not None:
-            x, branch = self.cross_attn(x, branch, self.cross_norm, context, self.context_norm)
-        x, branch = self.attn(x, branch, self.attn_norm, last)
-        return self.mlp(x, branch, self.mlp_norm)
+from avfmae.models.vit import ViTBlock
 
 
 class Decoder(nn.Module):
     """Linear C→D and positions, for the fused tokens and for each skip feature alike; mask tokens; one block, then one a
     skip feature; a linear head."""
+
+    RELEASED_NAMES = ViTBlock.RELEASED_NAMES
 
     def __init__(self, cfg: ModelConfig, m: ModalityConfig):
         super().__init__()
@@ -71,3 +53,8 @@ class Decoder(nn.Module):
             x, branch = run(block, x, branch, context, recompute=self.recompute)
         x, branch = self.blocks[-1](x, branch, contexts[-1], last=decoded.shape[1])
         return pre_norm(x, branch, self.norm, self.head.weight, self.head.bias)[1]
+
+    @classmethod
+    def layer_of(cls, name: str) -> int | None:
+        """The layer of a parameter for layer decay: what makes tokens is 0; None: the model's last."""
+        return 0 if name.startswith("embed.") or name == "mask_token" else None

@@ -1,18 +1,15 @@
-"""AVF-MAE++ with a task's head: classification or regression, from both modalities or from one (model §6)."""
+"""Fine-tuning: encoders and fusion under a task's head, from both modalities or from one (model §6)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from avfmae.config import ModelConfig
 from avfmae.models.attention import Linear, add_norm, layer_norm
-from avfmae.models.iavcl import IAVCL
-from avfmae.models.lgi import LGIEncoder
-
-MODALITIES = ("video", "audio")
+from avfmae.models.base import MODALITIES, AudioVisualModel
+from avfmae.models.registry import fusion_class
 
 
 @dataclass
@@ -23,37 +20,24 @@ class FinetuningOutput:
     features: Tensor
 
 
-class AVFMAEForFinetuning(nn.Module):
-    """Encoders, fusion and a linear head on pooled region tokens.
+class AVFMAEForFinetuning(AudioVisualModel):
+    """Encoders, fusion and a linear head on pooled tokens.
 
     Args:
-        cfg: of family ``"avfmae"``.
+        cfg: names the encoder and the fusion.
         num_outputs: classes, or regression targets.
-        task: ``"classification"`` or ``"regression"``; the outputs are logits or values, the computation is the same.
+        task: what the outputs are for; it is written into the weights' metadata, and the computation is the same for all.
         modalities: ``("video", "audio")``, or one of them: that encoder alone, without fusion.
     """
 
-    def __init__(
-        self,
-        cfg: ModelConfig,
-        num_outputs: int,
-        task: Literal["classification", "regression"] = "classification",
-        modalities: Sequence[str] = MODALITIES,
-    ):
-        super().__init__()
-        if cfg.family != "avfmae":
-            raise ValueError(f"cfg: family {cfg.family!r}, expected 'avfmae'")
-        if task not in ("classification", "regression"):
-            raise ValueError(f"task: got {task!r}, expected 'classification' or 'regression'")
-        if not modalities or set(modalities) - set(MODALITIES):
-            raise ValueError(f"modalities: got {tuple(modalities)}, expected one or both of {MODALITIES}")
-        self.cfg, self.task, self.modalities = cfg, task, tuple(m for m in MODALITIES if m in modalities)
-        if "video" in self.modalities:
-            self.video_encoder = LGIEncoder(cfg, cfg.video)
-        if "audio" in self.modalities:
-            self.audio_encoder = LGIEncoder(cfg, cfg.audio)
+    FRESH = ("head_norm.", "head.", "video_layer_weights", "audio_layer_weights")  # not in a pre-training file
+
+    def __init__(self, cfg: ModelConfig, num_outputs: int, task: str = "classification", modalities: Sequence[str] = MODALITIES):
+        if not fusion_class(cfg.fusion).finetunes:
+            raise ValueError(f"fusion: {cfg.fusion!r} with encoder {cfg.encoder!r} has no fine-tuning model")
+        super().__init__(cfg, modalities)
+        self.task = task
         if len(self.modalities) == 2:
-            self.fusion = IAVCL(cfg)
             self.video_layer_weights = nn.Parameter(torch.full((cfg.depth,), 1 / cfg.depth))
             self.audio_layer_weights = nn.Parameter(torch.full((cfg.depth,), 1 / cfg.depth))
         self.head_norm = layer_norm(cfg.width * len(self.modalities))
@@ -70,8 +54,9 @@ class AVFMAEForFinetuning(nn.Module):
                     nn.init.trunc_normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for encoder in (getattr(self, f"{m}_encoder") for m in self.modalities):
-            nn.init.trunc_normal_(encoder.region_tokens, std=0.02, a=-0.02, b=0.02)
+        for name, parameter in self.named_parameters():
+            if name.endswith("region_tokens"):
+                nn.init.trunc_normal_(parameter, std=0.02, a=-0.02, b=0.02)
 
     def forward(self, video: Tensor | None = None, audio: Tensor | None = None) -> FinetuningOutput:
         """Logits of a batch of clips.
@@ -85,19 +70,16 @@ class AVFMAEForFinetuning(nn.Module):
                 raise ValueError(f"{name}: is None, but this model was built for modalities {self.modalities}")
         if len(self.modalities) == 1:
             encoder, clip = (self.video_encoder, video) if self.modalities == ("video",) else (self.audio_encoder, audio)
-            pooled = encoder.encode_regions(clip)[:, :, -1].mean(1)
+            pooled = encoder.encode_all(clip).tokens.mean(1)
         else:
-            v = self.video_encoder.encode_regions(video)  # (B, R, L, C)
-            a = self.audio_encoder.encode_regions(audio)
-            joint = torch.cat(
-                [_weighted_layers(v, self.video_layer_weights), _weighted_layers(a, self.audio_layer_weights)], dim=-1
-            )  # (B, R, 2C)
-            v, a = self.fusion(v[:, :, -1], a[:, :, -1], joint)
-            pooled = torch.cat([v.mean(1), a.mean(1)], dim=-1)
+            v, a = self.video_encoder.encode_all(video), self.audio_encoder.encode_all(audio)
+            weights = self.video_layer_weights, self.audio_layer_weights
+            joint = torch.cat([_weighted_layers(v.levels, weights[0]), _weighted_layers(a.levels, weights[1])], dim=-1)
+            pooled = torch.cat([tokens.mean(1) for tokens in self.fusion(v.tokens, a.tokens, joint)], dim=-1)
         _, features = add_norm(pooled, None, self.head_norm)
         return FinetuningOutput(self.head(features), features)
 
 
 def _weighted_layers(x: Tensor, weights: Tensor) -> Tensor:
-    """Σ_l softmax(w)_l · x_l: (B, R, L, C) -> (B, R, C), eq. 8."""
-    return torch.einsum("brlc,l->brc", x, weights.softmax(0).to(x.dtype))
+    """Σ_l softmax(w)_l · x_l: (B, J, L, C) -> (B, J, C), eq. 8."""
+    return torch.einsum("bjlc,l->bjc", x, weights.softmax(0).to(x.dtype))

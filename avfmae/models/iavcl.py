@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import avfmae_kernels as K
 from avfmae.config import ModelConfig
 from avfmae.models.attention import MLP, CrossAttention, Linear, SelfAttention, add_norm, drop_path, layer_norm
+from avfmae.models.interfaces import Fusion
 
 
 class GatedInteraction(nn.Module):
@@ -133,11 +134,53 @@ class UnitAggregation(nn.Module):
         return drop_path(branch, self.drop, self.training)
 
 
-class IAVCL(nn.Module):
+class IAVCL(Fusion):
     """DiER units, evolutionary refinement (shared by the units) and HAFE."""
 
+    RELEASED_NAMES = (
+        (r"^video_units\.(\d+)\.norm\.", r"blocks.\1.norm3."),
+        (r"^video_units\.(\d+)\.self_norm\.", r"blocks.\1.norm1."),
+        (r"^video_units\.(\d+)\.self_attn\.", r"blocks.\1.attn."),
+        (r"^video_units\.(\d+)\.self_mlp_norm\.", r"blocks.\1.norm_vsa."),
+        (r"^video_units\.(\d+)\.self_mlp\.", r"blocks.\1.mlp_vsa."),
+        (r"^video_units\.(\d+)\.cross_norm\.", r"blocks.\1.cross_norm1."),
+        (r"^video_units\.(\d+)\.context_norm\.", r"blocks.\1.cross_norm2."),
+        (r"^video_units\.(\d+)\.cross_attn\.", r"blocks.\1.cross_attn."),
+        (r"^video_units\.(\d+)\.cross_mlp_norm\.", r"blocks.\1.norm_vcma."),
+        (r"^video_units\.(\d+)\.cross_mlp\.", r"blocks.\1.mlp_vcma."),
+        (r"^video_units\.(\d+)\.self_gate\.", r"blocks.\1.lv1."),
+        (r"^video_units\.(\d+)\.cross_gate\.", r"blocks.\1.lv2."),
+        (r"^audio_units\.(\d+)\.norm\.", r"blocks.\1.norm3_1."),
+        (r"^audio_units\.(\d+)\.self_norm\.", r"blocks.\1.norm_new."),
+        (r"^audio_units\.(\d+)\.self_attn\.", r"blocks.\1.attn_new."),
+        (r"^audio_units\.(\d+)\.self_mlp_norm\.", r"blocks.\1.norm_asa."),
+        (r"^audio_units\.(\d+)\.self_mlp\.", r"blocks.\1.mlp_asa."),
+        (r"^audio_units\.(\d+)\.cross_norm\.", r"blocks.\1.cross_norm1_a."),
+        (r"^audio_units\.(\d+)\.context_norm\.", r"blocks.\1.cross_norm2_a."),
+        (r"^audio_units\.(\d+)\.cross_attn\.", r"blocks.\1.cross_attn_a."),
+        (r"^audio_units\.(\d+)\.cross_mlp_norm\.", r"blocks.\1.norm_acma."),
+        (r"^audio_units\.(\d+)\.cross_mlp\.", r"blocks.\1.mlp_acma."),
+        (r"^audio_units\.(\d+)\.self_gate\.", r"blocks.\1.la1."),
+        (r"^audio_units\.(\d+)\.cross_gate\.", r"blocks.\1.la2."),
+        (r"^refinement\.proj\.", "Iterative_Refinement_Module.post_extract_proj."),
+        (r"^refinement\.norm\.", "Iterative_Refinement_Module.layer_norm."),
+        (r"^refinement\.(audio|video)\.", r"Iterative_Refinement_Module.conv_\1."),
+        (r"^video_aggregation\.attn_norm\.", "norm."),
+        (r"^audio_aggregation\.attn_norm\.", "norm_audio."),
+        (r"^(v|a)\w+_aggregation\.attn\.", r"\1adaptiveinteraction."),
+        (r"^(v|a)\w+_aggregation\.weight\.", r"\1selectfusion."),
+        (r"^(v|a)\w+_aggregation\.mlp_norm\.", r"norm_att_\1."),
+        (r"^(v|a)\w+_aggregation\.mlp\.", r"mlp_att_\1."),
+        (r"^video_aggregation\.feedback_norm\.", "cross_norm_1."),
+        (r"^audio_aggregation\.feedback_norm\.", "cross_norm_3."),
+        (r"^joint_norm\.", "cross_norm_2."),
+        (r"^feedback_attn\.", "cross_attn."),
+        (r"^(v|a)\w+_aggregation\.feedback_mlp_norm\.", r"norm_att_\1_IR."),
+        (r"^(video|audio)_aggregation\.feedback_mlp\.", r"mlp_att_\1_IR."),
+    )
+
     def __init__(self, cfg: ModelConfig):
-        super().__init__()
+        super().__init__(cfg)
         width, heads = cfg.width, cfg.heads
         rates = torch.linspace(0, cfg.drop_path, cfg.fusion_depth, device="cpu").tolist()
         self.video_units = nn.ModuleList(GatedInteraction(width, heads, r) for r in rates)
@@ -147,8 +190,10 @@ class IAVCL(nn.Module):
         self.audio_aggregation = UnitAggregation(width, heads, cfg.drop_path / 2)
         self.joint_norm, self.feedback_attn = (layer_norm(width), CrossAttention(width, heads))  # shared by the modalities
 
-    def forward(self, video: Tensor, audio: Tensor, joint: Tensor) -> tuple[Tensor, Tensor]:
-        """video (B, N, C), audio (B, M, C), joint (B, J, 2C) -> fused video (B, N, C), audio (B, M, C)."""
+    def forward(self, video: Tensor, audio: Tensor, joint: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Without a joint feature (B, J, 2C) it is of one token, the means of video and audio."""
+        if joint is None:
+            joint = torch.cat([video.mean(1, keepdim=True), audio.mean(1, keepdim=True)], dim=-1)  # (B, 1, 2C)
         videos, audios = [], []
         for video_unit, audio_unit in zip(self.video_units, self.audio_units, strict=True):
             video, audio = video_unit(video, audio), audio_unit(audio, video)

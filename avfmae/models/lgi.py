@@ -13,11 +13,28 @@ from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.masking import region_of
 from avfmae.models.attention import MLP, CrossAttention, SelfAttention, add_norm, drop_path, layer_norm
 from avfmae.models.embed import PatchEmbed
+from avfmae.models.interfaces import Encoder, Features
 from avfmae.models.recompute import run
 
 
 class LGIBlock(nn.Module):
     """Four attentions and a feed-forward, all pre-norm and residual, each attention with its own weights."""
+
+    RELEASED_NAMES = (
+        (r"\blocal_norm\.", "first_attn_norm0."),
+        (r"\blocal_attn\.qkv\.weight$", "first_attn.q.weight", "first_attn.kv.weight"),
+        (r"\blocal_attn\.", "first_attn."),
+        (r"\bregion_norm\.", "second_attn_norm0."),
+        (r"\bregion_attn\.qkv\.weight$", "second_attn.q.weight", "second_attn.kv.weight"),
+        (r"\bregion_attn\.", "second_attn."),
+        (r"\bspread_norm\.", "third_attn_norm0."),
+        (r"\bspread_context_norm\.", "third_attn_norm1."),
+        (r"\bspread_attn\.", "third_attn."),
+        (r"\bcollect_norm\.", "fourth_attn_norm0."),
+        (r"\bcollect_context_norm\.", "fourth_attn_norm1."),
+        (r"\bcollect_attn\.", "fourth_attn."),
+        (r"\bmlp_norm\.", "norm2."),
+    )
 
     def __init__(self, width: int, heads: int, drop: float = 0.0):
         super().__init__()
@@ -74,11 +91,15 @@ class LGIBlock(nn.Module):
         return drop_path(branch, self.drop, self.training)
 
 
-class LGIEncoder(nn.Module):
+class LGIEncoder(Encoder):
     """Patch embedding and L blocks over one modality."""
 
+    RELEASED_NAMES = ((r"^region_tokens$", "lg_region_tokens"), *PatchEmbed.RELEASED_NAMES, *LGIBlock.RELEASED_NAMES)
+
     def __init__(self, cfg: ModelConfig, m: ModalityConfig):
-        super().__init__()
+        super().__init__(cfg, m)
+        if cfg.region_mode == "exact" and not cfg.balanced_masks:
+            raise ValueError("balanced_masks: got False, expected True with encoder='lgi' and region_mode='exact'")
         self.skip_blocks, self.region_mode, self.regions = cfg.skip_blocks, cfg.region_mode, m.regions
         self.recompute = cfg.recompute
         self.steps, self.groups = m.region[0], m.grid[0] // m.region[0]  # time steps a region, regions along time
@@ -120,12 +141,7 @@ class LGIEncoder(nn.Module):
         return torch.cat([self.region_tokens.to(t.dtype).expand(len(t), -1, -1)[:, :, None], t], dim=2)
 
     def encode_visible(self, clip: Tensor, visible: Tensor, boxes: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
-        """Pre-training: the visible tokens only, of clips seen through boxes (B, 4) where there are any.
-
-        Returns:
-            LN(local tokens) of the last block (B, N, C); the same of the skip blocks, shallowest first; and the token
-            index (B, N) that belongs to them: region-major, as the tokens are.
-        """
+        """The tokens' index that is returned is region-major, as the tokens are."""
         index = self.region_major(visible)
         x, branch, skips = self.tokens(clip, index, boxes), None, []
         for i, block in enumerate(self.blocks[:-1]):
@@ -137,12 +153,13 @@ class LGIEncoder(nn.Module):
             skips.append(out)
         return out, skips, index
 
-    def encode_regions(self, clip: Tensor) -> Tensor:
-        """Fine-tuning: all tokens. Returns LN(region tokens) of every block: (B, R, L, C)."""
+    def encode_all(self, clip: Tensor) -> Features:
+        """Region tokens alone are given on, of every block: levels (B, R, L, C)."""
         index = self.region_of.argsort(stable=True).expand(len(clip), -1)
         x, branch, regions = self.tokens(clip, index), None, []
         for block in self.blocks[:-1]:
             x, branch = run(block, x, branch, recompute=self.recompute)
             regions.append(x[:, :, 0] + branch[:, :, 0])
         m, branch = self.blocks[-1].regions_only(x, branch)
-        return add_norm(torch.stack([*regions, m + branch], dim=2), None, self.norm)[1]
+        levels = add_norm(torch.stack([*regions, m + branch], dim=2), None, self.norm)[1]
+        return Features(levels[:, :, -1], levels)

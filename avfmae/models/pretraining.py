@@ -1,4 +1,4 @@
-"""Masked pre-training of AVF-MAE++: from a clip and its masks to the loss (§3.1–3.4, eq. 1)."""
+"""Masked pre-training: from a clip and its masks to the loss (§3.1–3.4, eq. 1)."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from avfmae.config import ModelConfig
 from avfmae.losses import Gathered, info_nce, reconstruction_loss, world_size
 from avfmae.masking import DualMask
+from avfmae.models.base import AudioVisualModel
 from avfmae.models.decoder import Decoder
-from avfmae.models.iavcl import IAVCL
-from avfmae.models.lgi import LGIEncoder
 
 
 @dataclass
@@ -42,19 +41,13 @@ class Encoded:
     index: Tensor
 
 
-class MaskedAutoencoder(nn.Module):
-    """What AVF-MAE++ and HiCMAE share: two encoders, a fusion, two decoders, and the losses."""
+class AVFMAEForPretraining(AudioVisualModel):
+    """Every member of the family with its decoders: AVF-MAE++ and HiCMAE, as ``cfg.encoder`` and ``cfg.fusion`` say."""
 
-    def __init__(self, cfg: ModelConfig, video_encoder: nn.Module, audio_encoder: nn.Module, fusion: nn.Module):
-        super().__init__()
-        self.cfg = cfg
-        self.video_encoder, self.audio_encoder, self.fusion = video_encoder, audio_encoder, fusion
+    def __init__(self, cfg: ModelConfig):
+        super().__init__(cfg)
         self.video_decoder, self.audio_decoder = Decoder(cfg, cfg.video), Decoder(cfg, cfg.audio)
         init_xavier(self)
-
-    def fuse(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, Nv, C), (B, Na, C) -> the same, fused."""
-        raise NotImplementedError
 
     def encode(self, video: Tensor, audio: Tensor, masks: DualMask, boxes: Tensor | None = None) -> tuple[Encoded, Encoded]:
         """What the encoders make of the visible tokens of each modality."""
@@ -68,7 +61,7 @@ class MaskedAutoencoder(nn.Module):
 
     def decode(self, v: Encoded, a: Encoded, masks: DualMask) -> tuple[Tensor, Tensor]:
         """Predictions of the decoded tokens, (B, decoded, 1536) and (B, decoded, 256)."""
-        video, audio = self.fuse(v.tokens, a.tokens)
+        video, audio = self.fusion(v.tokens, a.tokens)
         return (
             self.video_decoder(video, v.skips, v.index, masks.video.decoded),
             self.audio_decoder(audio, a.skips, a.index, masks.audio.decoded),
@@ -104,23 +97,6 @@ class MaskedAutoencoder(nn.Module):
         return PretrainingOutput(
             loss, loss_video, loss_audio, loss_contrastive, pred_video, pred_audio, [logits for _, logits in contrasts]
         )
-
-
-class AVFMAEForPretraining(MaskedAutoencoder):
-    """AVF-MAE++ with its decoders: LGI-Former encoders, IAV-CL fusion, dual masking.
-
-    Args:
-        cfg: of family ``"avfmae"``.
-    """
-
-    def __init__(self, cfg: ModelConfig):
-        if cfg.family != "avfmae":
-            raise ValueError(f"cfg: family {cfg.family!r}, expected 'avfmae' (HiCMAE has HiCMAEForPretraining)")
-        super().__init__(cfg, LGIEncoder(cfg, cfg.video), LGIEncoder(cfg, cfg.audio), IAVCL(cfg))
-
-    def fuse(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-        joint = torch.cat([video.mean(1, keepdim=True), audio.mean(1, keepdim=True)], dim=-1)  # (B, 1, 2C)
-        return self.fusion(video, audio, joint)
 
 
 def init_xavier(model: nn.Module) -> None:

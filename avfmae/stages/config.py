@@ -35,7 +35,7 @@ class SupervisedConfig(RunConfig):
         mixup: Beta parameter of blending clips; 0: off.
         cutmix: Beta parameter of pasting clips into each other; 0: off.
         switch: share of batches that get cutmix rather than mixup.
-        class_balanced: draw clips so that every class comes equally often.
+        class_balanced: draw clips so that every class comes equally often; for tasks with classes.
         eval_epochs: evaluate every so many epochs, and after the last.
         freeze_batch_norm: normalise by the statistics that were loaded, in training as in evaluation. The released recipe
             does not: but its one BatchNorm serves both fusion units, whose statistics differ, so that what is learnt with
@@ -94,8 +94,8 @@ class FinetuneConfig(SupervisedConfig):
 
     Attributes:
         manifest: the clips, with labels; its split column holds train, test and perhaps val, unless ``folds`` is given.
-        task: ``classification`` or ``regression``.
-        classes: class names in index order; empty: those that occur, sorted.
+        task: ``classification``, ``regression``, or another task that is registered.
+        classes: for classification, the class names in index order; empty: those that occur, sorted.
         folds: cut the clips into this many folds, by subject where there are subjects; ``loso``: one a subject.
         only_fold: run one of them alone.
         val_share: of the training subjects (or clips) held out for choosing the epoch, where no split is called val.
@@ -103,7 +103,7 @@ class FinetuneConfig(SupervisedConfig):
     """
 
     manifest: Path | None = None
-    task: Literal["classification", "regression"] = "classification"
+    task: str = "classification"
     classes: tuple[str, ...] = ()
     folds: int | Literal["loso"] | None = None
     only_fold: int | None = None

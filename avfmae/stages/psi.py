@@ -15,11 +15,12 @@ from pathlib import Path
 from avfmae.console import console
 from avfmae.data import shards
 from avfmae.data.manifest import Clip, read_manifest
-from avfmae.data.splits import Split, fold_of
 from avfmae.files import digest
 from avfmae.recipes import recipe_folder
 from avfmae.stages.config import HeldOut, PSIConfig
 from avfmae.stages.finetune import SupervisedStage, labelled
+from avfmae.stages.splits import Split, fold_of
+from avfmae.tasks.classification import Classification
 from avfmae.training.dist import processes
 
 
@@ -169,14 +170,14 @@ def psi(run: PSIConfig) -> Path:
         raise ValueError("manifests: no clip is left to train on")
     if run.held_out.manifest is None:
         console.print("held_out is not set: nothing keeps the target's test clips out of this stage", style="yellow")
-    with processes() as at:
-        stage = SupervisedStage(run, at, label_map.classes, split, f"PSI {run.preset}")
+    with processes() as dist:
+        stage = SupervisedStage(run, dist, Classification(label_map.classes), split, f"PSI {run.preset}")
         stage.trainer.fit()
-        if at.is_main and stage.trainer.state.step == stage.trainer.steps:
+        if dist.is_main and stage.trainer.state.step == stage.trainer.steps:
             stage.save()
             (Path(run.out) / "classes.json").write_text(json.dumps(label_map.classes))
             from avfmae.viz.pages import stage_report
 
             stage_report(run.out, "PSI")
-        at.barrier()
+        dist.barrier()
     return Path(run.out) / "weights.safetensors"

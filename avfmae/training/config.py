@@ -24,10 +24,8 @@ class OptimConfig:
         total_batch: clips a step over all processes; kept by accumulating gradients.
         micro_batch: most clips in a forward pass of one process; None: its whole share of the total batch.
         clip_grad: largest norm of the gradient; None: not clipped.
-        moments: AdamW's: ``float32``; ``compact``, three bytes a weight instead of eight, on a CPU only; ``auto``: compact on a
-            CPU, where their bytes are time, if betas[1] is about 0.95; with 0.999, as in fine-tuning, 8 bits are coarse.
         ema: decay of a running average of the weights, which is written beside them; None: none is kept.
-        max_skipped: the run stops after this many non-finite steps in a row.
+        max_skipped: the run stops after this many steps in a row whose loss or gradient is not finite.
     """
 
     lr: float = 3e-4
@@ -41,7 +39,6 @@ class OptimConfig:
     total_batch: int = 256
     micro_batch: int | None = None
     clip_grad: float | None = None
-    moments: Literal["auto", "float32", "compact"] = "auto"
     ema: float | None = None
     max_skipped: int = 10
 
@@ -61,7 +58,8 @@ class RunConfig:
         init: weights to start from (safetensors or a released pickle).
         seed: of weights, order, masks and augmentation.
         precision: ``auto`` is bf16 on a GPU and on processors that multiply it, and float32 on others.
-        capture: run the whole step as one CUDA graph, or on a CPU from a tape of its ops (one process).
+        engine: how a step is executed: ``auto`` is ``cuda_graph`` on a GPU and ``eager`` on a CPU. ``cpu`` is the fastest on a
+            CPU: it keeps the optimizer's moments in fewer bits, and updates weights in the backward pass.
         compile: let torch.compile have what the kernels leave.
         recompute: what blocks do again on the way back to save memory: nothing, the cheap, or everything.
         save_steps: a checkpoint every so many steps, and at the end.
@@ -79,7 +77,7 @@ class RunConfig:
     init: Path | None = None
     seed: int = 0
     precision: Literal["auto", "float32", "bf16"] = "auto"
-    capture: bool = True
+    engine: str = "auto"
     compile: bool = False
     recompute: Literal["none", "selective", "full"] = "none"
     save_steps: int = 500

@@ -1,25 +1,13 @@
-"""AdamW's parameter groups, and the learning rate of every step."""
+"""AdamW, its parameter groups, and the learning rate of every step."""
 
 import math
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 import avfmae_kernels as K
 from avfmae.training.config import OptimConfig
-
-
-def layer_id(name: str, depth: int, fusion_depth: int) -> int:
-    """Embeddings, positions and tokens 0; encoder block i is i+1; fusion unit i is depth+i+1; all else comes last."""
-    if "embed." in name or name.endswith(("region_tokens", "mask_token")):
-        return 0
-    if match := re.match(r"(?:video|audio)_encoder\.blocks\.(\d+)\.", name):
-        return int(match[1]) + 1
-    if match := re.match(r"fusion\.\w+_(?:units|blocks)\.(\d+)\.", name):
-        return depth + int(match[1]) + 1
-    return depth + fusion_depth + 1
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -29,13 +17,12 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
     """Groups by (layer, decayed or not), each with ``lr_scale`` = layer_decay^(last layer − layer)."""
-    cfg, groups = model.cfg, {}
-    last = cfg.depth + cfg.fusion_depth + 1
+    groups = {}
     for name, parameter in model.named_parameters():
-        layer = layer_id(name, cfg.depth, cfg.fusion_depth) if optim.layer_decay != 1 else last
+        below = model.last_layer - model.layer_of(name) if optim.layer_decay != 1 else 0  # layers below the last
         decay = optim.weight_decay if decays(name, parameter) else 0.0
-        group = groups.setdefault((layer, decay), {
-            "params": [], "names": [], "weight_decay": decay, "lr_scale": optim.layer_decay ** (last - layer),
+        group = groups.setdefault((below, decay), {
+            "params": [], "names": [], "weight_decay": decay, "lr_scale": optim.layer_decay**below,
         })  # fmt: skip
         group["params"].append(parameter)
         group["names"].append(name)
@@ -43,106 +30,85 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's AdamW with the update in one pass, gradients and copies of any dtype, and nothing asked of the device.
+    """torch's AdamW with one fused update, gradients and copies of any dtype, and nothing read back from the device.
 
-    Its state dict is torch's; a state dict of either kind of moments can be loaded.
+    Its state dict is torch's, with float32 moments. One with compact moments, as earlier checkpoints have, loads too.
 
-    Args:
-        compact: keep the moments in three bytes a weight instead of eight (see :func:`avfmae_kernels.adamw`).
+    Attributes:
+        moment_dtypes: of the first and the second moment, as they are kept.
     """
 
-    plan: tuple[list[bool], list[tuple]] | None = None  # which leaves have gradients, and what follows from it
-
-    def __init__(self, groups: list[dict], compact: bool = False, **options):
-        super().__init__(groups, **options)
-        self.compact = compact
-        self.lists: dict[tuple[int, ...], tuple[list[Tensor], ...]] = {}  # what lists_of gave
+    moment_dtypes = (torch.float32, torch.float32)
 
     @torch.no_grad()
-    def update(self, leaves: Mapping[str, Tensor], rate: Tensor, divisor: Tensor, skip: Tensor) -> None:
+    def update(self, compute: Mapping[nn.Parameter, Tensor], rate: Tensor, divisor: Tensor, skip: Tensor) -> None:
         """One step.
 
         Args:
-            leaves: by parameter name, what has the gradient: the parameter, or its copy in another dtype, which follows it.
-            rate: learning rate before each group's ``lr_scale``. divisor: of the gradients. skip: 1 leaves all as it is.
+            compute: by parameter, what has the gradient: the parameter, or its copy in another dtype, which is written too.
+            rate: learning rate before each group's ``lr_scale``. divisor: of the gradients. skip: 1 leaves everything as it is.
         """
-        grads = [leaf.grad for leaf in leaves.values()]
-        live = [g is not None for g in grads]
-        if self.plan is None or self.plan[0] != live:
-            self.plan = live, list(self.gather(leaves))
-        for group, members, lists, copies in self.plan[1]:
-            self.apply(group, [leaf.grad for leaf in members], lists, copies, rate * group["lr_scale"], divisor, skip)
+        for group in self.param_groups:
+            live = [(p, compute[p]) for p in group["params"] if compute[p].grad is not None]
+            for copied in (False, True):
+                pairs = [(p, c) for p, c in live if (c is not p) == copied]
+                self.apply(
+                    group,
+                    [p for p, _ in pairs],
+                    [c.grad for _, c in pairs],
+                    [c.detach() for _, c in pairs] if copied else [],
+                    rate * group["lr_scale"],
+                    divisor,
+                    skip,
+                )
 
     def apply(
         self,
         group: dict,
-        grads: list[Tensor],
-        lists: tuple[list[Tensor], ...],
-        copies: list[Tensor],
+        params: Sequence[nn.Parameter],
+        grads: Sequence[Tensor],
+        copies: Sequence[Tensor],
         rate: Tensor,
         divisor: Tensor,
         skip: Tensor,
         squares: Tensor | None = None,
     ) -> None:
-        """Updates some of a group's parameters, given what :meth:`lists_of` gives of them; ``rate`` is the group's own."""
+        """Updates some of a group's parameters; ``rate`` is the group's own (:func:`avfmae_kernels.adamw`)."""
+        states = [self.state_of(p) for p in params]
+        moments = [[s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")]
         recipe = group["betas"], group["eps"], group["weight_decay"]
-        K.adamw(lists[0], grads, *lists[1:], copies, rate, *recipe, divisor, skip, squares)
+        K.adamw([p.detach() for p in params], grads, *moments, copies, rate, *recipe, divisor, skip, squares)
 
     def state_of(self, p: nn.Parameter) -> dict[str, Tensor]:
         """A parameter's moments and step, made where there are none."""
         state = self.state[p]
         if not state:
-            first, second = (torch.int8, torch.bfloat16) if self.compact else (p.dtype, p.dtype)
             state["step"] = torch.zeros((), device=p.device)
-            state["exp_avg"] = torch.zeros_like(p, dtype=first, requires_grad=False)
-            state["exp_avg_sq"] = torch.zeros_like(p, dtype=second, requires_grad=False)
+            for name, dtype in zip(("exp_avg", "exp_avg_sq"), self.moment_dtypes, strict=True):
+                state[name] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
         return state
 
-    def lists_of(self, parameters: Sequence[nn.Parameter]) -> tuple[list[Tensor], ...]:
-        """Parameters, first and second moments, steps."""
-        key = tuple(map(id, parameters))
-        if key not in self.lists:
-            states = [self.state_of(p) for p in parameters]
-            moments = ([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-            self.lists[key] = [p.detach() for p in parameters], *moments
-        return self.lists[key]
-
-    def gather(self, leaves: Mapping[str, Tensor]) -> Iterator[tuple]:
-        """Groups, leaves, what :meth:`lists_of` gives, and copies: those with copies and those without apart."""
-        for group in self.param_groups:
-            named = zip(group["names"], group["params"], strict=True)
-            members = [(parameter, leaves[name]) for name, parameter in named if leaves[name].grad is not None]
-            for copied in (False, True):
-                pairs = [(p, leaf) for p, leaf in members if (leaf is not p) == copied]
-                copies = [leaf.detach() for _, leaf in pairs] if copied else []
-                yield group, [leaf for _, leaf in pairs], self.lists_of([p for p, _ in pairs]), copies
+    def state_dict(self) -> dict:
+        return float32_moments(super().state_dict())
 
     def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)
-        self.plan = None  # moments are other tensors now
-        self.lists.clear()
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        owners = [(group, p) for group in self.param_groups for p in group["params"]]
-        for number, (group, p) in zip(numbers, owners, strict=True):
-            if saved := state_dict["state"].get(number):  # torch has made float32 of all of it
-                moments = saved["exp_avg"].to(p.device), saved["exp_avg_sq"].to(p.device)
-                if (moments[0].dtype == torch.int8) != self.compact:
-                    moments = (K.to_compact_moments if self.compact else K.from_compact_moments)(*moments, group["betas"])
-                self.state[p] |= {"exp_avg": moments[0].clone(), "exp_avg_sq": moments[1].clone()}
+        super().load_state_dict(float32_moments(state_dict))
 
 
-def build_optimiser(model: nn.Module, optim: OptimConfig, compact: bool = False) -> AdamW:
-    """The model's AdamW.
+def float32_moments(state_dict: dict) -> dict:
+    """A state dict whose compact moments, if it has such, are expanded."""
+    betas = {number: group["betas"] for group in state_dict["param_groups"] for number in group["params"]}
+    state = dict(state_dict["state"])
+    for number, s in state.items():
+        if s and s["exp_avg"].dtype == torch.int8:
+            first, second = K.from_compact_moments(s["exp_avg"], s["exp_avg_sq"], betas[number])
+            state[number] = s | {"exp_avg": first, "exp_avg_sq": second}
+    return state_dict | {"state": state}
 
-    Raises:
-        ValueError: compact moments on a GPU, where the update of each of a thousand tensors would be dozens of small kernels.
-    """
-    if compact and next(model.parameters()).device.type == "cuda":
-        raise ValueError(
-            "optim.moments: got 'compact' on a GPU, expected 'float32' or 'auto' (a checkpoint with compact moments loads "
-            "into them)"
-        )
-    return AdamW(parameter_groups(model, optim), compact, lr=optim.lr, betas=optim.betas, fused=True)
+
+def build_optimizer(model: nn.Module, optim: OptimConfig) -> AdamW:
+    """The model's AdamW, with a parameter group for each layer."""
+    return AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, fused=True)
 
 
 def learning_rate(step: int, steps_per_epoch: int, optim: OptimConfig) -> float:

@@ -62,7 +62,7 @@ class RunLog:
                 self.board.close()
 
     def step(self, step: int, values: dict[str, float]) -> None:
-        """One optimiser step's numbers."""
+        """One optimizer step's numbers."""
         if not self.active:
             return
         self.file.write(json.dumps({"step": step, **values}) + "\n")

@@ -1,12 +1,11 @@
-"""One optimiser step, all of it on the device: forward, backward, averaging over processes, clipping, schedule, AdamW.
+"""One optimizer step: forward, backward, averaging over processes, clipping, schedule, AdamW.
 
-Nothing in it asks a GPU for a number, so that it never waits for Python. There the whole step is one CUDA graph, on a CPU a tape
-(:mod:`avfmae.engines.cuda_graph`). ``avfmae_kernels.use("reference")`` gives the plain step instead, with autocast and nothing
-captured.
+This is the plain step. Nothing in it reads a number back from the device. How it is executed, as a CUDA graph or in another way,
+is an engine's business (:mod:`avfmae.engines`).
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -14,46 +13,33 @@ from torch import Tensor, nn
 
 import avfmae_kernels as K
 from avfmae.data.batch import Batch
-from avfmae.engines.cpu.optimizer_in_backward import EarlyUpdate
-from avfmae.engines.cuda_graph import Graph, Replay
 from avfmae.losses import world_size
-from avfmae.models.attention import CrossAttention, SelfAttention
 from avfmae.training.config import OptimConfig
 from avfmae.training.dist import GradientAverage
-from avfmae.training.optim import build_optimiser, learning_rate
-from avfmae_kernels import matmul, processor
-from avfmae_kernels.adamw import bound
-from avfmae_kernels.dispatch import why_not
+from avfmae.training.optim import build_optimizer, learning_rate
+from avfmae.training.precision import ComputeParams, compute_dtype
 
-# Gives a batch's loss and the parts of it worth logging; called with something that computes as the model does.
+# Gives a batch's loss and the parts of it that are logged. Its first argument computes what the model computes.
 LossFunction = Callable[[Callable, Batch], tuple[Tensor, dict[str, Tensor]]]
 
 
-def resolve(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype of products: ``"auto"`` is bfloat16 wherever the processor multiplies it."""
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" or processor.has("avx512_bf16") else "float32"
-    return {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
-
-
 class TrainingStep:
-    """The step of a model under a loss; call it with the step's micro-batches.
+    """The step of a model under a loss: call it with the step's micro-batches.
 
-    In bfloat16 the layers compute with copies of their weights, which the optimiser writes in the pass that updates the weights;
-    but where products round weights themselves (on CPUs with AVX512-BF16) there are none. Autocast would cast every weight anew
-    in every step, and every gradient back; it does so where gradients of several micro-batches add up, which they do in float32.
+    A step whose loss or gradient is not finite changes nothing but the counters.
 
     Args:
         model: on its device.
         loss: see LossFunction.
         optim: the recipe. steps, steps_per_epoch: of the whole run, for the schedule.
-        micro_batches: of a step.
-        precision: ``"auto"``, ``"float32"`` or ``"bf16"``.
-        capture: replay the step as a CUDA graph, on a CPU from a tape (:mod:`avfmae.engines.cuda_graph`); with several processes,
-            under torch.compile on a CPU, and where checkpointed blocks must draw their stochastic depth once more it runs
-            eagerly.
-        compiled: let torch.compile have the forward and backward that the ops leave.
-        early: on a CPU, update weights in the backward pass where nothing waits for all gradients.
+        micro_batches: of a step. With several, gradients add up in float32, and the weights have no copies in bfloat16.
+        precision: ``"auto"``, ``"float32"`` or ``"bf16"``: what matrix products are computed in.
+        forward: computes what the model computes, such as ``torch.compile(model)``; None: the model.
+
+    Attributes:
+        number: steps done, a scalar on the device. skipped: those that were not finite; in_a_row: the latest of them without a
+            good one in between.
+        averaged: the running average of the parameters, in their order; empty if none is kept.
     """
 
     def __init__(
@@ -65,142 +51,82 @@ class TrainingStep:
         steps_per_epoch: int,
         micro_batches: int = 1,
         precision: str = "auto",
-        capture: bool = True,
-        compiled: bool = False,
-        early: bool = True,
+        forward: Callable | None = None,
     ):
-        self.model, self.loss, self.optim = model.train(), loss, optim
-        self.device = device = next(model.parameters()).device
-        self.dtype, self.plain = resolve(precision, device), K.plain()
-        self.world = world_size()
-        rounded = matmul.rounds(device, self.dtype) and not self.plain and not compiled
-        on_cpu = device.type == "cpu" and not self.plain and why_not("adamw", "cpp", "cpu") is None
-        compact = optim.moments == "compact" or (optim.moments == "auto" and on_cpu and fine_steps(optim.betas))
-        self.optimiser = build_optimiser(model, optim, compact)
-        self.leaves = dict(model.named_parameters())  # what gradients are taken of: weights, or copies of them
-        if self.dtype != torch.float32 and micro_batches == 1 and not self.plain and not rounded:
-            for name in linear_parameters(model):
-                self.leaves[name] = nn.Parameter(self.leaves[name].detach().to(self.dtype))
-        self.places = [
-            (model.get_submodule(path), name, self.leaves[full], weight)
-            for full, weight in model.named_parameters()
-            if self.leaves[full] is not weight
-            for path, _, name in [full.rpartition(".")]
-        ]
-        self.forward = torch.compile(model) if compiled else model
-        waits = self.world > 1 or micro_batches > 1 or optim.clip_grad or self.places or self.plain
-        self.may_update_early, self.rounded, self.early, self.trained = (
-            early and device.type == "cpu" and not waits,
-            rounded,
-            None,
-            None,
-        )
-        self.follow_frozen()
-        self.average = GradientAverage(list(self.leaves.values())) if self.world > 1 else None
+        self.model, self.loss, self.optim, self.forward = model.train(), loss, optim, model if forward is None else forward
+        self.micro_batches, self.world = micro_batches, world_size()
+        self.device = next(model.parameters()).device
+        self.dtype = compute_dtype(precision, self.device)
+        self.optimizer = build_optimizer(model, optim)
+        self.params = ComputeParams(model, self.dtype if micro_batches == 1 else torch.float32)
+        self.average = GradientAverage(list(self.params.of.values())) if self.world > 1 else None
         self.batch_statistics = [b for m in model.modules() if isinstance(m, nn.BatchNorm1d) for b in m.buffers()]
         self.averaged = [p.detach().clone() for p in model.parameters()] if optim.ema else []
-        self.rates = torch.tensor([learning_rate(s, steps_per_epoch, optim) for s in range(steps)], device=device)
-        self.number = torch.zeros((), dtype=torch.int64, device=device)
-        self.skipped, self.in_a_row = (torch.zeros((), device=device) for _ in range(2))
-        draws_again = model.cfg.recompute != "none" and model.cfg.drop_path > 0
-        self.captured = None
-        if capture and self.world == 1 and not self.plain and not draws_again:
-            if device.type == "cuda":
-                self.captured = Graph(self.run, device, self.settings)
-            elif not compiled:
-                self.captured = Replay(self.run, self.settings)
-
-    @contextmanager
-    def with_leaves(self) -> Iterator[None]:
-        """The model computes with the leaves; also on the way back, where checkpointed blocks run once more."""
-        for module, name, leaf, _ in self.places:
-            module._parameters[name] = leaf
-        try:
-            yield
-        finally:
-            for module, name, _, weight in self.places:
-                module._parameters[name] = weight
-
-    def follow_frozen(self) -> None:
-        """Weights may be frozen, and thawed, between two steps: their copies and their early updates follow."""
-        trained = tuple(p.requires_grad for p in self.model.parameters())
-        if trained == self.trained:
-            return
-        self.trained = trained
-        for _, _, leaf, weight in self.places:
-            leaf.requires_grad_(weight.requires_grad)
-        if self.may_update_early:
-            self.early = EarlyUpdate(self.optimiser, products=self.rounded)
-
-    def autocast(self):
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def restart(self, step: int, skipped: int, in_a_row: int) -> None:
-        """Goes on after ``step`` steps, with weights and moments as they now are, which may be other tensors than before."""
-        if self.captured:
-            self.captured.forget()
-        self.number.fill_(step)
-        self.skipped.fill_(skipped)
-        self.in_a_row.fill_(in_a_row)
-        self.refresh()
-
-    @torch.no_grad()
-    def refresh(self) -> None:
-        """Makes the copies again from the weights, after someone else has changed these."""
-        for _, _, leaf, weight in self.places:
-            leaf.copy_(weight)
+        rates = [learning_rate(s, steps_per_epoch, optim) for s in range(steps)]
+        self.rates = torch.tensor(rates, device=self.device)
+        self.number = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.skipped, self.in_a_row = (torch.zeros((), device=self.device) for _ in range(2))
 
     def __call__(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Does the step. Returns scalars on the device, which the next step overwrites: the loss and its parts (means over
-        micro-batches and processes), ``grad_norm``, ``lr``, ``skipped`` and ``in_a_row`` (steps left out as not finite)."""
+        """Does the step.
+
+        Returns:
+            Scalars on the device, which the next step may overwrite: the loss and its parts (means over micro-batches and
+            processes), ``grad_norm`` before clipping, ``lr``, ``skipped`` and ``in_a_row``.
+        """
+        before = self.begin()
+        totals = self.backward(batches)
+        grad_norm = K.gradient_norm(self.params.grads())
+        skip = 1 - (grad_norm.isfinite() & totals["loss"].isfinite()).float()
+        clip = self.optim.clip_grad
+        divisor = (grad_norm / clip).clamp(min=1) if clip else torch.ones_like(grad_norm)
+        self.optimizer.update(self.params.of, self.rate, divisor, skip)
+        self.params.drop_grads()
+        return totals | self.finish(grad_norm, skip, before)
+
+    @property
+    def rate(self) -> Tensor:
+        """This step's learning rate, before each layer's scale."""
+        return self.rates.take(self.number)
+
+    def begin(self) -> list[Tensor]:
+        """Prepares the model. Returns the batch statistics as they are."""
         if not self.model.training:
             self.model.train()
-        self.follow_frozen()
-        values = (self.captured or self.run)(batches)
-        for leaf in self.leaves.values():
-            leaf.grad = None
-        return values
+        self.params.follow_frozen()
+        self.params.drop_grads()
+        return [b.clone() for b in self.batch_statistics]
 
-    def settings(self) -> Hashable:
-        """What a captured step depends on."""
-        return K.chosen(), self.trained
+    def autocast(self) -> torch.autocast:
+        """What the forward pass computes in."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def run(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        early = self.early if len(batches) == 1 else None
-        statistics = [b.clone() for b in self.batch_statistics]
-        for leaf in self.leaves.values():
-            leaf.grad = None
+    def forward_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and all that is logged of it, the loss included."""
+        with self.autocast():
+            loss, parts = self.loss(self.forward, batch)
+        return loss, {"loss": loss.detach().float(), **{name: part.detach().float() for name, part in parts.items()}}
+
+    def backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Leaves the gradients of the mean over micro-batches and processes; returns the same mean of what is logged."""
         totals: dict[str, Tensor] = {}
         for k, batch in enumerate(batches):
-            last = k + 1 == len(batches)
-            with self.with_leaves(), self.average.during(last) if self.average else nullcontext():
-                with self.autocast():
-                    loss, parts = self.loss(self.forward, batch)
-                with early.during(self.rates.take(self.number)) if early else nullcontext():
-                    if not early or loss.isfinite():
-                        (loss / len(batches)).backward()
-            for name, value in {"loss": loss, **parts}.items():
-                share = value.detach().float() / (len(batches) * self.world)
-                totals[name] = totals[name] + share if name in totals else share
-        with torch.no_grad():
-            if self.world > 1:
-                shared = torch.stack(list(totals.values()))
-                dist.all_reduce(shared)
-                totals = dict(zip(totals, shared.unbind(), strict=True))
-            return totals | self.update(totals["loss"], statistics, early)
+            sends = self.average.during(k + 1 == len(batches)) if self.average else nullcontext()
+            with self.params.in_use(), sends:
+                loss, values = self.forward_loss(batch)
+                (loss / len(batches)).backward()
+            for name, value in values.items():
+                totals[name] = totals.get(name, 0) + value / (len(batches) * self.world)
+        if self.world > 1:
+            shared = torch.stack(list(totals.values()))
+            dist.all_reduce(shared)
+            totals = dict(zip(totals, shared.unbind(), strict=True))
+        return totals
 
-    def update(self, loss: Tensor, statistics: list[Tensor], early: EarlyUpdate | None) -> dict[str, Tensor]:
-        """Weights, moments, copies and averages, unless something is not finite: then everything stays as it was, but for weights
-        that were updated early, before a gradient that is not finite was met."""
-        rate = self.rates.take(self.number)
-        if early:
-            norm = early.squares.sqrt()
-        else:
-            norm = K.gradient_norm([leaf.grad for leaf in self.leaves.values() if leaf.grad is not None])
-        skip = 1 - (norm.isfinite() & loss.isfinite()).float()
-        if not early:
-            divisor = (norm / self.optim.clip_grad).clamp(min=1) if self.optim.clip_grad else torch.ones_like(norm)
-            self.optimiser.update(self.leaves, rate, divisor, skip)
+    @torch.no_grad()
+    def finish(self, grad_norm: Tensor, skip: Tensor, statistics: list[Tensor]) -> dict[str, Tensor]:
+        """Counts the step, averages the weights, and takes back batch statistics where ``skip`` is 1."""
+        rate = self.rate
         for buffer, before in zip(self.batch_statistics, statistics, strict=True):
             buffer.copy_(torch.where(skip > 0, before, buffer))
         if self.averaged:
@@ -208,22 +134,15 @@ class TrainingStep:
         self.number += 1
         self.skipped += skip
         self.in_a_row.copy_((self.in_a_row + 1) * skip)
-        return {"grad_norm": norm, "lr": rate, "skipped": self.skipped, "in_a_row": self.in_a_row}
+        return {"grad_norm": grad_norm, "lr": rate, "skipped": self.skipped, "in_a_row": self.in_a_row}
 
+    def restart(self, step: int, skipped: int, in_a_row: int) -> None:
+        """Goes on after ``step`` steps, with the weights and moments that have been loaded."""
+        self.number.fill_(step)
+        self.skipped.fill_(skipped)
+        self.in_a_row.fill_(in_a_row)
+        self.params.refresh()
 
-def fine_steps(betas: tuple[float, float]) -> bool:
-    """Whether 8 bits of a first moment have fine steps: hundredths of the root of the second, as with β₂ = 0.95; with 0.999 they
-    are six."""
-    beta1, beta2 = betas
-    return beta1**2 < beta2 and bound(betas) < 2
-
-
-def linear_parameters(model: nn.Module) -> list[str]:
-    """Names of what matrix products read: weights and biases of linear layers, convolutions and attention."""
-    kinds = (nn.Linear, nn.Conv1d, SelfAttention, CrossAttention)
-    return [
-        f"{prefix}.{name}"
-        for prefix, module in model.named_modules()
-        if isinstance(module, kinds)
-        for name, _ in module.named_parameters(recurse=False)
-    ]
+    def signature(self) -> Hashable:
+        """What a captured step depends on beside its batches and the numbers in memory."""
+        return K.chosen(), tuple(p.requires_grad for p in self.model.parameters())

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from avfmae import engines
 from avfmae.checkpoints import save_weights
 from avfmae.checkpoints.state import TrainingState, checkpoints, load_checkpoint, save_checkpoint
 from avfmae.data.batch import Bad, Batch
@@ -32,7 +33,7 @@ class Trainer:
     that was killed continues from its last checkpoint with the losses that it would have had.
 
     Args:
-        run: settings. at: this process. title: for the progress bar.
+        run: settings. dist: this process. title: for the progress bar.
         model: on its device already. dataset: of training clips. loss: see LossFunction.
         prepare: what is done to a batch on its device before the loss, given the number of the micro-batch.
         evaluate: called with the epoch's number when one is done; its dict goes into the history.
@@ -42,7 +43,7 @@ class Trainer:
     def __init__(
         self,
         run: RunConfig,
-        at: Processes,
+        dist: Processes,
         title: str,
         model: nn.Module,
         dataset: ClipDataset,
@@ -52,14 +53,14 @@ class Trainer:
         prepare: Callable[[Batch, int], Batch] = lambda batch, number: batch,
     ):
         optim = run.optim
-        self.run, self.at, self.title, self.model, self.prepare, self.evaluate = run, at, title, model, prepare, evaluate
+        self.run, self.dist, self.title, self.model, self.prepare, self.evaluate = run, dist, title, model, prepare, evaluate
         self.dataset, self.out = dataset, Path(run.out)
         self.plan = Plan.fit(
             len(dataset),
             optim.total_batch,
             optim.micro_batch,
-            rank=at.rank,
-            world=at.world,
+            rank=dist.rank,
+            world=dist.world,
             seed=run.seed,
             weights=None if weights is None else tuple(weights),
             shards=shard_numbers([clip.path for clip in dataset.clips]),
@@ -74,8 +75,7 @@ class Trainer:
             self.plan.steps_per_epoch,
             self.plan.accumulation,
             run.precision,
-            run.capture,
-            run.compile,
+            torch.compile(model) if run.compile else None,
         )
         self.found: list[Bad] = []  # bad clips since the last line of log
         clips = hashlib.sha256("\n".join(Path(clip.path).name for clip in dataset.clips).encode()).hexdigest()[:16]
@@ -84,14 +84,15 @@ class Trainer:
             fingerprint["mixed_shards"] = run.data.mixed_shards  # of which the order is a function too
         self.state = TrainingState(fingerprint=fingerprint)
         self.resume(fingerprint)
+        self.execute = engines.build(run.engine, self.step)
         resumed = self.state.step > 0
-        self.quarantine = Quarantine(self.out, len(dataset), run.data.max_bad_share, at.is_main, resumed)
+        self.quarantine = Quarantine(self.out, len(dataset), run.data.max_bad_share, dist.is_main, resumed)
 
     def resume(self, fingerprint: dict) -> None:
         found = checkpoints(self.out / "checkpoints")
         if not found:
             return
-        self.state = load_checkpoint(found[-1], self.model, self.step.optimiser, self.step.averaged)
+        self.state = load_checkpoint(found[-1], self.model, self.step.optimizer, self.step.averaged)
         if self.state.fingerprint != fingerprint:
             changed = [k for k in fingerprint if self.state.fingerprint.get(k) != fingerprint[k]]
             raise ValueError(
@@ -107,11 +108,13 @@ class Trainer:
         last = self.steps if self.run.stop_after is None else min(self.steps, self.run.stop_after)
         per_epoch = self.plan.steps_per_epoch
         batches = uploaded(
-            loader(self.dataset, self.plan.micro_batches(first, last), self.run.data.workers, pin=self.at.device.type == "cuda"),
-            self.at.device,
+            loader(
+                self.dataset, self.plan.micro_batches(first, last), self.run.data.workers, pin=self.dist.device.type == "cuda"
+            ),
+            self.dist.device,
         )
         with (
-            RunLog(self.out, self.steps, first, self.title, self.at.is_main, self.run.tensorboard) as log,
+            RunLog(self.out, self.steps, first, self.title, self.dist.is_main, self.run.tensorboard) as log,
             _Interrupt() as interrupt,
         ):
             if first:
@@ -122,8 +125,8 @@ class Trainer:
                 micro_batches = [self.next(batches) for _ in range(self.plan.accumulation)]
                 waited += time.perf_counter() - asked
                 # stochastic depth, and nothing else
-                torch.manual_seed(hash((self.run.seed, step, self.at.rank)) % 2**63)
-                values = self.step([self.prepare(b, step * len(micro_batches) + k) for k, b in enumerate(micro_batches)])
+                torch.manual_seed(hash((self.run.seed, step, self.dist.rank)) % 2**63)
+                values = self.execute([self.prepare(b, step * len(micro_batches) + k) for k, b in enumerate(micro_batches)])
                 self.state.step = step + 1
                 whole_epoch, ends = (step + 1) % per_epoch == 0, step + 1 == last
                 saves = (step + 1) % self.run.save_steps == 0 or ends
@@ -134,7 +137,7 @@ class Trainer:
                         "clips_per_s": (step + 1 - logged) * self.run.optim.total_batch / seconds,
                         "data_wait": waited / seconds,
                     }
-                    log.step(step, numbers | speed | {"memory_gb": memory_gb(self.at.device)})
+                    log.step(step, numbers | speed | {"memory_gb": memory_gb(self.dist.device)})
                     begun, waited, logged = time.perf_counter(), 0.0, step + 1
                 if whole_epoch:
                     asked = time.perf_counter()
@@ -148,13 +151,13 @@ class Trainer:
                 if stop:
                     log.say(f"{self.title}: interrupted; saved at step {step + 1}. The same command continues.")
                     raise SystemExit(130)
-        if self.at.is_main and self.state.step == self.steps:
+        if self.dist.is_main and self.state.step == self.steps:
             save_weights(self.model, self.out / "weights.safetensors", steps=self.steps)
             if self.step.averaged:
                 average = copy.deepcopy(self.model)
                 torch._foreach_copy_([p.detach() for p in average.parameters()], self.step.averaged)
                 save_weights(average, self.out / "weights-averaged.safetensors", steps=self.steps)
-        self.at.barrier()
+        self.dist.barrier()
         return self.state.history
 
     def next(self, batches: Iterator[Batch]) -> Batch:
@@ -173,7 +176,7 @@ class Trainer:
         """The step's numbers, for which the device is waited for; and what is to be checked now and then."""
         numbers = dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))
         self.state.skipped, self.state.in_a_row = (int(numbers.pop(n)) for n in ("skipped", "in_a_row"))
-        found, self.found = self.at.gather(self.found), []
+        found, self.found = self.dist.gather(self.found), []
         self.quarantine.add([b for part in found for b in part])
         if self.state.in_a_row >= self.run.optim.max_skipped:
             raise RuntimeError(
@@ -186,15 +189,15 @@ class Trainer:
 
     def stops(self, interrupt: "_Interrupt", asked: bool) -> bool:
         """Whether to end after this step; processes, which may not see a signal at the same moment, agree when ``asked``."""
-        if self.at.world == 1:
+        if self.dist.world == 1:
             return interrupt.received
-        return asked and self.at.sum([float(interrupt.received)])[0] > 0
+        return asked and self.dist.sum([float(interrupt.received)])[0] > 0
 
     def save(self, values: dict) -> None:
         self.state.skipped, self.state.in_a_row = (int(values[n]) for n in ("skipped", "in_a_row"))
-        if self.at.is_main:
-            save_checkpoint(self.out / "checkpoints", self.model, self.step.optimiser, self.state, self.step.averaged)
-        self.at.barrier()
+        if self.dist.is_main:
+            save_checkpoint(self.out / "checkpoints", self.model, self.step.optimizer, self.state, self.step.averaged)
+        self.dist.barrier()
 
 
 class _Interrupt:

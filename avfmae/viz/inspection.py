@@ -69,7 +69,7 @@ def inspect(run: InspectConfig) -> Path:
                 continue
             rows.append({"clip": clip.path} | look.facts)
             masks = DualMask.for_clips(cfg, [clip.id], run.seed, epoch=0)
-            page.add(clip.path, **{f"clip-{clip.id:06d}": clip_picture(look, cfg, masks)})
+            page.add(clip.path, "", (), **{f"clip-{clip.id:06d}": clip_picture(look, cfg, masks)})
     if not page.sections:
         reasons = [f"{row['clip']}: {row['flags']}" for row in rows]
         count = f"none of the {len(rows)} clips can be read: " if len(rows) > 1 else ""
@@ -143,7 +143,7 @@ def look_at(clip: Clip, cfg: ModelConfig, margin: float) -> Look:
     Raises:
         MediaError: it cannot be read.
     """
-    info, (count, *size) = probe(clip.path), cfg.video.size
+    info, (count, height, width) = probe(clip.path), cfg.video.size
     window = sample_window(info, clip, 0.5, count, DataConfig(), spread=False)
     frames = read_frames(clip.path, window.frames)
     if shards.is_inside(clip.path):
@@ -158,7 +158,9 @@ def look_at(clip: Clip, cfg: ModelConfig, margin: float) -> Look:
             face = None if row["face_x"] is None else tuple(row[f"face_{c}"] for c in ("x", "y", "w", "h"))
     else:
         source, face = frames[count // 2], clip.face
-        if face is None and (found := faces.choose(faces.find_tracks(frames, faces.make_detector("haar"), 2), "persistent")):
+        detector = faces.make_detector("haar")
+        assert detector is not None
+        if face is None and (found := faces.choose(faces.find_tracks(frames, detector, 2), "persistent")):
             face = found.box()
         within = augment.face_box(face, frames.shape[1:3], margin)
         _, drift, found_flags = cut_sound(clip, info, float(info.times[0]), float(info.times[-1] - info.times[0] + 1 / info.fps))
@@ -172,7 +174,7 @@ def look_at(clip: Clip, cfg: ModelConfig, margin: float) -> Look:
         "flags": flags,
     }
     return Look(
-        augment.crop(frames, augment.view_box(within, 0, 1), tuple(size), "bilinear"), info.times[window.frames],
+        augment.crop(frames, augment.view_box(within, 0, 1), (height, width), "bilinear"), info.times[window.frames],
         _spectrogram(clip, info, window, cfg.audio.size[0]), (window.start, window.end), source, face, facts,
     )  # fmt: skip
 

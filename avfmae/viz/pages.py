@@ -16,37 +16,20 @@ from rich.table import Table
 from avfmae.console import IS_MAIN
 from avfmae.data.dataset import PretrainDataset
 from avfmae.data.quarantine import read_quarantine
-from avfmae.models.pretraining import MaskedAutoencoder
+from avfmae.models.pretraining import AVFMAEForPretraining
+from avfmae.tasks.results import result_tables
 from avfmae.viz.plots import comparison, confusion_picture, loss_curves, reconstruction
-
-KINDS = {"last": "last epoch", "best_on_held_out": "best on held-out", "best_on_test_legacy": "best on test (legacy)"}
-
-
-def results_rows(results: dict) -> list[dict]:
-    """The result table: a row a way of choosing the epoch, mean ± spread over folds."""
-    rows = []
-    for kind, title in KINDS.items():
-        if kind in results.get("summary", {}):
-            values = results["summary"][kind]
-            factor = 100 if results["classes"] else 1
-            cells = {n: f"{factor * v['mean']:.2f} ± {factor * v['std']:.2f}" for n, v in values.items() if n != "pooled"}
-            epochs = ", ".join(str(fold[kind]["epoch"] + 1) for fold in results["folds"].values() if kind in fold)
-            rows.append({"epoch": f"{title} ({epochs})", **cells})
-    return rows
 
 
 def print_results(results: dict) -> None:
-    """The result table on the terminal."""
-    if not (rows := results_rows(results)):
-        return
-    table = Table(
-        title="test clips, mean ± standard deviation over folds" + (", in %" if results["classes"] else ""), title_justify="left"
-    )
-    for column in rows[0]:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*row.values())
-    Console(quiet=not IS_MAIN).print(table)
+    """The result tables on the terminal; nothing of a run that was stopped."""
+    for title, rows in (result_tables(results) if results else {}).items():
+        table = Table(title=title, title_justify="left")
+        for column in rows[0]:
+            table.add_column(column)
+        for row in rows:
+            table.add_row(*row.values())
+        Console(quiet=not IS_MAIN).print(table)
 
 
 PAGE = jinja2.Template("""<!doctype html><html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
@@ -102,18 +85,20 @@ def add_quarantine(page: Page, runs: Sequence[Path]) -> None:
 
 
 def stage_report(
-    out: Path, title: str, results: dict | None = None, model: MaskedAutoencoder | None = None,
+    out: Path, title: str, results: dict | None = None, model: AVFMAEForPretraining | None = None,
     dataset: PretrainDataset | None = None, device: torch.device | None = None,
 ) -> Path:  # fmt: skip
     """One stage's page, ``out/report.html``."""
     page, out = Page(out, title, str(out)), Path(out)
     if results:
-        page.add("Results", "On the test clips, mean ± standard deviation over folds.", results_rows(results))
+        for name, rows in result_tables(results).items():
+            page.add(name, rows=rows)
         add_confusion(page, results)
     logs = {log.parent.name: log for log in sorted([*out.glob("log.jsonl"), *out.glob("*/log.jsonl")])}
     names = ("loss", "loss_video", "loss_audio") if model is not None else ("loss",)
     page.add("Loss", losses=loss_curves(dict(list(logs.items())[:3]), names))
     if model is not None:
+        assert dataset is not None and device is not None, "dataset, device: are needed beside a model"
         page.add(
             "Reconstruction",
             "Original, masked and reconstructed; on the right the spectrograms.",
@@ -124,13 +109,9 @@ def stage_report(
 
 
 def add_confusion(page: Page, results: dict) -> None:
-    if results["classes"]:
-        pooled = results["summary"]["last"]["pooled"]["confusion"]
-        page.add(
-            "Confusion",
-            "All folds' test clips, last epoch.",
-            confusion=confusion_picture(pooled, results["classes"], "last epoch"),
-        )
+    if confusion := results["summary"]["last"].get("pooled", {}).get("confusion"):
+        picture = confusion_picture(confusion, results["classes"], "last epoch")
+        page.add("Confusion", "All folds' test clips, last epoch.", confusion=picture)
 
 
 def demo_report(out: Path, results: dict[str, list[dict]], seconds: float) -> Path:

@@ -17,7 +17,7 @@ from avfmae.config import ModelConfig
 from avfmae.data.preprocess import preprocess
 from avfmae.masking import DualMask, ModalityMask
 from avfmae.models.embed import audio_patches
-from avfmae.models.pretraining import MaskedAutoencoder
+from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.training.runlog import read_log
 
 if TYPE_CHECKING:
@@ -60,12 +60,12 @@ def confusion_picture(matrix: Sequence[Sequence[int]], classes: Sequence[str], t
     axis.set_yticklabels(classes)
     axis.spines[:].set_visible(False)
     for i, j in np.ndindex(counts.shape):
-        axis.text(j, i, counts[i, j], ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
+        axis.text(j, i, str(counts[i, j]), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
     return figure
 
 
 @torch.no_grad()
-def reconstruction(model: MaskedAutoencoder, dataset: "PretrainDataset", device: torch.device, clips: int = 2) -> Figure:
+def reconstruction(model: AVFMAEForPretraining, dataset: "PretrainDataset", device: torch.device, clips: int = 2) -> Figure:
     """Original, masked and reconstructed frames and spectrograms; the model predicts everything that the encoder did not see.
 
     The model predicts standardised patches; the true patch's mean and scale put them back into view.
@@ -73,6 +73,7 @@ def reconstruction(model: MaskedAutoencoder, dataset: "PretrainDataset", device:
     model.eval()
     batch = dataset.batch([(0, i) for i in np.linspace(0, len(dataset) - 1, clips).astype(int)])
     cfg, batch = model.cfg, preprocess(batch.to(device), model.cfg)
+    assert batch.video is not None and batch.audio is not None and batch.masks is not None
     masks = batch.masks
     hidden_video, hidden_audio = (
         _hidden(m.visible, n) for m, n in ((masks.video, cfg.video.tokens), (masks.audio, cfg.audio.tokens))
@@ -160,7 +161,7 @@ def clip_picture(look: "Look", cfg: ModelConfig, masks: DualMask) -> Figure:
     masked = np.where(shade[..., None] > 0, np.choose(shade, (0, 150, 95))[..., None], look.frames).astype(np.uint8)
     heard = np.repeat(np.repeat(_shades(masks.audio, cfg.audio.tokens).reshape(gf, gm), pf, 0), pm, 1)
     figure = plt.figure(figsize=(15, 3.9), layout="constrained")  # frames of 25 a second are square
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 4.6))
+    left, right = list(figure.subfigures(1, 2, width_ratios=(1, 4.6)))  # pyright: ignore[reportArgumentType]  an array
     axis = left.subplots()
     axis.imshow(look.source)
     axis.set(xticks=[], yticks=[], title="no face is found" if look.face is None else "source, face")

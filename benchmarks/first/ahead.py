@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,11 +39,11 @@ def of_step(stage: Stage, size: Size, precision: str, batch: int, device: torch.
 
     cfg = config("ours", stage, size)
     loss = pretraining_loss if stage == "pretrain" else finetuning_loss
-    step = TrainingStep(our_model(cfg, stage).to(device), loss, OPTIM, 100, 10, precision=precision, capture=False, early=False)
+    step = TrainingStep(our_model(cfg, stage).to(device), loss, OPTIM, 100, 10, precision=precision)
     clips = host_batch(cfg, stage, batch).to(device)
 
     def work():
-        with step.with_leaves(), step.autocast():
+        with step.params.in_use(), torch.autocast(step.device.type, step.dtype, enabled=step.dtype != torch.float32):
             step.loss(step.forward, clips)[0].backward()
 
     return of(work)
@@ -97,7 +98,8 @@ def take_for(arch: int) -> None:
     from triton.runtime import driver
 
     die_with_parent()
-    driver.set_active(Description(arch))
+    description: Any = Description(arch)  # has what the compiler asks of a driver, and no more
+    driver.set_active(description)
 
 
 def compile_one(request: Request):

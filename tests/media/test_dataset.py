@@ -11,9 +11,10 @@ from avfmae.data import augment
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import ClipDataset, Plan, PretrainDataset, sample_window
 from avfmae.data.loader import loader
-from avfmae.data.manifest import ClassLabel, Clip, read_manifest, read_released_list, write_manifest
+from avfmae.data.manifest import Clip, read_manifest, read_released_list, write_manifest
 from avfmae.data.media import VideoInfo
 from avfmae.data.preprocess import preprocess
+from avfmae.tasks.classification import Classification
 
 TINY = ModelConfig.preset("tiny")
 
@@ -103,7 +104,7 @@ def clips(media):
 
 @pytest.mark.parametrize("purpose", ["pretrain", "train", "evaluate"])
 def test_shapes(purpose, clips):
-    dataset = ClipDataset(clips, TINY, DataConfig(), purpose, target=ClassLabel(("a", "b")))
+    dataset = ClipDataset(clips, TINY, DataConfig(), purpose, target=Classification(("a", "b")).target)
     batch = preprocess(dataset.batch([(0, i) for i in range(3)]), TINY)
     views = 4 if purpose == "evaluate" else 1
     assert batch.video.shape == (3 * views, 16, 64, 64, 3) and batch.video.dtype == torch.uint8

@@ -17,6 +17,7 @@ def difference(a, b):
     return np.abs(a.astype(int) - b).mean()
 
 
+@pytest.mark.slow
 def test_the_files_are_real_and_reproducible(tmp_path):
     what = DemoSet("set", first=5, people=2, labels={e: e for e in EMOTIONS})
     a, b = (make_demo_set(tmp_path / d, what, test_people=1) for d in "ab")

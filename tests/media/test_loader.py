@@ -47,6 +47,7 @@ def read(clips, plan, first, last, workers):
     return list(loader(data, plan.micro_batches(first, last), workers))
 
 
+@pytest.mark.slow
 def test_a_run_resumed_mid_epoch_sees_what_was_not_seen(stored):
     """Two ranks with four workers each, broken off after two of six steps; resumed with two workers, and with one rank
     instead."""
@@ -99,6 +100,7 @@ def test_a_clip_at_which_a_decoder_hangs_or_dies_is_quarantined_and_replaced(sto
         assert all(c == i for c, (_, i) in zip(batch.clips, wanted, strict=True) if i not in (5, 9))
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_and_no_file_stays_open(stored, tmp_path):
     """Good and damaged files in turns, in one process."""
     import gc

@@ -127,6 +127,7 @@ def test_a_url_serves_as_well_as_a_folder(stored):
         read_manifest("memory://nowhere/m.csv")
 
 
+@pytest.mark.slow
 def test_size_and_quality_are_those_of_an_ordinary_encode():
     frames = list(talking(200, 176))
 

@@ -32,7 +32,7 @@ def test_names_and_shapes_are_the_released_ones(kind):
         model = {
             "avfmae_pretraining": lambda: avfmae.AVFMAEForPretraining(cfg),
             "avfmae_finetuning_11_classes": lambda: avfmae.AVFMAEForFinetuning(cfg, 11),
-            "hicmae_pretraining": lambda: avfmae.HiCMAEForPretraining(cfg),
+            "hicmae_pretraining": lambda: avfmae.AVFMAEForPretraining(cfg),
         }[kind]()
     ours = {name: list(t.shape) for name, t in avfmae.released_state_dict(model).items()}
     assert ours == dict(golden.keys(kind))

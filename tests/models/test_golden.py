@@ -106,7 +106,7 @@ def test_avfmae_finetuning(device):
 
 def test_hicmae(device):
     reference = load_file(golden.DATA / "hicmae_base.safetensors")
-    model = avfmae.HiCMAEForPretraining(avfmae.ModelConfig.preset("hicmae_base"))
+    model = avfmae.AVFMAEForPretraining(avfmae.ModelConfig.preset("hicmae_base"))
     avfmae.load_released(model, golden.weights("hicmae_pretraining"))
     masks = avfmae.DualMask.from_bool(reference["em"], None, reference["ea"], None)
     out = model.to(device)(*batch(device), masks.to(device))  # no batch statistics and no noise: training and evaluation are one
@@ -132,6 +132,6 @@ def test_parameter_counts(preset, pretraining, finetuning):
 
 def test_hicmae_parameter_count():
     with torch.device("meta"):
-        model = avfmae.HiCMAEForPretraining(avfmae.ModelConfig.preset("hicmae_base"))
+        model = avfmae.AVFMAEForPretraining(avfmae.ModelConfig.preset("hicmae_base"))
     assert sum(p.numel() for p in model.parameters()) == 99_609_344
     assert not any(decays(n, p) for n, p in model.named_parameters() if p.ndim == 1)

@@ -1,16 +1,17 @@
 """Shapes, options and contracts of the models, at the tiny size."""
 
+import dataclasses
 import importlib.util
 
 import numpy as np
 import pytest
 import torch
-from backends import interpret, require
+from backends import INTERPRETED, require
 from correctness import kept_numbers
 
 import avfmae
 import avfmae_kernels as K
-from avfmae.config import ModelConfig
+from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.losses import info_nce
 from avfmae.masking import region_of
 from avfmae.models.attention import CrossAttention, SelfAttention, drop_path
@@ -20,6 +21,13 @@ from avfmae.models.lgi import LGIBlock
 pytestmark = pytest.mark.isa
 
 TINY = ModelConfig.preset("tiny")
+
+
+def hicmae_tiny():
+    """HiCMAE at the tiny size."""
+    modalities = {name: getattr(TINY, name) for name in ("video", "audio")}
+    modalities = {name: dataclasses.replace(m, decoded=m.tokens - m.visible) for name, m in modalities.items()}
+    return TINY.replace(encoder="vit", fusion="cross", balanced_masks=False, decoder_masks=False, **modalities)
 
 
 def clips(count, cfg=TINY, seed=0):
@@ -82,10 +90,10 @@ def test_finetuning_runs_with_either_modality(modalities, task):
 
 
 def test_hicmae_loss_is_over_all_masked_tokens():
-    cfg = TINY.replace(family="hicmae")
+    cfg = hicmae_tiny()
     masks = avfmae.DualMask.sample(cfg, 2)
     assert masks.video.scored.all() and masks.video.decoded.shape[1] == cfg.video.tokens - cfg.video.visible
-    out = avfmae.HiCMAEForPretraining(cfg)(*clips(2), masks)
+    out = avfmae.AVFMAEForPretraining(cfg)(*clips(2), masks)
     out.loss.backward()
     assert out.pred_video.shape[1] == masks.video.decoded.shape[1]
 
@@ -156,6 +164,7 @@ def gradients(model, *inputs):
     return [loss.detach()] + [p.grad for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretraining", "finetuning"])
 def test_whole_model_compiles_without_a_graph_break(stage):
     """Compiled products are torch's, eager ones oneDNN's: they round differently. Biases before a batch norm have
@@ -173,33 +182,26 @@ def test_whole_model_compiles_without_a_graph_break(stage):
     assert all((a - b).norm() <= 1e-3 * b.norm() + 1e-6 * largest for a, b in zip(got, want, strict=True))
 
 
-TRITON_TRAINS_ALIKE = """
-import torch, avfmae, avfmae_kernels as K
-from avfmae.config import ModalityConfig
-cfg = avfmae.ModelConfig.preset("tiny").replace(
-    depth=2, skip_blocks=(0, 1), fusion_depth=1, video=ModalityConfig((4, 64, 64), (2, 16, 16), (2, 2, 4), visible=8, decoded=16),
-    audio=ModalityConfig((128, 64), (16, 16), (4, 4), visible=6, decoded=16))
-g = torch.Generator().manual_seed(0)
-video = torch.randint(0, 256, (2, *cfg.video.size, 3), dtype=torch.uint8, generator=g)
-audio = torch.randn(2, 1, *cfg.audio.size, generator=g)
-masks = avfmae.DualMask.sample(cfg, 2, g)
-torch.manual_seed(0)
-model = avfmae.AVFMAEForPretraining(cfg)
-gradients = []
-for implementation in ("reference", "triton"):
-    model.zero_grad()
-    with K.use(implementation):
-        model(video, audio, masks).loss.backward()
-    gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-plain, ours = gradients
-assert len(plain) == len(ours) > 100_000 and (plain - ours).norm() <= 2e-4 * plain.norm()
-print("proven")
-"""
-
-
-def test_the_model_trains_alike_on_triton():
+@pytest.mark.parametrize(("implementation", "device"), [INTERPRETED])
+def test_the_model_trains_alike_on_triton(implementation, device):
     """A whole step on Triton kernels, in the interpreter."""
-    interpret(TRITON_TRAINS_ALIKE)
+    require("region_attention", implementation, device)
+    video = ModalityConfig((4, 64, 64), (2, 16, 16), (2, 2, 4), visible=8, decoded=16)
+    audio = ModalityConfig((128, 64), (16, 16), (4, 4), visible=6, decoded=16)
+    cfg = TINY.replace(depth=2, skip_blocks=(0, 1), fusion_depth=1, video=video, audio=audio)
+    g = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (2, *cfg.video.size, 3), dtype=torch.uint8, generator=g)
+    sound, masks = torch.randn(2, 1, *cfg.audio.size, generator=g), avfmae.DualMask.sample(cfg, 2, g)
+    torch.manual_seed(0)
+    model = avfmae.AVFMAEForPretraining(cfg)
+    found = []
+    for choice in ("reference", implementation):
+        model.zero_grad()
+        with K.use(choice):
+            model(frames, sound, masks).loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    plain, ours = found
+    assert len(plain) == len(ours) > 100_000 and (plain - ours).norm() <= 2e-4 * plain.norm()
 
 
 def test_recomputation_changes_memory_and_nothing_else():
@@ -264,9 +266,15 @@ def test_flash_is_refused_where_it_is_not_installed():
         (lambda: TINY.replace(region_mode="blocks"), "region_mode: got 'blocks'"),
         (lambda: TINY.replace(width=65, heads=2), "heads: 2 does not divide the width 65"),
         (lambda: TINY.replace(skip_blocks=(1, 4)), "skip_blocks: got"),
-        (lambda: avfmae.AVFMAEForFinetuning(TINY, 2, task="ranking"), "task: got 'ranking'"),
         (lambda: avfmae.AVFMAEForFinetuning(TINY, 2, modalities=("text",)), "modalities: got"),
-        (lambda: avfmae.AVFMAEForPretraining(TINY.replace(family="hicmae")), "family 'hicmae'"),
+        (lambda: avfmae.AVFMAEForPretraining(TINY.replace(encoder="resnet")), "encoder: got 'resnet', expected one of lgi, vit"),
+        (lambda: avfmae.AVFMAEForPretraining(TINY.replace(fusion="sum")), "fusion: got 'sum', expected one of iavcl, cross"),
+        (
+            lambda: avfmae.AVFMAEForPretraining(TINY.replace(balanced_masks=False)),
+            "balanced_masks: got False, expected True with encoder='lgi' and region_mode='exact'",
+        ),
+        (lambda: avfmae.AVFMAEForFinetuning(hicmae_tiny(), 2), "fusion: 'cross' with encoder 'vit' has no fine-tuning model"),
+        (lambda: TINY.replace(decoder_masks=False), "video.decoded: got 64, expected the 96 tokens that are not visible"),
         (lambda: avfmae.AVFMAEForPretraining(TINY)(*clips(2), avfmae.DualMask.sample(TINY, 3)), "got batches of 2, 2 and 3"),
         (lambda: avfmae.AVFMAEForFinetuning(TINY, 2)(torch.zeros(1, 16, 96, 96, 3), clips(1)[1]), "video: got torch.float32"),
         (

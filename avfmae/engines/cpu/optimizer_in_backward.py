@@ -1,60 +1,131 @@
-"""AdamW inside the backward pass: a weight is updated as soon as its gradient is known, and the gradient is gone.
+"""AdamW inside the backward pass: a weight is updated as soon as its gradient is known, and the gradient is freed.
 
-That can be where nothing waits for all gradients: no clipping by their norm, no micro-batches, no other process. On a CPU it
-saves the memory of the gradients. Those of linear layers are not even written: their product goes from registers into the update.
+On a CPU this saves the gradients' memory. Gradients of linear layers are not even written: their product goes from registers into
+the update (:func:`avfmae_kernels.matmul_adamw`).
 """
 
-import weakref
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
 
 import avfmae_kernels as K
-from avfmae.training.optim import AdamW
+from avfmae.data.batch import Batch
+from avfmae.engines import Step
+from avfmae_kernels import matmul
 
-PILE = 2**22  # gradients that are worth a call
+PILE = 2**22  # numbers of gradients that are collected for one call
 
 
-class EarlyUpdate:
-    """Updates an optimiser's parameters during a backward pass.
+def why_not(step) -> str | None:
+    """The reason for which weights must wait for the whole backward pass, or None."""
+    if step.world > 1:
+        return "gradients are averaged over processes"
+    if step.micro_batches > 1:
+        return "gradients of several micro-batches add up"
+    if step.optim.clip_grad:
+        return "clipping needs the norm of all gradients"
+    if K.chosen() == "reference":
+        return "the reference kernels were asked for"
+    return None
+
+
+class BackwardStep:
+    """A training step that updates weights in its backward pass.
+
+    A step whose loss is not finite changes nothing but the counters.
+
+    Args:
+        step: a :class:`avfmae.training.step.TrainingStep`. Its weights get no copies in bfloat16 where products round them.
+    """
+
+    def __init__(self, step):
+        self.step = step
+        products = matmul.rounds(step.device, step.dtype) and step.forward is step.model
+        if products:
+            step.params = type(step.params)(step.model, torch.float32)
+        self.products, self.updates, self.trained = products, None, None
+
+    def __call__(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        step, (batch,) = self.step, batches
+        before = step.begin()
+        self.follow_frozen()
+        with step.params.in_use():
+            loss, values = step.forward_loss(batch)
+            finite = bool(loss.isfinite())
+            with self.updates.during(step.rate):
+                if finite:
+                    loss.backward()
+        grad_norm = self.updates.squares.sqrt() if finite else torch.full_like(self.updates.squares, torch.nan)
+        return values | step.finish(grad_norm, 1 - loss.detach().isfinite().float(), before)
+
+    def follow_frozen(self) -> None:
+        """Weights may be frozen and thawed between two steps."""
+        trained = tuple(p.requires_grad for p in self.step.model.parameters())
+        if trained != self.trained:
+            if self.updates:
+                self.updates.close()
+            self.trained, self.updates = trained, OptimizerInBackward(self.step, self.products)
+
+
+class EndsAtBadGradients:
+    """The same step, which raises where a gradient was not finite: other weights were updated before it was met."""
+
+    def __init__(self, step: Step):
+        self.step = step
+
+    def __call__(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """Does the step.
+
+        Raises:
+            RuntimeError: a gradient was not finite. The last checkpoint is good.
+        """
+        values = self.step(batches)
+        if values["loss"].isfinite() and not values["grad_norm"].isfinite():
+            raise RuntimeError(
+                "a gradient was not finite, and other weights had been updated in the same backward pass. The run ends; its last "
+                "checkpoint is good. Lower optim.lr, or go on with --engine eager, which leaves such a step out"
+            )
+        return values
+
+
+class OptimizerInBackward:
+    """Updates an optimizer's parameters during a backward pass.
 
     Where a gradient is not finite its weights stay as they are; what was updated before stays updated.
 
     Args:
-        optimiser: of every parameter that gets a gradient.
+        step: the training step that has the optimizer.
         products: take linear layers' gradients before they are computed. A weight that several layers share is left to autograd,
             which adds up; the first backward pass tells which those are.
     """
 
-    def __init__(self, optimiser: AdamW, products: bool):
-        self.optimiser, self.active, self.counted = optimiser, False, not products
-        self.pile: dict[int, list[nn.Parameter]] = defaultdict(list)  # by group
+    def __init__(self, step, products: bool):
+        self.optimizer, self.compute = step.optimizer, step.params.of
+        self.active, self.counted = False, not products
+        self.pile: dict[int, list[tuple[nn.Parameter, nn.Parameter]]] = defaultdict(
+            list
+        )  # by group: parameters, what has the grad
         self.piled = 0
         self.uses, self.taken = Counter(), set()
-        members = [(number, p) for number, group in enumerate(optimiser.param_groups) for p in group["params"] if p.requires_grad]
-        self.takers = {
-            id(p): partial(self.take, number, p) for number, p in members if products and p.ndim == 2 and p.shape[1] % 32 == 0
-        }
-        owner = weakref.ref(self)  # a model may outlive its optimiser
+        members = [(k, p) for k, group in enumerate(self.optimizer.param_groups) for p in group["params"] if p.requires_grad]
+        fits = [(k, p) for k, p in members if products and p.ndim == 2 and p.shape[1] % 32 == 0]
+        self.takers = {id(p): partial(self.take, k, p) for k, p in fits}
+        arrived = WeakMethod(self.arrived)  # a model may outlive its optimizer
+        self.hooks = [self.compute[p].register_post_accumulate_grad_hook(_hook(arrived, number, p)) for number, p in members]
 
-        def hook_of(number: int):
-            def hook(parameter: nn.Parameter) -> None:
-                if (updates := owner()) and updates.active and parameter.grad is not None:
-                    updates.add(number, parameter)
-
-            return hook
-
-        for number, parameter in members:
-            parameter.register_post_accumulate_grad_hook(hook_of(number))
+    def close(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
 
     @contextmanager
     def during(self, rate: Tensor) -> Iterator[None]:
-        """What is done inside updates the parameters, at a learning rate of ``rate`` before each group's scale."""
-        self.rates = [rate * group["lr_scale"] for group in self.optimiser.param_groups]
+        """Around a backward pass, at a learning rate of ``rate`` before each group's scale."""
+        self.rates = [rate * group["lr_scale"] for group in self.optimizer.param_groups]
         self.squares, self.one = torch.zeros_like(rate), torch.ones_like(rate)
         self.active = True
         self.taken.clear()
@@ -74,20 +145,20 @@ class EarlyUpdate:
         if not self.counted or not parameter.requires_grad:
             self.uses[id(parameter)] += 1
             return None
-        group, state = self.optimiser.param_groups[number], self.optimiser.state_of(parameter)
+        group, state = self.optimizer.param_groups[number], self.optimizer.state_of(parameter)
         self.taken.add(id(parameter))
-        return K.matmul_adamw(
-            grad, a, parameter.detach(), state["exp_avg"], state["exp_avg_sq"], state["step"], self.rates[number],
-            group["betas"], group["eps"], group["weight_decay"], self.squares,
-        )  # fmt: skip
+        moments = (state[name] for name in ("exp_avg", "exp_avg_sq", "step"))
+        recipe = self.rates[number], group["betas"], group["eps"], group["weight_decay"]
+        return K.matmul_adamw(grad, a, parameter.detach(), *moments, *recipe, self.squares)
 
-    def add(self, number: int, parameter: nn.Parameter) -> None:
+    def arrived(self, number: int, parameter: nn.Parameter, holder: nn.Parameter) -> None:
         """Takes note of a gradient that autograd has completed."""
+        if not self.active or holder.grad is None:
+            return
         if id(parameter) in self.taken:
-            raise RuntimeError(
-                f"a weight of shape {tuple(parameter.shape)} got a gradient from outside the one layer that had used it before"
-            )
-        self.pile[number].append(parameter)
+            shape = tuple(parameter.shape)
+            raise RuntimeError(f"a weight of shape {shape} got a gradient from outside the one layer that had used it before")
+        self.pile[number].append((parameter, holder))
         self.piled += parameter.numel()
         if self.piled >= PILE:
             self.flush()
@@ -95,12 +166,22 @@ class EarlyUpdate:
     @torch.no_grad()
     def flush(self) -> None:
         """Updates what has a gradient."""
-        for number, parameters in self.pile.items():
-            grads, lists = [p.grad for p in parameters], self.optimiser.lists_of(parameters)
-            self.optimiser.apply(
-                self.optimiser.param_groups[number], grads, lists, [], self.rates[number], self.one, 0 * self.one, self.squares
-            )
-            for p in parameters:
-                p.grad = None
+        for number, pairs in self.pile.items():
+            for copied in (False, True):
+                chosen = [(p, c) for p, c in pairs if (c is not p) == copied]
+                params, holders = [p for p, _ in chosen], [c for _, c in chosen]
+                grads, copies = [c.grad for c in holders], [c.detach() for c in holders] if copied else []
+                group = self.optimizer.param_groups[number]
+                self.optimizer.apply(group, params, grads, copies, self.rates[number], self.one, 0 * self.one, self.squares)
+            for _, holder in pairs:
+                holder.grad = None
         self.pile.clear()
         self.piled = 0
+
+
+def _hook(arrived: WeakMethod, number: int, parameter: nn.Parameter) -> Callable[[nn.Parameter], None]:
+    def hook(holder: nn.Parameter) -> None:
+        if call := arrived():
+            call(number, parameter, holder)
+
+    return hook

@@ -12,9 +12,16 @@ from itertools import count
 
 import torch
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
+
+from avfmae.engines.cpu.torch_private import (
+    StorageWeakRef,
+    TorchDispatchMode,
+    callable_of,
+    out_overload,
+    schema,
+    tree_iter,
+    tree_map,
+)
 
 aten = torch.ops.aten
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
@@ -98,7 +105,7 @@ class Call:
         """Arguments that are changed."""
         if not self.acts or self.function is expect:
             return []
-        arguments, more = self.function._schema.arguments, UNDECLARED.get(self.function, ())
+        arguments, more = schema(self.function).arguments, UNDECLARED.get(self.function, ())
         given = dict(zip((a.name for a in arguments), self.args, strict=False)) | self.kwargs
         return values_in([given.get(a.name) for a in arguments if a.is_write or a.name in more])
 
@@ -171,7 +178,7 @@ class Recorder(TorchDispatchMode):
             return function(*args, **kwargs)  # of what was there before: found as it is
         self.fixed = self.fixed and not varies(function, args)
         call = Call(
-            function, *tree_map(self.value_of, (args, kwargs)), acts=function._schema.is_mutable or function in UNDECLARED
+            function, *tree_map(self.value_of, (args, kwargs)), acts=schema(function).is_mutable or function in UNDECLARED
         )
         out = function(*args, **kwargs)
         results = [x for x in tree_iter(out) if isinstance(x, Tensor)]
@@ -194,11 +201,13 @@ class Tape:
 
     Attributes:
         play: gives what the recorded function gave; the next call may overwrite it.
-        at_stake: what was there before, and is written before the last question that a replay may answer in another way.
+        written: what was there before the recording, and is written in it: weights, moments, counters.
+        at_stake: of this, what is written before the last question that a replay may answer in another way.
         arena: the planned memory.
     """
 
     play: Callable[..., dict[str, Tensor]]
+    written: list[Tensor]
     at_stake: list[Tensor]
     arena: Tensor
 
@@ -208,10 +217,12 @@ class Tape:
         returned = {key: recorder.value_of(t) for key, t in outputs.items()}
         calls = without_the_unread(recorder.calls, returned.values())
         questions = [number for number, call in calls.items() if call.function is expect]
-        written = {v for number, call in calls.items() if number < max(questions, default=0) for v in call.writes}
+        last = max(questions, default=0)
+        written = {v: None for call in calls.values() for v in call.writes if v.found is not None}
+        at_stake = {v: None for number, call in calls.items() if number < last for v in call.writes if v.found is not None}
         arena = lay_out(calls, returned.values())
         play = write(calls, recorder.inputs, returned, arena)
-        return cls(play, [v.found for v in written if v.found is not None], arena)
+        return cls(play, [v.found for v in written], [v.found for v in at_stake], arena)
 
 
 def without_the_unread(calls: Sequence[Call], returned: Iterable[Value]) -> dict[int, Call]:
@@ -226,9 +237,8 @@ def without_the_unread(calls: Sequence[Call], returned: Iterable[Value]) -> dict
 
 def writer(call: Call) -> Callable | None:
     """The op that writes a call's results where it is told to, if it is one of ours, or of torch's that gain by it."""
-    packet = getattr(call.function, "_overloadpacket", None)
-    ours = str(packet).startswith("avfmae.") and "out" in packet.overloads()
-    return packet.out if (ours or call.function in WRITTEN) and None not in call.results else None
+    ours = str(call.function).startswith("avfmae.")
+    return out_overload(call.function) if (ours or call.function in WRITTEN) and None not in call.results else None
 
 
 def lay_out(calls: dict[int, Call], returned: Iterable[Value]) -> Tensor:
@@ -297,12 +307,12 @@ def write(
         needed.update(call.reads)
         function = op or call.function
         outs = (
-            dict(zip((a.name for a in op._schema.arguments[len(call.function._schema.arguments) :]), results, strict=True))
+            dict(zip((a.name for a in schema(op).arguments[len(schema(call.function).arguments) :]), results, strict=True))
             if op
             else {}
         )
         arguments = [term(x) for x in call.args] + [f"{k}={term(x)}" for k, x in {**call.kwargs, **outs}.items()]
-        line = f"{term(getattr(function, '_op', function))}({', '.join(arguments)})"
+        line = f"{term(callable_of(function))}({', '.join(arguments)})"
         if results and not op:
             targets = [term(v) if v is not None else "_" for v in call.results]
             line = f"{', '.join(targets)}{' = ' if call.single else ', = '}{line}"

@@ -8,7 +8,8 @@ import torch
 from steps import random_batch, small
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from avfmae.engines.cuda_graph import EAGER_STEPS, Graph
+from avfmae.engines.captured import EAGER_STEPS
+from avfmae.engines.cuda_graph import CudaGraph
 
 REASON = "CUDA error: operation not permitted when stream is capturing"
 
@@ -37,7 +38,7 @@ class Generator:
 
 
 class Device:
-    """What a Graph asks of torch.cuda, on a CPU: one stream, and captures that are broken off at an op."""
+    """What a CudaGraph asks of torch.cuda, on a CPU: one stream, and captures that are broken off at an op."""
 
     device = torch.device("cuda", 0)
 
@@ -74,17 +75,16 @@ class Device:
 def train(steps: int, device: Device | None = None):
     """Losses, the step and how often its function ran; with a device it is captured as there, else never."""
     _, step = small(clip_grad=1.0)
-    run, calls = step.run, []
+    calls = []
 
     def counted(batches):
         torch.rand(())  # a step that draws: what a broken capture draws must be drawn again
         calls.append(batches)
-        return run(batches)
+        return step(batches)
 
-    step.run = counted
-    step.captured = Graph(counted, torch.device("cuda", 0), step.settings) if device else None
+    execute = CudaGraph(counted, torch.device("cuda", 0), step.signature) if device else counted
     torch.manual_seed(1)
-    losses = [float(step([random_batch(seed)])["loss"]) for seed in range(steps)]
+    losses = [float(execute([random_batch(seed)])["loss"]) for seed in range(steps)]
     return losses, step, len(calls)
 
 
@@ -101,11 +101,11 @@ def test_a_step_that_cannot_be_captured_goes_on_eagerly(broken_at, monkeypatch, 
     assert torch.equal(torch.get_rng_state(), drawn)
     for p, q in zip(step.model.parameters(), plain.model.parameters(), strict=True):
         assert torch.equal(p, q)
-        for name, moment in step.optimiser.state[p].items():
-            assert torch.equal(moment, plain.optimiser.state[q][name])
+        for name, moment in step.optimizer.state[p].items():
+            assert torch.equal(moment, plain.optimizer.state[q][name])
     assert device.current is device and device.pools_ended == [(0, 7)]
     (line,) = capsys.readouterr().err.splitlines()
-    assert "goes on eagerly" in line and line.endswith(f"(RuntimeError: {REASON})")
+    assert "runs eagerly" in line and line.endswith(f"(RuntimeError: {REASON})")
 
 
 def test_an_interruption_is_no_reason_to_go_on(monkeypatch):

@@ -5,12 +5,15 @@ import copy
 import pytest
 import torch
 from backends import require
-from steps import TINY, random_batch
+from steps import TINY, random_batch, written
 
 import avfmae
 import avfmae_kernels as K
+from avfmae import engines
+from avfmae.engines.captured import EAGER_STEPS
+from avfmae.engines.cpu import replay as replay_module
+from avfmae.engines.cpu.replay import Replay
 from avfmae.engines.cpu.tape import Diverged, Recorder, Tape
-from avfmae.engines.cuda_graph import EAGER_STEPS, Replay
 from avfmae.models.iavcl import BatchNorm
 from avfmae.tasks.reconstruction import pretraining_loss
 from avfmae.training.config import OptimConfig
@@ -19,34 +22,34 @@ from avfmae_benchmarks.sides import finetuning_loss, host_batch
 
 pytestmark = pytest.mark.isa
 
-STEPS = EAGER_STEPS + 4
+REPLAYED_FROM = EAGER_STEPS + 2  # after the steps that run eagerly, the recorded one and the one that proves the tape
+STEPS = REPLAYED_FROM + 3
 
 
-def step_of(capture, stage="pretrain", precision="float32", micro_batches=1, recompute="none", **optim):
+def step_of(stage="pretrain", precision="float32", micro_batches=1, recompute="none", **optim):
     torch.manual_seed(0)
     cfg = TINY.replace(drop_path=0.0 if stage == "pretrain" else 0.2, recompute=recompute)
     model = avfmae.AVFMAEForPretraining(cfg) if stage == "pretrain" else avfmae.AVFMAEForFinetuning(cfg, 11)
     loss = pretraining_loss if stage == "pretrain" else finetuning_loss
     optim = OptimConfig(**{"lr": 1e-2, "weight_decay": 0.1} | optim)
-    return model, TrainingStep(model, loss, optim, 100, 10, micro_batches, precision, capture=capture)
+    return TrainingStep(model, loss, optim, 100, 10, micro_batches, precision)
 
 
-def replays(step):
-    """Grows with every step that comes from the tape."""
-    replay, seen = step.captured.replay, []
-    step.captured.replay = lambda *args: seen.append(step.captured.tape.play) or replay(*args)
-    return seen
-
-
-def state(model, step):
-    return [t.clone() for t in (*model.state_dict().values(), *(t for s in step.optimiser.state.values() for t in s.values()))]
+def replayed(**options):
+    """A step, the fastest engine's form of it, and a list that grows with every step that comes from the tape."""
+    step = step_of(**options)
+    execute = engines.build("cpu", step)
+    replay = execute if isinstance(execute, Replay) else execute.step
+    play, seen = replay.play, []
+    replay.play = lambda tensors: seen.append(replay.tape) or play(tensors)
+    return step, execute, replay, seen
 
 
 CASES = {
-    "late": {"clip_grad": 0.1},
-    "early": {"clip_grad": None},
-    "bf16, late": {"precision": "bf16", "clip_grad": 0.1},
-    "bf16, early": {"precision": "bf16", "clip_grad": None},
+    "after the backward pass": {"clip_grad": 0.1},
+    "in the backward pass": {"clip_grad": None},
+    "bf16, after": {"precision": "bf16", "clip_grad": 0.1},
+    "bf16, in": {"precision": "bf16", "clip_grad": None},
     "micro-batches, average": {"micro_batches": 2, "ema": 0.9},
     "fine-tuning, stochastic depth": {"stage": "finetune"},
     "recomputed": {"recompute": "selective"},
@@ -57,9 +60,11 @@ CASES = {
 def test_replays_are_the_step_to_the_bit(case):
     """Clips, masks, rates and stochastic depth change from step to step; numbers, weights, moments and averages are the same."""
     options, results = CASES[case], []
-    for capture in (False, True):
-        model, step = step_of(capture, **options)
-        seen = replays(step) if capture else []
+    for tape in (False, True):
+        step, execute, replay, seen = replayed(**options)
+        if not tape:
+            replay.capture = replay.step  # never recorded
+            replay.replay = lambda tensors, batches, replay=replay: replay.step(batches)
         numbers = []
         for k in range(STEPS):
             torch.manual_seed(k)
@@ -67,81 +72,110 @@ def test_replays_are_the_step_to_the_bit(case):
                 host_batch(TINY, options.get("stage", "pretrain"), 4, seed=10 * k + m)
                 for m in range(options.get("micro_batches", 1))
             ]
-            numbers.append({name: float(v) for name, v in step(batches).items()})
-        results.append((numbers, state(model, step) + [a.clone() for a in step.averaged]))
-    assert len(seen) == STEPS - EAGER_STEPS - 1
+            numbers.append({name: float(v) for name, v in execute(batches).items()})
+        results.append((numbers, written(step)))
+        assert len(seen) == (STEPS - REPLAYED_FROM + 1 if tape else 0)  # the first is the proof
     assert results[0][0] == results[1][0] and len({n["loss"] for n in results[0][0]}) == STEPS
     assert all(map(torch.equal, results[0][1], results[1][1]))
 
 
 def test_what_is_not_finite_is_left_out_of_a_replay():
     """Batch statistics that the replay had written before it found out are put back."""
-    model, step = step_of(True)
-    seen = replays(step)
+    step, execute, _, seen = replayed()
     for k in range(STEPS):
-        step([random_batch(k)])
+        execute([random_batch(k)])
     bad = random_batch(99)
     bad.audio[0] = torch.nan
-    before = state(model, step)
-    norms = [m for m in model.modules() if isinstance(m, BatchNorm)]
+    before = written(step)
+    norms = [m for m in step.model.modules() if isinstance(m, BatchNorm)]
     counted = [int(n.num_batches_tracked) for n in norms]
-    values = step([bad])
-    assert float(values["skipped"]) == 1 and values["loss"].isnan()
-    assert all(map(torch.equal, before, state(model, step)))
+    values = execute([bad])
+    assert float(values["skipped"]) == 1 and values["loss"].isnan() and values["grad_norm"].isnan()
+    assert all(map(torch.equal, before, written(step)))
     assert norms and counted == [int(n.num_batches_tracked) for n in norms] != [0] * len(norms)
-    values = step([random_batch(100)])
-    assert values["loss"].isfinite() and float(values["in_a_row"]) == 0 and len(seen) == STEPS - EAGER_STEPS + 1
+    values = execute([random_batch(100)])
+    assert values["loss"].isfinite() and float(values["in_a_row"]) == 0 and len(seen) == STEPS - REPLAYED_FROM + 3
 
 
 def test_masks_that_do_not_fit_are_refused_by_a_replay_too():
-    _, step = step_of(True)
-    for k in range(EAGER_STEPS + 1):
-        step([random_batch(k)])
+    _, execute, *_ = replayed()
+    for k in range(REPLAYED_FROM):
+        execute([random_batch(k)])
     bad = random_batch()
     bad.masks = avfmae.DualMask.sample(TINY.replace(region_mode="released"), 4, torch.Generator().manual_seed(3))
     with pytest.raises(ValueError, match="regions hold"):
-        step([bad])
+        execute([bad])
 
 
-def test_another_batch_size_runs_eagerly_and_another_setting_is_captured_anew():
-    model, step = step_of(True)
-    for k in range(EAGER_STEPS + 1):
-        step([random_batch(k)])
-    seen, tape = replays(step), step.captured.tape
-    step([random_batch(size=3)])
-    assert not seen
-    step([random_batch()])
+def test_another_batch_size_runs_eagerly_and_another_setting_is_recorded_anew():
+    step, execute, replay, seen = replayed()
+    for k in range(REPLAYED_FROM):
+        execute([random_batch(k)])
+    tape = replay.tape
     assert len(seen) == 1
-    frozen = model.video_encoder.blocks[0].mlp.requires_grad_(False)
+    execute([random_batch(size=3)])
+    assert len(seen) == 1
+    execute([random_batch()])
+    assert len(seen) == 2
+    frozen = step.model.video_encoder.blocks[0].mlp.requires_grad_(False)
     before = copy.deepcopy(frozen.state_dict())
-    for k in range(EAGER_STEPS + 2):
-        step([random_batch(k)])
-    assert step.captured.tape is not tape and len(seen) == 2
+    for k in range(REPLAYED_FROM + 1):
+        execute([random_batch(k)])
+    assert replay.tape is not tape and len(seen) == 4
     assert all(torch.equal(before[n], p) for n, p in frozen.state_dict().items())
     with K.use("reference"):
-        step([random_batch()])
-    assert step.captured.runs == 1
-    step.restart(1, 0, 0)
-    assert step.captured.runs == 0 and step.captured.tape is None
+        execute([random_batch()])
+    assert replay.runs == 1
 
 
 def test_a_tape_reads_no_memory_that_it_has_not_written():
-    model, step = step_of(True, precision="bf16")
-    for k in range(EAGER_STEPS + 1):
-        step([random_batch(k)])
-    twin = copy.deepcopy(state(model, step))
-    arena = step.captured.tape.arena
-    expected = {n: float(v) for n, v in step([random_batch(50)]).items()}
-    after = state(model, step)
-    for t, value in zip(
-        (*model.state_dict().values(), *(t for s in step.optimiser.state.values() for t in s.values())), twin, strict=True
-    ):
-        t.copy_(value)
-    step.number.fill_(EAGER_STEPS + 1)
-    step.refresh()
-    arena.fill_(255)  # NaN in every floating-point dtype
-    assert {n: float(v) for n, v in step([random_batch(50)]).items()} == expected
-    assert all(map(torch.equal, after, state(model, step)))
+    step, execute, replay, _ = replayed(precision="bf16")
+    for k in range(REPLAYED_FROM):
+        execute([random_batch(k)])
+    before = [t.clone() for t in replay.tape.written]
+    expected = {n: float(v) for n, v in execute([random_batch(50)]).items()}
+    after = written(step)
+    for tensor, value in zip(replay.tape.written, before, strict=True):
+        tensor.copy_(value)
+    replay.tape.arena.fill_(255)  # NaN in every floating-point dtype
+    assert {n: float(v) for n, v in execute([random_batch(50)]).items()} == expected
+    assert all(map(torch.equal, after, written(step)))
+
+
+@pytest.mark.parametrize("fault", ["a wrong bit", "an exception"])
+def test_a_tape_that_is_not_the_step_is_dropped_with_a_reason(fault, capsys):
+    """The wrong replay leaves no trace: all steps are those of a run without a tape."""
+    results = []
+    for faulty in (False, True):
+        step, execute, replay, seen = replayed()
+        for k in range(EAGER_STEPS + 1):
+            execute([random_batch(k)])
+        if faulty:
+            weight, play = step.model.video_decoder.head.weight, replay.tape.play
+
+            def broken(*tensors, play=play, weight=weight):
+                outputs = play(*tensors)
+                if fault == "an exception":
+                    raise TypeError("an op has another schema")
+                weight.detach().view(torch.int32)[0, 0] ^= 1  # the last bit of one number
+                return outputs
+
+            replay.tape.play = broken
+        numbers = [float(execute([random_batch(k)])["loss"]) for k in range(10, 13)]
+        results.append((numbers, written(step)))
+        assert len(seen) == (1 if faulty else 3) and (replay.tape is None) == faulty
+    assert results[0][0] == results[1][0] and all(map(torch.equal, results[0][1], results[1][1]))
+    (line,) = capsys.readouterr().err.splitlines()
+    expected = {"a wrong bit": "differs from the eager step in 1 of", "an exception": "TypeError: an op has another schema"}
+    assert line.startswith("avfmae: engine cpu: a replay") and expected[fault] in line and "run eagerly" in line
+
+
+def test_fingerprints_tell_every_bit_and_every_exchange():
+    t = torch.randn(5, 3)
+    bit, exchange = t.clone(), t.flip(0)
+    bit.view(torch.int32)[2, 1] ^= 1 << 30
+    assert len({*replay_module.fingerprints([t, bit, exchange])}) == 3
+    assert replay_module.fingerprints([t.to(torch.bfloat16)]) == replay_module.fingerprints([t.to(torch.bfloat16).clone()])
 
 
 def recorded(function, *inputs):
@@ -226,7 +260,7 @@ def test_a_question_with_another_answer_undoes_what_was_written():
     replay = Replay(function)
     positive, negative = random_batch(), random_batch()
     positive.audio, negative.audio = torch.ones(1, 3), -torch.ones(1, 3)
-    for _ in range(EAGER_STEPS + 2):
+    for _ in range(EAGER_STEPS + 3):
         assert float(replay([positive])["sum"]) == 3
     assert len(replay.tape.at_stake) == 1
     with pytest.raises(Diverged):

@@ -1,0 +1,99 @@
+"""What the models ask of an encoder and of a fusion.
+
+Shapes: B batch, N tokens, C width, L blocks.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from avfmae.config import ModalityConfig, ModelConfig
+
+# (pattern, replacement): a regular expression in one of our names, and what stands there in the released files. With two
+# replacements the tensor is stored as two: the first third of its rows, and the rest.
+NameRule = tuple[str, str] | tuple[str, str, str]
+
+
+@dataclass
+class Features:
+    """What an encoder gives fine-tuning of one modality.
+
+    Attributes:
+        tokens: (B, N, C) of the last block, normalised. The fusion reads them, and their mean is the modality's feature.
+        levels: (B, J, L, C) of every block, normalised; the fusion's joint feature is made of them.
+    """
+
+    tokens: Tensor
+    levels: Tensor
+
+
+class Encoder(nn.Module):
+    """One modality's encoder, built as ``kind(cfg, modality)``.
+
+    Attributes:
+        RELEASED_NAMES: rules for names inside the encoder, applied in this order.
+    """
+
+    RELEASED_NAMES: ClassVar[tuple[NameRule, ...]] = ()
+
+    def __init__(self, cfg: ModelConfig, m: ModalityConfig):
+        super().__init__()
+
+    def encode_visible(self, clip: Tensor, visible: Tensor, boxes: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Pre-training: encodes the visible tokens only.
+
+        Args:
+            clip: as the model takes it. visible: (B, N) int64, ascending. boxes: (B, 4), what is seen of each clip, or None.
+
+        Returns:
+            The last block's tokens (B, N, C), normalised; the same of ``cfg.skip_blocks``, shallowest first; and the index
+            (B, N) of these tokens, which may stand in another order than ``visible``.
+        """
+        raise NotImplementedError
+
+    def encode_all(self, clip: Tensor) -> Features:
+        """Fine-tuning: encodes all tokens."""
+        raise NotImplementedError
+
+    @classmethod
+    def layer_of(cls, name: str) -> int | None:
+        """The layer of a parameter for layer decay: embeddings and tokens 0, block i is i + 1; None: the model's last."""
+        if name.startswith("embed.") or name.endswith("tokens"):
+            return 0
+        match = re.match(r"blocks\.(\d+)\.", name)
+        return int(match[1]) + 1 if match else None
+
+
+class Fusion(nn.Module):
+    """What lets the modalities read each other, built as ``kind(cfg)``.
+
+    Attributes:
+        RELEASED_NAMES: rules for names inside the fusion, applied in this order.
+        finetunes: whether there is a fine-tuning model with it.
+    """
+
+    RELEASED_NAMES: ClassVar[tuple[NameRule, ...]] = ()
+    finetunes: ClassVar[bool] = True
+
+    def __init__(self, cfg: ModelConfig):
+        super().__init__()
+
+    def forward(self, video: Tensor, audio: Tensor, joint: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Fuses tokens.
+
+        Args:
+            video: (B, N, C). audio: (B, M, C).
+            joint: (B, J, 2C), a joint feature for those fusions that refine one; None in pre-training.
+
+        Returns:
+            Tokens of the shapes of video and audio.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def layer_of(cls, name: str) -> int | None:
+        """The layer of a parameter, counted from the encoder's last: unit i is i + 1; None: the model's last."""
+        match = re.match(r"(?:video|audio)_(?:units|blocks)\.(\d+)\.", name)
+        return int(match[1]) + 1 if match else None

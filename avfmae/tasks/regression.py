@@ -1,0 +1,50 @@
+"""Numbers a clip: mean square error, and correlations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from avfmae import metrics
+from avfmae.data.manifest import Clip
+from avfmae.tasks.interface import Task
+
+
+@dataclass(frozen=True)
+class Regression(Task):
+    """``outputs``: the numbers that each label has."""
+
+    outputs: int
+    name, select, lower_is_better = "regression", "CCC", frozenset({"MSE"})
+
+    @classmethod
+    def of_clips(cls, clips: Sequence[Clip], classes: Sequence[str] = ()) -> Self:
+        if classes:
+            raise ValueError(f"classes: got {', '.join(classes)}, expected none for the task 'regression'")
+        return cls(len(_numbers(clips[0])))
+
+    @classmethod
+    def of_weights(cls, about: dict, outputs: int) -> Self:
+        return cls(outputs)
+
+    def target(self, clip: Clip) -> list[float]:
+        """``"0.5 -1"`` or ``"0.5, -1"`` is [0.5, -1.0]."""
+        values = _numbers(clip)
+        if len(values) != self.outputs:
+            raise ValueError(f"label {clip.label!r} has {len(values)} numbers, expected {self.outputs}")
+        return values
+
+    def metrics(self, clips: Sequence[Clip], outputs: np.ndarray) -> dict:
+        """PCC, CCC and MSE, over all outputs and one by one."""
+        return metrics.regression(np.array([self.target(c) for c in clips]), outputs)
+
+
+def _numbers(clip: Clip) -> list[float]:
+    try:
+        values = [float(v) for v in (clip.label or "").replace(",", " ").split()]
+    except ValueError:
+        values = []
+    if not values:
+        raise ValueError(f"label {clip.label!r} is no list of numbers, which regression needs")
+    return values
