@@ -166,7 +166,7 @@ def chosen() -> str:
     return _choice
 
 
-def plain() -> bool:
+def uses_reference() -> bool:
     """Whether the reference was asked for by name."""
     return _choice == "reference"
 

@@ -88,7 +88,7 @@ def cross(queries, keys):
 def add_layer_norm(batch, dtype, device):
     x, residual = (torch.randn(batch * 8, 11, C, dtype=dtype, device=device) for _ in range(2))
     weight, bias = torch.ones(C, device=device), torch.zeros(C, device=device)
-    total, normalised, slope = (torch.empty_like(x) for _ in range(3))
+    total, normalised, grad_x = (torch.empty_like(x) for _ in range(3))
     implementation = dispatch.choose("add_layer_norm", x.device)
     forward = Run(lambda: K.add_layer_norm(x, residual, weight, bias), 4 * size(x), 9 * x.numel())
     if implementation == "reference":
@@ -98,7 +98,7 @@ def add_layer_norm(batch, dtype, device):
         run = lambda: torch.autograd.grad(outputs, leaves, (x, residual), retain_graph=True)  # noqa: E731
         return {"forward": forward, "backward": Run(run, 4 * size(x), 12 * x.numel())}
     stats = forward_into(implementation, x, residual, weight, bias, 1e-6, total, normalised)
-    run = lambda: backward_into(implementation, x, residual, total, stats, weight, bias, slope, None, None)  # noqa: E731
+    run = lambda: backward_into(implementation, x, residual, total, stats, weight, bias, grad_x, None, None)  # noqa: E731
     return {"forward": forward, "backward": Run(run, 4 * size(x), 12 * x.numel())}
 
 

@@ -61,13 +61,13 @@ def backward(
     weight: Tensor,
     bias: Tensor,
     residual: torch.dtype | None,
-    again: Tensor | None = None,
+    normalised: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Gradients to ``x``, to a residual of dtype ``residual`` (None: there was none), to weight and to bias."""
-    slope = like(total, total.dtype)
+    grad_x = like(total, total.dtype)
     other = like(total, residual) if residual not in (None, total.dtype) else None
-    d_norm = backward_into(implementation, grad_total, grad, total, stats, weight, bias, slope, other, again)
-    return slope, None if residual is None else slope if other is None else other, *d_norm.to(weight.dtype).unbind()
+    d_norm = backward_into(implementation, grad_total, grad, total, stats, weight, bias, grad_x, other, normalised)
+    return grad_x, None if residual is None else grad_x if other is None else other, *d_norm.to(weight.dtype).unbind()
 
 
 def backward_into(
@@ -78,11 +78,11 @@ def backward_into(
     stats: Tensor,
     weight: Tensor,
     bias: Tensor,
-    slope: Tensor,
-    slope_residual: Tensor | None,
-    again: Tensor | None,
+    grad_x: Tensor,
+    grad_residual: Tensor | None,
+    normalised: Tensor | None,
 ) -> Tensor:
-    """Writes the gradient to ``x`` (and to the residual, where it has another dtype; and the norm again, where wanted).
+    """Writes the gradient to ``x`` (and to the residual, where it has another dtype; and the recomputed norm, where wanted).
 
     Returns:
         Gradients to weight and bias (2, C), in float32.
@@ -95,9 +95,9 @@ def backward_into(
         stats,
         weight,
         bias,
-        _rows(slope),
-        _rows(slope_residual),
-        _rows(again),
+        _rows(grad_x),
+        _rows(grad_residual),
+        _rows(normalised),
         parts,
     )
     return parts.sum(0) if len(parts) > 1 else parts[0]

@@ -14,13 +14,13 @@ def _fake(q, kv, heads):
     return q.new_empty(q.shape)
 
 
-def _fake_backward(grad, q, kv, heads, again):
-    return q.new_empty(q.shape), kv.new_empty(kv.shape), q.new_empty(q.shape if again else (0,))
+def _fake_backward(grad, q, kv, heads, recompute):
+    return q.new_empty(q.shape), kv.new_empty(kv.shape), q.new_empty(q.shape if recompute else (0,))
 
 
 register("cross_attention", "(Tensor q, Tensor kv, int heads) -> Tensor", _fake, reference.cross_attention, out=True)
 register(
-    "cross_attention_backward", "(Tensor grad, Tensor q, Tensor kv, int heads, bool again) -> (Tensor, Tensor, Tensor)",
+    "cross_attention_backward", "(Tensor grad, Tensor q, Tensor kv, int heads, bool recompute) -> (Tensor, Tensor, Tensor)",
     _fake_backward, reference.cross_attention_backward, out=True,
 )  # fmt: skip
 
@@ -67,11 +67,11 @@ def cross_attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
 
 
 def cross_attention_backward(
-    grad: Tensor, q: Tensor, kv: Tensor, num_heads: int, again: bool = False
+    grad: Tensor, q: Tensor, kv: Tensor, num_heads: int, recompute: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to ``q`` and ``kv``; with ``again`` also the forward's answer, for who did not keep it (else an empty tensor)."""
+    """Gradients to ``q`` and ``kv``; with ``recompute`` also the forward's output (else an empty tensor)."""
     return call(
-        "cross_attention_backward", q.device, grad.contiguous(), q, kv, num_heads, again
+        "cross_attention_backward", q.device, grad.contiguous(), q, kv, num_heads, recompute
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The gradient of the exact GELU, and its answer again, in one pass. (Forward is torch's own, which is one pass already.)"""
+"""The gradient of the exact GELU, and its recomputed output, in one pass. (Forward is torch's own, which is one pass already.)"""
 
 from torch import Tensor
 
@@ -18,9 +18,9 @@ register("gelu_backward", "(Tensor grad, Tensor x) -> (Tensor, Tensor)", _fake, 
 
 
 def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Gaussian error linear unit (Hendrycks and Gimpel, 2016), on the way back.
+    r"""Gaussian error linear unit (Hendrycks and Gimpel, 2016), backward.
 
-    .. math:: slope = grad \odot (\Phi(x) + x\,\varphi(x)), \qquad out = x\,\Phi(x),
+    .. math:: grad_x = grad \odot (\Phi(x) + x\,\varphi(x)), \qquad out = x\,\Phi(x),
 
     with the normal distribution :math:`\Phi` and its density :math:`\varphi`. Floor: bytes, two numbers read and two written. The
     CPU's distribution is a rational approximation, off by at most 7.5e-8 (Abramowitz and Stegun, 7.1.26), which shares its

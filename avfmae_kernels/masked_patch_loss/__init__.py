@@ -127,11 +127,11 @@ def _save(ctx, inputs, output):
 
 def _gradient(ctx, grad):
     pred, source, index, scored, boxes = ctx.saved_tensors
-    slope = call(
+    grad_pred = call(
         "masked_patch_loss_backward", pred.device,
         grad.contiguous(), pred, source, index, scored, ctx.patch, boxes, ctx.size,
     )  # fmt: skip
-    return slope, None, None, None, None, None, None
+    return grad_pred, None, None, None, None, None, None
 
 
 register_gradient("masked_patch_loss", _save, _gradient)

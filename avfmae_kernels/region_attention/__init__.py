@@ -14,13 +14,13 @@ def _fake(qkv, heads):
     return qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
 
 
-def _fake_backward(grad, qkv, heads, again):
-    return qkv.new_empty(qkv.shape), qkv.new_empty(grad.shape if again else (0,))
+def _fake_backward(grad, qkv, heads, recompute):
+    return qkv.new_empty(qkv.shape), qkv.new_empty(grad.shape if recompute else (0,))
 
 
 register("region_attention", "(Tensor qkv, int heads) -> Tensor", _fake, reference.region_attention, out=True)
 register(
-    "region_attention_backward", "(Tensor grad, Tensor qkv, int heads, bool again) -> (Tensor, Tensor)", _fake_backward,
+    "region_attention_backward", "(Tensor grad, Tensor qkv, int heads, bool recompute) -> (Tensor, Tensor)", _fake_backward,
     reference.region_attention_backward, out=True,
 )  # fmt: skip
 
@@ -60,10 +60,10 @@ def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
     return call("region_attention", qkv.device, qkv, num_heads)
 
 
-def region_attention_backward(grad: Tensor, qkv: Tensor, num_heads: int, again: bool = False) -> tuple[Tensor, Tensor]:
-    """Gradient to ``qkv``; with ``again`` also the forward's answer, for who did not keep it (else an empty tensor)."""
+def region_attention_backward(grad: Tensor, qkv: Tensor, num_heads: int, recompute: bool = False) -> tuple[Tensor, Tensor]:
+    """Gradient to ``qkv``; with ``recompute`` also the forward's output (else an empty tensor)."""
     return call(
-        "region_attention_backward", qkv.device, grad.contiguous(), qkv, num_heads, again
+        "region_attention_backward", qkv.device, grad.contiguous(), qkv, num_heads, recompute
     )  # fmt: skip
 
 

@@ -85,14 +85,14 @@ void check_bytes() {
 void check_attention(int N, int M, int D) {
   const int heads = 2, C = heads * D;
   const std::vector<float> q = normal(N * C), kv = normal(M * 2 * C), grad = normal(N * C);
-  std::vector<float> out(N * C), again(N * C), dq(N * C), dkv(M * 2 * C);
+  std::vector<float> out(N * C), recomputed(N * C), dq(N * C), dkv(M * 2 * C);
   Attention a{};
   a.heads = heads, a.size = D, a.queries = N, a.keys = M, a.batches = 1, a.scale = 1 / std::sqrt(float(D));
   a.q = a.out = a.dq = {0, C}, a.k = a.dk = {0, 2 * C}, a.v = a.dv = {0, 2 * C, C};
   HeadScratch scratch(a, true);
   for (int h = 0; h < heads; ++h) {
     attend(a, {.q = Numbers(q.data()), .kv = Numbers(kv.data()), .out = Numbers(out.data())}, 0, h, scratch);
-    attend_backward(a, {.q = Numbers(q.data()), .kv = Numbers(kv.data()), .out = Numbers(again.data()), .grad = Numbers(grad.data()),
+    attend_backward(a, {.q = Numbers(q.data()), .kv = Numbers(kv.data()), .out = Numbers(recomputed.data()), .grad = Numbers(grad.data()),
                         .dq = Numbers(dq.data()), .dkv = Numbers(dkv.data())}, 0, h, scratch);
   }
   std::vector<double> want(N * C), want_dq(N * C), want_dkv(M * 2 * C), p(M), dp(M);
@@ -118,7 +118,7 @@ void check_attention(int N, int M, int D) {
         }
       }
     }
-  close("attention", out, want, 1e-6), close("attention, recomputed", again, want, 1e-6);
+  close("attention", out, want, 1e-6), close("attention, recomputed", recomputed, want, 1e-6);
   close("attention's gradient to q", dq, want_dq, 2e-6), close("attention's gradient to kv", dkv, want_dkv, 2e-6);
 }
 
