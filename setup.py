@@ -45,12 +45,14 @@ OPTIMISE = [
     "-fno-trapping-math",
     "-DNDEBUG",
 ]
-X86_GENERATIONS = {
-    "avx2": ["-march=x86-64-v3"],
-    "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
-    "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"],
-}
-GENERATIONS = X86_GENERATIONS if platform.machine() in ("x86_64", "AMD64") else {"baseline": []}
+GENERATIONS = {  # by machine, as avfmae_kernels/processor.py tells them apart; csrc/cpu/simd.h has a vector's width
+    "x86_64": {
+        "avx2": ["-march=x86-64-v3"],
+        "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+        "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"],
+    },
+    "aarch64": {"neon": ["-march=armv8-a"]},
+}.get(platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64"), {"baseline": []})
 LEVELS = os.environ.get("AVFMAE_CPU_LEVELS", ";".join(GENERATIONS)).split(";")
 
 LEFT_OUT = {"auto": (), "cuda": (), "cpu": ("_cuda",), "abi3": ("_cuda", "_host"), "none": ("_cpu", "_cuda", "_host")}

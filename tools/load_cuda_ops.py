@@ -4,8 +4,7 @@ import sys
 
 import torch
 
-import avfmae_kernels._cuda  # which registers the kernels
-import avfmae_kernels.schemas  # noqa: F401  which declares the ops
+import avfmae_kernels._cuda  # which registers the kernels; the package around it declares the ops
 
 if __name__ == "__main__":
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key

@@ -20,7 +20,6 @@ import avfmae_kernels as K
 from avfmae_benchmarks.first.process import die_with_parent
 from avfmae_benchmarks.sides import OPTIM, Size, Stage, config, finetuning_loss, host_batch, our_model
 from avfmae_kernels import dispatch
-from avfmae_kernels.schemas import WITHOUT_TRITON
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def of(work: Callable[[], None]) -> list[Request]:
 
     automatic = dispatch.AUTOMATIC
     dispatch.AUTOMATIC = {
-        place: order if place[0] in WITHOUT_TRITON else ("triton", *order) for place, order in automatic.items()
+        place: ("triton", *order) if dispatch.OPS[place[0]].triton else order for place, order in automatic.items()
     }
     try:
         with K.use("auto"), recorded() as launches:

@@ -131,7 +131,7 @@ def test_a_wrong_kernel_is_found_before_its_speed_is_saved(tmp_path, monkeypatch
     real = K.gated_sum
 
     def wrong(*args):
-        return real(*args) * (1 if K.plain() else 1.01)
+        return real(*args) * (1 if K.uses_reference() else 1.01)
 
     monkeypatch.setattr(ops.K, "gated_sum", wrong)
     with pytest.raises(SystemExit):
@@ -147,7 +147,7 @@ def test_a_kernel_that_fails_is_a_row_that_says_so(tmp_path, monkeypatch):
     real = K.gated_sum
 
     def broken(*args):
-        if not K.plain():
+        if not K.uses_reference():
             raise RuntimeError("out of resource: shared memory")
         return real(*args)
 

@@ -112,12 +112,12 @@ def test_a_gradient_to_one_answer_is_enough():
     x, residual = (randn(3, 4, 32, seed=s).float().requires_grad_() for s in (0, 1))
     weight, bias = torch.rand(32).requires_grad_(), torch.rand(32).requires_grad_()
     for which in (0, 1):
-        slopes = []
+        grads = []
         for implementation in ("reference", "auto"):
             with K.use(implementation), poisoned():
                 out = K.add_layer_norm(x, residual, weight, bias)[which]
-                slopes.append(torch.autograd.grad(out.sin().sum(), (x, residual)))
-        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*slopes, strict=True))
+                grads.append(torch.autograd.grad(out.sin().sum(), (x, residual)))
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*grads, strict=True))
 
 
 @pytest.mark.parametrize("implementation", ["reference", "cpp"])

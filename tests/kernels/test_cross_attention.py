@@ -69,7 +69,7 @@ def test_against_float64(shape, dtype, implementation, device):
 
 
 def check_strides(implementation, device="cpu"):
-    """Slots of a buffer are read in place, and the answer is that of a copy; the answer comes again with the gradients."""
+    """Slots of a buffer are read in place, and the answer is that of a copy; the output is recomputed with the gradients."""
     buffer = torch.randn(3, 4, 6, 2 * 32, device=device)
     for q, kv in (
         (buffer[:, :, 0, :32], buffer[:, 1]),
@@ -79,12 +79,12 @@ def check_strides(implementation, device="cpu"):
         grad = torch.randn(*q.shape, device=device)
         with K.use(implementation), poisoned():
             out = K.cross_attention(q, kv, 2)
-            dq, dkv, again = cross_attention_backward(grad, q, kv, 2, again=True)
+            dq, dkv, output = cross_attention_backward(grad, q, kv, 2, recompute=True)
         want, (want_q, want_kv, _) = (
             reference.cross_attention(q, kv, 2),
             reference.cross_attention_backward(grad, q, kv, 2, False),
         )
-        assert torch.allclose(out, want, atol=1e-5) and torch.allclose(again, want, atol=1e-5)
+        assert torch.allclose(out, want, atol=1e-5) and torch.allclose(output, want, atol=1e-5)
         assert torch.allclose(dq, want_q, atol=1e-5) and torch.allclose(dkv, want_kv, atol=1e-5)
 
 
@@ -128,5 +128,5 @@ def test_opcheck(implementation, device):
     q, kv = torch.randn(3, 5, 32, device=device), torch.randn(3, 4, 64, device=device)
     op, backward = (registered(name, implementation) for name in ("cross_attention", "cross_attention_backward"))
     torch.library.opcheck(op, (q.clone().requires_grad_(), kv.clone().requires_grad_(), 2))
-    for again in (False, True):
-        torch.library.opcheck(backward, (q, q, kv, 2, again))
+    for recompute in (False, True):
+        torch.library.opcheck(backward, (q, q, kv, 2, recompute))

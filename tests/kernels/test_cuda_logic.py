@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from avfmae_kernels import chip
+from avfmae_kernels.dispatch import OPS
 from avfmae_kernels.gather_patches.reference import gather_patches
 from avfmae_kernels.masked_patch_loss import reference as loss
 from avfmae_kernels.region_attention import reference as attention
-from avfmae_kernels.schemas import SCHEMAS
 
 ROOT = Path(__file__).parents[2]
 TORCH = Path(sysconfig.get_path("platlib")) / "torch"
@@ -79,8 +79,8 @@ def ops(tmp_path_factory):
     for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
         (folder / f"{source.stem}.cpp").write_text(host_source(source))
         for op in (source.stem, f"{source.stem}_backward"):
-            if op in SCHEMAS:
-                library.define(op + SCHEMAS[op])
+            if op in OPS:
+                library.define(op + OPS[op].schema)
         torch.ops.load_library(compiled(folder / f"{source.stem}.cpp", folder / f"{source.stem}.so"))
     yield torch.ops.avfmae_emulated
     del library

@@ -34,13 +34,13 @@ def check_mixed(implementation, device="cpu"):
     """bfloat16 gates of float32 branches, which are halves of one tensor."""
     gates = [torch.randn(3, 5, 32, device=device).bfloat16().requires_grad_() for _ in range(2)]
     z = torch.randn(3, 5, 64, device=device, requires_grad=True)
-    slopes = []
+    grads = []
     for implementation_ in (implementation, "reference"):
         with K.use(implementation_), poisoned():
             out = K.gated_sum(gates[0], z[..., :32], gates[1], z[..., 32:])
             assert out.dtype == torch.float32
-            slopes.append([out, *torch.autograd.grad(out.sin().sum(), [*gates, z])])
-    for a, b in zip(*slopes, strict=True):
+            grads.append([out, *torch.autograd.grad(out.sin().sum(), [*gates, z])])
+    for a, b in zip(*grads, strict=True):
         assert a.dtype == b.dtype and (a.float() - b.float()).norm() <= 5e-3 * b.float().norm()
 
 

@@ -40,8 +40,8 @@ def test_everywhere_on_the_line():
     out = F.gelu(x.double())
     (want,) = torch.autograd.grad(out.sum(), x)
     with K.use("cpp"):
-        slope, again = gelu_backward(torch.ones(len(x)), x.detach())
-    assert (again.double() - out).abs().max() <= 1e-6 and (slope - want).abs().max() <= 1e-6
+        grad, output = gelu_backward(torch.ones(len(x)), x.detach())
+    assert (output.double() - out).abs().max() <= 1e-6 and (grad - want).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("implementation", ["reference", "cpp"])

@@ -53,16 +53,16 @@ def test_against_float64(shape, dtype, implementation, device):
 
 
 def check_strides(implementation, device="cpu"):
-    """Rows of a buffer are read in place, and the answer is that of a copy; the answer comes again with the gradient."""
+    """Rows of a buffer are read in place, and the answer is that of a copy; the output is recomputed with the gradient."""
     buffer = torch.randn(3, 4, 6, 3 * 32, device=device)
     for view in (buffer[:, :, 0], buffer[:, 1], buffer.transpose(1, 2)[:, :, 2], buffer[:, :, 1:, :].flatten(0, 1)):
         grad = torch.randn(*view.shape[:2], 32, device=device)
         with K.use(implementation), poisoned():
             out = K.region_attention(view, 2)
-            slope, again = region_attention_backward(grad, view, 2, again=True)
-        want, (want_slope, _) = (reference.region_attention(view, 2), reference.region_attention_backward(grad, view, 2, False))
-        assert torch.allclose(out, want, atol=1e-5) and torch.allclose(slope, want_slope, atol=1e-5)
-        assert torch.allclose(again, want, atol=1e-5) and out.is_contiguous()
+            dqkv, output = region_attention_backward(grad, view, 2, recompute=True)
+        want, (want_grad, _) = (reference.region_attention(view, 2), reference.region_attention_backward(grad, view, 2, False))
+        assert torch.allclose(out, want, atol=1e-5) and torch.allclose(dqkv, want_grad, atol=1e-5)
+        assert torch.allclose(output, want, atol=1e-5) and out.is_contiguous()
 
 
 @each_backend
@@ -111,5 +111,5 @@ def test_opcheck(implementation, device):
     qkv = torch.randn(3, 5, 3 * 32, device=device)
     op, backward = (registered(name, implementation) for name in ("region_attention", "region_attention_backward"))
     torch.library.opcheck(op, (qkv.clone().requires_grad_(), 2))
-    for again in (False, True):
-        torch.library.opcheck(backward, (qkv[..., :32].contiguous(), qkv, 2, again))
+    for recompute in (False, True):
+        torch.library.opcheck(backward, (qkv[..., :32].contiguous(), qkv, 2, recompute))
