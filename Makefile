@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PARALLEL := -n auto --dist loadgroup
+TESTS ?= tests
 
-.PHONY: demo test test-isa test-oldest lint bench wheel gpu-first gpu-wheels cuda-build-check triton-check clean
+.PHONY: demo test test-fast test-isa test-oldest lint types bench wheel gpu-first gpu-wheels cuda-build-check triton-check clean
 
 .venv/.installed: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -16,11 +17,15 @@ demo: .venv/.installed
 	$(BIN)/avfmae demo
 
 test: .venv/.installed lint
-	$(BIN)/pytest $(PARALLEL)
+	$(BIN)/pytest $(PARALLEL) -m "not exhaustive"
 
-# What depends on the processor, as on one that AVFMAE_ISA names (avx2, avx512).
+# Every package, without what takes seconds: training runs, media in every format, compilation, other processes.
+test-fast: .venv/.installed
+	$(BIN)/pytest $(PARALLEL) -m "not slow" -k "not interpreted"
+
+# What depends on the processor, as on one that AVFMAE_ISA names (avx2, avx512). Triton's kernels do not.
 test-isa: .venv/.installed
-	$(BIN)/pytest $(PARALLEL) -m isa -k "not interpreter"
+	$(BIN)/pytest $(PARALLEL) -m isa -k "not interpreted" $(TESTS)
 
 # The tests in an environment of its own with the oldest version of everything that pyproject.toml allows. Where the package index
 # offers torch for CUDA only, that is several gigabytes.
@@ -28,11 +33,17 @@ test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --upgrade -c constraints-oldest.txt setuptools pybind11 ninja wheel torch
 	AVFMAE_BUILD=cpu .venv-oldest/bin/pip install --quiet --no-build-isolation ".[dev]" -c constraints-oldest.txt
-	.venv-oldest/bin/pytest -m "not slow"
+	.venv-oldest/bin/pytest $(PARALLEL) --deselect tests/test_packaging.py
 
-lint: .venv/.installed
+lint: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# pyright finds avfmae_benchmarks by a link, as an installation for editing has it by an import hook.
+types: .venv/.installed
+	mkdir -p build/typing
+	ln -sfn ../../benchmarks build/typing/avfmae_benchmarks
+	$(BIN)/pyright
 
 bench: .venv/.installed
 	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name

@@ -45,12 +45,14 @@ OPTIMISE = [
     "-fno-trapping-math",
     "-DNDEBUG",
 ]
-X86_GENERATIONS = {
-    "avx2": ["-march=x86-64-v3"],
-    "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
-    "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"],
-}
-GENERATIONS = X86_GENERATIONS if platform.machine() in ("x86_64", "AMD64") else {"baseline": []}
+GENERATIONS = {  # by machine, as avfmae_kernels/processor.py tells them apart; csrc/cpu/simd.h has a vector's width
+    "x86_64": {
+        "avx2": ["-march=x86-64-v3"],
+        "avx512": ["-march=x86-64-v4", "-mprefer-vector-width=512"],
+        "avx512_bf16": ["-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"],
+    },
+    "aarch64": {"neon": ["-march=armv8-a"]},
+}.get(platform.machine().lower().replace("amd64", "x86_64").replace("arm64", "aarch64"), {"baseline": []})
 LEVELS = os.environ.get("AVFMAE_CPU_LEVELS", ";".join(GENERATIONS)).split(";")
 
 LEFT_OUT = {"auto": (), "cuda": (), "cpu": ("_cuda",), "abi3": ("_cuda", "_host"), "none": ("_cpu", "_cuda", "_host")}
@@ -74,7 +76,7 @@ def torch_folders() -> Iterator[Path]:
     if given := os.environ.get("AVFMAE_TORCH"):
         yield Path(given)
         return
-    if spec := importlib.util.find_spec("torch"):
+    if (spec := importlib.util.find_spec("torch")) and spec.origin:
         yield Path(spec.origin).parent
     yield Path(sysconfig.get_path("platlib")) / "torch"
     environments = [Path(os.environ[name]) / "bin" / "python" for name in ("VIRTUAL_ENV", "CONDA_PREFIX") if name in os.environ]
@@ -106,6 +108,8 @@ def torch_version(torch: Path) -> tuple[str, str | None]:
     text = (torch / "version.py").read_text()
     version = re.search(r"^__version__ *= *['\"](.+?)['\"]", text, re.MULTILINE)
     cuda = re.search(r"^cuda\b[^=]*= *['\"](.+?)['\"]", text, re.MULTILINE)
+    if version is None:
+        raise Missing(f"{torch / 'version.py'} names no version")
     return version[1], cuda and cuda[1]
 
 
@@ -164,7 +168,8 @@ def extensions() -> tuple[list[Extension], dict[str, str]]:
         if name in missing:
             continue
         try:
-            cxx(), ninja()
+            cxx()
+            ninja()
             modules += make()
         except Missing as reason:
             if CHOICE != "auto":

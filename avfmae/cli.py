@@ -1,27 +1,35 @@
-"""The command line: ``avfmae demo | prepare | inspect | pretrain | psi | finetune | evaluate | import-list | bench | doctor``."""
+"""The command line. A command imports its options, parses them, and only then imports what it runs: help needs no torch."""
 
 import dataclasses
+import importlib
 import sys
-from collections.abc import Sequence
-from typing import TypeVar
-
-# Each command imports its options to parse them, and what it runs only then: help needs neither torch nor decoders.
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 USAGE = """\
 usage: avfmae COMMAND [options]        (avfmae COMMAND --help for the options)
 
-  demo         draw a talking-face data set, run all three stages on it, write a report: start here
-  pretrain     stage 1: masked pre-training on unlabelled clips
-  psi          stage 2: progressive semantics injection on several labelled sets
-  finetune     stage 3: fine-tune on one labelled set; folds, metrics, result table
-  evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
+To begin with
+  demo         draw a talking-face data set, run all three stages on it, write a report
+
+Data
   prepare      raw videos to a prepared set: faces cropped, sound resampled, packed in shards that train fast
   inspect      what the model will see of a set or of single videos: frames, boxes, spectrograms, masks, flags
   import-list  turn a released space-separated list into a manifest
-  bench        speed against HiCMAE as published and AVF-MAE++ as released: step, kernels, loader, scaling, plot
+
+Training
+  pretrain     stage 1: masked pre-training on unlabelled clips
+  psi          stage 2: progressive semantics injection on several labelled sets
+  finetune     stage 3: fine-tune on one labelled set; folds, metrics, result table
+
+A trained model
+  evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
+
+This machine
   doctor       what was built, which torch, GPU and decoders, and which kernels run here and why
+  bench        speed against HiCMAE as published and AVF-MAE++ as released: step, kernels, loader, scaling, plot
 
 A published recipe gives a stage's settings (--recipe base, as train/configs has them), a TOML file other ones (--config
 mine.toml); the file overrides the recipe, and the command line both:
@@ -43,6 +51,11 @@ def parse(kind: type[T], command: str, arguments: Sequence[str]) -> T:
             given["default"] = read_recipe(kind, command, recipe)
         if (path := last_value("--config", arguments)) is not None:
             given["default"] = read_toml(kind, path, **given)
+        if {"-h", "--help"} & set(arguments):
+            from avfmae.help import print_help
+
+            print_help(kind, command, **given)
+            raise SystemExit(0)
     return tyro.cli(kind, prog=f"avfmae {command}", args=arguments, **given)
 
 
@@ -57,80 +70,27 @@ def last_value(option: str, arguments: Sequence[str]) -> str | None:
     return value
 
 
-def run_demo(arguments: Sequence[str]) -> None:
-    from avfmae.options import DemoConfig
-
-    run = parse(DemoConfig, "demo", arguments)
-    from avfmae.demo import demo
-
-    demo(run)
-
-
-def run_pretrain(arguments: Sequence[str]) -> None:
-    from avfmae.stages.config import PretrainConfig
-
-    run = parse(PretrainConfig, "pretrain", arguments)
-    from avfmae.stages.pretrain import pretrain
-
-    pretrain(run)
-
-
-def run_psi(arguments: Sequence[str]) -> None:
-    from avfmae.stages.config import PSIConfig
-
-    run = parse(PSIConfig, "psi", arguments)
-    from avfmae.stages.psi import psi
-
-    psi(run)
-
-
-def run_finetune(arguments: Sequence[str]) -> None:
-    from avfmae.stages.config import FinetuneConfig
-
-    run = parse(FinetuneConfig, "finetune", arguments)
+def run_finetune(run: Any) -> None:
     from avfmae.stages.finetune import finetune
     from avfmae.viz.pages import print_results
 
     print_results(finetune(run))
 
 
-def run_evaluate(arguments: Sequence[str]) -> None:
-    from avfmae.options import EvaluateConfig
-
-    run = parse(EvaluateConfig, "evaluate", arguments)
+def run_evaluate(run: Any) -> None:
     from avfmae.inference.evaluate import evaluate
 
     evaluate(**{f.name: getattr(run, f.name) for f in dataclasses.fields(run)})
 
 
-def run_import_list(arguments: Sequence[str]) -> None:
+def run_import_list(run: Any) -> None:
     from avfmae.data.manifest import read_released_list, write_manifest
-    from avfmae.options import ImportListConfig
 
-    run = parse(ImportListConfig, "import-list", arguments)
     if not run.source.is_file():
         raise FileNotFoundError(f"{run.source}: no such list")
     clips = read_released_list(run.source)
     write_manifest(run.manifest, clips)
     print(f"{run.manifest}: {len(clips)} clips")
-
-
-def run_prepare(arguments: Sequence[str]) -> None:
-    from avfmae.options import PrepareConfig
-
-    run = parse(PrepareConfig, "prepare", arguments)
-    from avfmae.data.prepare import prepare
-
-    prepare(run)
-
-
-def run_inspect(arguments: Sequence[str]) -> None:
-    from avfmae.options import InspectConfig
-
-    run = parse(InspectConfig, "inspect", arguments)
-    from avfmae.viz.inspection import inspect
-
-    inspect(run)
 
 
 def run_bench(arguments: Sequence[str]) -> None:
@@ -148,10 +108,31 @@ def run_doctor(arguments: Sequence[str]) -> None:
     doctor()
 
 
-COMMANDS = {
-    "demo": run_demo, "pretrain": run_pretrain, "psi": run_psi, "finetune": run_finetune, "evaluate": run_evaluate,
-    "prepare": run_prepare, "inspect": run_inspect, "import-list": run_import_list, "bench": run_bench, "doctor": run_doctor,
-}  # fmt: skip
+# What a command runs, and the class of its options; None: it parses its arguments itself. "module:name" is imported when it runs.
+COMMANDS: dict[str, tuple[str | Callable[[Any], Any], str | None]] = {
+    "demo": ("avfmae.demo:demo", "avfmae.options:DemoConfig"),
+    "prepare": ("avfmae.data.prepare:prepare", "avfmae.options:PrepareConfig"),
+    "inspect": ("avfmae.viz.inspection:inspect", "avfmae.options:InspectConfig"),
+    "import-list": (run_import_list, "avfmae.options:ImportListConfig"),
+    "pretrain": ("avfmae.stages.pretrain:pretrain", "avfmae.stages.config:PretrainConfig"),
+    "psi": ("avfmae.stages.psi:psi", "avfmae.stages.config:PSIConfig"),
+    "finetune": (run_finetune, "avfmae.stages.config:FinetuneConfig"),
+    "evaluate": (run_evaluate, "avfmae.options:EvaluateConfig"),
+    "bench": (run_bench, None),
+    "doctor": (run_doctor, None),
+}
+
+
+def run_command(command: str, arguments: Sequence[str]) -> None:
+    function, options = COMMANDS[command]
+    run = arguments if options is None else parse(imported(options), command, arguments)
+    (imported(function) if isinstance(function, str) else function)(run)
+
+
+def imported(name: str) -> Any:
+    """What ``"module:name"`` names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -168,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command not in COMMANDS:
         sys.exit(f"avfmae: no command {command!r}; there are {', '.join(COMMANDS)}")
     try:
-        COMMANDS[command](rest)
+        run_command(command, rest)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("avfmae"):
             raise
@@ -181,7 +162,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _can_be_put_right(error: Exception) -> bool:
     """Whether the message alone tells a user what to do."""
-    from avfmae.data.media import MediaError
-
-    told = (ValueError, FileNotFoundError, MediaError, RuntimeError)
+    told = (ValueError, FileNotFoundError, RuntimeError)  # a MediaError is a RuntimeError
     return isinstance(error, told) and not isinstance(error, NotImplementedError) and str(error) != ""

@@ -84,16 +84,6 @@ class DualMask:
             _mask(kept["audio_encoder"], kept["audio_decoder"], audio_encoder.shape[1], audio_encoder.device),
         )
 
-    @classmethod
-    def cat(cls, masks: Sequence["DualMask"]) -> "DualMask":
-        """One batch of several."""
-
-        def join(modality: str) -> ModalityMask:
-            parts = [getattr(m, modality) for m in masks]
-            return ModalityMask(*(torch.cat([getattr(p, f) for p in parts]) for f in ("visible", "decoded", "scored")))
-
-        return cls(join("video"), join("audio"))
-
     def to(self, device, non_blocking: bool = False) -> "DualMask":
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))
 

@@ -10,7 +10,7 @@ from avfmae_kernels.arguments import fits_a_tile
 from avfmae_kernels.assemble_tokens import assemble_tokens
 from avfmae_kernels.crop_clips import crop_clips
 from avfmae_kernels.cross_attention import cross_attention
-from avfmae_kernels.dispatch import chosen, explain, plain, use
+from avfmae_kernels.dispatch import chosen, explain, use, uses_reference
 from avfmae_kernels.gated_sum import gated_sum
 from avfmae_kernels.gather_patches import gather_patches
 from avfmae_kernels.linear import (
@@ -22,7 +22,7 @@ from avfmae_kernels.linear import (
     region_attention_linear,
 )
 from avfmae_kernels.masked_patch_loss import masked_patch_loss
-from avfmae_kernels.matmul_bf16 import matmul_bf16
+from avfmae_kernels.matmul import matmul_bf16
 from avfmae_kernels.region_attention import region_attention
 from avfmae_kernels.sample_masks import choose_tokens, random_bits
 
@@ -49,11 +49,11 @@ __all__ = [
     "matmul_adamw",
     "matmul_bf16",
     "norm_linear",
-    "plain",
     "random_bits",
     "region_attention",
     "region_attention_linear",
     "split_add_layer_norm",
     "to_compact_moments",
     "use",
+    "uses_reference",
 ]

@@ -90,7 +90,7 @@ def _cuda_region_attention(qkv: Tensor, heads: int, matrices: int = 3) -> int:
     return a_head * max(1, 64 // tile)
 
 
-def _cuda_region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, again: bool) -> int:
+def _cuda_region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, recompute: bool) -> int:
     return _cuda_region_attention(qkv, heads, matrices=4)
 
 
@@ -133,7 +133,7 @@ def _rows_of_cross_attention(q: Tensor, kv: Tensor, heads: int) -> tuple[int, in
 # Of attention in Triton: the rows that stay in registers while the others stream by, the head's size, and the dtype
 ROWS_HELD: dict[str, Callable[..., tuple[int, int, torch.dtype]]] = {
     "region_attention": _rows_of_region_attention,
-    "region_attention_backward": lambda grad, qkv, heads, again: _rows_of_region_attention(qkv, heads),
+    "region_attention_backward": lambda grad, qkv, heads, recompute: _rows_of_region_attention(qkv, heads),
     "cross_attention": _rows_of_cross_attention,
-    "cross_attention_backward": lambda grad, q, kv, heads, again: _rows_of_cross_attention(q, kv, heads),
+    "cross_attention_backward": lambda grad, q, kv, heads, recompute: _rows_of_cross_attention(q, kv, heads),
 }

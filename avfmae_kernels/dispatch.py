@@ -1,37 +1,139 @@
-"""Which implementation of an op runs, and the sentence that says why not another."""
+"""What the ops are, which implementation of an op runs, and the sentence that says why not another.
+
+Every op registers itself in its own folder: the schema of ``avfmae::<name>``, its fake (meta) function, its reference, and what
+its kernels need. The compiled modules give ``avfmae::<name>`` its C++ and CUDA kernels; ``avfmae::<name>_triton`` is its Triton
+twin under the same schema. Both are defined here, so that importing and tracing work without a compiled module.
+"""
 
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from avfmae_kernels import chip, processor
 from avfmae_kernels.compiled import MISSING
-from avfmae_kernels.schemas import SCHEMAS, WITHOUT_TRITON, library
 
-IMPLEMENTATIONS = ("triton", "cuda", "cpp", "reference")  # in the order that "auto" prefers them, but for CUDA_FIRST
+IMPLEMENTATIONS = ("triton", "cuda", "cpp", "reference")  # in the order that "auto" prefers them, unless an op says otherwise
 CHOICES = ("auto", *IMPLEMENTATIONS)
-# Triton is preferred where an op has both: its kernels know their shape when they are compiled, and are tuned on the chip that
-# they run on. None of it has been measured on a GPU; the exceptions are ops whose Triton kernel does more work by its design.
-CUDA_FIRST = {
-    "masked_patch_loss": "reads, or resamples, every pixel once; Triton twice for each channel",
-    "masked_patch_loss_backward": "as masked_patch_loss",
-    "gather_patches": "resamples a pixel's three channels together; Triton works out the filter's weights for each",
-}
 
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TRITON_USABLE = TRITON_INSTALLED and (TRITON_INTERPRETED or torch.version.cuda is not None)
 
-# (op, device) pairs that the compiled module serves. All of these are constants, so that torch.compile can trace dispatch.
-COMPILED = {
-    (op, device)
-    for op in SCHEMAS
-    for device in ("cpu", "cuda")
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"avfmae::{op}", device.upper())
-}
+
+@dataclass(frozen=True)
+class Op:
+    """An op as the dispatch knows it; :func:`register` describes the attributes."""
+
+    name: str
+    schema: str
+    reference: Callable | None
+    compiled: frozenset[str]  # devices that a compiled module has a kernel for
+    triton: bool
+    cuda_first: str
+    cpu_levels: tuple[str, ...]
+    host: bool
+    strict: bool
+
+
+OPS: dict[str, Op] = {}
+# By op and device the implementations that run and are fast, the best first. Constant after import, so that torch.compile can
+# trace the dispatch.
+AUTOMATIC: dict[tuple[str, str], tuple[str, ...]] = {}
+library = torch.library.Library("avfmae", "DEF")
+
+
+def register(
+    name: str,
+    schema: str = "",
+    fake: Callable | None = None,
+    reference: Callable | None = None,
+    *,
+    triton: bool = True,
+    out: bool = False,
+    cuda_first: str = "",
+    cpu_levels: tuple[str, ...] = processor.LEVELS,
+    host: bool = False,
+    strict: bool = True,
+) -> None:
+    """Defines an op. Called once, in the op's folder.
+
+    Args:
+        schema: arguments and results, without the name. fake: gives empty results of the right shape.
+        reference: computes the op in PyTorch; None where the public function composes it.
+        triton: the op has a Triton kernel.
+        out: the op has a second overload ``out``, which writes the results into tensors that are given, on CPUs.
+        cuda_first: why "auto" prefers CUDA C++ to Triton; empty: it does not.
+        cpu_levels: processors (:data:`avfmae_kernels.processor.LEVELS`) on which the C++ kernel is faster than PyTorch; on others
+            "auto" leaves the op to PyTorch.
+        host: the op takes NumPy arrays, is no op of torch, and its C++ lies in the host module.
+        strict: :func:`use` raises where the named implementation cannot run. Otherwise "auto" decides there: for the optimiser
+            and for data workers, which are not what a choice for the model's ops is about.
+    """
+    if host:
+        compiled = frozenset() if MISSING["host"] else frozenset({"cpu"})
+    else:
+        for op in (name, f"{name}_triton")[: 1 + triton]:
+            library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
+            torch.library.register_fake(f"avfmae::{op}", fake, lib=library)
+        if out:
+            arguments, _, results = schema.partition(") -> ")
+            outs = "".join(f", Tensor({letter}!) out_{letter}" for letter, _ in zip("xyz", results.split(","), strict=False))
+            library.define(f"{name}.out{arguments}{outs}) -> ()")
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        compiled = frozenset(d for d in ("cpu", "cuda") if has_kernel(f"avfmae::{name}", d.upper()))
+    OPS[name] = op = Op(name, schema, reference, compiled, triton, cuda_first, cpu_levels, host, strict)
+    for device in ("cpu", "cuda"):
+        AUTOMATIC[name, device] = _automatic(op, device)
+
+
+def register_triton(*functions: Callable) -> None:
+    """Gives ops, named like the functions, their Triton kernels. CPU tensors reach them only under the interpreter."""
+    for function in functions:
+        for key in ("CPU", "CUDA"):
+            library.impl(f"{function.__name__}_triton", function, key)
+
+
+def register_gradient(name: str, save: Callable, gradient: Callable) -> None:
+    """Gives an op and its Triton twin the same gradient (the reference is PyTorch, and has its own)."""
+    for op in (name, f"{name}_triton"):
+        torch.library.register_autograd(f"avfmae::{op}", gradient, setup_context=save, lib=library)
+
+
+def why_not(name: str, implementation: str, device: str) -> str | None:
+    """None if ``implementation`` of an op runs on tensors of ``device`` ("cpu" or "cuda"), else the reason why not."""
+    op = OPS[name]
+    if implementation == "reference":
+        return None
+    if implementation == "triton":
+        if not op.triton:
+            return "it has no Triton kernel"
+        if not TRITON_INSTALLED:
+            return "triton is not installed"
+        if device != "cuda" and not TRITON_INTERPRETED:
+            return "Triton needs a GPU (or TRITON_INTERPRET=1, set before import, for its interpreter)"
+        return None
+    needed = {"cpp": "cpu", "cuda": "cuda"}[implementation]
+    if device != needed:
+        return f"runs on {needed} tensors only"
+    if missing := MISSING["host" if op.host else device]:
+        return missing
+    if device not in op.compiled:
+        return "it has no CUDA C++ kernel" if device == "cuda" else "it has no C++ kernel for this processor"
+    return None
+
+
+def _automatic(op: Op, device: str) -> tuple[str, ...]:
+    """The implementations that run and are fast, the best first. What a GPU's generation allows is asked at the call."""
+    order = sorted(IMPLEMENTATIONS, key=lambda i: i != "cuda") if op.cuda_first else IMPLEMENTATIONS
+    slow = {"triton"} if device == "cpu" else set()  # its interpreter is for proving kernels
+    if processor.LEVEL not in op.cpu_levels:
+        slow.add("cpp")
+    return tuple(i for i in order if i not in slow and why_not(op.name, i, device) is None)
 
 
 def _checked(choice: str, source: str) -> str:
@@ -64,63 +166,27 @@ def chosen() -> str:
     return _choice
 
 
-def plain() -> bool:
+def uses_reference() -> bool:
     """Whether the reference was asked for by name."""
     return _choice == "reference"
 
 
-def why_not(op: str, implementation: str, device: str) -> str | None:
-    """None if ``implementation`` of ``op`` runs on tensors of ``device`` ("cpu" or "cuda"), else the reason why not."""
-    if implementation == "reference":
-        return None
-    if implementation == "triton":
-        if op in WITHOUT_TRITON:
-            return "it has no Triton kernel"
-        if not TRITON_INSTALLED:
-            return "triton is not installed"
-        if device != "cuda" and not TRITON_INTERPRETED:
-            return "Triton needs a GPU (or TRITON_INTERPRET=1, set before import, for its interpreter)"
-        return None
-    needed = {"cpp": "cpu", "cuda": "cuda"}[implementation]
-    if device != needed:
-        return f"runs on {needed} tensors only"
-    if MISSING[device]:
-        return MISSING[device]
-    if device == "cpu" and op in ("matmul_bf16", "matmul_adamw") and not processor.has("avx512_bf16"):
-        return "this processor does not multiply bfloat16 (AVX512-BF16)"
-    if (op, device) not in COMPILED:
-        return f"it has no {'C++' if device == 'cpu' else 'CUDA C++'} kernel"
-    return None
-
-
-def _automatic(op: str, device: str) -> tuple[str, ...]:
-    """The implementations that run and are fast, the best first; which of them a chip can run is asked at the call.
-
-    Triton's interpreter is for proving kernels.
-    """
-    order = sorted(IMPLEMENTATIONS, key=lambda i: i != "cuda") if op in CUDA_FIRST else IMPLEMENTATIONS
-    return tuple(i for i in order if (i, device) != ("triton", "cpu") and why_not(op, i, device) is None)
-
-
-AUTOMATIC = {(op, device): _automatic(op, device) for op in SCHEMAS for device in ("cpu", "cuda")}
-
-
-def choose(op: str, device: torch.device, args: tuple = ()) -> str:
-    """The implementation that runs for ``op`` on ``device``, on a GPU for these arguments, under the current choice."""
-    if device.type != "cuda":
-        if _choice == "auto":
-            return AUTOMATIC.get((op, device.type), ("reference",))[0]
-        reason = why_not(op, _choice, device.type)
-    else:
-        capability = chip.compute_capability(device.index)
-        if _choice == "auto":
-            for implementation in AUTOMATIC[op, "cuda"]:
-                if chip.why_not(op, implementation, capability, args) is None:
-                    return implementation
-        reason = why_not(op, _choice, device.type) or chip.why_not(op, _choice, capability, args)
-    if reason:
-        raise RuntimeError(f"{op}: implementation {_choice!r} was asked for, but {reason}")
-    return _choice
+def choose(name: str, device: torch.device, args: tuple = ()) -> str:
+    """The implementation of an op that runs on ``device``, on a GPU for these arguments, under the current choice."""
+    order = AUTOMATIC.get((name, device.type), ("reference",))
+    on_gpu = device.type == "cuda"
+    capability = chip.compute_capability(device.index) if on_gpu else 0
+    if _choice != "auto":
+        reason = why_not(name, _choice, device.type)
+        if reason is None and on_gpu:
+            reason = chip.why_not(name, _choice, capability, args)
+        if reason is None:
+            return _choice
+        if OPS[name].strict:
+            raise RuntimeError(f"{name}: implementation {_choice!r} was asked for, but {reason}")
+    if not on_gpu:
+        return order[0]
+    return next(i for i in order if chip.why_not(name, i, capability, args) is None)
 
 
 def run_reference(reference: Callable, device: torch.device, *args):
@@ -129,31 +195,30 @@ def run_reference(reference: Callable, device: torch.device, *args):
         return reference(*args)
 
 
-def call(op: str, reference: Callable, device: torch.device, *args) -> torch.Tensor:
-    """Runs ``op`` on checked arguments with the implementation that :func:`choose` names."""
-    implementation = choose(op, device, args)
+def call(name: str, device: torch.device, *args) -> Tensor:
+    """Runs an op on checked arguments with the implementation that :func:`choose` names."""
+    implementation = choose(name, device, args)
     if implementation == "reference":
-        return run_reference(reference, device, *args)
-    if implementation == "triton":
-        return getattr(torch.ops.avfmae, f"{op}_triton")(*args)
-    return getattr(torch.ops.avfmae, op)(*args)
+        return run_reference(OPS[name].reference, device, *args)
+    return op_of(name, implementation)(*args)
 
 
-def register_gradient(op: str, save: Callable, gradient: Callable) -> None:
-    """Gives an op and its Triton twin the same gradient (the reference is plain PyTorch, and has its own)."""
-    for name in (op, f"{op}_triton"):
-        torch.library.register_autograd(f"avfmae::{name}", gradient, setup_context=save, lib=library)
+def op_of(name: str, implementation: str) -> Callable:
+    """torch's op behind an implementation that is not the reference."""
+    return getattr(torch.ops.avfmae, f"{name}_triton" if implementation == "triton" else name)
 
 
 def explain() -> dict[str, dict[str, str]]:
     """Per op and implementation: ``"runs"``, ``"can run"``, or the reason why it cannot, on this machine's best device."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    table = {}
-    for op in (op for op in SCHEMAS if op.removesuffix("_backward") == op or op.removesuffix("_backward") not in SCHEMAS):
-        chosen, reasons = choose(op, torch.device(device)), {i: why_not(op, i, device) for i in IMPLEMENTATIONS}
+    best, table = "cuda" if torch.cuda.is_available() else "cpu", {}
+    for name, op in OPS.items():
+        if name.removesuffix("_backward") in set(OPS) - {name}:  # is as its forward is
+            continue
+        device = "cpu" if op.host else best
+        runs = choose(name, torch.device(device))
+        reasons = {i: why_not(name, i, device) for i in IMPLEMENTATIONS}
         if device == "cuda":
             capability = chip.compute_capability(None)
-            reasons = {i: reason or chip.why_not(op, i, capability) for i, reason in reasons.items()}
-        table[op] = {i: "runs" if i == chosen else reason or "can run" for i, reason in reasons.items()}
-    table["sample_masks"] = {"cpp": MISSING["host"] or "runs", "reference": "runs" if MISSING["host"] else "can run"}
+            reasons = {i: reason or chip.why_not(name, i, capability) for i, reason in reasons.items()}
+        table[name] = {i: "runs" if i == runs else reason or "can run" for i, reason in reasons.items()}
     return table

@@ -9,7 +9,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def attention_backward(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients to q, k and v, and the answer again.
+    """Gradients to q, k and v, and the recomputed output.
 
     With p = softmax(q kᵀ/√D) and g the gradient: dv = pᵀ g; dp = g vᵀ; ds = p ⊙ (dp − Σ p ⊙ dp)/√D; dq = ds k; dk = dsᵀ q.
     Written out rather than left to autograd, which a compiled backward pass cannot call.

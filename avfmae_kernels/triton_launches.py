@@ -68,8 +68,8 @@ def _rows(dtype: torch.dtype, C: int) -> None:
         x, w = _empty(BATCH, 8, C, dtype=stream), _empty(C, dtype=stream)
         add_layer_norm.add_layer_norm(x, branch, w, w, 1e-6, x, branch, stats)
         add_layer_norm.add_layer_norm(x, None, w, w, 1e-6, None, branch, stats)
-        for slope in (None, branch):
-            add_layer_norm.add_layer_norm_backward(x, branch, x, stats, w, w, x, slope, branch, parts)
+        for grad_residual in (None, branch):
+            add_layer_norm.add_layer_norm_backward(x, branch, x, stats, w, w, x, grad_residual, branch, parts)
         gate, value = _empty(32, C, dtype=dtype), _empty(32, C, dtype=stream)
         gated_sum.gated_sum(gate, value, gate, value)
         gated_sum.gated_sum_backward(value, gate, value, gate, value)

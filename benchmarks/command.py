@@ -1,5 +1,6 @@
 """``avfmae bench``: which subject, and its settings."""
 
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -21,43 +22,21 @@ def bench(arguments: Sequence[str]) -> None:
         return
     if subject not in SUBJECTS:
         sys.exit(f"avfmae bench: no subject {subject!r}; there are {', '.join(SUBJECTS)}")
-    SUBJECTS[subject](rest)
-
-
-def _parsed(kind: type, subject: str, arguments: Sequence[str]):
     import tyro  # the only need of it: who calls the benchmarks from Python does without
 
-    return tyro.cli(kind, prog=f"avfmae bench {subject}", args=arguments)
+    from avfmae_benchmarks import options
+
+    kind, function = SUBJECTS[subject]
+    run = tyro.cli(getattr(options, kind), prog=f"avfmae bench {subject}", args=rest)
+    module, _, name = function.partition(":")
+    getattr(importlib.import_module(f"avfmae_benchmarks.{module}"), name)(run)
 
 
-def _step(arguments):
-    from avfmae_benchmarks.step import StepConfig, step
-
-    step(_parsed(StepConfig, "step", arguments))
-
-
-def _kernels(arguments):
-    from avfmae_benchmarks.kernels import KernelsConfig, kernels
-
-    kernels(_parsed(KernelsConfig, "kernels", arguments))
-
-
-def _loader(arguments):
-    from avfmae_benchmarks.loader import LoaderConfig, bench_loader
-
-    bench_loader(_parsed(LoaderConfig, "loader", arguments))
-
-
-def _scaling(arguments):
-    from avfmae_benchmarks.scaling import ScalingConfig, scaling
-
-    scaling(_parsed(ScalingConfig, "scaling", arguments))
-
-
-def _plot(arguments):
-    from avfmae_benchmarks.plots import PlotConfig, plot
-
-    plot(_parsed(PlotConfig, "plot", arguments))
-
-
-SUBJECTS = {"step": _step, "kernels": _kernels, "loader": _loader, "scaling": _scaling, "plot": _plot}
+# subject: its options, and what it runs; imported when it runs
+SUBJECTS = {
+    "step": ("StepConfig", "step:step"),
+    "kernels": ("KernelsConfig", "kernels:kernels"),
+    "loader": ("LoaderConfig", "loader:bench_loader"),
+    "scaling": ("ScalingConfig", "scaling:scaling"),
+    "plot": ("PlotConfig", "plots:plot"),
+}

@@ -1,9 +1,6 @@
 """``avfmae bench kernels``: every op at the shapes of Base pre-training, every implementation that runs here."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import torch
 from rich.table import Table
@@ -13,31 +10,9 @@ from avfmae.console import console
 from avfmae_benchmarks import results
 from avfmae_benchmarks.measure import bandwidth, free, interleave, machine, matrix_rate, show, wait
 from avfmae_benchmarks.ops import CASES
+from avfmae_benchmarks.options import KernelsConfig
 from avfmae_benchmarks.step import pick_device
 from avfmae_kernels.dispatch import IMPLEMENTATIONS, why_not
-
-
-@dataclass
-class KernelsConfig:
-    """Ops, forward and backward; implementations in turns. Each implementation's answer is checked against the reference's first.
-
-    Attributes:
-        only: ops to measure, by the beginning of their case's name; empty: all.
-        precisions: dtypes.
-        batch: clips; 0: 256 on a GPU, 8 on a CPU.
-        rounds: timed turns.
-        device: auto, cpu or cuda.
-        save: append rows to the results.
-        out: the folder of results.
-    """
-
-    only: tuple[str, ...] = ()
-    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
-    batch: int = 0
-    rounds: int = 15
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    save: bool = True
-    out: Path = results.FOLDER
 
 
 def kernels(run: KernelsConfig, where: dict[str, str] | None = None) -> list[dict]:
@@ -145,7 +120,8 @@ def prepared(op: str, make, batch: int, dtype: torch.dtype, device: torch.device
     floors: dict = {}
     failed: dict[str, str] = {}
     for implementation in IMPLEMENTATIONS:
-        if why_not(op, implementation, device.type):
+        interpreted = (implementation, device.type) == ("triton", "cpu")  # which proves kernels, and is no measure
+        if interpreted or why_not(op, implementation, device.type):
             continue
         torch.manual_seed(0)
         try:

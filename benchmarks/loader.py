@@ -7,7 +7,6 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -19,49 +18,24 @@ from rich.table import Table
 from avfmae.config import ModelConfig
 from avfmae.console import console
 from avfmae.data import augment
-from avfmae.data.config import DataConfig
-from avfmae.data.dataset import Plan, PretrainDataset
-from avfmae.data.decode import probe, read_audio, read_frames
+from avfmae.data.dataset import PretrainDataset
 from avfmae.data.loader import loader
 from avfmae.data.manifest import Clip, read_manifest
-from avfmae.data.media import MediaError
 from avfmae.data.prepare import PrepareConfig, find_clips, prepare
 from avfmae.data.preprocess import preprocess
-from avfmae.data.shards import encode_sound, open_clip
+from avfmae.data.sampler import BatchSampler
+from avfmae.data.shards import encode_sound
+from avfmae.data.sources import MediaError, open_clip
+from avfmae.data.sources.prepared import open_prepared
+from avfmae.data.sources.probing import probe
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae_benchmarks import results
 from avfmae_benchmarks.measure import Timing, interleave, machine, show
+from avfmae_benchmarks.options import LoaderConfig
 from avfmae_benchmarks.peers.loader import PublishedLoader
 
 SIZE, FPS, SECONDS = 224, 25, 8  # of the clips, as VoxCeleb2's are
 SETTLED = 500  # opens after which memory is expected to stay
-
-
-@dataclass
-class LoaderConfig:
-    """Clips a second on one core, from one set of clips: published (decord, Pillow, Kaldi filterbank), ours from mp4, ours
-    prepared.
-
-    Attributes:
-        source: videos to make the clips of, a folder or a manifest; none: drawn ones.
-        clips: how many; each is looped to 8 s, cut to 224 x 224 pixels and encoded as H.264 with 25 frames a second.
-        rounds: passes over the clips that are timed, all sides in turns.
-        workers: numbers of decoding processes for the rates of the whole loader; none: left out.
-        seconds: for each of these.
-        opens: of good and bad files, one after the other, over which memory and open files are watched; 0: left out.
-        save: append rows to the results.
-        out: the folder of results.
-    """
-
-    source: Path | None = None
-    clips: int = 12
-    rounds: int = 8
-    workers: tuple[int, ...] = (1, 2)
-    seconds: float = 5.0
-    opens: int = 2000
-    data: DataConfig = field(default_factory=DataConfig)
-    save: bool = True
-    out: Path = results.FOLDER
 
 
 def bench_loader(run: LoaderConfig) -> list[dict]:
@@ -95,14 +69,15 @@ def make_clips(run: LoaderConfig, folder: Path) -> list[Clip]:
         source = run.source
     (folder / "clips").mkdir()
     for number, clip in enumerate(find_clips(source)[: run.clips]):
-        info = probe(clip.path)
+        opened = open_clip(clip)
+        info = opened.info
         times = np.arange(FPS * SECONDS) / FPS
         span = info.times[-1] - info.times[0] + 1 / info.fps
         at = np.searchsorted(info.times - info.times[0], times % span + 1e-6, "right") - 1
-        frames = read_frames(clip.path, range(len(info.times)))
+        frames = opened.frames(range(len(info.times)))
         box = augment.view_box(augment.face_box(clip.face, frames.shape[1:3]), 0, 1)
         frames = augment.crop(frames, box, (SIZE, SIZE), "bicubic")[at]
-        sound = read_audio(clip.path, info.times[0], info.times[0] + span) if info.has_audio else np.zeros(16_000, np.float32)
+        sound = opened.sound(info.times[0], info.times[0] + span) if info.has_audio else np.zeros(16_000, np.float32)
         sound = np.resize(sound, 16_000 * SECONDS)
         path = folder / "clips" / f"{number:02d}.mp4"
         path.write_bytes(ordinary(frames, 23, sound))
@@ -121,7 +96,7 @@ def ordinary(frames: np.ndarray, quality: int, sound: np.ndarray | None = None) 
         for frame in frames:
             container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(video.encode())
-        if audio is not None:
+        if audio is not None and sound is not None:
             for first in range(0, len(sound), 1024):
                 piece = av.AudioFrame.from_ndarray((sound[None, first : first + 1024] * 32767).astype(np.int16), "s16", "mono")
                 piece.sample_rate, piece.pts = 16_000, first
@@ -189,6 +164,9 @@ def stages(
         spent.setdefault(side, {}).setdefault(part, []).append(time.perf_counter() - begun)
         return result
 
+    def opened(clip: Clip):
+        return (source := open_clip(clip)), source.info
+
     for clip in clips:
         given = Path(clip.path)
         for part, work in published.parts.items():
@@ -198,11 +176,11 @@ def stages(
         for number, clip in enumerate(listed):
             first = 4 * np.arange(16) + 11 * number
             probe.cache_clear()
-            open_clip.cache_clear()
+            open_prepared.cache_clear()
             side = f"ours, {name}"
-            info = timed(side, "open", probe, clip.path)
-            timed(side, "decode", read_frames, clip.path, first)
-            timed(side, "sound", read_audio, clip.path, info.times[first[0]], info.times[first[0]] + 2.56)
+            source, info = timed(side, "open", opened, clip)
+            timed(side, "decode", source.frames, first)
+            timed(side, "sound", source.sound, info.times[first[0]], info.times[first[0]] + 2.56)
             sample = dataset[(0, number)]
             batch = timed(side, "copy", dataset.collate, [sample])
             timed(side, "(device's part: filterbank)", preprocess, batch, dataset.cfg, True)
@@ -216,7 +194,7 @@ def storage(clips: list[Clip], prepared: list[Clip]) -> None:
         entry = open_clip(stored.path)
         count = len(entry.number)
         ours = entry.frames(range(count))
-        frames = read_frames(clip.path, range(count))
+        frames = open_clip(clip.path).frames(range(count))
         truth = augment.crop(frames, (0, 0, *frames.shape[2:0:-1]), ours.shape[1:3], "bicubic")
         sizes += int(entry.size.sum())
         quality.append(psnr(ours, truth))
@@ -235,7 +213,7 @@ def storage(clips: list[Clip], prepared: list[Clip]) -> None:
 def decoded(video: bytes) -> np.ndarray:
     import cv2
 
-    with av.open(io.BytesIO(video)) as container:
+    with av.open(io.BytesIO(video), "r") as container:
         return np.stack([cv2.cvtColor(f.to_ndarray(), cv2.COLOR_YUV2RGB_I420) for f in container.decode(video=0)])
 
 
@@ -247,9 +225,9 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def whole_loader(run: LoaderConfig, prepared: list[Clip]) -> list[dict]:
     """Clips a second of the loader with its processes, copies included."""
     cfg, where, rows = ModelConfig.preset("base"), machine(torch.device("cpu")), []
-    plan = Plan(len(prepared), len(prepared), len(prepared))
+    sampler = BatchSampler(len(prepared), len(prepared), len(prepared))
     for workers in run.workers:
-        batches = loader(PretrainDataset(prepared, cfg, run.data, "pretrain"), plan.micro_batches(0, 10**9), workers)
+        batches = loader(PretrainDataset(prepared, cfg, run.data, "pretrain"), sampler.micro_batches(0, 10**9), workers)
         for _ in range(2 * workers):
             next(batches)  # processes have started
         gaps, begun = [], time.perf_counter()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,14 +84,18 @@ def peak_of_cpu(run: Callable) -> int:
     """The most bytes that torch has allocated at once during ``run()``, beyond what it held before."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    kept: Any = profile.profiler  # torch's types know nothing of an event's bytes
+    events = [e for e in kept.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda e: e.start_ns())
     return int(np.maximum.accumulate(np.cumsum([0, *(e.nbytes() for e in events)]))[-1])
 
 
+SQUARE = {"cuda": 8192, "cpu": 2048}  # rows of the matrices that matrix_rate multiplies; tests and dry runs take fewer
+
+
 def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 20) -> float:
     """Operations a second of a large square product: what the best of the libraries at hand reaches on this machine."""
-    n = 8192 if device.type == "cuda" else 2048
+    n = SQUARE[device.type]
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     with torch.no_grad():
         timing = interleave({"product": lambda: linear(a, b, None)}, device, rounds, warm_up=3, title="matrix rate")

@@ -31,11 +31,7 @@ def size(*tensors: Tensor) -> int:
 
 def backward(op: str, *args):
     """The gradient op of the implementation in use."""
-    implementation = dispatch.choose(f"{op}_backward", args[0].device, args)
-    if implementation == "reference":
-        module = __import__(f"avfmae_kernels.{op}.reference", fromlist=["reference"])
-        return getattr(module, f"{op}_backward")(*args)
-    return getattr(torch.ops.avfmae, f"{op}_backward" + ("_triton" if implementation == "triton" else ""))(*args)
+    return dispatch.call(f"{op}_backward", args[0].device, *args)
 
 
 def copy(batch, dtype, device):
@@ -92,13 +88,17 @@ def cross(queries, keys):
 def add_layer_norm(batch, dtype, device):
     x, residual = (torch.randn(batch * 8, 11, C, dtype=dtype, device=device) for _ in range(2))
     weight, bias = torch.ones(C, device=device), torch.zeros(C, device=device)
-    total, normalised, slope = (torch.empty_like(x) for _ in range(3))
+    total, normalised, grad_x = (torch.empty_like(x) for _ in range(3))
     implementation = dispatch.choose("add_layer_norm", x.device)
     forward = Run(lambda: K.add_layer_norm(x, residual, weight, bias), 4 * size(x), 9 * x.numel())
     if implementation == "reference":
-        return {"forward": forward}
+        leaves = [t.detach().requires_grad_() for t in (x, residual, weight, bias)]
+        with torch.enable_grad():
+            outputs = K.add_layer_norm(*leaves)
+        run = lambda: torch.autograd.grad(outputs, leaves, (x, residual), retain_graph=True)  # noqa: E731
+        return {"forward": forward, "backward": Run(run, 4 * size(x), 12 * x.numel())}
     stats = forward_into(implementation, x, residual, weight, bias, 1e-6, total, normalised)
-    run = lambda: backward_into(implementation, x, residual, total, stats, weight, bias, slope, None, None)  # noqa: E731
+    run = lambda: backward_into(implementation, x, residual, total, stats, weight, bias, grad_x, None, None)  # noqa: E731
     return {"forward": forward, "backward": Run(run, 4 * size(x), 12 * x.numel())}
 
 
@@ -147,10 +147,11 @@ def adamw(batch, dtype, device):
 def matmul_adamw(batch, dtype, device):
     """The weight's gradient in the same feed-forward, and its update with compact moments."""
     grad, x = (torch.randn(batch * 88, n, dtype=dtype, device=device) for n in (C, 4 * C))
-    state = [torch.zeros(C, 4 * C, device=device, dtype=t) for t in (torch.float32, torch.int8, torch.bfloat16)]
+    kinds = (torch.float32, torch.int8, torch.bfloat16)
+    weight, exp_avg, exp_avg_sq = (torch.zeros(C, 4 * C, device=device, dtype=t) for t in kinds)
     step, squares, lr = (torch.full((), x, device=device) for x in (0.0, 0.0, 1e-4))
-    run = lambda: K.matmul_adamw(grad, x, *state, step, lr, (0.9, 0.95), 1e-8, 0.05, squares)  # noqa: E731
-    return {"backward": Run(run, size(grad, x) + 2 * size(*state), (2 * len(x) + 15) * state[0].numel())}
+    run = lambda: K.matmul_adamw(grad, x, weight, exp_avg, exp_avg_sq, step, lr, (0.9, 0.95), 1e-8, 0.05, squares)  # noqa: E731
+    return {"backward": Run(run, size(grad, x) + 2 * size(weight, exp_avg, exp_avg_sq), (2 * len(x) + 15) * weight.numel())}
 
 
 def clip(batch, device, boxed=False):

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,10 +12,10 @@ from matplotlib.figure import Figure
 from avfmae.console import console
 from avfmae.viz.plots import BLUE, GREY, ORANGE
 from avfmae_benchmarks import results
+from avfmae_benchmarks.options import PlotConfig
 from avfmae_benchmarks.sides import PEERS
 from avfmae_benchmarks.step import speed_up
 
-ROOT = results.CHECKOUT or Path()
 BEGIN, END = "<!-- avfmae bench plot: begin -->", "<!-- end -->"
 NAMES = {
     "ours": "**avfmae**",
@@ -39,21 +38,6 @@ COLOURS = {
     "released": GREY,
 }
 MARKS = {"cpp": "o", "triton": "^", "cuda": "s", "reference": "x"}
-
-
-@dataclass
-class PlotConfig:
-    """Draws bars against the peers and a roofline, and writes the README's table.
-
-    Attributes:
-        results: the folder of CSV files.
-        pictures: where PNG files go.
-        readme: whose marked part is written anew; nothing is written where it has none.
-    """
-
-    results: Path = results.FOLDER
-    pictures: Path = ROOT / "docs" / "images"
-    readme: Path = ROOT / "README.md"
 
 
 def plot(run: PlotConfig) -> list[Path]:

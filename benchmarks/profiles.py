@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ KINDS = [
     (re.compile(r"matmul_adamw"), "weight gradients, which AdamW takes"),
     (
         re.compile(r"adam|gradient_norm|_foreach|multi_tensor|linalg_vector_norm|lerp_|addcdiv|addcmul|^aten::sqrt", re.I),
-        "optimiser and norm",
+        "optimizer and norm",
     ),
     (
         re.compile(
@@ -65,7 +65,7 @@ def by_name(run, device: torch.device, steps: int, trace: Path | None = None) ->
     if on_gpu:
         kernels = [
             e
-            for e in profiler.events()
+            for e in profiler.events() or ()
             if e.device_type == torch.autograd.DeviceType.CUDA and not e.name.startswith(("ProfilerStep", "## "))
         ]
         times = [(e.name, 1, e.time_range.elapsed_us()) for e in kernels]
@@ -84,14 +84,14 @@ def by_name(run, device: torch.device, steps: int, trace: Path | None = None) ->
 def breakdown(run, device: torch.device, steps: int, trace: Path | None = None) -> tuple[dict[str, float], float]:
     """Seconds a step by kind of work, and of wall time; on a GPU what is missing from the wall time is idle."""
     found, wall = by_name(run, device, steps, trace)
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for name, (_, spent) in found.items():
         seconds[kind(name)] += spent / steps
     wall /= steps
     busy = sum(seconds.values())
     if wall > busy:
         seconds["idle"] = wall - busy
-    return dict(seconds.most_common()), wall
+    return dict(sorted(seconds.items(), key=lambda item: -item[1])), wall
 
 
 def profile_sides(built: dict[str, Side], device: torch.device, folder: Path, steps: int = 3) -> None:

@@ -34,8 +34,9 @@ def read(subject: str, folder: Path) -> list[dict[str, str]]:
 def of_run(subject: str, folder: Path, where: dict[str, str] | None, **wanted: str) -> list[dict[str, str]]:
     """The rows that a run which is gone on with has left: those of its time that have the ``wanted`` values. None where nothing
     is gone on with."""
-    rows = read(subject, folder) if where else []
-    return [r for r in rows if r["date"] == where["date"] and all(r[k] == v for k, v in wanted.items())]
+    if where is None:
+        return []
+    return [r for r in read(subject, folder) if r["date"] == where["date"] and all(r[k] == v for k, v in wanted.items())]
 
 
 def latest(rows: list[dict[str, str]], **wanted: str) -> dict[str, list[dict[str, str]]]:

@@ -1,8 +1,6 @@
 """``avfmae bench scaling``: our step over model sizes and batch sizes, up to what the device holds."""
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from functools import partial
 
 import torch
 from rich.table import Table
@@ -10,33 +8,8 @@ from rich.table import Table
 from avfmae.console import console
 from avfmae_benchmarks import results, sides
 from avfmae_benchmarks.measure import free, interleave, machine, show
-from avfmae_benchmarks.sides import Size, Stage
+from avfmae_benchmarks.options import ScalingConfig
 from avfmae_benchmarks.step import measured_alone, pick_device
-
-
-@dataclass
-class ScalingConfig:
-    """Our step at growing batches, for each model size; a size ends where its batch does not fit.
-
-    Attributes:
-        stage: pre-training or fine-tuning.
-        sizes: of the model.
-        batches: clips a step; empty: 32 to 1024 on a GPU, 1 to 8 on a CPU.
-        precision: of the step; auto is bf16 where the processor multiplies it.
-        rounds: timed turns.
-        device: auto, cpu or cuda.
-        save: append rows to the results.
-        out: the folder of results.
-    """
-
-    stage: Stage = "pretrain"
-    sizes: tuple[Size, ...] = ()
-    batches: tuple[int, ...] = ()
-    precision: Literal["auto", "float32", "bf16"] = "auto"
-    rounds: int = 5
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    save: bool = True
-    out: Path = results.FOLDER
 
 
 def scaling(run: ScalingConfig, where: dict[str, str] | None = None) -> list[dict]:
@@ -65,9 +38,8 @@ def scaling(run: ScalingConfig, where: dict[str, str] | None = None) -> list[dic
                 continue
             row = where | {"stage": run.stage, "size": size, "precision": run.precision, "batch": batch}
             try:
-                side, peak = measured_alone(
-                    lambda s=size, b=batch: sides.build("ours", run.stage, s, run.precision, b, device), device
-                )
+                build = partial(sides.build, "ours", run.stage, size, run.precision, batch, device)
+                side, peak = measured_alone(build, device)
                 timing = interleave({"ours": side.run}, device, run.rounds, 2, 3 if on_gpu else 1, f"{size}, batch {batch}")[
                     "ours"
                 ]

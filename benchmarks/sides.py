@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +22,12 @@ from avfmae.training.config import OptimConfig
 from avfmae.training.precision import compute_dtype
 from avfmae.training.step import TrainingStep
 from avfmae.training.upload import uploaded
+from avfmae_benchmarks.options import SideName, Size, Stage
 from avfmae_benchmarks.peers import training as published
 from avfmae_benchmarks.peers.hicmae import HiCMAE
 from avfmae_benchmarks.peers.released import ReleasedAVFMAE, ReleasedClassifier
 from avfmae_kernels.gather_patches import IMAGENET_MEAN, IMAGENET_STD
 
-Stage = Literal["pretrain", "finetune"]
-Size = Literal["tiny", "base", "large", "huge"]
-SideName = Literal["ours", "ours-fastest", "ours-eager", "reference", "compiled", "hicmae", "hicmae-compiled", "released"]
 ENGINES = {"ours": "auto", "ours-fastest": "cpu", "ours-eager": "eager", "reference": "eager", "compiled": "auto"}
 OURS = tuple(ENGINES)
 PEERS = ("hicmae", "hicmae-compiled", "released")  # what speed-ups are against; docs/performance.md says what each side is
@@ -79,15 +76,17 @@ def host_batch(cfg: avfmae.ModelConfig, stage: Stage, batch: int, seed: int = 0)
 
 def published_batch(cfg: avfmae.ModelConfig, batch: Batch) -> published.PublishedBatch:
     """The same clips and masks in the form that the published loops are given."""
+    assert batch.video is not None and batch.audio is not None
     clips = published.PublishedBatch(published_clip(batch.video), batch.audio, labels=batch.labels)
     if batch.masks:
 
         def everywhere_but(index: Tensor, tokens: int) -> Tensor:
             return torch.ones(len(index), tokens, dtype=torch.bool).scatter_(1, index, False)
 
-        both = ((batch.masks.video, cfg.video.tokens), (batch.masks.audio, cfg.audio.tokens))
-        clips.masks = tuple(everywhere_but(m.visible, n) for m, n in both)
-        clips.decoders = tuple(everywhere_but(m.decoded, n) for m, n in both) if cfg.decoder_masks else None
+        (video, V), (audio, A) = (batch.masks.video, cfg.video.tokens), (batch.masks.audio, cfg.audio.tokens)
+        clips.masks = everywhere_but(video.visible, V), everywhere_but(audio.visible, A)
+        if cfg.decoder_masks:
+            clips.decoders = everywhere_but(video.decoded, V), everywhere_but(audio.decoded, A)
     return clips
 
 
@@ -121,6 +120,7 @@ def peer_model(side: SideName, cfg: avfmae.ModelConfig, stage: Stage) -> nn.Modu
 
 
 def finetuning_loss(model: Callable, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    assert batch.labels is not None
     return F.cross_entropy(model(batch.video, batch.audio).logits.float(), batch.labels), {}
 
 
@@ -139,7 +139,7 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
     torch.manual_seed(0)
     cfg = config(side, stage, size)
     clips = host_batch(cfg, stage, batch)
-    flops, planned = batch * useful_flops(cfg, stage), int
+    flops, planned = batch * useful_flops(cfg, stage), no_bytes
     if side in OURS:
         if precision == "fp16":
             raise ValueError(f"{side}: trains in bf16 or float32, asked for was fp16")
@@ -151,7 +151,7 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
             execute = engines.build(ENGINES[side], step)
         source = uploaded(itertools.repeat(pinned(clips, device)), device)
 
-        def run():
+        def run() -> object:
             with K.use("reference") if side == "reference" else nullcontext():
                 return execute([next(source)])["loss"]
 
@@ -159,11 +159,13 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
             moments = [t for s in step.optimizer.state.values() for t in s.values()]
             return [*model.parameters(), *step.params.of.values(), *moments, *model.buffers()]
 
-        def planned():
+        def bytes_of_tape() -> int:
             part = execute
             while part is not step and not getattr(part, "tape", None):
                 part = part.step
             return part.tape.arena.nbytes if part is not step else 0
+
+        planned = bytes_of_tape
     else:
         model = peer_model(side, cfg, stage).to(device)
         loss = published.pretraining_loss if stage == "pretrain" else published.finetuning_loss
@@ -172,7 +174,7 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
         given = published_batch(cfg, clips)
         given = given.map(Tensor.pin_memory) if device.type == "cuda" else given
 
-        def run():
+        def run() -> object:
             return step(given)
 
         def state():
@@ -182,8 +184,12 @@ def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, 
     return Side(side, precision, batch, model, run, state, flops, planned)
 
 
+def no_bytes() -> int:
+    return 0
+
+
 def pinned(batch: Batch, device: torch.device) -> Batch:
-    return batch.pin_memory() if device.type == "cuda" else batch
+    return batch.map(lambda t: t.pin_memory()) if device.type == "cuda" else batch
 
 
 def precisions(side: SideName, device: torch.device) -> list[str]:

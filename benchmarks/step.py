@@ -2,9 +2,6 @@
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import torch
 from rich.table import Table
@@ -13,45 +10,12 @@ from avfmae.console import console
 from avfmae.engines.captured import EAGER_STEPS
 from avfmae_benchmarks import measure, results, sides
 from avfmae_benchmarks.measure import free, held, interleave, machine, matrix_rate, peak_of_cpu, wait
+from avfmae_benchmarks.options import SideName, Size, Stage, StepConfig
 from avfmae_benchmarks.profiles import profile_sides
-from avfmae_benchmarks.sides import PEERS, Side, SideName, Size, Stage
+from avfmae_benchmarks.sides import PEERS, Side
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Member = tuple[SideName, str]  # of a pair: a side and its precision
-
-
-@dataclass
-class StepConfig:
-    """A training step: a batch on the host, forward, backward, clipping, AdamW. Sides are built and timed in pairs, a pair's in
-    turns.
-
-    What is timed is checked first: ours against the plain path, each peer against our model of its weights. Where a check fails
-    no speed-up is printed, and the command fails. A side that does not fit into memory is a row that says so.
-
-    Attributes:
-        stage: pre-training or fine-tuning.
-        size: of avfmae and of AVF-MAE++ as released; HiCMAE has one, base.
-        sides: the first is paired with each of the others; a speed-up is of one pair's own turns.
-        precisions: of every side; empty: bf16 (fp16 as published) on a GPU, float32 and bf16 on a CPU that multiplies bf16.
-        batch: clips a step; 0: 256 on a GPU (fine-tuning 32), 4 on a CPU (fine-tuning 2).
-        rounds: timed turns. warm_up: turns before them.
-        device: auto, cpu or cuda.
-        profile: write a trace of every side, and print where a step's time goes.
-        save: append rows to the results, pair by pair.
-        out: the folder of results.
-    """
-
-    stage: Stage = "pretrain"
-    size: Size = "base"
-    sides: tuple[SideName, ...] = ()
-    precisions: tuple[Literal["float32", "bf16", "fp16"], ...] = ()
-    batch: int = 0
-    rounds: int = 7
-    warm_up: int = 2
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    profile: bool = False
-    save: bool = True
-    out: Path = results.FOLDER
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,23 +1,28 @@
-"""Where an op's implementations can run, as test parameters; GPU ones are marked ``gpu`` and skipped without one."""
+"""Where an op's implementations can run, as test parameters; GPU ones are marked ``gpu`` and skipped without one.
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+On a GPU Triton's kernels run compiled. Without one they run in Triton's interpreter, which ``conftest.py`` switches on.
+"""
 
 import pytest
 import torch
 
 from avfmae_kernels.dispatch import why_not
 
-GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+HAS_GPU = torch.cuda.is_available()
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not HAS_GPU, reason="no GPU")]
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
-BACKENDS = [
-    pytest.param("reference", "cpu", id="reference"),
+INTERPRETED = pytest.param(
+    "triton", "cpu", id="triton-interpreted", marks=pytest.mark.skipif(HAS_GPU, reason="Triton's kernels run on the GPU")
+)
+REFERENCES = [pytest.param("reference", "cpu", id="reference"), pytest.param("reference", "cuda", id="reference-gpu", marks=GPU)]
+KERNELS = [
     pytest.param("cpp", "cpu", id="cpp"),
-    *(pytest.param(name, "cuda", id=f"{name}-gpu", marks=GPU) for name in ("reference", "triton", "cuda")),
+    INTERPRETED,
+    pytest.param("triton", "cuda", id="triton-gpu", marks=GPU),
+    pytest.param("cuda", "cuda", id="cuda-gpu", marks=GPU),
 ]
-each_backend = pytest.mark.parametrize(("implementation", "device"), BACKENDS)
+each_backend = pytest.mark.parametrize(("implementation", "device"), REFERENCES + KERNELS)
+each_kernel = pytest.mark.parametrize(("implementation", "device"), KERNELS)
 
 
 def require(op: str, implementation: str, device: str = "cpu") -> None:
@@ -26,11 +31,11 @@ def require(op: str, implementation: str, device: str = "cpu") -> None:
         pytest.skip(reason)
 
 
-def interpret(code: str) -> None:
-    """Runs ``code``, which prints "proven" at its end, with Triton in its interpreter; it may import the kernel tests."""
-    pytest.importorskip("triton")
-    here = Path(__file__).parent
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    code = f"import sys; sys.path[:0] = {[str(here / 'kernels'), str(here)]!r}\n{code}"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "proven", done.stderr[-2000:]
+def interpreted(implementation: str, device: str) -> bool:
+    """Whether Triton's interpreter runs the case. It takes milliseconds a program, so that such cases are made smaller."""
+    return (implementation, device) == ("triton", "cpu")
+
+
+def registered(op: str, implementation: str):
+    """The op of ``torch.ops.avfmae`` behind an implementation."""
+    return getattr(torch.ops.avfmae, f"{op}_triton" if implementation == "triton" else op).default

@@ -5,12 +5,16 @@ import os
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-import pytest
-from media_files import RATE, click, counted_frames, write_wav
-
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a worker; must be set before torch is imported
+
+import numpy as np
+import pytest
+import torch
+from media_files import RATE, click, counted_frames, write_wav
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run in its interpreter; must be set before they are imported
 HERE = Path(__file__).parent
 # What tests import beside torch, numpy, einops, safetensors and pytest; a machine that is there to test kernels need not have it.
 DATA_PATH = ("av", "cv2", "PIL", "rich", "tyro", "webdataset")
@@ -20,6 +24,7 @@ NEEDED = {
     "media/test_augment.py": ("PIL",),
     "test_cli.py": DATA_PATH,
     "models/test_checkpoints.py": DATA_PATH,
+    "tasks": (*DATA_PATH, "matplotlib"),
     "test_packaging.py": DATA_PATH,
     "training/test_training.py": DATA_PATH,
     "benchmarks/test_bench.py": (*DATA_PATH, "matplotlib"),

@@ -1,20 +1,23 @@
 """The command line as a user meets it: help that reads well, and one clear line for everything they can put right."""
 
 import csv
-import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from processes import run_program
 
 import avfmae
+import avfmae_kernels
 from avfmae.checkpoints import save_weights
 from avfmae.cli import COMMANDS, main, parse
 from avfmae.data.manifest import Clip, read_manifest, write_manifest
+from avfmae.help import FIRST, options, showing
 from avfmae.recipes import read_recipe, recipe_folder, recipes
 from avfmae.stages.config import FinetuneConfig, PretrainConfig, PSIConfig
 
+SUBJECTS = ("step", "kernels", "loader", "scaling", "plot")
 STAGES = {"pretrain": PretrainConfig, "psi": PSIConfig, "finetune": FinetuneConfig}
 HEAVY = {"torch", "av", "cv2", "matplotlib", "pyarrow", "triton", "decord"}  # what takes long to import
 
@@ -45,30 +48,69 @@ def test_top_help_names_every_command(capsys):
     assert "no command 'train'" in fails(capsys, "train")
 
 
-def loaded_by(code: str) -> set[str]:
-    """Which of the heavy packages a fresh interpreter has imported after ``code``."""
-    quiet = "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):"
-    code = f"import contextlib, io, sys\n{quiet}\n    {code}\nprint(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+def loaded_by(*arguments: str) -> set[str]:
+    """Which of the heavy packages a fresh interpreter has imported after a command, or a name of the package."""
+    done = run_program("loaded_modules", *arguments, check=True)
     assert "avfmae" in done.stdout.split()
     return HEAVY & set(done.stdout.split())
 
 
 def test_the_package_is_imported_without_torch_and_gives_every_name():
-    assert not loaded_by("import avfmae")
+    assert not loaded_by("--name", "__version__")
     assert {"AVFMAEForPretraining", "ModelConfig", "load_released"} <= set(avfmae.__all__)
     assert all(getattr(avfmae, name) is not None for name in avfmae.__all__)
     with pytest.raises(AttributeError, match="Predictr"):
         avfmae.Predictr  # noqa: B018
 
 
-@pytest.mark.parametrize("command", ["", *(c for c in COMMANDS if c != "bench")])
+@pytest.mark.parametrize("command", ["", *COMMANDS, *(f"bench {subject}" for subject in SUBJECTS)])
 def test_help_needs_neither_torch_nor_decoders(command):
-    assert not loaded_by(f"from avfmae.cli import main; main({[command, '--help'] if command else ['--help']!r})")
+    assert not loaded_by("--command", *command.split(), "--help")
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_of_a_stage_shows_first_what_one_needs(stage, capsys):
+    """Every option stands in one of two parts, with the defaults of the recipe that is given."""
+    with pytest.raises(SystemExit):
+        main([stage, "--help", "--recipe", "huge"])
+    first, rare = capsys.readouterr().out.split("What one rarely touches:")
+    manifest = "--manifests " if stage == "psi" else "--manifest "
+    for option in (manifest, "--out ", "--preset ", "--recipe ", "--init ", "--optim.epochs ", "--data.workers "):
+        assert option in first and option not in rare
+    for option in ("--optim.betas ", "--data.mixed-shards ", "--token-order ", "--stop-after ", "--log-steps "):
+        assert option in rare and option not in first
+    assert "(default: huge)" in " ".join(first.split()) and "usage" in first and "usage" not in rare
+
+
+def test_help_leaves_no_option_out():
+    for kind in STAGES.values():
+        names = set(options(kind))
+        shown = {name for part in (FIRST & names, names - FIRST) for name in options(showing(kind, part))}
+        assert shown == names and len(names) > 40 and {"optim.lr", "data.workers"} <= names
+    assert set().union(*(options(kind) for kind in STAGES.values())) >= FIRST  # an option that was renamed is noticed
+
+
+def test_top_help_is_in_groups(capsys):
+    main(["--help"])
+    text = capsys.readouterr().out
+    order = [
+        "To begin with",
+        "  demo ",
+        "Data",
+        "  prepare ",
+        "Training",
+        "  pretrain ",
+        "A trained model",
+        "  evaluate ",
+        "This machine",
+    ]
+    places = [text.index(words) for words in order]
+    assert places == sorted(places) and max(map(len, text.splitlines())) <= 120
+
+
+@pytest.mark.slow
 def test_heavy_packages_are_seen_where_they_are_loaded():
-    assert loaded_by("import avfmae; avfmae.DualMask") >= {"torch"}
+    assert loaded_by("--name", "DualMask") >= {"torch"}
 
 
 @pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage in STAGES for name in recipes(stage)])
@@ -244,23 +286,13 @@ def test_doctor_tells_what_runs(capsys):
     main(["doctor"])
     text = capsys.readouterr().out
     assert torch.__version__ in text and "gather_patches" in text and "runs" in text
+    rows = [line for line in text.splitlines() if line.startswith("│")]
+    ops = list(avfmae_kernels.explain())
+    assert [row.split("│")[1].strip() for row in rows] == ops and max(map(len, rows)) <= 100  # a line an op
 
 
+@pytest.mark.slow
 def test_the_module_runs_without_compiled_parts():
     """As after AVFMAE_BUILD=none: everything works, and the doctor says what is missing."""
-    code = """
-import importlib.util as u
-find = u.find_spec
-u.find_spec = lambda name, *a: None if name.startswith("avfmae_kernels._") else find(name, *a)
-import torch, avfmae, avfmae_kernels as K
-cfg = avfmae.ModelConfig.preset("tiny")
-video = torch.zeros(2, *cfg.video.size, 3, dtype=torch.uint8)
-out = avfmae.AVFMAEForPretraining(cfg)(video, torch.randn(2, 1, 256, 128), avfmae.DualMask.sample(cfg, 2))
-states = K.explain()
-assert states["gather_patches"]["reference"] == states["sample_masks"]["reference"] == "runs", states
-assert "is missing" in states["gather_patches"]["cpp"]
-from avfmae.cli import main
-main(["doctor"])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run_program("without_compiled")
     assert done.returncode == 0 and "is missing" in done.stdout and "plain PyTorch runs" in done.stderr, done.stderr

@@ -106,12 +106,8 @@ def check_ops(module: Path, ops: set[str]) -> None:
 
 
 def check_loading(site: Path, source: Path, ops: set[str], log: Path) -> None:
-    code = f"""
-import torch, avfmae_kernels.schemas, avfmae_kernels._cuda
-missing = [op for op in {sorted(ops)} if not torch._C._dispatch_has_kernel_for_dispatch_key("avfmae::" + op, "CUDA")]
-assert not missing, missing
-"""
-    run([sys.executable, "-c", code], log, PYTHONPATH=f"{site}{os.pathsep}{source}")
+    program = ROOT / "tools" / "load_cuda_ops.py"
+    run([sys.executable, program, *sorted(ops)], log, PYTHONPATH=f"{site}{os.pathsep}{source}")
 
 
 def check(version: str, args: argparse.Namespace) -> str:

@@ -2,7 +2,7 @@
 
     python tools/triton_check.py                      # the interpreter's tests, and the compilation of every kernel's largest
     tiles
-    python tools/triton_check.py --triton 3.7.* -k interpreter
+    python tools/triton_check.py --triton 3.7.* -k interpreted
 
 Each Triton goes to a folder of its own under build/triton-check, which comes before the environment's packages. One line a Triton
 is
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = "interpreter or compiles_without_spills"
+TESTS = "interpreted or compiles_without_spills"
 
 
 def installed(version: str, folder: Path) -> Path:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from avfmae.data.media import SAMPLE_RATE
+from avfmae.data.config import SAMPLE_RATE
 
 MELS = 128
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974

@@ -290,19 +290,6 @@ def _translate_y(clip: Tensor, m: float, sign: int) -> Tensor:
 
 
 OPERATIONS: tuple[Callable[[Tensor, float, int], Tensor], ...] = (
-    _auto_contrast,
-    _equalize,
-    _invert,
-    _rotate,
-    _posterize,
-    _solarize,
-    _solarize_add,
-    _colour,
-    _contrast,
-    _brightness,
-    _sharpness,
-    _shear_x,
-    _shear_y,
-    _translate_x,
-    _translate_y,
-)
+    _auto_contrast, _equalize, _invert, _rotate, _posterize, _solarize, _solarize_add, _colour, _contrast,
+    _brightness, _sharpness, _shear_x, _shear_y, _translate_x, _translate_y,
+)  # fmt: skip

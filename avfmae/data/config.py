@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+SAMPLE_RATE = 16_000  # of all sound, in samples a second
+
 
 @dataclass
 class DataConfig:

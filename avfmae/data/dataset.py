@@ -1,10 +1,9 @@
-"""From a manifest to batches: which clips, which frames, which sound, which masks; all of it a function of a seed.
+"""From clips to batches: which frames, which sound, which masks; all of it a function of a seed.
 
-Nothing here depends on the number of workers or processes: a clip's random numbers are keyed by (seed, epoch, clip id),
-the order of clips by (seed, epoch), and each process takes its rows of each total batch.
+Nothing here depends on the number of workers or processes: a clip's random numbers are keyed by (seed, epoch, clip id).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,17 +11,17 @@ import numpy as np
 import torch
 
 from avfmae.config import ModelConfig
-from avfmae.data import augment, shards
+from avfmae.data import augment
+from avfmae.data.arena import LARGEST_WHOLE, Arena
 from avfmae.data.audio import SHORTEST
 from avfmae.data.batch import Bad, Batch, Raw
-from avfmae.data.config import DataConfig
-from avfmae.data.decode import probe, read_audio, read_frames
+from avfmae.data.config import SAMPLE_RATE, DataConfig
 from avfmae.data.manifest import Clip
-from avfmae.data.media import LARGEST_WHOLE, SAMPLE_RATE, Arena, MediaError, VideoInfo
+from avfmae.data.sources import MediaError, Source, VideoInfo, open_clip
 from avfmae.masking import DualMask
 from avfmae_kernels import random_bits
 
-REPLACEMENT, ORDER = 16, 17  # streams of random numbers; 0 to 3 are the masks'
+REPLACEMENT = 16  # a stream of random numbers; 0 to 3 are the masks', 17 is the sampler's
 ATTEMPTS = 16  # replacements that are tried for one bad clip
 
 
@@ -81,24 +80,20 @@ def sample_window(info: VideoInfo, clip: Clip, position: float, frames: int, dat
     return Window(np.minimum(numbers, high - 1), start, end)
 
 
-def read_sound(clip: Clip, info: VideoInfo, start: float, end: float) -> np.ndarray:
-    """:func:`read_audio` of a clip's file, or of its separate sound file, between two times of the video's clock."""
-    if clip.audio_path is None:
-        return read_audio(clip.path, start, end)
-    return read_audio(clip.audio_path, start - info.start, end - info.start)  # it starts with the video's file
+def read_window_audio(source: Source, window: Window, missing: str) -> np.ndarray:
+    """The 16 kHz mono sound of a window; silence where the source has no sound and ``missing`` is ``"silence"``.
 
-
-def read_window_audio(clip: Clip, info: VideoInfo, window: Window, missing: str) -> np.ndarray:
-    """The 16 kHz mono sound of a window, from the clip's file or its separate sound file."""
-    if clip.audio_path is None and not info.has_audio:
+    Raises:
+        MediaError: there is no sound, or too little for one spectrum.
+    """
+    if not source.info.has_audio:
         if missing == "silence":
             return np.zeros(max(SHORTEST, round((window.end - window.start) * SAMPLE_RATE)), np.float32)
-        raise MediaError(clip.path, "has no audio track (missing_audio = 'silence' would train on silence)")
-    waveform = read_sound(clip, info, window.start, window.end)
+        raise MediaError(source.path, "has no audio track (missing_audio = 'silence' would train on silence)")
+    waveform = source.sound(window.start, window.end)
     if len(waveform) < SHORTEST:
         raise MediaError(
-            clip.audio_path or clip.path,
-            f"has {len(waveform)} samples of sound at {window.start:.2f} s, too few for one spectrum",
+            source.sound_path, f"has {len(waveform)} samples of sound at {window.start:.2f} s, too few for one spectrum"
         )
     return waveform
 
@@ -199,7 +194,8 @@ class ClipDataset:
         Raises:
             MediaError: it cannot be read.
         """
-        info, frames = probe(clip.path, "video" in self.modalities), self.cfg.video.size[0]
+        source, frames = open_clip(clip), self.cfg.video.size[0]
+        info, face = source.info, None if source.is_cropped else clip.face
         if self.purpose == "evaluate":
             rng, segments, crops = None, self.data.segments, self.data.crops
             positions = [0.5] if segments == 1 else np.linspace(0, 1, segments).tolist()
@@ -210,10 +206,10 @@ class ClipDataset:
         for position in positions:
             window = sample_window(info, clip, position, frames, self.data, spread=self.purpose != "pretrain")
             if sample.sounds is not None:
-                sample.sounds.append(read_window_audio(clip, info, window, self.data.missing_audio))
+                sample.sounds.append(read_window_audio(source, window, self.data.missing_audio))
             if sample.windows is not None:
-                decoded = read_frames(clip.path, window.frames, arena=self.arena)
-                boxes = [self.box(decoded, clip, crop, rng) for crop in range(crops)]
+                decoded = source.frames(window.frames, self.arena)
+                boxes = [self.box(decoded, face, crop, rng) for crop in range(crops)]
                 if decoded[0, ..., 0].size > LARGEST_WHOLE:
                     sample.windows += self.crops([decoded], boxes)
                     sample.boxes = None
@@ -228,10 +224,8 @@ class ClipDataset:
             sample.draw = augment.draw(rng, frames, self.cfg.video.size[1:], data.rand_augment, data.flip, data.erase)
         return sample
 
-    def box(self, frames: np.ndarray, clip: Clip, crop: int, rng: np.random.Generator | None) -> augment.Box:
-        """What is seen of the frames: this purpose's crop, or evaluation's ``crop``-th view. Prepared sets are cut to the face
-        already."""
-        face = None if shards.is_inside(clip.path) else clip.face
+    def box(self, frames: np.ndarray, face: augment.Box | None, crop: int, rng: np.random.Generator | None) -> augment.Box:
+        """What is seen of the frames: this purpose's crop, or evaluation's ``crop``-th view. ``face``: its box, or None."""
         within = augment.face_box(face, frames.shape[1:3], self.data.face_margin)
         if self.purpose == "evaluate":
             return augment.view_box(within, crop, self.data.crops)
@@ -293,90 +287,3 @@ class PretrainDataset(ClipDataset):
         if batch.clips:
             batch.masks = DualMask.for_clips(self.cfg, batch.clips, self.seed, epoch=items[0][0])
         return batch
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which clips make up each step, whatever the number of processes and of accumulated micro-batches.
-
-    Attributes:
-        clips: in the list. total_batch: clips a step, over all processes. micro_batch: clips a forward pass a process.
-        rank, world: this process and their number.
-        shards: (clips,) number of each clip's shard, or None: clips are shuffled all together.
-        mixed_shards: how many shards' clips are shuffled together, one lot after the other.
-        weights: (clips,) sampling weights for class-balanced training; None: every clip once an epoch.
-    """
-
-    clips: int
-    total_batch: int
-    micro_batch: int
-    rank: int = 0
-    world: int = 1
-    seed: int = 0
-    weights: tuple[float, ...] | None = None
-    shards: tuple[int, ...] | None = None
-    mixed_shards: int = 64
-
-    @classmethod
-    def fit(cls, clips: int, total_batch: int, largest_micro: int | None, **rest) -> "Plan":
-        """The plan with the largest micro-batch that is at most ``largest_micro`` and divides the total batch evenly."""
-        world = rest.get("world", 1)
-        if total_batch % world:
-            raise ValueError(f"total_batch: {total_batch} clips do not share out over {world} processes")
-        share = total_batch // world
-        fitting = (m for m in range(min(share, largest_micro or share), 0, -1) if share % m == 0)
-        return cls(clips, total_batch, next(fitting), **rest)
-
-    @property
-    def accumulation(self) -> int:
-        return self.total_batch // (self.micro_batch * self.world)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return max(1, self.clips // self.total_batch)
-
-    def order(self, epoch: int) -> np.ndarray:
-        """The clips' order in an epoch; a list shorter than one batch goes round."""
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, 0, ORDER, 2**63]))
-        if self.weights is not None:
-            p = np.asarray(self.weights) / np.sum(self.weights)
-            return rng.choice(self.clips, size=max(self.clips, self.total_batch), p=p)
-        if self.shards is not None and self.clips >= self.total_batch:
-            return self._by_shards(rng)
-        return np.resize(rng.permutation(self.clips), max(self.clips, self.total_batch))
-
-    @property
-    def lanes(self) -> int:
-        """Parts of the total batch that read shards of their own. A process has some lanes; their number does not depend on
-        it."""
-        most = min(64, len(set(self.shards or ())))
-        return next(n for n in range(max(1, most), 0, -1) if self.total_batch % n == 0)
-
-    def _by_shards(self, rng: np.random.Generator) -> np.ndarray:
-        """Shards are dealt to lanes; each lane goes through its shards by lots, the clips of a lot shuffled together."""
-        shards = np.asarray(self.shards)
-        names, sizes = np.unique(shards, return_counts=True)
-        dealt: list[list[int]] = [[] for _ in range(self.lanes)]
-        held = np.zeros(self.lanes, int)
-        for k in rng.permutation(len(names)):
-            lane = int(held.argmin())
-            dealt[lane].append(names[k])
-            held[lane] += sizes[k]
-        members = dict(zip(names, np.split(np.argsort(shards, kind="stable"), sizes.cumsum()[:-1]), strict=True))
-        lot = max(1, self.mixed_shards // self.lanes)
-        lanes = []
-        for mine in dealt:
-            lots = [np.concatenate([members[n] for n in mine[k : k + lot]]) for k in range(0, len(mine), lot)]
-            lanes.append(np.concatenate([rng.permutation(clips) for clips in lots]))
-        share = self.total_batch // self.lanes
-        whole = min(map(len, lanes)) // share * share
-        head = np.stack([lane[:whole].reshape(-1, share) for lane in lanes], 1)  # (steps, lanes, share)
-        return np.concatenate([head.ravel(), rng.permutation(np.concatenate([lane[whole:] for lane in lanes]))])
-
-    def micro_batches(self, first_step: int, last_step: int) -> Iterator[list[tuple[int, int]]]:
-        """This process's (epoch, position) lists from one step up to another, ``accumulation`` of them a step."""
-        for step in range(first_step, last_step):
-            epoch, within = divmod(step, self.steps_per_epoch)
-            rows = self.order(epoch)[within * self.total_batch :][: self.total_batch]
-            for part in rows.reshape(self.world, self.accumulation, self.micro_batch)[self.rank]:
-                yield [(epoch, int(i)) for i in part]

@@ -1,12 +1,12 @@
 """Batches from clips: read by processes that are watched, in an order that does not depend on how many there are."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from avfmae.data.batch import Batch
 from avfmae.data.dataset import ClipDataset
-from avfmae.data.workers import Desk, Lost, Workers
+from avfmae.data.workers import TaskContext, WorkerFailure, Workers
 
 Items = Sequence[tuple[int, int]]  # (epoch, position) of a batch's clips
 
@@ -28,13 +28,13 @@ class _Reader:
     def __call__(self):
         return self.read
 
-    def read(self, task: _Task, desk: Desk) -> Batch:
-        self.dataset.note, self.dataset.empty = desk.note, desk.empty
+    def read(self, task: _Task, context: TaskContext) -> Batch:
+        self.dataset.note, self.dataset.empty = context.note, context.empty
         self.dataset.known_bad |= task.bad
         return self.dataset.batch(task.items)
 
 
-def loader(dataset: ClipDataset, batches: Iterable[Items], workers: int, pin: bool = False) -> Iterator[Batch]:
+def loader(dataset: ClipDataset, batches: Iterable[Items], workers: int, pin: bool = False) -> Generator[Batch, None, None]:
     """Reads batches in order, a few ahead. A clip at which a process hangs or dies is set aside like any other bad clip.
 
     Args:
@@ -49,8 +49,8 @@ def loader(dataset: ClipDataset, batches: Iterable[Items], workers: int, pin: bo
         return
     bad: dict[int, str] = {}
 
-    def without(task: _Task, lost: Lost) -> _Task:
-        bad[lost.item] = lost.reason
+    def without(task: _Task, failure: WorkerFailure) -> _Task:
+        bad[failure.item] = failure.reason
         return _Task(task.items, dict(bad))
 
     batches = iter(batches)

@@ -24,38 +24,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from avfmae.data import faces
-from avfmae.data.dataset import frame_range, read_sound
-from avfmae.data.decode import frame_files, frames_between, probe
+from avfmae.data.config import SAMPLE_RATE
+from avfmae.data.dataset import frame_range
 from avfmae.data.manifest import COLUMNS, FACE, MANIFESTS, Clip, read_manifest
-from avfmae.data.media import SAMPLE_RATE, MediaError
-from avfmae.data.shards import Sample, Shard, encode_sound, encode_video, write_shard
-from avfmae.data.workers import Desk, Lost, Workers
+from avfmae.data.shards import Sample, encode_sound, encode_video, write_shard
+from avfmae.data.sources import MediaError, Source, clip_suffixes, open_clip
+from avfmae.data.sources.prepared import Shard
+from avfmae.data.workers import TaskContext, WorkerFailure, Workers
 from avfmae.extras import need
-from avfmae.files import atomic_write, digest
+from avfmae.files import atomic_write
 from avfmae.options import PrepareConfig
 
-MEDIA = {".mp4", ".mkv", ".webm", ".flv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v", ".wmv", ".3gp", ".ts", ".ogv"}
 DRIFT = 0.04  # seconds by which sound and picture may begin or end apart before it is flagged
 
 # What a row of the prepared set's manifest has beside the columns of every manifest.
 FACTS = (
-    "key",
-    "source",
-    "source_start",
-    "seconds",
-    "fps",
-    "frames",
-    "source_width",
-    "source_height",
-    "has_audio",
-    "drift",
-    "face_share",
-    "faces",
-    "flags",
-    "source_sha256",
-    "video_sha256",
-    "sound_sha256",
-)
+    "key", "source", "source_start", "seconds", "fps", "frames", "source_width", "source_height", "has_audio", "drift",
+    "face_share", "faces", "flags", "source_sha256", "video_sha256", "sound_sha256",
+)  # fmt: skip
 SET_ASIDE = ("source", "start", "end", "reason")
 
 
@@ -77,13 +63,13 @@ def prepare(run: PrepareConfig) -> Path:
         raise ValueError(f"{run.source}: {len(missing)} clips have no face box ({missing[0]}), which detector 'manifest' takes")
     faces.make_detector("precropped" if run.detector == "manifest" else run.detector, run.yunet and str(run.yunet))
     out, console = Path(run.out), Console(stderr=True)
-    _claim(out, run, clips)
+    _check_settings(out, run, clips)
     groups = {n: clips[n * run.shard_clips :][: run.shard_clips] for n in range(-(-len(clips) // run.shard_clips))}
     rest = {n: group for n, group in groups.items() if not (out / f"{n:06d}.index").exists()}
     if len(rest) < len(groups):
         console.print(f"{out}: {len(groups) - len(rest)} of {len(groups)} shards are there already", highlight=False)
     with _progress(console, len(clips), sum(map(len, rest.values()))) as advance:
-        results = _engine(run, [clip for group in rest.values() for clip in group])
+        results = _results(run, [clip for group in rest.values() for clip in group])
         for number, group in rest.items():
             done = []
             for clip in group:
@@ -92,23 +78,24 @@ def prepare(run: PrepareConfig) -> Path:
             aside = [_aside(clip, result) for clip, result in zip(group, done, strict=True) if isinstance(result, Failure)]
             (out / f"{number:06d}.aside.json").write_text(json.dumps(aside, ensure_ascii=False, indent=1))
             write_shard(out / f"{number:06d}.tar", [result for result in done if isinstance(result, Sample)])
-    return _conclude(out, groups, console)
+    return _write_set(out, groups, console)
 
 
 def find_clips(source: Path) -> list[Clip]:
     """A manifest's clips, or all videos below a folder in the order of their paths."""
     source = Path(source)
     if source.is_dir():
-        found = sorted(p for p in source.rglob("*") if p.suffix.lower() in MEDIA and p.is_file())
+        suffixes = clip_suffixes()
+        found = sorted(p for p in source.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
         if not found:
-            raise ValueError(f"{source}: holds no videos ({', '.join(sorted(MEDIA))})")
+            raise ValueError(f"{source}: holds no videos ({', '.join(sorted(suffixes))})")
         return [Clip(i, str(path)) for i, path in enumerate(found)]
     if source.suffix.lower() not in MANIFESTS:
         raise ValueError(f"{source}: is neither a folder nor a manifest ({', '.join(sorted(MANIFESTS))})")
     return read_manifest(source)
 
 
-def _claim(out: Path, run: PrepareConfig, clips: Sequence[Clip]) -> None:
+def _check_settings(out: Path, run: PrepareConfig, clips: Sequence[Clip]) -> None:
     """Makes the folder this run's; one of another run is refused, since their shards would mix."""
     how = ("source", "out", "workers", "time_limit", "engine", "ray_address")
     settings = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name not in how}
@@ -124,7 +111,7 @@ def _claim(out: Path, run: PrepareConfig, clips: Sequence[Clip]) -> None:
         raise ValueError(f"{out}: holds a set prepared otherwise ({'; '.join(changed)}); choose another out")
 
 
-def _engine(run: PrepareConfig, clips: list[Clip]) -> Iterator[Sample | Failure]:
+def _results(run: PrepareConfig, clips: list[Clip]) -> Iterator[Sample | Failure]:
     """Every clip's result, in order."""
     if not clips:
         return
@@ -134,7 +121,7 @@ def _engine(run: PrepareConfig, clips: list[Clip]) -> Iterator[Sample | Failure]
     count = min(run.workers or os.cpu_count() or 1, len(clips))
     with Workers(_Prepare(run), count, run.time_limit, recycle=200) as workers:
         for _, result in workers.results(clips):
-            yield Failure(result.reason) if isinstance(result, Lost) else result
+            yield Failure(result.reason) if isinstance(result, WorkerFailure) else result
 
 
 @dataclass(frozen=True)
@@ -149,8 +136,8 @@ class _Prepare:
         cv2.setNumThreads(1)
         return self.handle
 
-    def handle(self, clip: Clip, desk: Desk) -> Sample | Failure:
-        desk.note(clip.id)
+    def handle(self, clip: Clip, context: TaskContext) -> Sample | Failure:
+        context.note(clip.id)
         return prepare_clip(clip, self.run)
 
 
@@ -201,22 +188,23 @@ def prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
 
 
 def _prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
-    info = probe(clip.path)
+    source = open_clip(clip)
+    info = source.info
     low, high = frame_range(info, clip)
     flags, count = [], high - low
     if count < run.min_frames:
         flags.append("short")
-    height, width = next(frames_between(clip.path, low, high)).shape[:2]
+    height, width = next(source.frames_between(low, high)).shape[:2]
     times = np.maximum.accumulate(info.times[low:high]) + np.arange(count) * 1e-6  # stamps that repeat are told apart
     seconds = float(times[-1] - times[0] + 1 / info.fps)
-    face, share, seen, warps = _find(clip, run, low, high, (height, width))
+    face, share, seen, warps = _find(source, clip.face, run, low, high, (height, width))
     if face is None and run.detector != "precropped":
         flags.append("no-face")
     elif share < 0.5:
         flags.append("face-often-lost")
     if seen > 1:
         flags.append("several-faces")
-    sound, drift, heard = cut_sound(clip, info, float(times[0]), seconds)
+    sound, drift, heard = cut_sound(source, float(times[0]), seconds)
     flags += heard
     for flag, reason in (
         ("no-face", "no face is found in it"),
@@ -225,10 +213,10 @@ def _prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
     ):
         if flag in flags and flag not in run.keep:
             return Failure(f"{reason} (keep = {flag} would keep it)")
-    pictures = (
-        faces.warp(frame, to_frame, run.size) for frame, to_frame in zip(frames_between(clip.path, low, high), warps, strict=True)
+    cropped = (
+        faces.warp(frame, to_frame, run.size) for frame, to_frame in zip(source.frames_between(low, high), warps, strict=True)
     )
-    video = encode_video(pictures, times - times[0], (run.size, run.size), run.quality)
+    video = encode_video(cropped, times - times[0], (run.size, run.size), run.quality)
     wav = None if sound is None else encode_sound(sound)
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", Path(clip.path).stem)[:60]
     row: dict[str, Any] = {c: getattr(clip, c) for c in COLUMNS if c not in (*FACE, "path", "audio_path", "start", "end")}
@@ -247,7 +235,7 @@ def _prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
         "face_share": round(share, 3),
         "faces": seen,
         "flags": " ".join(flags),
-        "source_sha256": digest(frame_files(clip.path) if Path(clip.path).is_dir() else [clip.path]),
+        "source_sha256": source.digest(),
         "video_sha256": hashlib.sha256(video).hexdigest(),
         "sound_sha256": wav and hashlib.sha256(wav).hexdigest(),
     }
@@ -255,10 +243,14 @@ def _prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
 
 
 def _find(
-    clip: Clip, run: PrepareConfig, low: int, high: int, size: tuple[int, int]
+    source: Source, box: tuple | None, run: PrepareConfig, low: int, high: int, size: tuple[int, int]
 ) -> tuple[tuple | None, float, int, Iterable[np.ndarray]]:
-    """The face's box in the source, the share of the looked-at frames that show it, how many faces are often seen, and what to
-    cut."""
+    """Finds the face in frames ``low`` to ``high``, unless ``box`` gives it.
+
+    Returns:
+        Its box in the source, the share of the searched frames that show it, how many faces are often seen, and for each
+        frame the map from the stored picture to it.
+    """
     height, width = size
     count = high - low
 
@@ -269,10 +261,10 @@ def _find(
     if run.detector == "precropped":
         return None, 1.0, 0, middle
     if run.detector == "manifest":
-        given = faces.Track({0: faces.Face(clip.face, 1.0)})
-        return clip.face, 1.0, 1, squares(faces.smooth_squares(given, count, run.margin, False))
+        given = faces.Track({0: faces.Face(box, 1.0)})
+        return box, 1.0, 1, squares(faces.smooth_squares(given, count, run.margin, False))
     detector = faces.make_detector(run.detector, run.yunet and str(run.yunet))
-    tracks = faces.find_tracks(frames_between(clip.path, low, high), detector, run.every)
+    tracks = faces.find_tracks(source.frames_between(low, high), detector, run.every)
     looked = -(-count // run.every)
     track = faces.choose(tracks, run.choose)
     if track is None or len(track.faces) < max(1, 0.1 * looked):
@@ -284,16 +276,16 @@ def _find(
     return track.box(), len(track.faces) / looked, sum(len(t.faces) > 0.3 * looked for t in tracks), warps
 
 
-def cut_sound(clip: Clip, info, start: float, seconds: float) -> tuple[np.ndarray | None, float | None, list[str]]:
-    """The sound from the first frame on; by how many seconds it ends before (-) the picture; and flags."""
-    if clip.audio_path is None and not info.has_audio:
+def cut_sound(source: Source, start: float, seconds: float) -> tuple[np.ndarray | None, float | None, list[str]]:
+    """The sound from the first frame on; by how many seconds it ends before (-) or after the video; and flags."""
+    if not source.info.has_audio:
         return None, None, ["no-audio"]
     try:
-        sound = read_sound(clip, info, start, start + seconds)
+        sound = source.sound(start, start + seconds)
     except MediaError:
         return None, None, ["no-audio"]
     drift = round(len(sound) / SAMPLE_RATE - seconds, 3)
-    flags = ["sound-ends-early"] if drift < -DRIFT - 1 / info.fps else []
+    flags = ["sound-ends-early"] if drift < -DRIFT - 1 / source.info.fps else []
     loud = np.flatnonzero(np.abs(sound) > 1e-4)
     if not len(loud):
         flags.append("silent")
@@ -306,7 +298,7 @@ def _aside(clip: Clip, failure: Failure) -> dict:
     return {"source": clip.path, "start": clip.start, "end": clip.end, "reason": failure.reason}
 
 
-def _conclude(out: Path, groups: Iterable[int], console: Console) -> Path:
+def _write_set(out: Path, groups: Iterable[int], console: Console) -> Path:
     """Writes the manifest and the list of what was set aside, from what the shards say, and prints the summary."""
     rows, aside, flags, size = [], [], Counter(), 0
     for number in groups:

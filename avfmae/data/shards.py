@@ -1,4 +1,4 @@
-"""A prepared set: tar shards that WebDataset reads, and beside each an index by which single frames and sounds are found.
+"""Writes prepared sets: tar shards that WebDataset reads, and beside each an index by which single frames and sounds are found.
 
 A clip of a prepared set has the path ``FOLDER/000003.tar/KEY``. ``FOLDER`` may be any URL that fsspec opens. The tar holds, for
 each clip, ``KEY.mp4`` (H.264, faces cropped, one size for all), ``KEY.wav`` (16 kHz mono, 16 bits, its first sample at the first
@@ -10,221 +10,27 @@ stride 4 decodes the chain of fourth frames, and of the others only those that i
 precedes them. The stream is an ordinary one, which any player plays; other strides and counts only decode more of it.
 """
 
-import hashlib
 import io
 import json
-import os
 import tarfile
 import wave
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from pathlib import Path
 
 import av
 import numpy as np
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
-from avfmae.data.bitstream import is_disposable
-from avfmae.data.media import SAMPLE_RATE, Arena, MediaError, VideoInfo, blaming
+from avfmae.data.config import SAMPLE_RATE
+from avfmae.data.sources.bitstream import is_disposable
+from avfmae.data.sources.prepared import DISPOSABLE, KEY, REFERENCE
 from avfmae.files import atomic_write
 
 STRIDE = 4  # frames from one that others depend on to the next
 KEY_INTERVAL = 32  # frames from one at which decoding can begin to the next
 TICKS = 90_000  # of a frame's time stamp, a second
-REFERENCE, KEY, DISPOSABLE = 0, 1, 2
-OPEN_SHARDS = 64  # indices and files that a process keeps
-
-
-def is_inside(path: str) -> bool:
-    """Whether a path names a clip of a prepared set."""
-    return ".tar/" in path
-
-
-def shard_numbers(paths: Sequence[str]) -> tuple[int, ...] | None:
-    """A number for each clip's shard; None where not all of them are in prepared sets."""
-    if not all(map(is_inside, paths)):
-        return None
-    numbers: dict[str, int] = {}
-    return tuple(numbers.setdefault(path.rpartition("/")[0], len(numbers)) for path in paths)
-
-
-@lru_cache(maxsize=4096)
-def open_clip(path: str) -> "StoredClip":
-    """The clip at ``FOLDER/SHARD.tar/KEY``.
-
-    Raises:
-        MediaError: the shard, its index or the clip is not there, or the index is damaged.
-    """
-    shard, _, key = path.rpartition("/")
-    return _open_shard(shard).clip(path, key)
-
-
-@lru_cache(maxsize=OPEN_SHARDS)
-def _open_shard(path: str) -> "Shard":
-    return Shard(path)
-
-
-class Shard:
-    """A tar file and its index.
-
-    Args:
-        path: of the tar file; the index lies beside it, with the suffix ``.index``.
-    """
-
-    def __init__(self, path: str):
-        self.path = path
-        with blaming(path, "is no shard of a prepared set"):
-            if "://" in path:
-                import fsspec
-
-                filesystem, where = fsspec.core.url_to_fs(path)
-                self._read = lambda start, end: filesystem.cat_file(where, start, end)
-                index = filesystem.cat_file(f"{where.removesuffix('.tar')}.index")
-            else:
-                file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed when the shard is forgotten)
-                self._read = lambda start, end: os.pread(file.fileno(), end - start, start)
-                index = Path(path).with_suffix(".index").read_bytes()
-        with blaming(path, "its index does not open"):
-            self.index = load(index)
-            header = json.loads(index[8 : 8 + int.from_bytes(index[:8], "little")])
-            self.rows = json.loads(header["__metadata__"]["clips"])
-        self.places = {row["key"]: i for i, row in enumerate(self.rows)}
-
-    def read(self, start: int, end: int) -> bytes:
-        """Bytes ``start`` to ``end`` of the tar file.
-
-        Raises:
-            MediaError: they cannot be read, or are not there.
-        """
-        with blaming(self.path, "cannot be read"):
-            data = self._read(start, end)
-        if len(data) != end - start:
-            raise MediaError(self.path, f"is truncated: bytes {start} to {end} are not all there")
-        return data
-
-    def clip(self, path: str, key: str) -> "StoredClip":
-        if key not in self.places:
-            raise MediaError(path, f"{self.path} holds no such clip")
-        return StoredClip(path, self, self.places[key])
-
-
-class StoredClip:
-    """One clip of a shard; nothing of it is read before it is asked for.
-
-    Attributes:
-        row: of the manifest. info: frame times, from zero at the first frame.
-    """
-
-    def __init__(self, path: str, shard: Shard, place: int):
-        self.path, self.shard, self.row = path, shard, shard.rows[place]
-        index = shard.index
-        mine = slice(*index["packets"][place : place + 2])
-        self.offset, self.size, self.number, self.kind = (index[n][mine] for n in ("offset", "size", "number", "kind"))
-        self.setup = index["setups"][slice(*index["setup"][place])].tobytes()
-        self.members = index["members"][place].tolist()
-        self.sound_at, self.samples = self.members[2] + WAV_HEADER, max(0, self.members[3] - WAV_HEADER) // 2
-        times = index["time"][mine]
-        fps = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else float(self.row["fps"])
-        self.info = VideoInfo(times, 0.0, fps, self.samples > 0, True, np.sort(self.number[self.kind == KEY]), "h264")
-
-    def frames(self, indices: Sequence[int] | np.ndarray, arena: Arena | None = None) -> np.ndarray:
-        """(len(indices), H, W, 3) uint8 RGB, the same that decoding all of the clip in order gives; in the arena, if there is
-        one.
-
-        Raises:
-            MediaError: they do not decode.
-        """
-        rows: dict[int, list[int]] = {}  # of each frame number
-        for row, number in enumerate(np.asarray(indices).tolist()):
-            rows.setdefault(number, []).append(row)
-        places, shown = np.arange(len(self.number)), np.isin(self.number, list(rows))
-        group = np.cumsum(self.kind == KEY)  # a key frame and what follows it, in the order of decoding
-        last = np.full(group[-1] + 1, -1)
-        np.maximum.at(last, group[shown], places[shown])  # of each group's packets; nothing of the other groups is needed
-        needed = places[(places <= last[group]) & (shown | (self.kind != DISPOSABLE))]
-        begin, end = int(self.offset[needed[0]]), int(self.offset[needed[-1]] + self.size[needed[-1]])
-        data = memoryview(self.shard.read(begin, end))
-        decoder = _decoder(self.setup)
-        decoder.flush_buffers()  # of what a broken stream may have left
-        pictures = _Pictures(rows, arena)
-        with blaming(self.path, "does not decode"):
-            for place in needed:
-                at = int(self.offset[place]) - begin
-                packet = av.Packet(data[at : at + int(self.size[place])])
-                packet.pts = int(self.number[place])
-                pictures.take(decoder.decode(packet))
-            pictures.take(decoder.decode(None))
-        if pictures.missing:
-            raise MediaError(self.path, f"frame {min(pictures.missing)} of {len(self.number)} does not decode")
-        return pictures.out
-
-    def damaged(self) -> list[str]:
-        """Which of ``"video"`` and ``"sound"`` are not the bytes that were stored."""
-        digests = {"video": self.row.get("video_sha256"), "sound": self.row.get("sound_sha256")}
-        begun, sizes = self.members[::2], self.members[1::2]
-        return [
-            name for (name, digest), start, size in zip(digests.items(), begun, sizes, strict=True)
-            if digest and hashlib.sha256(self.shard.read(start, start + size)).hexdigest() != digest
-        ]  # fmt: skip
-
-    def sound(self, start: float, end: float) -> np.ndarray:
-        """(samples,) float32 in -1..1, 16 kHz, between two times of the clip; shorter where the sound ends before.
-
-        Raises:
-            MediaError: there is no sound, or none of it lies there.
-        """
-        if not self.samples:
-            raise MediaError(self.path, "has no audio track")
-        low, high = (min(max(0, round(t * SAMPLE_RATE)), self.samples) for t in (start, end))
-        if high <= low:
-            raise MediaError(self.path, f"has no sound between {start:.2f} and {end:.2f} s")
-        pcm = np.frombuffer(self.shard.read(self.sound_at + 2 * low, self.sound_at + 2 * high), "<i2")
-        return pcm.astype(np.float32) / 32768
-
-
-class _Pictures:
-    """Collects the wanted frames as RGB, straight into the array that is given on.
-
-    Args:
-        rows: frame number -> rows of ``out`` that show it. arena: where ``out`` is to lie.
-    """
-
-    def __init__(self, rows: dict[int, list[int]], arena: Arena | None):
-        self.rows, self.missing, self.arena = rows, set(rows), arena or Arena(1)
-        self.out = self.planes = None
-
-    def take(self, frames: list[av.VideoFrame]) -> None:
-        import cv2  # here, so that training on a GPU does without it where no set is prepared
-
-        for frame in frames:
-            if frame.pts not in self.rows:
-                continue
-            height, width = frame.height, frame.width
-            if self.out is None:
-                self.out = self.arena.place((sum(map(len, self.rows.values())), height, width, 3))
-                self.planes = np.empty(height * width * 3 // 2, np.uint8)  # as OpenCV wants them: without gaps
-            if self.out.shape[1:3] != (height, width):
-                raise ValueError(f"a frame has {width} x {height} pixels, others {self.out.shape[2]} x {self.out.shape[1]}")
-            at = 0
-            for plane in frame.planes:
-                pixels = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
-                self.planes[at : at + pixels.size].reshape(pixels.shape)[:] = pixels
-                at += pixels.size
-            i420 = self.planes.reshape(height * 3 // 2, width)
-            first, *others = self.rows[frame.pts]
-            cv2.cvtColor(i420, cv2.COLOR_YUV2RGB_I420, dst=self.out[first])
-            self.out[others] = self.out[first]
-            self.missing.discard(frame.pts)
-
-
-@lru_cache(maxsize=4)
-def _decoder(setup: bytes) -> av.CodecContext:
-    """A decoder for streams of this set-up; all clips of a set share one, and its frame memory with it."""
-    decoder = av.CodecContext.create("h264", "r")
-    decoder.extradata, decoder.thread_count = setup, 1
-    return decoder
 
 
 @dataclass
@@ -326,6 +132,3 @@ def _index(samples: Sequence[Sample], starts: Sequence[dict[str, int]]) -> bytes
     arrays |= {"packets": np.array(packets, np.int64), "members": np.array(members, np.int64).reshape(-1, 4)}
     arrays |= {"setup": np.array(setup, np.int64).reshape(-1, 2), "setups": np.frombuffer(b"".join(setups), np.uint8).copy()}
     return save(arrays, {"clips": json.dumps([s.row for s in samples], ensure_ascii=False)})
-
-
-WAV_HEADER = len(encode_sound(np.zeros(0, np.float32)))

@@ -1,12 +1,12 @@
-"""Processes that read media for us, each of them watched.
+"""Processes that read media, each of them watched.
 
-Decoders hang and crash on broken files, and leak. So they run in processes that say what they are about to touch; one that takes
-too long with it, or dies of it, is replaced, and what it touched is named. Processes are forked from a clean server that has
+Decoders hang and crash on broken files, and leak memory. So they run in processes that name the clip that they are about to read.
+A process that takes too long, or dies, is replaced, and the clip is reported. Processes are forked from a clean server that has
 imported the readers and nothing that must not be forked (no CUDA, no threads); where there is none they are spawned. Scripts
 therefore need the usual ``if __name__ == "__main__":``.
 
-Tensors come back through memory that both sides map, in slots: one is filled while another is read. What is made in place there
-is not copied at all, if it is dropped in time; what is kept longer, or wanted in page-locked memory, is copied once.
+Tensors come back through shared memory, in slots: one is filled while another is read. Tensors that were made in a slot are not
+copied if they are dropped in time; those that are kept longer, or wanted in page-locked memory, are copied once.
 """
 
 import mmap
@@ -29,17 +29,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from avfmae.data.sources import KINDS, Source
+
 AHEAD = 2  # tasks that a process has
 LEASES = 2  # slots of a process that results may hold besides
 ALIGNMENT = 64  # bytes, of every tensor in a slot
 STARTS = 3  # a process that dies so often before it touched anything is not the files' fault
 
-Handler = Callable[[Any, "Desk"], Any]  # (task, where it is done)
+Handler = Callable[[Any, "TaskContext"], Any]
 
 
 @dataclass(frozen=True)
-class Lost:
-    """What became of a task whose process did not survive: the item that was being touched, and what happened."""
+class WorkerFailure:
+    """A process died, or took too long, while it touched this item."""
 
     item: int
     reason: str
@@ -53,7 +55,7 @@ class Workers:
         count: of processes.
         limit: seconds for one item.
         recycle: tasks after which a process is replaced, so that what libraries leak is given back; None: never.
-        retry: given a task and what was lost, says what to do in its stead; None: the ``Lost`` itself is the result.
+        retry: given a task and its failure, gives the task to do instead; None: the ``WorkerFailure`` itself is the result.
         pin: results' tensors are in page-locked memory.
     """
 
@@ -63,7 +65,7 @@ class Workers:
         count: int,
         limit: float,
         recycle: int | None = None,
-        retry: Callable[[Any, Lost], Any] = lambda task, lost: None,
+        retry: Callable[[Any, WorkerFailure], Any] = lambda task, failure: None,
         pin: bool = False,
     ):
         self.make, self.limit, self.recycle, self.retry, self.pin = make, limit, recycle, retry, pin
@@ -134,7 +136,8 @@ class _Process:
         context = self.workers.context
         self.noted = context.RawArray("d", 2)  # the item being touched, and since when; 0: none
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(self.workers.make, theirs, self.noted, self.slots), daemon=True)
+        arguments = (self.workers.make, theirs, self.noted, self.slots, tuple(KINDS))
+        self.process = context.Process(target=_work, args=arguments, daemon=True)
         self.process.start()
         theirs.close()
         self.done = 0
@@ -183,9 +186,9 @@ class _Process:
             self.start()
             return {}
         number, task, slot = self.queue.popleft()
-        lost, result = Lost(item, reason), {}
-        if (instead := self.workers.retry(task, lost)) is None:
-            result = {number: (task, lost)}
+        failure, result = WorkerFailure(item, reason), {}
+        if (instead := self.workers.retry(task, failure)) is None:
+            result = {number: (task, failure)}
         else:
             self.queue.appendleft((number, instead, slot))
         self.start()
@@ -262,9 +265,9 @@ class _Slot:
         return _Place(start, tuple(tensor.shape), tensor.dtype)
 
 
-class Desk:
-    """What a handler has beside its task: it tells what it is about to touch, and has memory in which results need not be
-    copied."""
+class TaskContext:
+    """What a handler gets beside its task: a way to name the item that it is about to touch, and memory that is shared with the
+    main process, so that results made there (``empty(shape)``, uint8) are not copied."""
 
     def __init__(self, noted, slot: _Slot):
         self._noted, self.empty = noted, slot.empty
@@ -289,8 +292,9 @@ class _owned(int):
         os.close(self)
 
 
-def _work(make: Callable[[], Handler], connection, noted, slots: list["_Slot"]) -> None:
-    """The life of a process."""
+def _work(make: Callable[[], Handler], connection, noted, slots: list["_Slot"], kinds: tuple[type[Source], ...]) -> None:
+    """What a process runs. ``kinds``: of sources that the main process has registered."""
+    KINDS[:] = kinds
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which still needs its results
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
@@ -306,7 +310,7 @@ def _work(make: Callable[[], Handler], connection, noted, slots: list["_Slot"]) 
         slot = slots[which]
         slot.clear()
         try:
-            result, failed = handle(task, Desk(noted, slot)), False
+            result, failed = handle(task, TaskContext(noted, slot)), False
         except Exception:
             result, failed = traceback.format_exc(), True
         noted[1] = 0.0

@@ -3,6 +3,7 @@
 import csv
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def evaluate(
     if not outputs:
         raise ValueError(f"none of the {len(listed)} clips can be read")
     rows = [task.prediction(clip, outputs[clip.id]) for clip in listed if clip.id in outputs]
-    with open(out, "w", newline="") if out else _stdout() as file:
+    with open(out, "w", newline="") if out else nullcontext(sys.stdout) as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
@@ -100,11 +101,3 @@ def _is_labelled(clip: Clip, task: Task) -> bool:
     except ValueError:
         return False
     return True
-
-
-class _stdout:
-    def __enter__(self):
-        return sys.stdout
-
-    def __exit__(self, *_):
-        sys.stdout.flush()

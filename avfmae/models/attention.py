@@ -45,7 +45,7 @@ def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, backend: s
 
 def flash_attention():
     try:
-        from flash_attn import flash_attn_func
+        from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]  an extra
     except ImportError as error:
         raise RuntimeError(
             f"attention='flash' was asked for, but flash-attn does not import ({error}); pip install 'avfmae[flash]', or "
@@ -98,7 +98,8 @@ class SelfAttention(nn.Module):
     def attend(self, qkv: Tensor) -> Tensor:
         """Queries, keys and values (..., N, 3C) -> the branch (..., N, C)."""
         if not short(self.proj.weight, qkv.shape[-2], self.heads):
-            return self.proj(multi_head_attention(*qkv.chunk(3, dim=-1), self.heads, self.backend))
+            q, k, v = qkv.chunk(3, dim=-1)
+            return self.proj(multi_head_attention(q, k, v, self.heads, self.backend))
         out = K.region_attention_linear(qkv.flatten(0, -3), self.heads, self.proj.weight, self.proj.bias)
         return out.view(*qkv.shape[:-1], out.shape[-1])
 
@@ -113,7 +114,8 @@ class SelfAttention(nn.Module):
 def attend(layer: "SelfAttention | CrossAttention", q: Tensor, kv: Tensor) -> Tensor:
     """Queries (B, N, C), and keys and values (B, M, 2C) -> the layer's branch (B, N, C)."""
     if not short(q, min(q.shape[1], kv.shape[1]), layer.heads):
-        return layer.proj(multi_head_attention(q, *kv.chunk(2, dim=-1), layer.heads, layer.backend))
+        k, v = kv.chunk(2, dim=-1)
+        return layer.proj(multi_head_attention(q, k, v, layer.heads, layer.backend))
     return K.cross_attention_linear(q, kv, layer.heads, layer.proj.weight, layer.proj.bias)
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from avfmae.config import ModelConfig
 from avfmae.models.decoder import Decoder
+from avfmae.models.interfaces import Encoder, Fusion
 from avfmae.models.registry import encoder_class, fusion_class
 
 MODALITIES = ("video", "audio")
@@ -38,11 +39,15 @@ class AudioVisualModel(nn.Module):
     def layer_of(self, name: str) -> int:
         """The layer of a parameter for layer decay: embeddings 0, encoder block i is i + 1, fusion unit i is depth + i + 1."""
         part, _, rest = name.partition(".")
-        layer = None
-        if part.endswith("_encoder"):
-            layer = encoder_class(self.cfg.encoder).layer_of(rest)
-        elif part.endswith("_decoder"):
-            layer = Decoder.layer_of(rest)
-        elif part == "fusion" and (unit := fusion_class(self.cfg.fusion).layer_of(rest)) is not None:
-            layer = self.cfg.depth + unit
-        return self.last_layer if layer is None else layer
+        kind = part_class(self.cfg, part)
+        layer = kind.layer_of(rest) if kind else None
+        if layer is None:
+            return self.last_layer
+        return layer + self.cfg.depth if part == "fusion" else layer
+
+
+def part_class(cfg: ModelConfig, part: str) -> type[Encoder] | type[Fusion] | type[Decoder] | None:
+    """The class of a model's part by its attribute's name; None for what is no part of its own."""
+    if part == "fusion":
+        return fusion_class(cfg.fusion)
+    return {"encoder": encoder_class(cfg.encoder), "decoder": Decoder}.get(part.partition("_")[2])

@@ -21,7 +21,7 @@ class CrossModalFusion(Fusion):
     finetunes = False
 
     def __init__(self, cfg: ModelConfig):
-        super().__init__(cfg)
+        super().__init__()
         self.video_blocks, self.audio_blocks = (
             nn.ModuleList(ViTBlock(cfg.width, cfg.heads, cross=True) for _ in range(cfg.fusion_depth)) for _ in range(2)
         )

@@ -18,6 +18,8 @@ class Decoder(nn.Module):
     """Linear C→D and positions, for the fused tokens and for each skip feature alike; mask tokens; one block, then one a
     skip feature; a linear head."""
 
+    positions: Tensor
+
     RELEASED_NAMES = ViTBlock.RELEASED_NAMES
 
     def __init__(self, cfg: ModelConfig, m: ModalityConfig):

@@ -30,6 +30,8 @@ class PatchEmbed(nn.Module):
     ``proj.weight`` is the released convolution's weight with its kernel axes flattened.
     """
 
+    positions: Tensor
+
     RELEASED_NAMES = ((r"\bembed\.proj\.", "patch_embed.proj."),)
 
     def __init__(self, m: ModalityConfig, width: int):

@@ -14,6 +14,21 @@ from avfmae.config import ModelConfig
 from avfmae.models.attention import MLP, CrossAttention, Linear, SelfAttention, add_norm, drop_path, layer_norm
 from avfmae.models.interfaces import Fusion
 
+RELEASED_UNIT = {  # the parts of a DiER unit in the released files, of video and of audio
+    "norm": ("norm3", "norm3_1"),
+    "self_norm": ("norm1", "norm_new"),
+    "self_attn": ("attn", "attn_new"),
+    "self_mlp_norm": ("norm_vsa", "norm_asa"),
+    "self_mlp": ("mlp_vsa", "mlp_asa"),
+    "cross_norm": ("cross_norm1", "cross_norm1_a"),
+    "context_norm": ("cross_norm2", "cross_norm2_a"),
+    "cross_attn": ("cross_attn", "cross_attn_a"),
+    "cross_mlp_norm": ("norm_vcma", "norm_acma"),
+    "cross_mlp": ("mlp_vcma", "mlp_acma"),
+    "self_gate": ("lv1", "la1"),
+    "cross_gate": ("lv2", "la2"),
+}
+
 
 class GatedInteraction(nn.Module):
     """One modality's half of a DiER unit: a self and a cross branch from the same input, weighed by learned gates."""
@@ -138,30 +153,11 @@ class IAVCL(Fusion):
     """DiER units, evolutionary refinement (shared by the units) and HAFE."""
 
     RELEASED_NAMES = (
-        (r"^video_units\.(\d+)\.norm\.", r"blocks.\1.norm3."),
-        (r"^video_units\.(\d+)\.self_norm\.", r"blocks.\1.norm1."),
-        (r"^video_units\.(\d+)\.self_attn\.", r"blocks.\1.attn."),
-        (r"^video_units\.(\d+)\.self_mlp_norm\.", r"blocks.\1.norm_vsa."),
-        (r"^video_units\.(\d+)\.self_mlp\.", r"blocks.\1.mlp_vsa."),
-        (r"^video_units\.(\d+)\.cross_norm\.", r"blocks.\1.cross_norm1."),
-        (r"^video_units\.(\d+)\.context_norm\.", r"blocks.\1.cross_norm2."),
-        (r"^video_units\.(\d+)\.cross_attn\.", r"blocks.\1.cross_attn."),
-        (r"^video_units\.(\d+)\.cross_mlp_norm\.", r"blocks.\1.norm_vcma."),
-        (r"^video_units\.(\d+)\.cross_mlp\.", r"blocks.\1.mlp_vcma."),
-        (r"^video_units\.(\d+)\.self_gate\.", r"blocks.\1.lv1."),
-        (r"^video_units\.(\d+)\.cross_gate\.", r"blocks.\1.lv2."),
-        (r"^audio_units\.(\d+)\.norm\.", r"blocks.\1.norm3_1."),
-        (r"^audio_units\.(\d+)\.self_norm\.", r"blocks.\1.norm_new."),
-        (r"^audio_units\.(\d+)\.self_attn\.", r"blocks.\1.attn_new."),
-        (r"^audio_units\.(\d+)\.self_mlp_norm\.", r"blocks.\1.norm_asa."),
-        (r"^audio_units\.(\d+)\.self_mlp\.", r"blocks.\1.mlp_asa."),
-        (r"^audio_units\.(\d+)\.cross_norm\.", r"blocks.\1.cross_norm1_a."),
-        (r"^audio_units\.(\d+)\.context_norm\.", r"blocks.\1.cross_norm2_a."),
-        (r"^audio_units\.(\d+)\.cross_attn\.", r"blocks.\1.cross_attn_a."),
-        (r"^audio_units\.(\d+)\.cross_mlp_norm\.", r"blocks.\1.norm_acma."),
-        (r"^audio_units\.(\d+)\.cross_mlp\.", r"blocks.\1.mlp_acma."),
-        (r"^audio_units\.(\d+)\.self_gate\.", r"blocks.\1.la1."),
-        (r"^audio_units\.(\d+)\.cross_gate\.", r"blocks.\1.la2."),
+        *(
+            (rf"^{side}_units\.(\d+)\.{name}\.", rf"blocks.\1.{released[i]}.")
+            for name, released in RELEASED_UNIT.items()
+            for i, side in enumerate(("video", "audio"))
+        ),
         (r"^refinement\.proj\.", "Iterative_Refinement_Module.post_extract_proj."),
         (r"^refinement\.norm\.", "Iterative_Refinement_Module.layer_norm."),
         (r"^refinement\.(audio|video)\.", r"Iterative_Refinement_Module.conv_\1."),
@@ -180,7 +176,7 @@ class IAVCL(Fusion):
     )
 
     def __init__(self, cfg: ModelConfig):
-        super().__init__(cfg)
+        super().__init__()
         width, heads = cfg.width, cfg.heads
         rates = torch.linspace(0, cfg.drop_path, cfg.fusion_depth, device="cpu").tolist()
         self.video_units = nn.ModuleList(GatedInteraction(width, heads, r) for r in rates)

@@ -9,8 +9,6 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from avfmae.config import ModalityConfig, ModelConfig
-
 # (pattern, replacement): a regular expression in one of our names, and what stands there in the released files. With two
 # replacements the tensor is stored as two: the first third of its rows, and the rest.
 NameRule = tuple[str, str] | tuple[str, str, str]
@@ -30,16 +28,13 @@ class Features:
 
 
 class Encoder(nn.Module):
-    """One modality's encoder, built as ``kind(cfg, modality)``.
+    """One modality's encoder, built from a ModelConfig and the modality's ModalityConfig.
 
     Attributes:
         RELEASED_NAMES: rules for names inside the encoder, applied in this order.
     """
 
     RELEASED_NAMES: ClassVar[tuple[NameRule, ...]] = ()
-
-    def __init__(self, cfg: ModelConfig, m: ModalityConfig):
-        super().__init__()
 
     def encode_visible(self, clip: Tensor, visible: Tensor, boxes: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
         """Pre-training: encodes the visible tokens only.
@@ -67,7 +62,7 @@ class Encoder(nn.Module):
 
 
 class Fusion(nn.Module):
-    """What lets the modalities read each other, built as ``kind(cfg)``.
+    """What lets the modalities read each other, built from a ModelConfig.
 
     Attributes:
         RELEASED_NAMES: rules for names inside the fusion, applied in this order.
@@ -76,9 +71,6 @@ class Fusion(nn.Module):
 
     RELEASED_NAMES: ClassVar[tuple[NameRule, ...]] = ()
     finetunes: ClassVar[bool] = True
-
-    def __init__(self, cfg: ModelConfig):
-        super().__init__()
 
     def forward(self, video: Tensor, audio: Tensor, joint: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Fuses tokens.

@@ -97,7 +97,7 @@ class LGIEncoder(Encoder):
     RELEASED_NAMES = ((r"^region_tokens$", "lg_region_tokens"), *PatchEmbed.RELEASED_NAMES, *LGIBlock.RELEASED_NAMES)
 
     def __init__(self, cfg: ModelConfig, m: ModalityConfig):
-        super().__init__(cfg, m)
+        super().__init__()
         if cfg.region_mode == "exact" and not cfg.balanced_masks:
             raise ValueError("balanced_masks: got False, expected True with encoder='lgi' and region_mode='exact'")
         self.skip_blocks, self.region_mode, self.regions = cfg.skip_blocks, cfg.region_mode, m.regions

@@ -10,13 +10,11 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from avfmae.config import ModelConfig
-from avfmae.models.decoder import Decoder
+from avfmae.models.base import part_class
 from avfmae.models.interfaces import NameRule
-from avfmae.models.registry import encoder_class, fusion_class
 
 PARTS = (
-    (r"^video_layer_weights$", "layer_weights_video"),
-    (r"^audio_layer_weights$", "layer_weights_audio"),
+    (r"^(video|audio)_layer_weights$", r"layer_weights_\1"),
     (r"^head_norm\.", "fc_norm."),
     (r"^video_decoder\.mask_token$", "mask_token"),
     (r"^audio_decoder\.mask_token$", "mask_token_audio"),
@@ -31,13 +29,8 @@ PARTS = (
 def released_names(cfg: ModelConfig, name: str) -> list[str]:
     """The released names of one of our parameters or buffers: one, or two where a packed matrix is stored in two."""
     part, dot, rest = name.partition(".")
-    rules: tuple[NameRule, ...] = ()
-    if part.endswith("_encoder"):
-        rules = encoder_class(cfg.encoder).RELEASED_NAMES
-    elif part.endswith("_decoder"):
-        rules = Decoder.RELEASED_NAMES
-    elif part == "fusion":
-        rules = fusion_class(cfg.fusion).RELEASED_NAMES
+    kind = part_class(cfg, part)
+    rules = kind.RELEASED_NAMES if kind else ()
     return _renamed([part + dot + inner for inner in _renamed([rest], rules)], PARTS)
 
 

@@ -47,7 +47,7 @@ class ViTEncoder(Encoder):
     RELEASED_NAMES = (*PatchEmbed.RELEASED_NAMES, *ViTBlock.RELEASED_NAMES)
 
     def __init__(self, cfg: ModelConfig, m: ModalityConfig):
-        super().__init__(cfg, m)
+        super().__init__()
         self.skip_blocks, self.recompute = cfg.skip_blocks, cfg.recompute
         self.embed = PatchEmbed(m, cfg.width)
         self.blocks = nn.ModuleList(ViTBlock(cfg.width, cfg.heads) for _ in range(cfg.depth))

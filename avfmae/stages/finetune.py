@@ -17,12 +17,12 @@ from avfmae.data.loader import loader
 from avfmae.data.manifest import Clip, read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.data.quarantine import Quarantine
-from avfmae.data.splits import Split, make_splits
 from avfmae.files import atomic_write
 from avfmae.inference import evaluate as evaluation
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.stages import statistics
 from avfmae.stages.config import FinetuneConfig, SupervisedConfig
+from avfmae.stages.splits import Split, make_splits
 from avfmae.tasks import make_task
 from avfmae.tasks.interface import Task
 from avfmae.tasks.mixing import mix
@@ -35,19 +35,20 @@ class SupervisedStage:
     """What PSI and fine-tuning do alike: build the model, train it with labels, evaluate it.
 
     Args:
-        run: settings. at: this process.
+        run: settings. dist: this process.
         task: what is learnt.
         split: the clips; ``val`` and ``test`` may be empty.
         title: for the progress bar.
     """
 
-    def __init__(self, run: SupervisedConfig, at: Processes, task: Task, split: Split, title: str):
-        self.run, self.at, self.task, self.split = run, at, task, split
+    def __init__(self, run: SupervisedConfig, dist: Processes, task: Task, split: Split, title: str):
+        self.run, self.dist, self.task, self.split = run, dist, task, split
         cfg = run.model_config(drop_path=run.drop_path)
         torch.manual_seed(run.seed)
         self.model = AVFMAEForFinetuning(cfg, task.outputs, task.name, run.modalities)
         supervised = False  # whether a supervised stage has trained these weights
         if run.init is not None:
+<<<<<<< HEAD
             report = load_released(self.model, run.init)
             supervised = "head.weight" not in report.missing
             console.print(str(report), highlight=False)
@@ -56,13 +57,21 @@ class SupervisedStage:
             self.measure()
         for norm in statistics.batch_norms(self.model):
             norm.frozen = run.freeze_batch_norm
+=======
+            console.print(str(load_released(self.model, run.init)), highlight=False)
+        if run.freeze_batch_norm:
+            for module in self.model.modules():
+                if isinstance(module, BatchNorm):
+                    module.frozen = True
+        self.model.to(dist.device)
+>>>>>>> 0f2f0622fa90d141bf687a1da3fe0fbb8d1be22d
         weights = task.sampling_weights(split.train) if run.class_balanced else None
         self.trainer = Trainer(
-            run, at, title, self.model, self.dataset(split.train, "train"), task.loss, self.evaluate, weights, self.prepare
+            run, dist, title, self.model, self.dataset(split.train, "train"), task.loss, self.evaluate, weights, self.prepare
         )
         evaluated = len(split.val) + len(split.test)
         resumed = self.trainer.state.step > 0
-        self.bad = Quarantine(Path(run.out) / "evaluation", evaluated, run.data.max_bad_share, at.is_main, resumed)
+        self.bad = Quarantine(Path(run.out) / "evaluation", evaluated, run.data.max_bad_share, dist.is_main, resumed)
 
     def measure(self) -> None:
         """Takes from some of the training clips the statistics that no supervised stage has learnt."""
@@ -100,21 +109,21 @@ class SupervisedStage:
         """Crops, colours and mixes the clips; ``labels`` become the task's targets."""
         run, batch = self.run, preprocess(batch, self.model.cfg)
         targets = self.task.targets(batch.labels, run.label_smoothing)
-        rng = np.random.Generator(np.random.Philox(key=[run.seed, number], counter=[0, 0, 0, self.at.rank]))
+        rng = np.random.Generator(np.random.Philox(key=[run.seed, number], counter=[0, 0, 0, self.dist.rank]))
         batch, targets = mix(batch, targets, rng, run.mixup, run.cutmix, run.switch)
         return dataclasses.replace(batch, labels=targets)
 
     def predict(self, clips: Sequence[Clip]) -> tuple[list[Clip], np.ndarray]:
         """The readable clips, and their outputs (n, outputs) averaged over views; the work is shared out over processes."""
         run = self.run
-        per_pass = self.trainer.plan.micro_batch // (run.data.segments * run.data.crops)
-        mine = range(self.at.rank, len(clips), self.at.world)
+        per_pass = self.trainer.sampler.micro_batch // (run.data.segments * run.data.crops)
+        mine = range(self.dist.rank, len(clips), self.dist.world)
         with self.trainer.step.autocast():
             found, failed = evaluation.predict(
-                self.model, self.dataset(clips, "evaluate"), mine, max(1, per_pass), self.at.device
+                self.model, self.dataset(clips, "evaluate"), mine, max(1, per_pass), self.dist.device
             )
         outputs: dict[int, np.ndarray] = {}
-        for part, bad in self.at.gather((found, failed)):
+        for part, bad in self.dist.gather((found, failed)):
             outputs |= part
             self.bad.add(bad)
         readable = [c for c in clips if c.id in outputs]
@@ -153,22 +162,24 @@ def finetune(run: FinetuneConfig) -> dict:
     task = make_task(run.task, clips, run.manifest, run.classes)
     select = run.select or task.select
     splits, folds = make_splits(clips, run), {}
-    with processes() as at:
+    with processes() as dist:
         for split in splits:
             out = Path(run.out) if len(splits) == 1 else Path(run.out) / split.name.replace(" ", "-")
-            stage = SupervisedStage(dataclasses.replace(run, out=out), at, task, split, f"fine-tuning {run.preset}, {split.name}")
+            stage = SupervisedStage(
+                dataclasses.replace(run, out=out), dist, task, split, f"fine-tuning {run.preset}, {split.name}"
+            )
             history = stage.trainer.fit()
             if stage.trainer.state.step < stage.trainer.steps:
                 return {}  # stopped early by request
             folds[split.name] = chosen_epochs(task, history, select)
-            if at.is_main:
+            if dist.is_main:
                 stage.save()
         results = {"task": task.name, **task.about(), "select": select, "folds": folds, "summary": summarise(task, folds)}
-        if at.is_main:
+        if dist.is_main:
             with atomic_write(Path(run.out) / "results.json") as temporary:
                 temporary.write_text(json.dumps(results, indent=1))
             from avfmae.viz.pages import stage_report
 
-            stage_report(run.out, "Fine-tuning", results=results)
-        at.barrier()
+            stage_report(run.out, "Fine-tuning", run.preset, [run.manifest], results=results)
+        dist.barrier()
     return results

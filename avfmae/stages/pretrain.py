@@ -22,19 +22,19 @@ def pretrain(run: PretrainConfig) -> Path:
         raise ValueError("manifest: is not set; give the clips with --manifest FILE")
     cfg = run.model_config(gather_negatives=run.gather_negatives, negatives=run.negatives, attention=run.attention)
     clips = read_manifest(run.manifest)
-    with processes() as at:
+    with processes() as dist:
         torch.manual_seed(run.seed)
         model = AVFMAEForPretraining(cfg)
         if run.init is not None:
             console.print(str(load_released(model, run.init)), highlight=False)
-        model.to(at.device)
+        model.to(dist.device)
         dataset = PretrainDataset(clips, cfg, run.data, "pretrain", run.seed)
-        trainer = Trainer(run, at, f"pre-training {run.preset}", model, dataset, pretraining_loss,
+        trainer = Trainer(run, dist, f"pre-training {run.preset}", model, dataset, pretraining_loss,
                           prepare=lambda batch, number: preprocess(batch, cfg, fused=True))  # fmt: skip
         trainer.fit()
-        if at.is_main:
+        if dist.is_main:
             from avfmae.viz.pages import stage_report
 
-            stage_report(run.out, "Pre-training", model=model, dataset=dataset, device=at.device)
-        at.barrier()
+            stage_report(run.out, "Pre-training", run.preset, [run.manifest], model=model, dataset=dataset, device=dist.device)
+        dist.barrier()
     return Path(run.out) / "weights.safetensors"

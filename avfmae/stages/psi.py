@@ -13,14 +13,14 @@ from functools import cache
 from pathlib import Path
 
 from avfmae.console import console
-from avfmae.data import shards
 from avfmae.data.manifest import Clip, read_manifest
-from avfmae.data.splits import Split, fold_of
-from avfmae.files import digest
+from avfmae.data.sources import open_clip
 from avfmae.recipes import recipe_folder
 from avfmae.stages.config import HeldOut, PSIConfig
 from avfmae.stages.finetune import SupervisedStage, labelled
+from avfmae.stages.splits import Split, fold_of
 from avfmae.tasks.classification import Classification
+from avfmae.tasks.results import summarise
 from avfmae.training.dist import processes
 
 
@@ -98,15 +98,8 @@ def held_out_clips(held: HeldOut) -> list[Clip]:
 
 
 @cache
-def _digest(path: str) -> str:
-    """SHA-256 of a clip's file; of a prepared clip, of the file that it was made of."""
-    if shards.is_inside(path):
-        return shards.open_clip(path).row["source_sha256"]
-    return digest([path])
-
-
-def _place(clip: Clip) -> str:
-    return clip.path if "://" in clip.path else os.path.realpath(clip.path)
+def _digest(path: str) -> str | None:
+    return open_clip(path).digest()
 
 
 def leaks(clips: Sequence[Clip], held: Sequence[Clip]) -> dict[int, str]:
@@ -114,30 +107,29 @@ def leaks(clips: Sequence[Clip], held: Sequence[Clip]) -> dict[int, str]:
 
     A subject is the same where its name is, unless both clips name their data sets and these differ.
     """
-    paths = {_place(c) for c in held}
-    sizes: dict[int, list[str]] = {}
-    for path in paths:
-        if os.path.isfile(path):
-            sizes.setdefault(os.path.getsize(path), []).append(path)
-    # Of prepared clips the file's size is not known: where there are any, files are compared by their digests alone.
-    prepared = any(map(shards.is_inside, [*paths, *(c.path for c in clips)]))
-    digests = {_digest(path) for path in paths if shards.is_inside(path) or os.path.isfile(path)} if prepared else set()
+    paths = {os.path.realpath(c.path) for c in held}
+    # Files of different sizes are not copies. Where a size is not known (of prepared clips), files are compared by digest alone.
+    sizes_known = all(open_clip(c.path).size_hint() is not None for c in (*held, *clips))
+
+    def size(clip: Clip) -> int | None:
+        return open_clip(clip.path).size_hint() if sizes_known else None
+
+    same_size: dict[int | None, list[str]] = {}  # the held-out paths
+    for c in held:
+        same_size.setdefault(size(c), []).append(c.path)
+    digests_of = cache(lambda size: {_digest(path) for path in same_size.get(size, ())} - {None})
     datasets: dict[str, set[str | None]] = {}  # of every held-out subject
     for c in held:
         if c.subject is not None:
             datasets.setdefault(c.subject, set()).add(c.dataset)
     found = {}
     for c in clips:
-        path = _place(c)
-        if path in paths:
+        if os.path.realpath(c.path) in paths:
             found[c.id] = f"{c.path} is a held-out clip"
         elif (sets := datasets.get(c.subject)) and (c.dataset is None or sets & {None, c.dataset}):
             found[c.id] = f"{c.path}: subject {c.subject} is held out"
-        elif prepared and (shards.is_inside(path) or os.path.isfile(path)):
-            if _digest(path) in digests:
-                found[c.id] = f"{c.path} is made of a held-out clip's file"
-        elif os.path.isfile(path) and any(_digest(path) == _digest(p) for p in sizes.get(os.path.getsize(path), ())):
-            found[c.id] = f"{c.path} is a copy of a held-out clip"
+        elif (held_out := digests_of(size(c))) and _digest(c.path) in held_out:
+            found[c.id] = f"{c.path} is a copy of a held-out clip, or made of its file"
     return found
 
 
@@ -170,14 +162,19 @@ def psi(run: PSIConfig) -> Path:
         raise ValueError("manifests: no clip is left to train on")
     if run.held_out.manifest is None:
         console.print("held_out is not set: nothing keeps the target's test clips out of this stage", style="yellow")
-    with processes() as at:
-        stage = SupervisedStage(run, at, Classification(label_map.classes), split, f"PSI {run.preset}")
-        stage.trainer.fit()
-        if at.is_main and stage.trainer.state.step == stage.trainer.steps:
+    with processes() as dist:
+        task = Classification(label_map.classes)
+        stage = SupervisedStage(run, dist, task, split, f"PSI {run.preset}")
+        history = stage.trainer.fit()
+        if dist.is_main and stage.trainer.state.step == stage.trainer.steps:
             stage.save()
             (Path(run.out) / "classes.json").write_text(json.dumps(label_map.classes))
+            results = None
+            if split.val:
+                folds = {"val": {"last": {"epoch": history[-1]["epoch"], **history[-1]["val"]}}}
+                results = {"task": task.name, **task.about(), "folds": folds, "summary": summarise(task, folds)}
             from avfmae.viz.pages import stage_report
 
-            stage_report(run.out, "PSI")
-        at.barrier()
+            stage_report(run.out, "PSI", run.preset, run.manifests, results=results)
+        dist.barrier()
     return Path(run.out) / "weights.safetensors"

@@ -75,14 +75,13 @@ class Classification(Task):
         return self.of_confusion(np.sum([fold["confusion"] for fold in folds], axis=0))
 
     @classmethod
-    def tables(cls, results: dict) -> dict[str, list[dict]]:
-        """Recall of each class over all folds' test clips, by the way of choosing the epoch."""
-        kinds = {kind: values["pooled"] for kind, values in results["summary"].items()}
-        rows = []
-        for i, name in enumerate(results["classes"]):
-            recalls = {kind: pooled["recall"][name] for kind, pooled in kinds.items()}
-            clips = sum(next(iter(kinds.values()))["confusion"][i])
-            rows.append({"class": name, "clips": str(clips), **{k: percent(v) for k, v in recalls.items()}})
+    def tables(cls, pooled: dict[str, dict]) -> dict[str, list[dict]]:
+        """Recall of each class."""
+        first = next(iter(pooled.values()))
+        rows = [
+            {"class": name, "clips": str(sum(row))} | {title: percent(m["recall"][name]) for title, m in pooled.items()}
+            for name, row in zip(first["recall"], first["confusion"], strict=True)
+        ]
         return {"Recall of each class, in %": rows}
 
     def prediction(self, clip: Clip, output: np.ndarray) -> dict[str, str]:

@@ -79,8 +79,12 @@ class Task:
         return None
 
     @classmethod
-    def tables(cls, results: dict) -> dict[str, list[dict]]:
-        """Tables beside the result table, rows by title, of a fine-tuning's results."""
+    def tables(cls, pooled: dict[str, dict]) -> dict[str, list[dict]]:
+        """Tables beside the result table, rows by title.
+
+        Args:
+            pooled: what :meth:`pooled` gave, by the way of choosing the epoch, as tables name it.
+        """
         return {}
 
     def prediction(self, clip: Clip, output: np.ndarray) -> dict[str, str]:

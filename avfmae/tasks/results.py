@@ -48,12 +48,14 @@ def summarise(task: Task, folds: dict[str, dict[str, dict]]) -> dict[str, dict]:
 
 def result_tables(results: dict) -> dict[str, list[dict]]:
     """Rows by title: the result table, a row a way of choosing the epoch, mean ± spread over folds; then the task's own."""
-    task, rows = task_class(results["task"]), []
+    task, rows, pooled = task_class(results["task"]), [], {}
     for kind, title in KINDS.items():
         if kind in results["summary"]:
             values, factor = results["summary"][kind], 100 if task.percent else 1
             cells = {n: f"{factor * v['mean']:.2f} ± {factor * v['std']:.2f}" for n, v in values.items() if n != "pooled"}
             epochs = ", ".join(str(fold[kind]["epoch"] + 1) for fold in results["folds"].values() if kind in fold)
             rows.append({"epoch": f"{title} ({epochs})", **cells})
+            if "pooled" in values:
+                pooled[title] = values["pooled"]
     unit = ", in %" if task.percent else ""
-    return {f"Test clips, mean ± standard deviation over folds{unit}": rows, **task.tables(results)}
+    return {f"Results, mean ± standard deviation over folds{unit}": rows, **(task.tables(pooled) if pooled else {})}

@@ -63,7 +63,7 @@ class RunConfig:
         compile: let torch.compile have what the kernels leave.
         recompute: what blocks do again on the way back to save memory: nothing, the cheap, or everything.
         save_steps: a checkpoint every so many steps, and at the end.
-        log_steps: a line of log every so many steps; between them nothing waits for the device.
+        log_steps: a line of log every so many steps, and in short runs 20 times; between them nothing waits for the device.
         tensorboard: write TensorBoard event files too, beside log.jsonl (``pip install 'avfmae[tensorboard]'``).
         stop_after: end the run after this many steps, as if interrupted; for tests and probes.
     """

@@ -47,17 +47,17 @@ class Processes:
 
 
 class GradientAverage:
-    """Averages gradients over processes while backward goes on: a bucket leaves as soon as its last gradient is there.
+    """Averages gradients over processes while backward goes on: a bucket params as soon as its last gradient is there.
 
     Args:
-        leaves: what gradients are taken of, in the order of their use.
+        params: what gradients are taken of, in the order of their use.
     """
 
-    def __init__(self, leaves: Sequence[Tensor]):
-        self.leaves, self.active = list(leaves), False
-        self.buckets: list[list[Tensor]] | None = None  # known after the first backward: not every leaf gets a gradient
-        for leaf in self.leaves:
-            leaf.register_post_accumulate_grad_hook(self.arrived)
+    def __init__(self, params: Sequence[Tensor]):
+        self.params, self.active = list(params), False
+        self.buckets: list[list[Tensor]] | None = None  # known after the first backward: not every param gets a gradient
+        for param in self.params:
+            param.register_post_accumulate_grad_hook(self.arrived)
 
     @contextmanager
     def during(self, active: bool) -> Iterator[None]:
@@ -69,40 +69,42 @@ class GradientAverage:
         if not active:
             return
         if self.buckets is None:
-            self.buckets = self.cut([leaf for leaf in reversed(self.leaves) if leaf.grad is not None])
-            self.bucket_of = {leaf: k for k, bucket in enumerate(self.buckets) for leaf in bucket}
+            self.buckets = self.cut([param for param in reversed(self.params) if param.grad is not None])
+            self.bucket_of = {param: k for k, bucket in enumerate(self.buckets) for param in bucket}
             self.left = list(self.buckets)
         while self.left:
             self.send(self.left.pop(0))
         for bucket, flat, work in self.sent:
             work.wait()
-            parts = (flat / dist.get_world_size()).split([leaf.numel() for leaf in bucket])
-            torch._foreach_copy_([leaf.grad for leaf in bucket], [p.view_as(leaf) for p, leaf in zip(parts, bucket, strict=True)])
+            parts = (flat / dist.get_world_size()).split([param.numel() for param in bucket])
+            torch._foreach_copy_(
+                [param.grad for param in bucket], [p.view_as(param) for p, param in zip(parts, bucket, strict=True)]
+            )
 
-    def arrived(self, leaf: Tensor) -> None:
+    def arrived(self, param: Tensor) -> None:
         if not self.active or self.buckets is None:
             return
-        if leaf not in self.bucket_of:
+        if param not in self.bucket_of:
             raise RuntimeError("a parameter has a gradient that had none in the first step; its processes would drift apart")
-        self.missing[self.bucket_of[leaf]] -= 1
+        self.missing[self.bucket_of[param]] -= 1
         while self.left and self.missing[len(self.buckets) - len(self.left)] == 0:  # in the same order everywhere
             self.send(self.left.pop(0))
 
     def send(self, bucket: list[Tensor]) -> None:
-        flat = torch.cat([leaf.grad.flatten() for leaf in bucket])
+        flat = torch.cat([param.grad.flatten() for param in bucket])
         self.sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
 
     @staticmethod
-    def cut(leaves: list[Tensor]) -> list[list[Tensor]]:
-        """Consecutive leaves of one dtype, about BUCKET bytes together."""
+    def cut(params: list[Tensor]) -> list[list[Tensor]]:
+        """Consecutive params of one dtype, about BUCKET bytes together."""
         buckets: list[list[Tensor]] = []
         size = 0
-        for leaf in leaves:
-            if not buckets or size >= BUCKET or buckets[-1][0].dtype != leaf.dtype:
+        for param in params:
+            if not buckets or size >= BUCKET or buckets[-1][0].dtype != param.dtype:
                 buckets.append([])
                 size = 0
-            buckets[-1].append(leaf)
-            size += leaf.numel() * leaf.element_size()
+            buckets[-1].append(param)
+            size += param.numel() * param.element_size()
         return buckets
 
 
@@ -121,7 +123,7 @@ def processes() -> Iterator[Processes]:
     try:
         yield Processes(rank, world, device)
         if ours:
-            dist.barrier()  # a process that leaves while another still talks to it can end in an abort
+            dist.barrier()  # a process that params while another still talks to it can end in an abort
     finally:
         if ours:
             dist.destroy_process_group()

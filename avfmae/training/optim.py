@@ -32,10 +32,10 @@ def parameter_groups(model: nn.Module, optim: OptimConfig) -> list[dict]:
 class AdamW(torch.optim.AdamW):
     """torch's AdamW with one fused update, gradients and copies of any dtype, and nothing read back from the device.
 
-    Its state dict is torch's. One with compact moments (int8 and bfloat16, as checkpoints of version 0.1.0 have) loads too.
+    Its state dict is torch's, with float32 moments. One with compact moments, as earlier checkpoints have, loads too.
 
     Attributes:
-        moment_dtypes: of the first and the second moment.
+        moment_dtypes: of the first and the second moment, as they are kept.
     """
 
     moment_dtypes = (torch.float32, torch.float32)
@@ -88,15 +88,22 @@ class AdamW(torch.optim.AdamW):
                 state[name] = torch.zeros_like(p, dtype=dtype, requires_grad=False)
         return state
 
+    def state_dict(self) -> dict:
+        return float32_moments(super().state_dict())
+
     def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict(state_dict)  # which makes float32 of all moments, and so would misread compact ones
-        numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
-        owners = [(group, p) for group in self.param_groups for p in group["params"]]
-        for number, (group, p) in zip(numbers, owners, strict=True):
-            saved = state_dict["state"].get(number)
-            if saved and saved["exp_avg"].dtype == torch.int8:
-                moments = K.from_compact_moments(saved["exp_avg"].to(p.device), saved["exp_avg_sq"].to(p.device), group["betas"])
-                self.state[p] |= dict(zip(("exp_avg", "exp_avg_sq"), moments, strict=True))
+        super().load_state_dict(float32_moments(state_dict))
+
+
+def float32_moments(state_dict: dict) -> dict:
+    """A state dict whose compact moments, if it has such, are expanded."""
+    betas = {number: group["betas"] for group in state_dict["param_groups"] for number in group["params"]}
+    state = dict(state_dict["state"])
+    for number, s in state.items():
+        if s and s["exp_avg"].dtype == torch.int8:
+            first, second = K.from_compact_moments(s["exp_avg"], s["exp_avg_sq"], betas[number])
+            state[number] = s | {"exp_avg": first, "exp_avg_sq": second}
+    return state_dict | {"state": state}
 
 
 def build_optimizer(model: nn.Module, optim: OptimConfig) -> AdamW:

@@ -53,7 +53,7 @@ class TrainingStep:
         precision: str = "auto",
         forward: Callable | None = None,
     ):
-        self.model, self.loss, self.optim, self.forward = model.train(), loss, optim, forward or model
+        self.model, self.loss, self.optim, self.forward = model.train(), loss, optim, model if forward is None else forward
         self.micro_batches, self.world = micro_batches, world_size()
         self.device = next(model.parameters()).device
         self.dtype = compute_dtype(precision, self.device)
@@ -97,9 +97,13 @@ class TrainingStep:
         self.params.drop_grads()
         return [b.clone() for b in self.batch_statistics]
 
+    def autocast(self) -> torch.autocast:
+        """What the forward pass computes in."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
     def forward_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and all that is logged of it, the loss included."""
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with self.autocast():
             loss, parts = self.loss(self.forward, batch)
         return loss, {"loss": loss.detach().float(), **{name: part.detach().float() for name, part in parts.items()}}
 

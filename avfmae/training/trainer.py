@@ -15,10 +15,11 @@ from avfmae import engines
 from avfmae.checkpoints import save_weights
 from avfmae.checkpoints.state import TrainingState, checkpoints, load_checkpoint, save_checkpoint
 from avfmae.data.batch import Bad, Batch
-from avfmae.data.dataset import ATTEMPTS, ClipDataset, Plan
+from avfmae.data.dataset import ATTEMPTS, ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.quarantine import Quarantine
-from avfmae.data.shards import shard_numbers
+from avfmae.data.sampler import BatchSampler
+from avfmae.data.sources import shard_numbers
 from avfmae.training.config import RunConfig
 from avfmae.training.dist import Processes
 from avfmae.training.runlog import RunLog, memory_gb
@@ -33,7 +34,7 @@ class Trainer:
     that was killed continues from its last checkpoint with the losses that it would have had.
 
     Args:
-        run: settings. at: this process. title: for the progress bar.
+        run: settings. dist: this process. title: for the progress bar.
         model: on its device already. dataset: of training clips. loss: see LossFunction.
         prepare: what is done to a batch on its device before the loss, given the number of the micro-batch.
         evaluate: called with the epoch's number when one is done; its dict goes into the history.
@@ -43,7 +44,7 @@ class Trainer:
     def __init__(
         self,
         run: RunConfig,
-        at: Processes,
+        dist: Processes,
         title: str,
         model: nn.Module,
         dataset: ClipDataset,
@@ -53,40 +54,40 @@ class Trainer:
         prepare: Callable[[Batch, int], Batch] = lambda batch, number: batch,
     ):
         optim = run.optim
-        self.run, self.at, self.title, self.model, self.prepare, self.evaluate = run, at, title, model, prepare, evaluate
+        self.run, self.dist, self.title, self.model, self.prepare, self.evaluate = run, dist, title, model, prepare, evaluate
         self.dataset, self.out = dataset, Path(run.out)
-        self.plan = Plan.fit(
+        self.sampler = BatchSampler.fit(
             len(dataset),
             optim.total_batch,
             optim.micro_batch,
-            rank=at.rank,
-            world=at.world,
+            rank=dist.rank,
+            world=dist.world,
             seed=run.seed,
             weights=None if weights is None else tuple(weights),
             shards=shard_numbers([clip.path for clip in dataset.clips]),
             mixed_shards=run.data.mixed_shards,
         )
-        self.steps = optim.epochs * self.plan.steps_per_epoch
+        self.steps = optim.epochs * self.sampler.steps_per_epoch
         self.step = TrainingStep(
             model,
             loss,
             optim,
             self.steps,
-            self.plan.steps_per_epoch,
-            self.plan.accumulation,
+            self.sampler.steps_per_epoch,
+            self.sampler.accumulation,
             run.precision,
             torch.compile(model) if run.compile else None,
         )
         self.found: list[Bad] = []  # bad clips since the last line of log
         clips = hashlib.sha256("\n".join(Path(clip.path).name for clip in dataset.clips).encode()).hexdigest()[:16]
         fingerprint = {"clips": clips, "total_batch": optim.total_batch, "seed": run.seed, "epochs": optim.epochs}
-        if self.plan.shards is not None:
+        if self.sampler.shards is not None:
             fingerprint["mixed_shards"] = run.data.mixed_shards  # of which the order is a function too
         self.state = TrainingState(fingerprint=fingerprint)
         self.resume(fingerprint)
         self.execute = engines.build(run.engine, self.step)
         resumed = self.state.step > 0
-        self.quarantine = Quarantine(self.out, len(dataset), run.data.max_bad_share, at.is_main, resumed)
+        self.quarantine = Quarantine(self.out, len(dataset), run.data.max_bad_share, dist.is_main, resumed)
 
     def resume(self, fingerprint: dict) -> None:
         found = checkpoints(self.out / "checkpoints")
@@ -106,13 +107,16 @@ class Trainer:
         """Trains to the end, or from where an earlier run stopped. Returns the evaluations' history."""
         first = self.state.step
         last = self.steps if self.run.stop_after is None else min(self.steps, self.run.stop_after)
-        per_epoch = self.plan.steps_per_epoch
+        per_epoch = self.sampler.steps_per_epoch
+        log_steps = min(self.run.log_steps, max(1, self.steps // 20))  # a short run has a loss curve too
         batches = uploaded(
-            loader(self.dataset, self.plan.micro_batches(first, last), self.run.data.workers, pin=self.at.device.type == "cuda"),
-            self.at.device,
+            loader(
+                self.dataset, self.sampler.micro_batches(first, last), self.run.data.workers, pin=self.dist.device.type == "cuda"
+            ),
+            self.dist.device,
         )
         with (
-            RunLog(self.out, self.steps, first, self.title, self.at.is_main, self.run.tensorboard) as log,
+            RunLog(self.out, self.steps, first, self.title, self.dist.is_main, self.run.tensorboard) as log,
             _Interrupt() as interrupt,
         ):
             if first:
@@ -120,22 +124,22 @@ class Trainer:
             begun, waited, logged = time.perf_counter(), 0.0, first
             for step in range(first, last):
                 asked = time.perf_counter()
-                micro_batches = [self.next(batches) for _ in range(self.plan.accumulation)]
+                micro_batches = [self.next(batches) for _ in range(self.sampler.accumulation)]
                 waited += time.perf_counter() - asked
                 # stochastic depth, and nothing else
-                torch.manual_seed(hash((self.run.seed, step, self.at.rank)) % 2**63)
+                torch.manual_seed(hash((self.run.seed, step, self.dist.rank)) % 2**63)
                 values = self.execute([self.prepare(b, step * len(micro_batches) + k) for k, b in enumerate(micro_batches)])
                 self.state.step = step + 1
                 whole_epoch, ends = (step + 1) % per_epoch == 0, step + 1 == last
                 saves = (step + 1) % self.run.save_steps == 0 or ends
-                if step % self.run.log_steps == 0 or saves:
+                if step % log_steps == 0 or saves:
                     numbers = self.read(step, values)
                     seconds = time.perf_counter() - begun
                     speed = {
                         "clips_per_s": (step + 1 - logged) * self.run.optim.total_batch / seconds,
                         "data_wait": waited / seconds,
                     }
-                    log.step(step, numbers | speed | {"memory_gb": memory_gb(self.at.device)})
+                    log.step(step, numbers | speed | {"memory_gb": memory_gb(self.dist.device)})
                     begun, waited, logged = time.perf_counter(), 0.0, step + 1
                 if whole_epoch:
                     asked = time.perf_counter()
@@ -149,20 +153,20 @@ class Trainer:
                 if stop:
                     log.say(f"{self.title}: interrupted; saved at step {step + 1}. The same command continues.")
                     raise SystemExit(130)
-        if self.at.is_main and self.state.step == self.steps:
+        if self.dist.is_main and self.state.step == self.steps:
             save_weights(self.model, self.out / "weights.safetensors", steps=self.steps)
             if self.step.averaged:
                 average = copy.deepcopy(self.model)
                 torch._foreach_copy_([p.detach() for p in average.parameters()], self.step.averaged)
                 save_weights(average, self.out / "weights-averaged.safetensors", steps=self.steps)
-        self.at.barrier()
+        self.dist.barrier()
         return self.state.history
 
     def next(self, batches: Iterator[Batch]) -> Batch:
         """The next micro-batch, whole."""
         batch = next(batches)
         self.found += batch.bad
-        if len(batch.clips) < self.plan.micro_batch:
+        if len(batch.clips) < self.sampler.micro_batch:
             self.quarantine.add(self.found)
             raise RuntimeError(
                 f"no readable clip was found in {ATTEMPTS} attempts to replace a bad one; "
@@ -174,7 +178,7 @@ class Trainer:
         """The step's numbers, for which the device is waited for; and what is to be checked now and then."""
         numbers = dict(zip(values, torch.stack([v.float() for v in values.values()]).tolist(), strict=True))
         self.state.skipped, self.state.in_a_row = (int(numbers.pop(n)) for n in ("skipped", "in_a_row"))
-        found, self.found = self.at.gather(self.found), []
+        found, self.found = self.dist.gather(self.found), []
         self.quarantine.add([b for part in found for b in part])
         if self.state.in_a_row >= self.run.optim.max_skipped:
             raise RuntimeError(
@@ -182,20 +186,20 @@ class Trainer:
                 f"gradient norm {numbers['grad_norm']}). "
                 "Lower optim.lr, set optim.clip_grad, or use precision = 'float32'; the last good checkpoint is kept."
             )
-        epoch = step // self.plan.steps_per_epoch
+        epoch = step // self.sampler.steps_per_epoch
         return {"epoch": epoch, **numbers, "skipped": self.state.skipped, "bad_clips": len(self.quarantine.bad)}
 
     def stops(self, interrupt: "_Interrupt", asked: bool) -> bool:
         """Whether to end after this step; processes, which may not see a signal at the same moment, agree when ``asked``."""
-        if self.at.world == 1:
+        if self.dist.world == 1:
             return interrupt.received
-        return asked and self.at.sum([float(interrupt.received)])[0] > 0
+        return asked and self.dist.sum([float(interrupt.received)])[0] > 0
 
     def save(self, values: dict) -> None:
         self.state.skipped, self.state.in_a_row = (int(values[n]) for n in ("skipped", "in_a_row"))
-        if self.at.is_main:
+        if self.dist.is_main:
             save_checkpoint(self.out / "checkpoints", self.model, self.step.optimizer, self.state, self.step.averaged)
-        self.at.barrier()
+        self.dist.barrier()
 
 
 class _Interrupt:

@@ -22,8 +22,9 @@ from avfmae.training.runlog import read_log
 
 if TYPE_CHECKING:
     from avfmae.data.dataset import PretrainDataset
-    from avfmae.viz.inspection import Look
+    from avfmae.viz.inspection import Inspection
 
+FEW_STEPS = 40  # logged ones, up to which a loss curve shows each by a dot
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
 
@@ -41,8 +42,11 @@ def loss_curves(logs: dict[str, Path], names: Sequence[str] = ("loss",)) -> Figu
                 steps, values = [line["step"] for line in lines], np.array([line[name] for line in lines])
                 window = max(1, len(values) // 40)
                 smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-                (drawn,) = axis.plot(steps[window - 1 :], smooth, label=name.removeprefix("loss_"))
-                axis.plot(steps, values, color=drawn.get_color(), alpha=0.2, linewidth=0.8)
+                marker = "o" if len(values) <= FEW_STEPS else ""  # a line through one step alone is not seen
+                (drawn,) = axis.plot(steps[window - 1 :], smooth, marker=marker, markersize=3, label=name.removeprefix("loss_"))
+                if window > 1:
+                    axis.plot(steps, values, color=drawn.get_color(), alpha=0.2, linewidth=0.8)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set(title=title, xlabel="step", ylabel="loss")
         axis.legend(frameon=False)
     return figure
@@ -60,7 +64,7 @@ def confusion_picture(matrix: Sequence[Sequence[int]], classes: Sequence[str], t
     axis.set_yticklabels(classes)
     axis.spines[:].set_visible(False)
     for i, j in np.ndindex(counts.shape):
-        axis.text(j, i, counts[i, j], ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
+        axis.text(j, i, str(counts[i, j]), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
     return figure
 
 
@@ -73,6 +77,7 @@ def reconstruction(model: AVFMAEForPretraining, dataset: "PretrainDataset", devi
     model.eval()
     batch = dataset.batch([(0, i) for i in np.linspace(0, len(dataset) - 1, clips).astype(int)])
     cfg, batch = model.cfg, preprocess(batch.to(device), model.cfg)
+    assert batch.video is not None and batch.audio is not None and batch.masks is not None
     masks = batch.masks
     hidden_video, hidden_audio = (
         _hidden(m.visible, n) for m, n in ((masks.video, cfg.video.tokens), (masks.audio, cfg.audio.tokens))
@@ -153,7 +158,7 @@ def comparison(runs: dict[str, list[float]], chance: float, label: str) -> Figur
     return figure
 
 
-def clip_picture(look: "Look", cfg: ModelConfig, masks: DualMask) -> Figure:
+def clip_picture(clip: "Inspection", cfg: ModelConfig, masks: DualMask) -> Figure:
     """One clip as the model sees it: every frame over its moment of the spectrogram; below both what masks leave of them.
 
     Hidden tokens are grey; of those, the ones that no decoder is asked for are darker.
@@ -161,28 +166,28 @@ def clip_picture(look: "Look", cfg: ModelConfig, masks: DualMask) -> Figure:
     (pt, ph, pw), (gt, gh, gw) = cfg.video.patch, cfg.video.grid
     (frames, mels), (pf, pm), (gf, gm) = cfg.audio.size, cfg.audio.patch, cfg.audio.grid
     shade = np.repeat(np.repeat(np.repeat(_shades(masks.video, cfg.video.tokens).reshape(gt, gh, gw), pt, 0), ph, 1), pw, 2)
-    masked = np.where(shade[..., None] > 0, np.choose(shade, (0, 150, 95))[..., None], look.frames).astype(np.uint8)
+    masked = np.where(shade[..., None] > 0, np.choose(shade, (0, 150, 95))[..., None], clip.frames).astype(np.uint8)
     heard = np.repeat(np.repeat(_shades(masks.audio, cfg.audio.tokens).reshape(gf, gm), pf, 0), pm, 1)
     figure = plt.figure(figsize=(15, 3.9), layout="constrained")  # frames of 25 a second are square
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 4.6))
+    left, right = list(figure.subfigures(1, 2, width_ratios=(1, 4.6)))  # pyright: ignore[reportArgumentType]  an array
     axis = left.subplots()
-    axis.imshow(look.source)
-    axis.set(xticks=[], yticks=[], title="no face is found" if look.face is None else "source, face")
+    axis.imshow(clip.original)
+    axis.set(xticks=[], yticks=[], title="no face is found" if clip.face is None else "source, face")
     axis.spines[:].set_visible(False)
-    if look.face is not None:
-        x, y, w, h = look.face
+    if clip.face is not None:
+        x, y, w, h = clip.face
         axis.add_patch(plt.Rectangle((x, y), w, h, fill=False, color=ORANGE, linewidth=2))
-    begin, end = look.span
+    begin, end = clip.span
     rows = right.subplots(4, 1, sharex=True, height_ratios=(1, 1, 1.1, 1.1))
     # A frame is drawn over the time until the next one, so that what is under it is what is heard meanwhile.
-    for row, pictures in zip(rows, (look.frames, masked), strict=False):
+    for row, pictures in zip(rows, (clip.frames, masked), strict=False):
         row.imshow(np.concatenate(list(pictures), axis=1), aspect="auto", extent=(begin, end, 0, 1), interpolation="antialiased")
         row.set(yticks=[])
-    valid = np.isfinite(look.spectrogram)
-    low, high = np.percentile(look.spectrogram[valid], (2, 99.5)) if valid.any() else (0, 1)
+    valid = np.isfinite(clip.spectrogram)
+    low, high = np.percentile(clip.spectrogram[valid], (2, 99.5)) if valid.any() else (0, 1)
     last = begin + frames / 100  # ten milliseconds a column
     for row, hidden in zip(rows[2:], (None, heard), strict=True):
-        row.imshow(look.spectrogram.T, origin="lower", aspect="auto", extent=(begin, last, 0, mels), vmin=low, vmax=high,
+        row.imshow(clip.spectrogram.T, origin="lower", aspect="auto", extent=(begin, last, 0, mels), vmin=low, vmax=high,
                    cmap=matplotlib.colormaps["magma"].with_extremes(bad="#e2e8f0"))  # fmt: skip
         if hidden is not None:
             cover = np.zeros((*hidden.T.shape, 4))

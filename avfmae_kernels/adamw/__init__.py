@@ -11,18 +11,50 @@ in 8 bits: m = level·c/127·√v. It is Adam's direction itself, and needs no s
 place), so that what one step loses all of them together do not.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from avfmae_kernels.adamw import reference
-from avfmae_kernels.dispatch import call, run_reference
+from avfmae_kernels.dispatch import call, register
 
 
-def _run(op: str, implementation: Callable, device: torch.device, *args):
-    """On a GPU torch's multi-tensor kernels are the only implementation, whichever is chosen for the model's ops."""
-    return call(op, implementation, device, *args) if device.type == "cpu" else run_reference(implementation, device, *args)
+def _fake_norm(gradients):
+    return gradients[0].new_empty((), dtype=torch.float32)
+
+
+def _fake_adamw(*args):
+    """Results are written into arguments."""
+
+
+def _fake_matmul_adamw(a, *args):
+    return a.new_empty(len(a), dtype=torch.float32)
+
+
+# On a GPU torch's multi-tensor kernels are the only implementation, whichever is chosen for the model's ops.
+register("gradient_norm", "(Tensor[] gradients) -> Tensor", _fake_norm, reference.gradient_norm, triton=False, strict=False)
+register(
+    "adamw",
+    "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
+    "Tensor(e!)[] copies, Tensor lr, float beta1, float beta2, float eps, float weight_decay, Tensor divisor, Tensor skip, "
+    "Tensor(f!)? squares=None) -> ()",
+    _fake_adamw,
+    reference.adamw,
+    triton=False,
+    strict=False,
+)
+register(
+    "matmul_adamw",
+    "(Tensor a, Tensor b, Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) step, Tensor lr, float beta1, "
+    "float beta2, float eps, float weight_decay, Tensor(e!) squares) -> Tensor",
+    _fake_matmul_adamw,
+    reference.matmul_adamw,
+    triton=False,
+    out=True,
+    cpu_levels=("avx512_bf16",),
+    strict=False,
+)
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -33,7 +65,7 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     """
     if not gradients:
         raise ValueError("gradients: the list is empty")
-    return _run("gradient_norm", reference.gradient_norm, gradients[0].device, list(gradients))
+    return call("gradient_norm", gradients[0].device, list(gradients))
 
 
 def adamw(
@@ -85,19 +117,7 @@ def adamw(
     for name, tensors in lists.items():
         if len(tensors) != len(params) and (tensors or name != "copies"):
             raise ValueError(f"{name}: got {len(tensors)} tensors for {len(params)} parameters")
-    _run(
-        "adamw",
-        reference.adamw,
-        params[0].device,
-        *map(list, (params, *lists.values())),
-        lr,
-        *betas,
-        eps,
-        weight_decay,
-        divisor,
-        skip,
-        squares,
-    )
+    call("adamw", params[0].device, *map(list, (params, *lists.values())), lr, *betas, eps, weight_decay, divisor, skip, squares)
 
 
 def matmul_adamw(
@@ -126,21 +146,8 @@ def matmul_adamw(
     Returns:
         (O), float32: sums of grad's columns, which are the gradient of the layer's bias.
     """
-    return _run(
-        "matmul_adamw",
-        reference.matmul_adamw,
-        param.device,
-        grad.mT,
-        a,
-        param,
-        exp_avg,
-        exp_avg_sq,
-        step,
-        lr,
-        *betas,
-        eps,
-        weight_decay,
-        squares,
+    return call(
+        "matmul_adamw", param.device, grad.mT, a, param, exp_avg, exp_avg_sq, step, lr, *betas, eps, weight_decay, squares
     )
 
 

@@ -6,10 +6,29 @@ from torch import Tensor
 from avfmae_kernels.add_layer_norm import core, reference
 from avfmae_kernels.add_layer_norm.core import backward_into, forward_into, like, undefined_stay_none
 from avfmae_kernels.arguments import FLOATS, check_floats
-from avfmae_kernels.dispatch import TRITON_USABLE, choose, run_reference
+from avfmae_kernels.dispatch import TRITON_USABLE, choose, register, run_reference
 
 if TRITON_USABLE:
     from avfmae_kernels.add_layer_norm import triton  # noqa: F401  (registers the op)
+
+
+def _fake(*args):
+    """Results are written into arguments."""
+
+
+# They write where they are told, so that the rows of one buffer can be read and written by slots.
+register(
+    "add_layer_norm",
+    "(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, Tensor(a!)? sum, Tensor(b!) normalised, "
+    "Tensor(c!) stats) -> ()",
+    _fake,
+)
+register(
+    "add_layer_norm_backward",
+    "(Tensor? grad_sum, Tensor? grad_normalised, Tensor sum, Tensor stats, Tensor weight, Tensor bias, Tensor(a!) grad_x, "
+    "Tensor(b!)? grad_residual, Tensor(c!)? normalised, Tensor(d!) parts) -> ()",
+    _fake,
+)
 
 
 def add_layer_norm(
@@ -134,15 +153,15 @@ class _Split(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grads):
         saved = ctx.saved_tensors
-        slope = saved[0].new_empty(ctx.shape)
-        other = None if ctx.residual == slope.dtype else slope.new_empty(ctx.shape, dtype=ctx.residual)
+        grad_x = saved[0].new_empty(ctx.shape)
+        other = None if ctx.residual == grad_x.dtype else grad_x.new_empty(ctx.shape, dtype=ctx.residual)
         d_norms = []
-        for i, (s, o) in enumerate(zip(slots(slope), slots(other), strict=True)):
+        for i, (s, o) in enumerate(zip(slots(grad_x), slots(other), strict=True)):
             total, stats, weight, bias = saved[4 * i : 4 * i + 4]
             given = [None if g is None else g.reshape(total.shape) for g in grads[2 * i : 2 * i + 2]]
             d_norm = backward_into(ctx.implementation, *given, total, stats, weight, bias, s, o, None)
             d_norms += d_norm.to(weight.dtype).unbind()
-        return None, None, None, slope, slope if other is None else other, *d_norms
+        return None, None, None, grad_x, grad_x if other is None else other, *d_norms
 
 
 def join_add_layer_norm(
@@ -190,13 +209,13 @@ class _Join(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_total, grad):
         x, *stats, weight, bias = ctx.saved_tensors
-        slopes = [like(y, x.dtype) for y in slots(x)]
-        other = like(slopes[0], ctx.residual) if ctx.residual != x.dtype else None
+        grad_inputs = [like(y, x.dtype) for y in slots(x)]
+        other = like(grad_inputs[0], ctx.residual) if ctx.residual != x.dtype else None
         d_norms = [
-            backward_into(ctx.implementation, *given, stats[i], weight, bias, slopes[i], other if i == 0 else None, None)
+            backward_into(ctx.implementation, *given, stats[i], weight, bias, grad_inputs[i], other if i == 0 else None, None)
             for i, given in enumerate(zip(slots(grad_total), slots(grad), slots(x), strict=True))
         ]
-        m, t = slopes
+        m, t = grad_inputs
         return None, None, None, m, m if other is None else other, t.flatten(1, 2), *sum(d_norms).to(weight.dtype)
 
 

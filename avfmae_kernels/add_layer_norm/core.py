@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from avfmae_kernels.dispatch import op_of
+
 
 def like(x: Tensor, dtype: torch.dtype) -> Tensor:
     """A dense tensor of ``x``'s shape, whatever its strides, not filled."""
@@ -24,10 +26,6 @@ def _rows(x: Tensor | None) -> Tensor | None:
     return x if x.ndim == 3 else x[None] if x.ndim == 2 else x.flatten(0, -3)
 
 
-def _op(name: str, implementation: str):
-    return getattr(torch.ops.avfmae, f"{name}_triton" if implementation == "triton" else name)
-
-
 def forward_into(
     implementation: str,
     x: Tensor,
@@ -40,7 +38,7 @@ def forward_into(
 ) -> Tensor:
     """Writes the sum (where asked for) and the norm; returns each row's mean and inverse deviation (rows, 2)."""
     stats = x.new_empty(x.numel() // x.shape[-1], 2, dtype=torch.float32)
-    _op("add_layer_norm", implementation)(_rows(x), _rows(residual), weight, bias, eps, _rows(total), _rows(normalised), stats)
+    op_of("add_layer_norm", implementation)(_rows(x), _rows(residual), weight, bias, eps, _rows(total), _rows(normalised), stats)
     return stats
 
 
@@ -63,13 +61,13 @@ def backward(
     weight: Tensor,
     bias: Tensor,
     residual: torch.dtype | None,
-    again: Tensor | None = None,
+    normalised: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Gradients to ``x``, to a residual of dtype ``residual`` (None: there was none), to weight and to bias."""
-    slope = like(total, total.dtype)
+    grad_x = like(total, total.dtype)
     other = like(total, residual) if residual not in (None, total.dtype) else None
-    d_norm = backward_into(implementation, grad_total, grad, total, stats, weight, bias, slope, other, again)
-    return slope, None if residual is None else slope if other is None else other, *d_norm.to(weight.dtype).unbind()
+    d_norm = backward_into(implementation, grad_total, grad, total, stats, weight, bias, grad_x, other, normalised)
+    return grad_x, None if residual is None else grad_x if other is None else other, *d_norm.to(weight.dtype).unbind()
 
 
 def backward_into(
@@ -80,26 +78,26 @@ def backward_into(
     stats: Tensor,
     weight: Tensor,
     bias: Tensor,
-    slope: Tensor,
-    slope_residual: Tensor | None,
-    again: Tensor | None,
+    grad_x: Tensor,
+    grad_residual: Tensor | None,
+    normalised: Tensor | None,
 ) -> Tensor:
-    """Writes the gradient to ``x`` (and to the residual, where it has another dtype; and the norm again, where wanted).
+    """Writes the gradient to ``x`` (and to the residual, where it has another dtype; and the recomputed norm, where wanted).
 
     Returns:
         Gradients to weight and bias (2, C), in float32.
     """
     parts = stats.new_empty(1 if implementation == "cpp" else min(528, len(stats)), 2, len(weight))
-    _op("add_layer_norm_backward", implementation)(
+    op_of("add_layer_norm_backward", implementation)(
         _rows(grad_total),
         _rows(grad),
         _rows(total),
         stats,
         weight,
         bias,
-        _rows(slope),
-        _rows(slope_residual),
-        _rows(again),
+        _rows(grad_x),
+        _rows(grad_residual),
+        _rows(normalised),
         parts,
     )
     return parts.sum(0) if len(parts) > 1 else parts[0]

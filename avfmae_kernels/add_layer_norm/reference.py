@@ -1,4 +1,4 @@
-"""add_layer_norm in plain float32 PyTorch (float64 stays): oracle, fallback, documentation."""
+"""add_layer_norm in float32 PyTorch (float64 stays): oracle, fallback, documentation."""
 
 import torch
 import torch.nn.functional as F

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.schemas import library
+from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import bound, launch, rounded, store
 
 
@@ -43,9 +43,9 @@ def add_layer_norm_backward_kernel(
     stats,
     weight,
     bias,
-    slope,
-    slope_residual,
-    again,
+    grad_x,
+    grad_residual,
+    normalised,
     parts,
     C,
     inner,
@@ -61,12 +61,12 @@ def add_layer_norm_backward_kernel(
     s_inner,
     sr_outer,
     sr_inner,
-    again_outer,
-    again_inner,
+    normalised_outer,
+    normalised_inner,
     GRAD_TOTAL: tl.constexpr,
     GRAD: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    AGAIN: tl.constexpr,
+    RECOMPUTE: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
     part = tl.program_id(0).to(tl.int64)
@@ -90,11 +90,11 @@ def add_layer_norm_backward_kernel(
             d_bias += g
             g *= w
             d += inverse * (g - tl.sum(g, 0) / C - v * (tl.sum(g * v, 0) / C))
-            if AGAIN:
-                store(again + i * again_outer + j * again_inner + column, v * w + b, mask)
-        store(slope + i * s_outer + j * s_inner + column, d, mask)
+            if RECOMPUTE:
+                store(normalised + i * normalised_outer + j * normalised_inner + column, v * w + b, mask)
+        store(grad_x + i * s_outer + j * s_inner + column, d, mask)
         if RESIDUAL:
-            store(slope_residual + i * sr_outer + j * sr_inner + column, d, mask)
+            store(grad_residual + i * sr_outer + j * sr_inner + column, d, mask)
     tl.store(parts + part * 2 * C + column, d_weight, mask=mask)
     tl.store(parts + part * 2 * C + C + column, d_bias, mask=mask)
 
@@ -150,10 +150,8 @@ def add_layer_norm_backward(
         *given, sum, stats, weight, bias, grad_x, *wanted, parts, C, inner, outer * inner, len(parts),
         *_strides(grad_sum, grad_normalised, sum, grad_x, grad_residual, normalised),
         GRAD_TOTAL=grad_sum is not None, GRAD=grad_normalised is not None, RESIDUAL=grad_residual is not None,
-        AGAIN=normalised is not None, COLUMNS=triton.next_power_of_2(C),
+        RECOMPUTE=normalised is not None, COLUMNS=triton.next_power_of_2(C),
     )  # fmt: skip
 
 
-for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
-    library.impl("add_layer_norm_triton", add_layer_norm, _key)
-    library.impl("add_layer_norm_backward_triton", add_layer_norm_backward, _key)
+register_triton(add_layer_norm, add_layer_norm_backward)

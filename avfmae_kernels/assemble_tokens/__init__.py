@@ -5,10 +5,24 @@ from torch import Tensor
 
 from avfmae_kernels.arguments import FLOATS, check_floats
 from avfmae_kernels.assemble_tokens import reference
-from avfmae_kernels.dispatch import TRITON_USABLE, call, register_gradient
+from avfmae_kernels.dispatch import TRITON_USABLE, call, register, register_gradient
 
 if TRITON_USABLE:
     from avfmae_kernels.assemble_tokens import triton  # noqa: F401  (registers the op)
+
+
+def _fake(visible, mask_token, positions, visible_index, mask_index, dtype):
+    tokens = visible.shape[1] + (0 if mask_index is None else mask_index.shape[1])
+    return visible.new_empty((visible.shape[0], tokens, visible.shape[2]), dtype=dtype)
+
+
+register(
+    "assemble_tokens",
+    "(Tensor visible, Tensor? mask_token, Tensor positions, Tensor visible_index, Tensor? mask_index, "
+    "ScalarType dtype) -> Tensor",
+    _fake,
+    reference.assemble_tokens,
+)
 
 
 def assemble_tokens(
@@ -63,7 +77,7 @@ def assemble_tokens(
             if index.numel() and not (index.min() >= 0 and index.max() < len(positions)):
                 raise IndexError(f"{name}: holds {int(index.min())} to {int(index.max())}, expected 0 to {len(positions) - 1}")
     return call(
-        "assemble_tokens", reference.assemble_tokens, visible.device,
+        "assemble_tokens", visible.device,
         visible.contiguous(), mask_token, positions.contiguous(), visible_index.contiguous(),
         None if mask_index is None else mask_index.contiguous(), torch.promote_types(visible.dtype, positions.dtype),
     )  # fmt: skip

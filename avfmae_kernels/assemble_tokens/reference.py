@@ -1,4 +1,4 @@
-"""assemble_tokens in plain PyTorch: oracle, fallback, documentation."""
+"""assemble_tokens in PyTorch: oracle, fallback, documentation."""
 
 import torch
 from torch import Tensor

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.schemas import library
+from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import launch, store
 
 
@@ -49,5 +49,4 @@ def assemble_tokens(
     return out
 
 
-for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
-    library.impl("assemble_tokens_triton", assemble_tokens, _key)
+register_triton(assemble_tokens)

@@ -7,7 +7,14 @@ from torch import Tensor
 
 from avfmae_kernels.crop_clips.reference import FILTERS
 from avfmae_kernels.crop_clips.reference import crop_clips as reference
-from avfmae_kernels.dispatch import call
+from avfmae_kernels.dispatch import call, register
+
+
+def _fake(video, boxes, size, bicubic):
+    return video.new_empty((len(boxes), video.shape[1], *size, 3))
+
+
+register("crop_clips", "(Tensor video, Tensor boxes, int[] size, bool bicubic) -> Tensor", _fake, reference, triton=False)
 
 
 def crop_clips(video: Tensor, boxes: Tensor, size: Sequence[int], filter: str = "bilinear") -> Tensor:
@@ -44,7 +51,7 @@ def crop_clips(video: Tensor, boxes: Tensor, size: Sequence[int], filter: str = 
         raise ValueError(f"size: got {tuple(size)}, expected (H, W), at least 1 each")
     if filter not in FILTERS:
         raise ValueError(f"filter: got {filter!r}, expected one of {', '.join(FILTERS)}")
-    return call("crop_clips", reference, video.device, video.contiguous(), boxes.contiguous(), list(size), filter == "bicubic")
+    return call("crop_clips", video.device, video.contiguous(), boxes.contiguous(), list(size), filter == "bicubic")
 
 
 def check_boxes(video: Tensor, boxes: Tensor | None, size: tuple[int, int] | None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""crop_clips in plain PyTorch: oracle, fallback, documentation; and what a GPU runs, where two products are quick."""
+"""crop_clips in PyTorch: oracle, fallback, documentation; and what a GPU runs, where two products are quick."""
 
 import torch
 from torch import Tensor

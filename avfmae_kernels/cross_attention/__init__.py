@@ -4,10 +4,25 @@ from torch import Tensor
 
 from avfmae_kernels.arguments import TILE, check_attention
 from avfmae_kernels.cross_attention import reference
-from avfmae_kernels.dispatch import TRITON_USABLE, call, register_gradient
+from avfmae_kernels.dispatch import TRITON_USABLE, call, register, register_gradient
 
 if TRITON_USABLE:
     from avfmae_kernels.cross_attention import triton  # noqa: F401  (registers the op)
+
+
+def _fake(q, kv, heads):
+    return q.new_empty(q.shape)
+
+
+def _fake_backward(grad, q, kv, heads, recompute):
+    return q.new_empty(q.shape), kv.new_empty(kv.shape), q.new_empty(q.shape if recompute else (0,))
+
+
+register("cross_attention", "(Tensor q, Tensor kv, int heads) -> Tensor", _fake, reference.cross_attention, out=True)
+register(
+    "cross_attention_backward", "(Tensor grad, Tensor q, Tensor kv, int heads, bool recompute) -> (Tensor, Tensor, Tensor)",
+    _fake_backward, reference.cross_attention_backward, out=True,
+)  # fmt: skip
 
 
 def cross_attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
@@ -48,15 +63,15 @@ def cross_attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
             f"q, kv: got {q.shape[1]} queries and {kv.shape[1]} keys, expected at most {TILE} of one of them on a GPU"
         )
     check_attention(num_heads, q.shape[2], q=q, kv=kv)
-    return call("cross_attention", reference.cross_attention, q.device, q, kv, num_heads)
+    return call("cross_attention", q.device, q, kv, num_heads)
 
 
 def cross_attention_backward(
-    grad: Tensor, q: Tensor, kv: Tensor, num_heads: int, again: bool = False
+    grad: Tensor, q: Tensor, kv: Tensor, num_heads: int, recompute: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients to ``q`` and ``kv``; with ``again`` also the forward's answer, for who did not keep it (else an empty tensor)."""
+    """Gradients to ``q`` and ``kv``; with ``recompute`` also the forward's output (else an empty tensor)."""
     return call(
-        "cross_attention_backward", reference.cross_attention_backward, q.device, grad.contiguous(), q, kv, num_heads, again
+        "cross_attention_backward", q.device, grad.contiguous(), q, kv, num_heads, recompute
     )  # fmt: skip
 
 

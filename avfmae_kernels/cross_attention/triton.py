@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.schemas import library
+from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import bound, dot, launch, registers, store, tile_of
 
 
@@ -58,7 +58,7 @@ def few_keys_kernel(
 @triton.jit
 def few_keys_backward_kernel(
     grad, q, kv, dq, dkv, out, Nq, Nk, q_batch, q_row, kv_batch, kv_row, scale, C, H, dq_row, dkv_row,
-    D: tl.constexpr, D_TILE: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, AGAIN: tl.constexpr,
+    D: tl.constexpr, D_TILE: tl.constexpr, KEYS: tl.constexpr, BLOCK: tl.constexpr, RECOMPUTE: tl.constexpr,
 ):  # fmt: skip
     q_first, column = _head(q_batch, H, D)
     kv_first, _ = _head(kv_batch, H, D)
@@ -79,7 +79,7 @@ def few_keys_backward_kernel(
         x = tl.load(q + q_first + i[:, None] * q_row + d[None, :], mask=mask, other=0)
         g = tl.load(grad + packed, mask=mask, other=0)
         p = _softmax(dot(x, tl.trans(k)) * scale, (j < Nk)[None, :])
-        if AGAIN:
+        if RECOMPUTE:
             answer = dot(p, v)
             store(out + packed, answer, mask)
         dv += dot(tl.trans(p), g)
@@ -135,7 +135,7 @@ def few_queries_kernel(
 @triton.jit
 def few_queries_backward_kernel(
     grad, q, kv, dq, dkv, out, Nq, Nk, q_batch, q_row, kv_batch, kv_row, scale, C, H,
-    D: tl.constexpr, D_TILE: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr, AGAIN: tl.constexpr,
+    D: tl.constexpr, D_TILE: tl.constexpr, QUERIES: tl.constexpr, BLOCK: tl.constexpr, RECOMPUTE: tl.constexpr,
 ):  # fmt: skip
     q_first, column = _head(q_batch, H, D)
     kv_first, _ = _head(kv_batch, H, D)
@@ -149,10 +149,10 @@ def few_queries_backward_kernel(
     x = tl.load(q + q_first + i[:, None] * q_row + d[None, :], mask=mask, other=0)
     g = tl.load(grad + packed, mask=mask, other=0)
     top, total, answer = _running_softmax(x, kv, kv_first, kv_row, d, wide, Nk, scale, C, D_TILE, QUERIES, BLOCK)
-    if AGAIN:
+    if RECOMPUTE:
         store(out + packed, answer, mask)
     mean = tl.sum(answer * g.to(tl.float32), 1)  # Σ_j p_j·dp_j, as answer = Σ_j p_j·v_j
-    slope = tl.zeros((QUERIES, D_TILE), tl.float32)
+    grad_q = tl.zeros((QUERIES, D_TILE), tl.float32)
     for start in range(0, bound(Nk), BLOCK):
         j = start + tl.arange(0, BLOCK)
         key = (j < Nk)[:, None] & wide
@@ -161,11 +161,11 @@ def few_queries_backward_kernel(
         p = tl.where((j < Nk)[None, :], tl.exp(logits - top[:, None]) / total[:, None], 0.0)
         dp = dot(g, tl.trans(v))
         ds = p * (dp - mean[:, None]) * scale
-        slope += dot(ds, k)
+        grad_q += dot(ds, k)
         to = dkv + dkv_first + j[:, None] * (2 * C) + d[None, :]
         store(to, dot(tl.trans(ds), x), key)
         store(to + C, dot(tl.trans(p), g), key)
-    store(dq + packed, slope, mask)
+    store(dq + packed, grad_q, mask)
 
 
 def configurations(few: int, many: int, D: int, dtype: torch.dtype) -> list[dict]:
@@ -203,23 +203,31 @@ def cross_attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
     return out
 
 
-def cross_attention_backward(grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool) -> tuple[Tensor, Tensor, Tensor]:
+def cross_attention_backward(grad: Tensor, q: Tensor, kv: Tensor, heads: int, recompute: bool) -> tuple[Tensor, Tensor, Tensor]:
     dq, dkv = q.new_empty(q.shape), kv.new_empty(kv.shape)
-    return dq, dkv, backward_into(grad, q, kv, heads, again, dq, dkv)
+    return dq, dkv, backward_into(grad, q, kv, heads, recompute, dq, dkv)
 
 
-def backward_into(grad: Tensor, q: Tensor, kv: Tensor, heads: int, again: bool, dq: Tensor, dkv: Tensor) -> Tensor:
-    """Writes the gradients; with few keys their rows may be parts of longer ones. Returns the answer again, or nothing."""
-    out = q.new_empty(q.shape if again else (0,))
+def backward_into(grad: Tensor, q: Tensor, kv: Tensor, heads: int, recompute: bool, dq: Tensor, dkv: Tensor) -> Tensor:
+    """Writes the gradients; with few keys their rows may be parts of longer ones. Returns the recomputed output, or nothing."""
+    out = q.new_empty(q.shape if recompute else (0,))
     numbers, constants, choices, few_keys = _arguments(q, kv, heads)
     grid, tensors = (len(q) * heads,), (grad, q, kv, dq, dkv, out)
     if few_keys:
-        launch(few_keys_backward_kernel, grid, choices, *tensors, *numbers, dq.stride(1), dkv.stride(1), **constants, AGAIN=again)
+        launch(
+            few_keys_backward_kernel,
+            grid,
+            choices,
+            *tensors,
+            *numbers,
+            dq.stride(1),
+            dkv.stride(1),
+            **constants,
+            RECOMPUTE=recompute,
+        )
     else:
-        launch(few_queries_backward_kernel, grid, choices, *tensors, *numbers, **constants, AGAIN=again)
+        launch(few_queries_backward_kernel, grid, choices, *tensors, *numbers, **constants, RECOMPUTE=recompute)
     return out
 
 
-for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
-    library.impl("cross_attention_triton", cross_attention, _key)
-    library.impl("cross_attention_backward_triton", cross_attention_backward, _key)
+register_triton(cross_attention, cross_attention_backward)

@@ -3,11 +3,27 @@
 from torch import Tensor
 
 from avfmae_kernels.arguments import check_floats
-from avfmae_kernels.dispatch import TRITON_USABLE, call, register_gradient
+from avfmae_kernels.dispatch import TRITON_USABLE, call, register, register_gradient
 from avfmae_kernels.gated_sum import reference
 
 if TRITON_USABLE:
     from avfmae_kernels.gated_sum import triton  # noqa: F401  (registers the op)
+
+
+def _fake(gate_a, a, gate_b, b):
+    return a.new_empty(a.shape)
+
+
+def _fake_backward(grad, gate_a, a, gate_b, b):
+    return tuple(x.new_empty(x.shape) for x in (gate_a, a, gate_b, b))
+
+
+_ARGUMENTS = "Tensor gate_a, Tensor a, Tensor gate_b, Tensor b"
+register("gated_sum", f"({_ARGUMENTS}) -> Tensor", _fake, reference.gated_sum)
+register(
+    "gated_sum_backward", f"(Tensor grad, {_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor)", _fake_backward,
+    reference.gated_sum_backward,
+)  # fmt: skip
 
 
 def gated_sum(gate_a: Tensor, a: Tensor, gate_b: Tensor, b: Tensor) -> Tensor:
@@ -39,7 +55,7 @@ def gated_sum(gate_a: Tensor, a: Tensor, gate_b: Tensor, b: Tensor) -> Tensor:
     check_floats(gate_a=gate_a, gate_b=gate_b)
     check_floats(a=a, b=b)
     rows = [x.reshape(-1, a.shape[-1]) for x in (gate_a, a, gate_b, b)]
-    return call("gated_sum", reference.gated_sum, a.device, *rows).view(a.shape)
+    return call("gated_sum", a.device, *rows).view(a.shape)
 
 
 def _save(ctx, inputs, output):
@@ -47,7 +63,7 @@ def _save(ctx, inputs, output):
 
 
 def _gradient(ctx, grad):
-    return call("gated_sum_backward", reference.gated_sum_backward, grad.device, grad.contiguous(), *ctx.saved_tensors)
+    return call("gated_sum_backward", grad.device, grad.contiguous(), *ctx.saved_tensors)
 
 
 register_gradient("gated_sum", _save, _gradient)

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.schemas import library
+from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import launch, store
 
 
@@ -60,12 +60,10 @@ def gated_sum(gate_a: Tensor, a: Tensor, gate_b: Tensor, b: Tensor) -> Tensor:
 
 
 def gated_sum_backward(grad: Tensor, gate_a: Tensor, a: Tensor, gate_b: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    slopes = tuple(x.new_empty(x.shape) for x in (gate_a, a, gate_b, b))
+    grads = tuple(x.new_empty(x.shape) for x in (gate_a, a, gate_b, b))
     rows = _rows(gate_a, a, gate_b, b)
-    launch(gated_sum_backward_kernel, _grid(a), CONFIGURATIONS, grad, gate_a, a, gate_b, b, *slopes, a.shape[1], *rows)
-    return slopes
+    launch(gated_sum_backward_kernel, _grid(a), CONFIGURATIONS, grad, gate_a, a, gate_b, b, *grads, a.shape[1], *rows)
+    return grads
 
 
-for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
-    library.impl("gated_sum_triton", gated_sum, _key)
-    library.impl("gated_sum_backward_triton", gated_sum_backward, _key)
+register_triton(gated_sum, gated_sum_backward)

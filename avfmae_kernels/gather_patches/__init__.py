@@ -1,12 +1,13 @@
 """Gather tubelets of a uint8 clip and normalise them into the rows that a patch-embedding product reads."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from avfmae_kernels.crop_clips import check_boxes
-from avfmae_kernels.dispatch import TRITON_USABLE, call
+from avfmae_kernels.dispatch import TRITON_USABLE, call, register
 from avfmae_kernels.gather_patches.reference import gather_patches as reference
 
 if TRITON_USABLE:
@@ -14,6 +15,20 @@ if TRITON_USABLE:
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def _fake(video, index, patch, mean, std, dtype, boxes=None, size=()):
+    return video.new_empty((*index.shape, 3 * math.prod(patch)), dtype=dtype)
+
+
+register(
+    "gather_patches",
+    "(Tensor video, Tensor index, int[] patch, float[] mean, float[] std, ScalarType dtype, Tensor? boxes=None, int[] size=[]) "
+    "-> Tensor",
+    _fake,
+    reference,
+    cuda_first="resamples a pixel's three channels together; Triton works out the filter's weights for each",
+)
 
 
 def gather_patches(
@@ -79,6 +94,6 @@ def gather_patches(
         if low < 0 or high >= tokens:
             raise IndexError(f"index: holds {int(low)} to {int(high)}, expected 0 to {tokens - 1}")
     return call(
-        "gather_patches", reference, video.device, video.contiguous(), index.contiguous(), patch, mean, std, dtype,
+        "gather_patches", video.device, video.contiguous(), index.contiguous(), patch, mean, std, dtype,
         None if boxes is None else boxes.contiguous(), list(seen[1:]),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""gather_patches in plain PyTorch: oracle, fallback, documentation."""
+"""gather_patches in PyTorch: oracle, fallback, documentation."""
 
 import torch
 from einops import rearrange

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.schemas import library
+from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_crop import cropped_pixel, taps
 from avfmae_kernels.triton_tools import launch, store
 
@@ -79,5 +79,4 @@ def gather_patches(
     return out
 
 
-for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
-    library.impl("gather_patches_triton", gather_patches, _key)
+register_triton(gather_patches)

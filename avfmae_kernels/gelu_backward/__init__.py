@@ -1,19 +1,26 @@
-"""The gradient of the exact GELU, and its answer again, in one pass. (Forward is torch's own, which is one pass already.)"""
+"""The gradient of the exact GELU, and its recomputed output, in one pass. (Forward is torch's own, which is one pass already.)"""
 
 from torch import Tensor
 
 from avfmae_kernels.arguments import check_floats
-from avfmae_kernels.dispatch import TRITON_USABLE, call
+from avfmae_kernels.dispatch import TRITON_USABLE, call, register
 from avfmae_kernels.gelu_backward import reference
 
 if TRITON_USABLE:
     from avfmae_kernels.gelu_backward import triton  # noqa: F401  (registers the op)
 
 
-def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Gaussian error linear unit (Hendrycks and Gimpel, 2016), on the way back.
+def _fake(grad, x):
+    return x.new_empty(x.shape), x.new_empty(x.shape)
 
-    .. math:: slope = grad \odot (\Phi(x) + x\,\varphi(x)), \qquad out = x\,\Phi(x),
+
+register("gelu_backward", "(Tensor grad, Tensor x) -> (Tensor, Tensor)", _fake, reference.gelu_backward, out=True)
+
+
+def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Gaussian error linear unit (Hendrycks and Gimpel, 2016), backward.
+
+    .. math:: grad_x = grad \odot (\Phi(x) + x\,\varphi(x)), \qquad out = x\,\Phi(x),
 
     with the normal distribution :math:`\Phi` and its density :math:`\varphi`. Floor: bytes, two numbers read and two written. The
     CPU's distribution is a rational approximation, off by at most 7.5e-8 (Abramowitz and Stegun, 7.1.26), which shares its
@@ -35,4 +42,4 @@ def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"grad: got {tuple(grad.shape)}, expected {tuple(x.shape)} like x")
     x, grad = x.contiguous(), grad.contiguous()
     check_floats(x=x, grad=grad)
-    return call("gelu_backward", reference.gelu_backward, x.device, grad, x)
+    return call("gelu_backward", x.device, grad, x)

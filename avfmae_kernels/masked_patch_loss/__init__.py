@@ -6,11 +6,28 @@ import torch
 from torch import Tensor
 
 from avfmae_kernels.crop_clips import check_boxes
-from avfmae_kernels.dispatch import TRITON_USABLE, call, register_gradient
+from avfmae_kernels.dispatch import TRITON_USABLE, call, register, register_gradient
 from avfmae_kernels.masked_patch_loss import reference
 
 if TRITON_USABLE:
     from avfmae_kernels.masked_patch_loss import triton  # noqa: F401  (registers the op)
+
+
+def _fake(pred, source, index, scored, patch, boxes=None, size=()):
+    return pred.new_empty(index.shape, dtype=torch.float32)
+
+
+def _fake_backward(grad, pred, source, index, scored, patch, boxes=None, size=()):
+    return torch.empty_like(pred)
+
+
+_ARGUMENTS = "Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] size=[]"
+_CUDA_FIRST = "reads, or resamples, every pixel once; Triton twice for each channel"
+register("masked_patch_loss", f"({_ARGUMENTS}) -> Tensor", _fake, reference.masked_patch_loss, cuda_first=_CUDA_FIRST)
+register(
+    "masked_patch_loss_backward", f"(Tensor grad, {_ARGUMENTS}) -> Tensor", _fake_backward, reference.masked_patch_loss_backward,
+    cuda_first=_CUDA_FIRST,
+)  # fmt: skip
 
 
 def masked_patch_loss(
@@ -96,7 +113,7 @@ def masked_patch_loss(
     if not video:
         source = source.float()
     errors = call(
-        "masked_patch_loss", reference.masked_patch_loss, source.device,
+        "masked_patch_loss", source.device,
         pred.contiguous(), source.contiguous(), index.contiguous(), scored.contiguous(), patch,
         None if boxes is None else boxes.contiguous(), list(seen[-2:]),
     )  # fmt: skip
@@ -110,11 +127,11 @@ def _save(ctx, inputs, output):
 
 def _gradient(ctx, grad):
     pred, source, index, scored, boxes = ctx.saved_tensors
-    slope = call(
-        "masked_patch_loss_backward", reference.masked_patch_loss_backward, pred.device,
+    grad_pred = call(
+        "masked_patch_loss_backward", pred.device,
         grad.contiguous(), pred, source, index, scored, ctx.patch, boxes, ctx.size,
     )  # fmt: skip
-    return slope, None, None, None, None, None, None
+    return grad_pred, None, None, None, None, None, None
 
 
 register_gradient("masked_patch_loss", _save, _gradient)

@@ -1,4 +1,4 @@
-"""masked_patch_loss in plain PyTorch: oracle, fallback, documentation."""
+"""masked_patch_loss in PyTorch: oracle, fallback, documentation."""
 
 import torch
 from einops import rearrange
@@ -53,5 +53,5 @@ def masked_patch_loss_backward(
 ) -> Tensor:  # fmt: skip
     """Gradient to ``pred`` of the errors with upstream gradient (B, N)."""
     target = patch_targets(source, index, patch, boxes, size)
-    slope = 2 / pred.shape[-1] * (pred.to(target.dtype) - target) * grad[..., None]
-    return torch.where(scored[..., None], slope, 0).to(pred.dtype)
+    grad_pred = 2 / pred.shape[-1] * (pred.to(target.dtype) - target) * grad[..., None]
+    return torch.where(scored[..., None], grad_pred, 0).to(pred.dtype)

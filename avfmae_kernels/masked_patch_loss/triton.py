@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.schemas import library
+from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_crop import cropped_pixel, taps
 from avfmae_kernels.triton_tools import launch, store
 
@@ -138,7 +138,7 @@ def masked_patch_loss_backward_kernel(
     source,
     index,
     scored,
-    slopes,
+    grad_pred,
     rows_per_clip,
     T,
     H,
@@ -187,8 +187,8 @@ def masked_patch_loss_backward_kernel(
         )
         place = row * (C * PT * PH * PW) + (t * (PH * PW) + s) * C + c
         p = tl.load(pred + place, mask=lane, other=0).to(tl.float32)
-        slope = tl.where(wanted, scale * (p - target), 0.0)
-        store(slopes + place, slope, lane)
+        d = tl.where(wanted, scale * (p - target), 0.0)
+        store(grad_pred + place, d, lane)
 
 
 CONFIGURATIONS = [{"num_warps": 4}, {"num_warps": 2}, {"num_warps": 8}]
@@ -231,16 +231,14 @@ def masked_patch_loss_backward(
     grad: Tensor, pred: Tensor, source: Tensor, index: Tensor, scored: Tensor, patch: list[int], boxes: Tensor | None = None,
     size: list[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    slopes = torch.empty_like(pred)
+    grad_pred = torch.empty_like(pred)
     clip, constants = _grid(source, patch, boxes, size)
     if index.numel():
         launch(
             masked_patch_loss_backward_kernel, (index.numel(),), CONFIGURATIONS,
-            grad, pred, source, index, scored.view(torch.uint8), slopes, index.shape[1], *clip, **constants,
+            grad, pred, source, index, scored.view(torch.uint8), grad_pred, index.shape[1], *clip, **constants,
         )  # fmt: skip
-    return slopes
+    return grad_pred
 
 
-for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
-    library.impl("masked_patch_loss_triton", masked_patch_loss, _key)
-    library.impl("masked_patch_loss_backward_triton", masked_patch_loss_backward, _key)
+register_triton(masked_patch_loss, masked_patch_loss_backward)

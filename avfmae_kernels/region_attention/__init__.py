@@ -3,11 +3,26 @@
 from torch import Tensor
 
 from avfmae_kernels.arguments import TILE, check_attention
-from avfmae_kernels.dispatch import TRITON_USABLE, call, register_gradient
+from avfmae_kernels.dispatch import TRITON_USABLE, call, register, register_gradient
 from avfmae_kernels.region_attention import reference
 
 if TRITON_USABLE:
     from avfmae_kernels.region_attention import triton  # noqa: F401  (registers the op)
+
+
+def _fake(qkv, heads):
+    return qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
+
+
+def _fake_backward(grad, qkv, heads, recompute):
+    return qkv.new_empty(qkv.shape), qkv.new_empty(grad.shape if recompute else (0,))
+
+
+register("region_attention", "(Tensor qkv, int heads) -> Tensor", _fake, reference.region_attention, out=True)
+register(
+    "region_attention_backward", "(Tensor grad, Tensor qkv, int heads, bool recompute) -> (Tensor, Tensor)", _fake_backward,
+    reference.region_attention_backward, out=True,
+)  # fmt: skip
 
 
 def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
@@ -42,13 +57,13 @@ def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
             f"qkv: got sequences of {qkv.shape[1]}, expected at most {TILE} on a GPU (longer: scaled_dot_product_attention)"
         )
     check_attention(num_heads, qkv.shape[2] // 3, qkv=qkv)
-    return call("region_attention", reference.region_attention, qkv.device, qkv, num_heads)
+    return call("region_attention", qkv.device, qkv, num_heads)
 
 
-def region_attention_backward(grad: Tensor, qkv: Tensor, num_heads: int, again: bool = False) -> tuple[Tensor, Tensor]:
-    """Gradient to ``qkv``; with ``again`` also the forward's answer, for who did not keep it (else an empty tensor)."""
+def region_attention_backward(grad: Tensor, qkv: Tensor, num_heads: int, recompute: bool = False) -> tuple[Tensor, Tensor]:
+    """Gradient to ``qkv``; with ``recompute`` also the forward's output (else an empty tensor)."""
     return call(
-        "region_attention_backward", reference.region_attention_backward, qkv.device, grad.contiguous(), qkv, num_heads, again
+        "region_attention_backward", qkv.device, grad.contiguous(), qkv, num_heads, recompute
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""region_attention in plain float32 PyTorch (float64 stays): oracle, fallback, documentation."""
+"""region_attention in float32 PyTorch (float64 stays): oracle, fallback, documentation."""
 
 import torch
 from einops import rearrange
@@ -13,9 +13,9 @@ def region_attention(qkv: Tensor, heads: int) -> Tensor:
     return rearrange(softmax_attention.attention(q, k, v), "n h s d -> n s (h d)").to(qkv.dtype)
 
 
-def region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, again: bool) -> tuple[Tensor, Tensor]:
+def region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, recompute: bool) -> tuple[Tensor, Tensor]:
     q, k, v = rearrange(at_least_float32(qkv), "n s (three h d) -> three n h s d", three=3, h=heads)
     grad = rearrange(at_least_float32(grad), "n s (h d) -> n h s d", h=heads)
-    *slopes, out = softmax_attention.attention_backward(grad, q, k, v)
-    dqkv = rearrange(torch.stack(slopes), "three n h s d -> n s (three h d)").to(qkv.dtype)
-    return dqkv, rearrange(out, "n h s d -> n s (h d)").to(qkv.dtype) if again else qkv.new_empty(0)
+    *dqkv, out = softmax_attention.attention_backward(grad, q, k, v)
+    dqkv = rearrange(torch.stack(dqkv), "three n h s d -> n s (three h d)").to(qkv.dtype)
+    return dqkv, rearrange(out, "n h s d -> n s (h d)").to(qkv.dtype) if recompute else qkv.new_empty(0)

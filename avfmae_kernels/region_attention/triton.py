@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.cross_attention import triton as few_keys
-from avfmae_kernels.schemas import library
+from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import dot, launch, registers, store, tile_of
 
 
@@ -51,8 +51,8 @@ def region_attention_kernel(
 
 @triton.jit
 def region_attention_backward_kernel(
-    grad, qkv, slopes, out, rows_of_all, stride_n, stride_s, scale, C, S: tl.constexpr, D: tl.constexpr,
-    PACK: tl.constexpr, TILE: tl.constexpr, D_TILE: tl.constexpr, AGAIN: tl.constexpr,
+    grad, qkv, dqkv, out, rows_of_all, stride_n, stride_s, scale, C, S: tl.constexpr, D: tl.constexpr,
+    PACK: tl.constexpr, TILE: tl.constexpr, D_TILE: tl.constexpr, RECOMPUTE: tl.constexpr,
 ):  # fmt: skip
     row, sequence, place, real = _tile(rows_of_all, S, PACK, TILE)
     d = tl.arange(0, D_TILE)
@@ -65,7 +65,7 @@ def region_attention_backward_kernel(
     v = tl.load(qkv + at + 2 * C, mask=mask, other=0)
     g = tl.load(grad + packed, mask=mask, other=0)
     p = _probabilities(q, k, sequence, real, scale)
-    if AGAIN:
+    if RECOMPUTE:
         answer = dot(p, v)
         store(out + packed, answer, mask)
     dv = dot(tl.trans(p), g)
@@ -73,7 +73,7 @@ def region_attention_backward_kernel(
     ds = p * (dp - tl.sum(p * dp, 1)[:, None]) * scale
     dq = dot(ds, k)
     dk = dot(tl.trans(ds), q)
-    wide = slopes + row[:, None] * (3 * C) + head + d[None, :]
+    wide = dqkv + row[:, None] * (3 * C) + head + d[None, :]
     store(wide, dq, mask)
     store(wide + C, dk, mask)
     store(wide + 2 * C, dv, mask)
@@ -124,19 +124,17 @@ def region_attention(qkv: Tensor, heads: int) -> Tensor:
     return out
 
 
-def region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, again: bool) -> tuple[Tensor, Tensor]:
-    C, slopes = qkv.shape[2] // 3, qkv.new_empty(qkv.shape)
+def region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, recompute: bool) -> tuple[Tensor, Tensor]:
+    C, dqkv = qkv.shape[2] // 3, qkv.new_empty(qkv.shape)
     if qkv.shape[1] > LONGEST:
-        return slopes, few_keys.backward_into(grad, qkv[..., :C], qkv[..., C:], heads, again, slopes[..., :C], slopes[..., C:])
-    out = qkv.new_empty(grad.shape if again else (0,))
+        return dqkv, few_keys.backward_into(grad, qkv[..., :C], qkv[..., C:], heads, recompute, dqkv[..., :C], dqkv[..., C:])
+    out = qkv.new_empty(grad.shape if recompute else (0,))
     numbers, constants = _arguments(qkv, heads)
     launch(
         region_attention_backward_kernel, _grid(qkv, heads), configurations(qkv.shape[1], qkv.shape[2] // 3 // heads, qkv.dtype),
-        grad, qkv, slopes, out, *numbers, **constants, AGAIN=again,
+        grad, qkv, dqkv, out, *numbers, **constants, RECOMPUTE=recompute,
     )  # fmt: skip
-    return slopes, out
+    return dqkv, out
 
 
-for _key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
-    library.impl("region_attention_triton", region_attention, _key)
-    library.impl("region_attention_backward_triton", region_attention_backward, _key)
+register_triton(region_attention, region_attention_backward)

@@ -1,20 +1,23 @@
 """Which tokens a mask keeps, by counter-based random numbers.
 
 A clip's masks depend on (seed, epoch, clip id, stream) alone: not on the batch it is in, the worker that draws them,
-the number of workers, or what was drawn before. NumPy only, so that data workers need no torch.
+the number of workers, or what was drawn before. They are NumPy arrays.
 """
 
-import os
 from types import ModuleType
 
 import numpy as np
+import torch
 
-from avfmae_kernels.compiled import MISSING
+from avfmae_kernels.dispatch import choose, register
 from avfmae_kernels.sample_masks import reference
+
+register("sample_masks", triton=False, host=True, strict=False)
+CPU = torch.device("cpu")
 
 
 def _implementation() -> ModuleType:
-    if MISSING["host"] or os.environ.get("AVFMAE_KERNELS") == "reference":
+    if choose("sample_masks", CPU) == "reference":
         return reference
     from avfmae_kernels import _host
 

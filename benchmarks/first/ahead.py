@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,6 @@ import avfmae_kernels as K
 from avfmae_benchmarks.first.process import die_with_parent
 from avfmae_benchmarks.sides import OPTIM, Size, Stage, config, finetuning_loss, host_batch, our_model
 from avfmae_kernels import dispatch
-from avfmae_kernels.schemas import WITHOUT_TRITON
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def of(work: Callable[[], None]) -> list[Request]:
 
     automatic = dispatch.AUTOMATIC
     dispatch.AUTOMATIC = {
-        place: order if place[0] in WITHOUT_TRITON else ("triton", *order) for place, order in automatic.items()
+        place: ("triton", *order) if dispatch.OPS[place[0]].triton else order for place, order in automatic.items()
     }
     try:
         with K.use("auto"), recorded() as launches:
@@ -98,7 +98,8 @@ def take_for(arch: int) -> None:
     from triton.runtime import driver
 
     die_with_parent()
-    driver.set_active(Description(arch))
+    description: Any = Description(arch)  # has what the compiler asks of a driver, and no more
+    driver.set_active(description)
 
 
 def compile_one(request: Request):

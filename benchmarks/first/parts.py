@@ -9,8 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from avfmae_benchmarks.first.journal import Journal
+
+if TYPE_CHECKING:
+    from avfmae_benchmarks.sides import Size, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = {"size": "tiny", "batch": 2, "rounds": 1, "warm_up": 0, "precisions": ("float32",)}  # of a dry run
@@ -34,7 +38,7 @@ class Run:
     """
 
     out: Path
-    device: str
+    device: Literal["cuda", "cpu"]
 
     @cached_property
     def journal(self) -> Journal:
@@ -123,13 +127,14 @@ def ahead(run: Run) -> str:
     from avfmae_benchmarks.first.ahead import compile_all, of_step
 
     device, requests = torch.device(run.device), {}
-    if run.dry:
-        steps, arch = [("pretrain", "tiny", "bf16", 16)], 90
-    else:
+    steps: list[tuple[Stage, Size, str, int]] = [("pretrain", "tiny", "bf16", 16)]
+    arch = 90
+    if not run.dry:
         major, minor = torch.cuda.get_device_capability()
+        arch = 10 * major + minor
         # in bfloat16 what is timed, in float32 what is checked, on two clips
-        steps, arch = [("pretrain", "base", "bf16", 16), ("pretrain", "base", "float32", 2), ("pretrain", "huge", "bf16", 16),
-                       ("finetune", "base", "bf16", 16), ("finetune", "base", "float32", 2)], 10 * major + minor  # fmt: skip
+        steps = [("pretrain", "base", "bf16", 16), ("pretrain", "base", "float32", 2), ("pretrain", "huge", "bf16", 16),
+                 ("finetune", "base", "bf16", 16), ("finetune", "base", "float32", 2)]  # fmt: skip
     for stage in steps:
         requests |= {repr(request): request for request in of_step(*stage, device)}
     wanted = list(requests.values())
@@ -156,7 +161,7 @@ def tests(run: Run, only: str = "", files: tuple[str, ...] = ()) -> str:
     else:
         arguments += ["-m", "gpu", *(["-k", only] if only else []), *files]
         if importlib.util.find_spec("xdist"):
-            arguments += ["-n", str(min(8, os.cpu_count()))]
+            arguments += ["-n", str(min(8, os.cpu_count() or 1))]
     code = pytest.main(arguments)
     went = Counter(event["outcome"] for event in run.journal.events() if "test" in event)
     said = ", ".join(f"{count} {outcome}" for outcome, count in went.items()) or "no test was found"
@@ -169,7 +174,7 @@ def captured(run: Run) -> str:
     """The step that is trained with, replayed; and the kernels that it takes its time for."""
     import torch
 
-    from avfmae.engines.cuda_graph import EAGER_STEPS
+    from avfmae.engines.captured import EAGER_STEPS
     from avfmae_benchmarks import sides
     from avfmae_benchmarks.measure import wait
     from avfmae_benchmarks.profiles import by_name
@@ -194,7 +199,7 @@ def captured(run: Run) -> str:
 def kernels(run: Run) -> str:
     from avfmae_benchmarks.kernels import KernelsConfig, kernels
 
-    few = (
+    few: dict[str, Any] = (
         {"only": ("gated_sum", "gelu_backward"), "precisions": ("float32",), "batch": 1, "rounds": 1}
         if run.dry
         else {"precisions": ("bfloat16",)}
@@ -245,7 +250,7 @@ def sanitizer(run: Run) -> str:
 def scaling(run: Run) -> str:
     from avfmae_benchmarks.scaling import ScalingConfig, scaling
 
-    few = (
+    few: dict[str, Any] = (
         {"sizes": ("tiny",), "batches": (2, 4), "precision": "float32", "rounds": 1}
         if run.dry
         else {"batches": (64, 256, 512, 1024), "rounds": 3}

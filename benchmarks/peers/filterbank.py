@@ -3,7 +3,7 @@
 import numpy as np
 
 from avfmae.data.audio import MELS, SHORTEST
-from avfmae.data.media import SAMPLE_RATE
+from avfmae.data.config import SAMPLE_RATE
 from avfmae.extras import need
 
 

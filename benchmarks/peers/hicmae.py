@@ -41,7 +41,7 @@ class Fusion(nn.Module):
 
 
 class HiCMAE(nn.Module):
-    """Args: cfg with encoder ``"vit"`` and fusion ``"cross"``; sdpa: torch's attention, and token counts that a compiler knows."""
+    """Args: cfg with encoder ``"vit"`` and fusion ``"cross"``; sdpa: torch's attention, and token counts known to a compiler."""
 
     def __init__(self, cfg: ModelConfig, sdpa: bool = False):
         super().__init__()

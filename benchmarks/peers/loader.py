@@ -43,8 +43,8 @@ class PublishedLoader:
     def augment(self, decoded):
         video, frames, start = decoded
         images = [Image.fromarray(frame).convert("RGB") for frame in frames]
-        box = tuple(round(v) for v in multi_scale_box((0, 0, *images[0].size), self.rng))
-        images = [image.crop(box).resize((SIZE, SIZE), Image.Resampling.BILINEAR) for image in images]
+        left, top, right, bottom = (round(v) for v in multi_scale_box((0, 0, *images[0].size), self.rng))
+        images = [image.crop((left, top, right, bottom)).resize((SIZE, SIZE), Image.Resampling.BILINEAR) for image in images]
         stack = torch.from_numpy(np.concatenate([np.array(image) for image in images], axis=2))
         clip = stack.permute(2, 0, 1).contiguous().float().div(255)
         clip = clip.view(FRAMES, 3, SIZE, SIZE).transpose(0, 1)

@@ -5,6 +5,8 @@ back by boolean masks. ``sdpa`` is for the generous peer: torch's attention, and
 Shapes: B batch, N queries, M keys, C width, H heads, D = C/H.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,11 +22,14 @@ def layer_norm(width: int) -> nn.LayerNorm:
 class PatchEmbed(nn.Module):
     """A convolution over all of the clip, (B, 3, T, H, W) or (B, 1, frames, mels) -> (B, tokens, C), and positions."""
 
+    positions: Tensor
+
     def __init__(self, m: ModalityConfig, width: int):
         super().__init__()
         conv, channels = (nn.Conv3d, 3) if len(m.size) == 3 else (nn.Conv2d, 1)
         self.kernel = (channels, *m.patch)
-        self.proj = conv(channels, width, kernel_size=m.patch, stride=m.patch)
+        patch: Any = m.patch  # three sizes, or two, as the convolution has dimensions
+        self.proj = conv(channels, width, kernel_size=patch, stride=patch)
         self.register_buffer("positions", sinusoid_positions(m.tokens, width), persistent=False)
 
     def forward(self, clip: Tensor) -> Tensor:
@@ -111,6 +116,8 @@ class ViTBlock(nn.Module):
 
 class Decoder(nn.Module):
     """Mask tokens behind the visible ones, one block, then one a skip feature; the head reads the mask tokens."""
+
+    positions: Tensor
 
     def __init__(self, cfg: ModelConfig, m: ModalityConfig, sdpa: bool = False):
         super().__init__()

@@ -7,7 +7,7 @@ host.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class PublishedBatch:
                 return tuple(map(function, x))
             return None if x is None else function(x)
 
-        return PublishedBatch(*(each(x) for x in vars(self).values()))
+        return replace(self, **{name: each(x) for name, x in vars(self).items()})
 
 
 def video_targets(video: Tensor, cfg: ModelConfig) -> Tensor:
@@ -64,6 +64,7 @@ def audio_targets(audio: Tensor, cfg: ModelConfig) -> Tensor:
 def pretraining_loss(model: Callable, cfg: ModelConfig, batch: PublishedBatch, autocast: Callable) -> Tensor:
     """Reconstruction of both modalities and λ · contrast, as each of the two models defines them."""
     decoded = batch.decoders or batch.masks
+    assert decoded is not None and batch.masks is not None, "masks: a batch of pre-training has them"
     with torch.no_grad():
         targets = [video_targets(batch.video, cfg), audio_targets(batch.audio, cfg)]
         targets = [t[~d if batch.decoders else d].reshape(len(t), -1, t.shape[-1]) for t, d in zip(targets, decoded, strict=True)]
@@ -72,7 +73,7 @@ def pretraining_loss(model: Callable, cfg: ModelConfig, batch: PublishedBatch, a
             *predictions, video_skips, audio_skips = model(batch.video, batch.audio, *batch.masks, *(~d for d in decoded))
         else:
             *predictions, video_skips, audio_skips = model(batch.video, batch.audio, *batch.masks)
-        loss = 0
+        loss = batch.video.new_zeros(())
         for k, (prediction, target) in enumerate(zip(predictions, targets, strict=True)):
             if batch.decoders:  # only what the encoder did not see
                 error = ((prediction - target) ** 2).mean(-1)
@@ -86,6 +87,7 @@ def pretraining_loss(model: Callable, cfg: ModelConfig, batch: PublishedBatch, a
 
 
 def finetuning_loss(model: Callable, cfg: ModelConfig, batch: PublishedBatch, autocast: Callable) -> Tensor:
+    assert batch.labels is not None, "labels: a batch of fine-tuning has them"
     with autocast():
         return F.cross_entropy(model(batch.video, batch.audio), batch.labels)
 
@@ -117,29 +119,29 @@ class PublishedStep:
         )
         self.device = next(model.parameters()).device
         self.precision = {"fp16": torch.float16, "bf16": torch.bfloat16, "float32": torch.float32}[precision]
-        self.optimiser = torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, fused=fused or None)
+        self.optimizer = torch.optim.AdamW(parameter_groups(model, optim), lr=optim.lr, betas=optim.betas, fused=fused or None)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
 
     def autocast(self):
         return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
 
     def __call__(self, batch: PublishedBatch) -> float:
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self.optim.lr * group["lr_scale"]
         batch = batch.map(lambda t: t.to(self.device, non_blocking=True))
         loss = self.loss(self.called, self.model.cfg, batch, self.autocast)
         value = loss.item()  # the loop stops at once when it is not finite
         if not math.isfinite(value):
             raise RuntimeError(f"loss is {value}")
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
-        self.scaler.unscale_(self.optimiser)
+        self.scaler.unscale_(self.optimizer)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         if self.fused:
             norm = nn.utils.get_total_norm(gradients)
         else:
             norm = torch.norm(torch.stack([torch.norm(g.detach(), 2.0) for g in gradients]), 2.0)
-        self.scaler.step(self.optimiser)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scaler.get_scale()
         if self.device.type == "cuda":

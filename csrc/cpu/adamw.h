@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/bf16.h"
 #include "cpu/matmul.h"
 #include "cpu/simd.h"
 

@@ -29,93 +29,118 @@ struct View {
 
   explicit operator bool() const { return static_cast<bool>(numbers); }
   AVFMAE_INLINE int64_t at(int64_t r) const { return r / inner * outer_stride + r % inner * inner_stride; }
-  AVFMAE_INLINE void prefetch_to_write(int64_t r, int C) const { numbers.prefetch_to_write(at(r), C); }
+  // A row's memory itself where it is whole vectors of float32.
+  AVFMAE_INLINE float* in_place(int64_t r, int C) const {
+    return numbers.type == ScalarType::Float && C % kBlock == 0 ? static_cast<float*>(numbers.data) + at(r) : nullptr;
+  }
+  // Where a row can be written before it is stored.
+  AVFMAE_INLINE float* place(int64_t r, float* scratch, int C) const {
+    float* here = in_place(r, C);
+    return here ? here : scratch;
+  }
+  AVFMAE_INLINE const float* read(int64_t r, float* scratch, int C) const {
+    if (const float* here = in_place(r, C)) return here;
+    load(r, scratch, C);
+    return scratch;
+  }
+  AVFMAE_INLINE void load(int64_t r, float* to, int C) const { numbers.load(at(r), to, C); }
+  AVFMAE_INLINE void store(int64_t r, const float* from, int C) const { numbers.store(at(r), from, C); }
 };
 
-// A row of a view.
-struct RowOf {
-  Numbers numbers;
-  int64_t first;
-
-  AVFMAE_INLINE RowOf(const View& view, int64_t r) : numbers(view.numbers), first(view.at(r)) {}
-  AVFMAE_INLINE explicit operator bool() const { return static_cast<bool>(numbers); }
-  AVFMAE_INLINE Vector vector(int i, int n) const { return numbers.vector(first + i, n); }
-  AVFMAE_INLINE void put(int i, const Vector& v, int n) const { numbers.put(first + i, v, n); }
-};
-
+// What a call has in common for all rows. Weight and bias are converted once; scratch rows are padded to whole vectors.
 struct Norm {
   int64_t rows;
   int C;
   float eps;
-  int padded;  // to whole vectors
-  Numbers weight, bias;
+  int padded;
+  std::vector<float> weight, bias;
 
   Norm(const Tensor& like, const Tensor& w, const Tensor& b, double eps = 0)
       : rows(like.size(0) * like.size(1)), C(static_cast<int>(like.size(2))), eps(static_cast<float>(eps)),
-        padded((C + kBlock - 1) / kBlock * kBlock), weight(w), bias(b) {
+        padded((C + kBlock - 1) / kBlock * kBlock), weight(padded), bias(padded) {
     STD_TORCH_CHECK(w.numel() == C && b.numel() == C && w.is_contiguous() && b.is_contiguous(), "add_layer_norm: weight and bias must be (C)");
+    Numbers(w).load(0, weight.data(), C), Numbers(b).load(0, bias.data(), C);
   }
 };
 
-void norm_row(const Norm& norm, const View& x, const View& residual, const View& sum_out, const View& out, float* stats,
-                                   int64_t r, float* row) {
-  const int C = norm.C;
-  out.prefetch_to_write(r, C);
-  if (sum_out) sum_out.prefetch_to_write(r, C);
-  const RowOf from(x, r), more(residual, r), total(sum_out, r), to(out, r);
-  Vector sums{}, squares{};
-  for_vectors(C, [&](int i, int n) {
-    Vector v = from.vector(i, n);
-    if (more) v += more.vector(i, n);
-    if (total) total.put(i, v, n), v = total.vector(i, n);  // what is normalised is the stored sum, rounded as it is
-    vector_at(row + i) = v;
-    sums += v;
+// Sum of f(i) over whole vectors, in two parts so that additions need not wait for each other.
+template <typename Term>
+AVFMAE_INLINE float sum_over(int padded, Term term) {
+  Vector sums[2] = {};
+  int i = 0;
+  for (; i + 2 * kBlock <= padded; i += 2 * kBlock) sums[0] += term(i), sums[1] += term(i + kBlock);
+  if (i < padded) sums[0] += term(i);
+  return sum_of(sums[0] + sums[1]);
+}
+
+// row and more: memory of a row each. Rows of whole float32 vectors are read and written in place instead.
+void norm_row(const Norm& norm, const View& x, const View& residual, const View& sum_out, const View& out, float* stats, int64_t r, float* row,
+              float* more) {
+  const int C = norm.C, padded = norm.padded;
+  const float *added = residual ? residual.read(r, more, C) : nullptr, *sum = x.read(r, row, C);
+  if (residual || sum_out) {
+    float* to = sum_out ? sum_out.place(r, row, C) : row;
+    if (residual)
+      for (int i = 0; i < padded; i += kBlock) vector_at(to + i) = vector_at(sum + i) + vector_at(added + i);
+    else
+      std::copy_n(sum, C, to);
+    if (to == row && sum_out) sum_out.store(r, row, C), sum_out.load(r, row, C);  // what is normalised is the sum as it is stored
+    sum = to;
+  }
+  if (sum == row) std::fill(row + C, row + padded, 0.0f);
+  const float mean = sum_over(padded, [&](int i) __attribute__((always_inline)) { return vector_at(sum + i); }) / C;
+  if (sum == row) std::fill(row + C, row + padded, mean);  // so that it adds no square
+  const float squares = sum_over(padded, [&](int i) __attribute__((always_inline)) {
+    const Vector d = vector_at(sum + i) - mean;
+    return d * d;
   });
-  const float mean = sum_of(sums) / C;
-  for_vectors(C, [&](int i, int n) {
-    Vector v = vector_at(row + i) - mean;
-    for (int l = n; l < kBlock; ++l) v[l] = 0;
-    vector_at(row + i) = v;
-    squares += v * v;
-  });
-  const float inverse = 1 / std::sqrt(sum_of(squares) / C + norm.eps);
-  for_vectors(C, [&](int i, int n) { to.put(i, vector_at(row + i) * inverse * norm.weight.vector(i, n) + norm.bias.vector(i, n), n); });
+  const float inverse = 1 / std::sqrt(squares / C + norm.eps);
+  const float *weight = norm.weight.data(), *bias = norm.bias.data();
+  float* to = out.place(r, more, C);
+  for (int i = 0; i < padded; i += kBlock)
+    vector_at(to + i) = (vector_at(sum + i) - mean) * inverse * vector_at(weight + i) + vector_at(bias + i);
+  if (to == more) out.store(r, more, C);
   stats[2 * r] = mean, stats[2 * r + 1] = inverse;
 }
 
-struct Slopes {
+// Where the gradients to x and to the residual go.
+struct Grads {
   View x, residual;
 };
 
-// x and g: memory of a row each.
-void slope_row(const Norm& norm, const View& grad_sum, const View& grad, const View& sum_in, const float* stats,
-                                    const Slopes& slopes, const View& again, float* d_weight, float* d_bias, int64_t r, float* x, float* g) {
+// Memory of a row each, with zeros behind the C numbers.
+struct Scratch {
+  float *x, *grad, *beside;
+};
+
+void grad_row(const Norm& norm, const View& grad_sum, const View& grad, const View& sum_in, const float* stats, const Grads& grads,
+              const View& normalised, float* d_weight, float* d_bias, int64_t r, const Scratch& s) {
   const int C = norm.C;
-  for (const View* to : {&slopes.x, &slopes.residual, &again})
-    if (*to) to->prefetch_to_write(r, C);
-  const RowOf from(sum_in, r), upstream(grad, r), beside(grad_sum, r), to(slopes.x, r), other(slopes.residual, r), answer(again, r);
-  const float mean = stats[2 * r], inverse = grad ? stats[2 * r + 1] : 0;
-  Vector levels{}, tilts{};
-  if (grad)
-    for_vectors(C, [&](int i, int n) {
-      const Vector v = (from.vector(i, n) - mean) * inverse, u = upstream.vector(i, n), w = u * norm.weight.vector(i, n);
+  if (grad_sum) grad_sum.load(r, s.beside, C);
+  else std::fill_n(s.beside, C, 0.0f);
+  if (grad) {
+    const float mean = stats[2 * r], inverse = stats[2 * r + 1], *weight = norm.weight.data(), *bias = norm.bias.data();
+    sum_in.load(r, s.x, C), grad.load(r, s.grad, C);
+    Vector levels{}, tilts{};
+    for (int i = 0; i < norm.padded; i += kBlock) {
+      const Vector v = (vector_at(s.x + i) - mean) * inverse, u = vector_at(s.grad + i), w = u * vector_at(weight + i);
       vector_at(d_weight + i) += u * v;
       vector_at(d_bias + i) += u;
-      vector_at(x + i) = v;
-      vector_at(g + i) = w;
+      vector_at(s.x + i) = v;
+      vector_at(s.grad + i) = w;
       levels += w;
       tilts += w * v;
-    });
-  const float level = sum_of(levels) / C, tilt = sum_of(tilts) / C;
-  for_vectors(C, [&](int i, int n) {
-    Vector d = beside ? beside.vector(i, n) : Vector{};
-    if (grad) {
-      d += inverse * (vector_at(g + i) - level - vector_at(x + i) * tilt);
-      if (answer) answer.put(i, vector_at(x + i) * norm.weight.vector(i, n) + norm.bias.vector(i, n), n);
     }
-    to.put(i, d, n);
-    if (other) other.put(i, d, n);
-  });
+    const float level = sum_of(levels) / C, tilt = sum_of(tilts) / C;
+    for (int i = 0; i < norm.padded; i += kBlock) {
+      vector_at(s.beside + i) += inverse * (vector_at(s.grad + i) - level - vector_at(s.x + i) * tilt);
+      vector_at(s.x + i) = vector_at(s.x + i) * vector_at(weight + i) + vector_at(bias + i);
+    }
+    if (normalised) normalised.store(r, s.x, C);
+    for (float* row : {s.x, s.grad}) std::fill(row + C, row + norm.padded, 0.0f);
+  }
+  grads.x.store(r, s.beside, C);
+  if (grads.residual) grads.residual.store(r, s.beside, C);
 }
 
 void check_sums(const Tensor& t, int64_t numbers) {
@@ -130,8 +155,8 @@ void add_layer_norm(const Tensor& x, std::optional<Tensor> residual, const Tenso
   check_sums(stats, norm.rows * 2);
   auto* statistics = static_cast<float*>(stats.mutable_data_ptr());
   torch::stable::parallel_for(0, norm.rows, std::max(1, 8192 / norm.C), [&](int64_t begin, int64_t end) {
-    std::vector<float> row(norm.padded);
-    for (int64_t r = begin; r < end; ++r) norm_row(norm, in, other, total, out, statistics, r, row.data());
+    std::vector<float> rows(2 * norm.padded);
+    for (int64_t r = begin; r < end; ++r) norm_row(norm, in, other, total, out, statistics, r, rows.data(), rows.data() + norm.padded);
   });
 }
 
@@ -140,8 +165,8 @@ void add_layer_norm_backward(std::optional<Tensor> grad_sum, std::optional<Tenso
                              const Tensor& stats, const Tensor& weight, const Tensor& bias, const Tensor& grad_x,
                              std::optional<Tensor> grad_residual, std::optional<Tensor> normalised, const Tensor& parts) {
   const Norm norm(sum_in, weight, bias);
-  const View g_sum(grad_sum, sum_in), g(grad_normalised, sum_in), x(sum_in, sum_in), again(normalised, sum_in);
-  const Slopes slopes{View(grad_x, sum_in), View(grad_residual, sum_in)};
+  const View g_sum(grad_sum, sum_in), g(grad_normalised, sum_in), x(sum_in, sum_in), output(normalised, sum_in);
+  const Grads grads{View(grad_x, sum_in), View(grad_residual, sum_in)};
   check_sums(stats, norm.rows * 2);
   check_sums(parts, 2 * norm.C);
   const auto* statistics = static_cast<const float*>(stats.const_data_ptr());
@@ -152,12 +177,12 @@ void add_layer_norm_backward(std::optional<Tensor> grad_sum, std::optional<Tenso
   if (static_cast<int64_t>(memory.size()) < runs * size) memory.resize(runs * size);
   float* sums = memory.data();
   torch::stable::parallel_for(0, runs, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> rows(size);
+    std::vector<float> rows(3 * norm.padded);
+    const Scratch scratch{rows.data(), rows.data() + norm.padded, rows.data() + 2 * norm.padded};
     for (int64_t run = begin; run < end; ++run) {
       std::fill_n(sums + run * size, size, 0.0f);
       for (int64_t r = run * norm.rows / runs; r < (run + 1) * norm.rows / runs; ++r)
-        slope_row(norm, g_sum, g, x, statistics, slopes, again, sums + run * size, sums + run * size + norm.padded, r, rows.data(),
-                  rows.data() + norm.padded);
+        grad_row(norm, g_sum, g, x, statistics, grads, output, sums + run * size, sums + run * size + norm.padded, r, scratch);
     }
   });
   for (int64_t run = 1; run < runs; ++run)

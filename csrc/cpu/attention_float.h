@@ -63,7 +63,7 @@ AVFMAE_INLINE void softmax(float* p, int keys, int N, float scale) {
 }
 
 // dp, the gradient of one query's probabilities p, becomes the gradient of its logits.
-AVFMAE_INLINE void slope_of_logits(const float* p, float* dp, int N, float scale) {
+AVFMAE_INLINE void grad_of_logits(const float* p, float* dp, int N, float scale) {
   const float mean = dot(p, dp, N);
   for (int j = 0; j < N; ++j) dp[j] = p[j] * (dp[j] - mean) * scale;
 }
@@ -89,7 +89,7 @@ inline void attend(const Attention& a, const AttentionData& t, int64_t b, int h,
   }
 }
 
-// Gradients of one head; the probabilities come from q and k once more. `out`, where given, gets the answer again.
+// Gradients of one head; the probabilities come from q and k once more. `out`, where given, gets the recomputed output.
 inline void attend_backward(const Attention& a, const AttentionData& t, int64_t b, int h, HeadScratch& s) {
   const int D = s.D, N = s.N;
   load_rows(t.kv, a.k, b, 0, a.keys, h, a.size, s.k.data(), D);
@@ -112,7 +112,7 @@ inline void attend_backward(const Attention& a, const AttentionData& t, int64_t 
     }
     matmul<true>({s.p.data(), 1, N}, s.grad.data(), s.dv.data(), a.keys, D, count);  // dv += pᵀ grad
     matmul({s.grad.data(), D, 1}, s.v_t.data(), s.dp.data(), count, N, a.size);
-    for (int i = 0; i < count; ++i) slope_of_logits(s.p.data() + i * N, s.dp.data() + i * N, N, a.scale);
+    for (int i = 0; i < count; ++i) grad_of_logits(s.p.data() + i * N, s.dp.data() + i * N, N, a.scale);
     matmul<true>({s.dp.data(), 1, N}, s.q.data(), s.dk.data(), a.keys, D, count);  // dk += dpᵀ q
     matmul({s.dp.data(), N, 1}, s.k.data(), s.rows.data(), count, D, a.keys);
     store_rows(t.dq, a.dq, b, first, count, h, a.size, s.rows.data(), D);

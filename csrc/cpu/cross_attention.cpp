@@ -21,22 +21,22 @@ Tensor cross_attention(const Tensor& q, const Tensor& kv, int64_t heads) {
   return out;
 }
 
-void cross_attention_backward_into(const Tensor& grad, const Tensor& q, const Tensor& kv, int64_t heads, bool again, const Tensor dq,
+void cross_attention_backward_into(const Tensor& grad, const Tensor& q, const Tensor& kv, int64_t heads, bool recompute, const Tensor dq,
                                    const Tensor dkv, const Tensor out) {
   const Attention a = cross_attention_shape(q, kv, heads);
   check_grad(grad, q, a);
   check_result(dq, q, q.numel());
   check_result(dkv, kv, kv.numel());
-  check_result(out, q, again ? q.numel() : 0);
-  attention(a, {.q = Numbers(q), .kv = Numbers(kv), .out = again ? Numbers(out) : Numbers(), .grad = Numbers(grad),
+  check_result(out, q, recompute ? q.numel() : 0);
+  attention(a, {.q = Numbers(q), .kv = Numbers(kv), .out = recompute ? Numbers(out) : Numbers(), .grad = Numbers(grad),
                 .dq = Numbers(dq), .dkv = Numbers(dkv)});
 }
 
 std::tuple<Tensor, Tensor, Tensor> cross_attention_backward(const Tensor& grad, const Tensor& q, const Tensor& kv, int64_t heads,
-                                                            bool again) {
+                                                            bool recompute) {
   const Attention a = cross_attention_shape(q, kv, heads);
-  Tensor dq = new_answer(q, a), dkv = torch::stable::new_empty(kv, {kv.size(0), kv.size(1), kv.size(2)}), out = new_answer(q, a, again);
-  cross_attention_backward_into(grad, q, kv, heads, again, dq, dkv, out);
+  Tensor dq = new_answer(q, a), dkv = torch::stable::new_empty(kv, {kv.size(0), kv.size(1), kv.size(2)}), out = new_answer(q, a, recompute);
+  cross_attention_backward_into(grad, q, kv, heads, recompute, dq, dkv, out);
   return {dq, dkv, out};
 }
 

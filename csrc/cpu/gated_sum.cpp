@@ -31,8 +31,8 @@ void sum_row(const Branch& a, const Branch& b, const Numbers& out, int64_t r, in
   out.store(r * C, x, C);
 }
 
-// One branch's slopes: to its gate and to itself.
-void slope_row(const Branch& a, const Numbers& grad, const Numbers& d_gate, const Numbers& d_x, int64_t r, int C,
+// One branch's gradients: to its gate and to itself.
+void grad_row(const Branch& a, const Numbers& grad, const Numbers& d_gate, const Numbers& d_x, int64_t r, int C,
                              float* scratch) {
   float *gate = scratch, *x = gate + C, *g = x + C;
   a.gate.load(r * a.gate_row, gate, C), a.x.load(r * a.row, x, C), grad.load(r * C, g, C);
@@ -71,8 +71,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> gated_sum_backward(const Tensor& grad
   const Numbers upstream(grad), to_gate_a(d_gate_a), to_a(d_a), to_gate_b(d_gate_b), to_b(d_b);
   const int C = static_cast<int>(a.size(1));
   for_rows(a.size(0), C, [&](int64_t r, float* scratch) {
-    slope_row(first, upstream, to_gate_a, to_a, r, C, scratch);
-    slope_row(second, upstream, to_gate_b, to_b, r, C, scratch);
+    grad_row(first, upstream, to_gate_a, to_a, r, C, scratch);
+    grad_row(second, upstream, to_gate_b, to_b, r, C, scratch);
   });
   return {d_gate_a, d_a, d_gate_b, d_b};
 }

@@ -1,4 +1,4 @@
-// gelu_backward on the CPU: the gradient and the answer share one exponential.
+// gelu_backward on the CPU: the gradient and the output share one exponential.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -23,9 +23,8 @@ AVFMAE_INLINE void normal(float x, float& below, float& density) {
   density = 0.39894228f * e;
 }
 
-void gelu_backward_chunk(const Numbers& grad, const Numbers& x, const Numbers& slope, const Numbers& out, int64_t first, int n) {
+void gelu_backward_chunk(const Numbers& grad, const Numbers& x, const Numbers& grad_x, const Numbers& out, int64_t first, int n) {
   float v[kGeluChunk], g[kGeluChunk];
-  slope.prefetch_to_write(first, n), out.prefetch_to_write(first, n);
   x.load(first, v, n);
   grad.load(first, g, n);
   for (int i = 0; i < n; ++i) {
@@ -34,14 +33,14 @@ void gelu_backward_chunk(const Numbers& grad, const Numbers& x, const Numbers& s
     g[i] *= below + v[i] * density;
     v[i] *= below;
   }
-  slope.store(first, g, n);
+  grad_x.store(first, g, n);
   out.store(first, v, n);
 }
 
-void gelu_backward_into(const Tensor& grad, const Tensor& x, const Tensor slope, const Tensor out) {
+void gelu_backward_into(const Tensor& grad, const Tensor& x, const Tensor grad_x, const Tensor out) {
   STD_TORCH_CHECK(x.is_contiguous() && grad.is_contiguous() && grad.numel() == x.numel(), "gelu_backward: grad must be contiguous, like x");
-  for (const Tensor* to : {&slope, &out}) STD_TORCH_CHECK(to->is_contiguous() && to->numel() == x.numel(), "gelu_backward: results are like x");
-  const Numbers upstream(grad), from(x), to(slope), answer(out);
+  for (const Tensor* to : {&grad_x, &out}) STD_TORCH_CHECK(to->is_contiguous() && to->numel() == x.numel(), "gelu_backward: results are like x");
+  const Numbers upstream(grad), from(x), to(grad_x), answer(out);
   const int64_t numbers = x.numel();
   torch::stable::parallel_for(0, (numbers + kGeluChunk - 1) / kGeluChunk, /*grain_size=*/4, [&](int64_t begin, int64_t end) {
     for (int64_t c = begin * kGeluChunk; c < std::min(end * kGeluChunk, numbers); c += kGeluChunk)
@@ -50,9 +49,9 @@ void gelu_backward_into(const Tensor& grad, const Tensor& x, const Tensor slope,
 }
 
 std::tuple<Tensor, Tensor> gelu_backward(const Tensor& grad, const Tensor& x) {
-  Tensor slope = torch::stable::empty_like(x), out = torch::stable::empty_like(x);
-  gelu_backward_into(grad, x, slope, out);
-  return {slope, out};
+  Tensor grad_x = torch::stable::empty_like(x), out = torch::stable::empty_like(x);
+  gelu_backward_into(grad, x, grad_x, out);
+  return {grad_x, out};
 }
 
 }  // namespace

@@ -74,9 +74,9 @@ float square_error(const Numbers& pred, int64_t first, const Numbers& target, in
   return sum_of(squares);
 }
 
-void slopes_of(const Numbers& pred, int64_t first, const Numbers& target, int size, float scale, const Numbers& slopes) {
-  slopes.prefetch_to_write(first, size);
-  for_vectors(size, [&](int i, int n) { slopes.put(first + i, scale * (pred.vector(first + i, n) - target.vector(i, n)), n); });
+void grad_of(const Numbers& pred, int64_t first, const Numbers& target, int size, float scale, const Numbers& grad_pred) {
+  grad_pred.prefetch_to_write(first, size);
+  for_vectors(size, [&](int i, int n) { grad_pred.put(first + i, scale * (pred.vector(first + i, n) - target.vector(i, n)), n); });
 }
 
 // Calls body(row, target) for every scored row and skip(row) for the others, rows spread over all cores.
@@ -133,12 +133,12 @@ Tensor masked_patch_loss_backward(const Tensor& grad, const Tensor& pred, const 
                   "masked_patch_loss_backward: grad must be contiguous float32 (B, N)");
   Tensor out = torch::stable::new_empty(pred, {pred.size(0), op.rows_per_clip, op.grid.row()});
   const auto* upstream = static_cast<const float*>(grad.const_data_ptr());
-  const Numbers predicted(pred), slopes(out);
+  const Numbers predicted(pred), grad_pred(out);
   const int row = op.grid.row();
   const std::vector<float> nothing(row);
   for_rows(op, source, index, scored,
-           [&](int64_t r, const Numbers& target) { slopes_of(predicted, r * row, target, row, 2 * upstream[r] / row, slopes); },
-           [&](int64_t r) { slopes.store(r * row, nothing.data(), row); });
+           [&](int64_t r, const Numbers& target) { grad_of(predicted, r * row, target, row, 2 * upstream[r] / row, grad_pred); },
+           [&](int64_t r) { grad_pred.store(r * row, nothing.data(), row); });
   return out;
 }
 

@@ -4,6 +4,7 @@
 // first, so that the innermost loop reads its memory in order: the left one into blocks of up to 14 rows, the right one into panels of 32
 // columns, each in pairs of neighbours along the summed dimension, which one instruction multiplies and adds up. 28 of the 32 registers
 // hold a block's sums with a panel. A panel stays in the first cache while all blocks pass.
+// It is over 400 lines: packing, the tile and both endings (writing, and the optimizer's update) know one layout and are inlined into one loop.
 #ifdef __AVX512BF16__
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -17,7 +18,6 @@
 #include <utility>
 
 #include "cpu/adamw.h"
-#include "cpu/bf16.h"
 #include "cpu/matmul.h"
 #include "cpu/simd.h"
 
@@ -26,7 +26,7 @@ namespace {
 
 using torch::stable::Tensor;
 
-using bf16::Pair;
+using Pair = uint32_t;  // neighbours along the summed dimension, the first in the low half
 
 constexpr int kRows = 14, kColumns = 32, kLanes = 16;
 constexpr int kStep = 2 * kLanes;  // numbers of a line that are packed at once
@@ -89,6 +89,13 @@ AVFMAE_INLINE void pack_along(const Number* from, int64_t stride, int count, int
   }
 }
 
+// 16 numbers of one row and 16 of the next as pairs (one[i], next[i]).
+AVFMAE_INLINE __m512i interleaved(__m512i rows) {
+  const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2,
+                                         17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(order, rows);
+}
+
 // The same of lines that lie across: a pair's numbers are in neighbouring rows, of which those 16 pairs on are fetched.
 template <typename Number>
 AVFMAE_INLINE void pack_across(const Number* from, int64_t stride, int count, int64_t depth, Pair* to, int width) {
@@ -97,7 +104,7 @@ AVFMAE_INLINE void pack_across(const Number* from, int64_t stride, int count, in
     for (int i = 0; i < count; i += kLanes) {
       const __mmask16 lanes = first_lanes(count - i);
       const __m512i rows = load(from + i, from + i + stride, lanes, k + 1 < depth ? lanes : __mmask16{0});
-      _mm512_mask_storeu_epi32(to + i, lanes, bf16::interleaved(rows));
+      _mm512_mask_storeu_epi32(to + i, lanes, interleaved(rows));
     }
   }
 }

@@ -21,18 +21,18 @@ Tensor region_attention(const Tensor& qkv, int64_t heads) {
   return out;
 }
 
-void region_attention_backward_into(const Tensor& grad, const Tensor& qkv, int64_t heads, bool again, const Tensor dqkv, const Tensor out) {
+void region_attention_backward_into(const Tensor& grad, const Tensor& qkv, int64_t heads, bool recompute, const Tensor dqkv, const Tensor out) {
   const Attention a = region_attention_shape(qkv, heads);
   check_grad(grad, qkv, a);
   check_result(dqkv, qkv, qkv.numel());
-  check_result(out, qkv, again ? grad.numel() : 0);
-  attention(a, {.q = Numbers(qkv), .kv = Numbers(qkv), .out = again ? Numbers(out) : Numbers(), .grad = Numbers(grad),
+  check_result(out, qkv, recompute ? grad.numel() : 0);
+  attention(a, {.q = Numbers(qkv), .kv = Numbers(qkv), .out = recompute ? Numbers(out) : Numbers(), .grad = Numbers(grad),
                 .dq = Numbers(dqkv), .dkv = Numbers(dqkv)});
 }
 
-std::tuple<Tensor, Tensor> region_attention_backward(const Tensor& grad, const Tensor& qkv, int64_t heads, bool again) {
-  Tensor dqkv = torch::stable::new_empty(qkv, {qkv.size(0), qkv.size(1), qkv.size(2)}), out = new_answer(qkv, region_attention_shape(qkv, heads), again);
-  region_attention_backward_into(grad, qkv, heads, again, dqkv, out);
+std::tuple<Tensor, Tensor> region_attention_backward(const Tensor& grad, const Tensor& qkv, int64_t heads, bool recompute) {
+  Tensor dqkv = torch::stable::new_empty(qkv, {qkv.size(0), qkv.size(1), qkv.size(2)}), out = new_answer(qkv, region_attention_shape(qkv, heads), recompute);
+  region_attention_backward_into(grad, qkv, heads, recompute, dqkv, out);
   return {dqkv, out};
 }
 

@@ -16,7 +16,11 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cpu/bf16.h"
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#define AVFMAE_INLINE inline __attribute__((always_inline))
 
 namespace avfmae {
 
@@ -180,7 +184,7 @@ AVFMAE_INLINE float dot(const float* __restrict__ x, const float* __restrict__ y
 // e^x by 2^n·2^f with |f| <= 1/2: the standard library's is not vectorised. Relative error below 2e-7 between -87 and 88, beyond which
 // it stays what it is there.
 AVFMAE_INLINE float fast_exp(float x) {
-  const float clamped = std::min(std::max(x, -87.0f), 88.0f);
+  const float raised = -87.0f > x ? -87.0f : x, clamped = 88.0f < raised ? 88.0f : raised;  // values, for an instruction each; NaN stays
   const float n = (clamped * 1.44269504f + 12582912.0f) - 12582912.0f;  // to the nearest integer: 1.5·2^23 has no fraction bits
   const float f = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
   float p = 1.9875691500e-4f;  // Cephes' minimax polynomial of (e^f - 1 - f)/f²

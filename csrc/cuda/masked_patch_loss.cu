@@ -1,6 +1,6 @@
 // masked_patch_loss on the GPU: one block a token. A tubelet's numbers are read, or resampled, once into shared memory, where
 // they lie as the prediction's row does; its statistics are block reductions, and no target is ever written. Bound by the
-// predictions read (and, backward, the slopes written).
+// predictions read (and, backward, the gradients written).
 #include "common/masked_patch_loss.h"
 
 #include <torch/csrc/stable/library.h>
@@ -101,12 +101,12 @@ __global__ void masked_patch_loss_kernel(const Pred* __restrict__ pred, const In
 template <int C, typename In, typename Pred>
 __global__ void masked_patch_loss_backward_kernel(const float* __restrict__ grad, const Pred* __restrict__ pred,
                                                   const In* __restrict__ source, const int64_t* __restrict__ index,
-                                                  const bool* __restrict__ scored, Pred* __restrict__ slopes,
+                                                  const bool* __restrict__ scored, Pred* __restrict__ grad_pred,
                                                   Tubelets tubelets, int64_t rows_per_clip, float eps, Boxes boxes) {
   const int64_t r = blockIdx.x, token = index[r];
   const int numbers = tubelets.grid.row();
   const Pred* row = pred + r * numbers;
-  Pred* out = slopes + r * numbers;
+  Pred* out = grad_pred + r * numbers;
   if (!scored[r] || !tubelets.contain(token)) {
     const float fill = scored[r] ? __int_as_float(0x7fffffff) : 0;
     for (int i = threadIdx.x; i < numbers; i += kThreads<C>) out[i] = from_float<Pred>(fill);

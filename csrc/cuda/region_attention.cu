@@ -122,7 +122,7 @@ struct Head {
   __device__ Sum logits_block(int c) const {  // q kᵀ
     return product<wmma::row_major, wmma::col_major>(matrix(0) + row * ld, ld, kBlock, matrix(1) + c * ld, ld, kBlock, D / kBlock);
   }
-  __device__ Sum slopes_block(int c) const {  // grad vᵀ
+  __device__ Sum grad_block(int c) const {  // grad vᵀ
     return product<wmma::row_major, wmma::col_major>(matrix(3) + row * ld, ld, kBlock, matrix(2) + c * ld, ld, kBlock, D / kBlock);
   }
 
@@ -169,18 +169,18 @@ struct Head {
 
   // Gradients of the logits of the warp's rows: p·(dp - Σ p·dp)·scale with dp = grad vᵀ. Logits and dp are computed twice
   // more instead of kept: products are cheap, and rounded probabilities would add their error.
-  __device__ void slopes(const TileRows& rows, float scale) const {
+  __device__ void grad_logits(const TileRows& rows, float scale) const {
     const int r = row + lane / 2, half = lane % 2 * 8;
     float mean = 0;
     for (int pass = 0; pass < 2; ++pass) {
       for (int c = 0; c < TILE; c += kBlock) {
-        float logit[8], slope[8];
+        float logit[8], dp_value[8];
         take(logits_block(c), logit);
-        take(slopes_block(c), slope);
+        take(grad_block(c), dp_value);
         for (int i = 0; i < 8; ++i) {
           const float weight = rows.together(r, c + half + i) ? __expf(logit[i] * scale - top(r)) * inverse(r) : 0;
-          if (pass == 0) mean += weight * slope[i];
-          else dp()[r * kProbabilities + c + half + i] = from_float<T>(weight * (slope[i] - mean) * scale);
+          if (pass == 0) mean += weight * dp_value[i];
+          else dp()[r * kProbabilities + c + half + i] = from_float<T>(weight * (dp_value[i] - mean) * scale);
         }
       }
       if (pass == 0) mean += __shfl_xor_sync(kAll, mean, 1);
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(Shape<TILE>::kThreads, 1) region_attention_bac
   head.load(3, t.grad, rows, exists, at(a.out));
   __syncthreads();
   head.softmax(rows, a.scale);
-  head.slopes(rows, a.scale);
+  head.grad_logits(rows, a.scale);
   __syncthreads();  // keys' gradients gather over all warps' rows
   constexpr int kLd = H::kProbabilities, kBlocks = TILE / kBlock;
   for (int c = 0; c < a.size; c += kBlock) {
@@ -268,9 +268,9 @@ __global__ void __launch_bounds__(kPlainThreads) plain_kernel(Tensors<T> t, Atte
     __syncwarp();
     if (t.grad) {
       for (int j = 0; j < S; ++j) {
-        const float slope = dot(t.grad, a.out, i, t.qkv, a.v, j);
-        mean += p[i * S + j] * slope;
-        if (lane == 0) ds[i * S + j] = slope;
+        const float dp_value = dot(t.grad, a.out, i, t.qkv, a.v, j);
+        mean += p[i * S + j] * dp_value;
+        if (lane == 0) ds[i * S + j] = dp_value;
       }
       __syncwarp();
       for (int j = lane; j < S; j += 32) ds[i * S + j] = p[i * S + j] * (ds[i * S + j] - mean) * a.scale;
@@ -357,11 +357,11 @@ Tensor region_attention(const Tensor& qkv, int64_t heads) {
   return out;
 }
 
-std::tuple<Tensor, Tensor> region_attention_backward(const Tensor& grad, const Tensor& qkv, int64_t heads, bool again) {
+std::tuple<Tensor, Tensor> region_attention_backward(const Tensor& grad, const Tensor& qkv, int64_t heads, bool recompute) {
   const torch::stable::accelerator::DeviceGuard guard(qkv.get_device_index());
   const Attention a = region_attention_shape(qkv, heads);
   check_grad(grad, qkv, a);
-  Tensor dqkv = torch::stable::new_empty(qkv, {qkv.size(0), qkv.size(1), qkv.size(2)}), out = new_answer(qkv, a, again);
+  Tensor dqkv = torch::stable::new_empty(qkv, {qkv.size(0), qkv.size(1), qkv.size(2)}), out = new_answer(qkv, a, recompute);
   if (a.batches) launch(a, &grad, qkv, out, &dqkv);
   return {dqkv, out};
 }

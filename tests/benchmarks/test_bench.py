@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 QUICK = {"size": "tiny", "rounds": 2, "warm_up": 1, "batch": 2, "device": "cpu"}
 
 
+@pytest.mark.slow
 def test_a_step_of_every_side_is_checked_timed_and_saved(tmp_path, capsys):
     rows = step(StepConfig(sides=("ours", "reference", "released"), precisions=("float32",), out=tmp_path, **QUICK))
     assert [r["side"] for r in rows] == ["ours", "reference", "ours", "released"]
@@ -58,6 +59,7 @@ def built(monkeypatch):
     return models, full
 
 
+@pytest.mark.slow
 def test_no_more_than_a_pair_is_in_memory(tmp_path, unchecked, built):
     models, _ = built
     step(StepConfig(sides=("ours", "ours-eager", "reference", "released"), precisions=("float32",), out=tmp_path, **QUICK))
@@ -66,6 +68,7 @@ def test_no_more_than_a_pair_is_in_memory(tmp_path, unchecked, built):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_side_that_does_not_fit_is_a_row_that_says_so(tmp_path, unchecked, built):
     _, full = built
     full.add("released")
@@ -77,6 +80,7 @@ def test_a_side_that_does_not_fit_is_a_row_that_says_so(tmp_path, unchecked, bui
     assert "does not fit at batch 2 beside ours float32" in plots.table(tmp_path) and plots.bars(tmp_path) is not None
 
 
+@pytest.mark.slow
 def test_a_run_is_gone_on_with(tmp_path, unchecked, built):
     models, _ = built
     where = {"date": "then", "device": "here", "revision": "r", "torch": "t"}
@@ -92,6 +96,7 @@ def test_a_run_is_gone_on_with(tmp_path, unchecked, built):
     assert [r["batch"] for r in results.read("scaling", tmp_path)] == ["2", "4"]
 
 
+@pytest.mark.slow
 def test_a_compiled_side_is_measured_with_shapes_that_its_compiler_knows(tmp_path, monkeypatch):
     """Its check runs at another batch before, which would make the batch a symbol."""
     batches = set()
@@ -107,6 +112,7 @@ def test_a_compiled_side_is_measured_with_shapes_that_its_compiler_knows(tmp_pat
     assert batches == {int}
 
 
+@pytest.mark.slow
 def test_a_failed_check_prints_no_speed_up_and_saves_nothing(tmp_path, monkeypatch, capsys):
     from avfmae_benchmarks.peers.parts import Decoder
 
@@ -125,7 +131,7 @@ def test_a_wrong_kernel_is_found_before_its_speed_is_saved(tmp_path, monkeypatch
     real = K.gated_sum
 
     def wrong(*args):
-        return real(*args) * (1 if K.plain() else 1.01)
+        return real(*args) * (1 if K.uses_reference() else 1.01)
 
     monkeypatch.setattr(ops.K, "gated_sum", wrong)
     with pytest.raises(SystemExit):
@@ -141,7 +147,7 @@ def test_a_kernel_that_fails_is_a_row_that_says_so(tmp_path, monkeypatch):
     real = K.gated_sum
 
     def broken(*args):
-        if not K.plain():
+        if not K.uses_reference():
             raise RuntimeError("out of resource: shared memory")
         return real(*args)
 
@@ -152,6 +158,7 @@ def test_a_kernel_that_fails_is_a_row_that_says_so(tmp_path, monkeypatch):
     assert notes == {"RuntimeError: out of resource: shared memory"} and plots.roofline(tmp_path) is not None
 
 
+@pytest.mark.slow
 def test_kernels_scaling_and_loader_save_rows(tmp_path):
     rows = kernels(
         KernelsConfig(only=("gated_sum", "adamw"), precisions=("bfloat16",), batch=2, rounds=2, device="cpu", out=tmp_path)
@@ -164,6 +171,7 @@ def test_kernels_scaling_and_loader_save_rows(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"kernels.csv", "scaling.csv", "loader.csv"}
 
 
+@pytest.mark.slow
 def test_pictures_carry_the_digest_of_their_rows_and_the_table_is_written(tmp_path):
     step(StepConfig(sides=("ours", "released"), precisions=("float32",), out=tmp_path, **QUICK))
     readme = tmp_path / "README.md"
@@ -206,11 +214,11 @@ def test_a_profile_names_what_takes_time():
     assert kind("aten::addmm") == kind("sm90_xmma_gemm_bf16") == "matrix products of linear layers"
     assert kind("avfmae::region_attention_backward") == kind("_region_attention_kernel") == "region_attention"
     assert kind("avfmae::matmul_bf16") == "matrix products of linear layers" != kind("avfmae::matmul_adamw")
-    assert kind("aten::_fused_adamw_") == "optimiser and norm" and kind("Memcpy HtoD") == "copies"
+    assert kind("aten::_fused_adamw_") == "optimizer and norm" and kind("Memcpy HtoD") == "copies"
     side = sides.build("ours", "pretrain", "tiny", "float32", 2, CPU)
     seconds, wall = breakdown(side.run, CPU, steps=2)
     attention = "attention products of torch" if K.explain()["region_attention"]["reference"] == "runs" else "region_attention"
-    assert {"matrix products of linear layers", attention, "optimiser and norm"} <= set(seconds)
+    assert {"matrix products of linear layers", attention, "optimizer and norm"} <= set(seconds)
     assert sum(seconds.values()) >= 0.99 * wall
 
 

@@ -12,19 +12,21 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
+from processes import PROGRAMS, environment, run_program, run_python
 
 from avfmae_benchmarks import results
 from avfmae_benchmarks.first import __main__ as runner
 from avfmae_benchmarks.first import process
 from avfmae_benchmarks.first.journal import Journal
-from avfmae_benchmarks.first.parts import PARTS, Failed, LeftOut, Part
+from avfmae_benchmarks.first.parts import PARTS, Failed, LeftOut, Part, Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def first(out, *arguments):
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_first.py"), "--device", "cpu", "--out", str(out), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment())
 
 
 def wait_for(condition, process, seconds=600):
@@ -34,50 +36,69 @@ def wait_for(condition, process, seconds=600):
         time.sleep(0.05)
 
 
-def test_a_dry_run_does_all_parts_and_goes_on_where_it_was_killed(tmp_path):
-    journal, begun = Journal(tmp_path), first(tmp_path)
+@pytest.mark.slow
+def test_a_dry_run_goes_on_where_it_was_killed(tmp_path):
+    """Its parts are processes; those that compare sides are run in this one below."""
+    chosen = ("--parts", "hicmae", "kernels", "bf16", "sanitizer")
+    journal, begun = Journal(tmp_path), first(tmp_path, *chosen[:3])
     wait_for(lambda: results.read("kernels", tmp_path), begun)  # in the middle of a part, with a row that is written
     begun.kill()
     begun.wait()
     before, rows = journal.states(), len(results.read("kernels", tmp_path))
-    assert before["hicmae"]["state"] == "done" and before["kernels"]["state"] == "begun" and "tests" not in before
+    assert before["hicmae"]["state"] == "done" and before["kernels"]["state"] == "begun" and "bf16" not in before
     time.sleep(1)
     assert len(results.read("kernels", tmp_path)) == rows  # the part's process has died with it
-    again = first(tmp_path)
+    again = first(tmp_path, *chosen)
     said, _ = again.communicate()
     assert again.returncode == 0, said + (tmp_path / "log.txt").read_text()[-3000:]
     states = {name: event["state"] for name, event in journal.states().items()}
-    assert states == {part.name: "left out" if part.name == "sanitizer" else "done" for part in PARTS}
+    done = ("doctor", "ahead", "bf16", "hicmae", "kernels")
+    assert states == {**dict.fromkeys(done, "done"), "sanitizer": "left out"}
     times = Counter(event["part"] for event in journal.events() if event.get("state") == "begun")
-    assert times == {part.name: 2 if part.every or part.name == "kernels" else 1 for part in PARTS}
-    assert {row["pair"] for row in results.read("step", tmp_path)} == {
-        "ours float32",
-        "ours float32 and hicmae float32",
-        "ours float32 and hicmae-compiled float32",
-        "ours float32 and released float32",
-        "ours float32 and ours-eager float32",
-    }
-    for subject, key in (
-        ("step", ("stage", "size", "pair", "side")),
-        ("kernels", ("case", "precision", "direction", "implementation")),
-        ("scaling", ("size", "batch")),
-    ):
-        found = Counter(tuple(row[name] for name in key) for row in results.read(subject, tmp_path))
-        assert found and set(found.values()) == {1}, found  # nothing is measured twice
-    assert {row["op"] for row in results.read("kernels", tmp_path)} == {"gated_sum", "gelu_backward"}
+    assert times == {"doctor": 2, "ahead": 2, "kernels": 2, "bf16": 1, "hicmae": 1, "sanitizer": 1}
+    assert once("step", tmp_path, "pair", "side") == {("ours float32 and hicmae float32", s) for s in ("ours", "hicmae")}
+    measured = once("kernels", tmp_path, "op", "case", "precision", "direction", "implementation")
+    assert {op for op, *_ in measured} == {"gated_sum", "gelu_backward"}
     page = (tmp_path / "page.html").read_text()
-    assert (
-        "Dry run on a processor" in page
-        and page.count("data:image/png;base64") == 2
-        and "avfmae::add_layer_norm_backward" in page
-        and 'src="http' not in page
-    )
+    assert "Dry run on a processor" in page and page.count("data:image/png;base64") == 2 and 'src="http' not in page
     assert {p.name for p in tmp_path.iterdir()} == {
-        "journal.jsonl", "log.txt", "step.csv", "kernels.csv", "scaling.csv", "roofline.png", "page.html"}  # fmt: skip
-    kept = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "gpu_first.py", "--out", tmp_path, "--keep"], capture_output=True, text=True
-    )
+        "journal.jsonl", "log.txt", "step.csv", "kernels.csv", "roofline.png", "page.html"}  # fmt: skip
+    kept = run_python(ROOT / "benchmarks" / "gpu_first.py", "--out", tmp_path, "--keep")
     assert kept.returncode and "holds a dry run" in kept.stderr
+
+
+def once(subject, folder, *names):
+    """The values of these columns in all rows; none is measured twice."""
+    found = Counter(tuple(row[name] for name in names) for row in results.read(subject, folder))
+    assert found and set(found.values()) == {1}, found
+    return set(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [
+        ("compiled", "ours float32 and hicmae-compiled float32"),
+        ("huge", "ours float32 and released float32"),
+        ("finetuning", "ours float32 and released float32"),
+        ("sides", "ours float32 and ours-eager float32"),
+    ],
+)
+def test_a_part_that_compares_two_sides(name, pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, **_: model)  # as a dry run does
+    (part,) = (part for part in PARTS if part.name == name)
+    assert part.work(Run(tmp_path, "cpu"))
+    assert {found for found, _ in once("step", tmp_path, "pair", "side")} == {pair}
+
+
+@pytest.mark.slow
+def test_the_parts_that_profile_the_step_and_scale_it(tmp_path):
+    parts, run = {part.name: part for part in PARTS}, Run(tmp_path, "cpu")
+    assert parts["step"].work(run) and parts["scaling"].work(run).startswith("best: tiny at batch")
+    assert {pair for pair, _ in once("step", tmp_path, "pair", "side")} == {"ours float32"}
+    assert once("scaling", tmp_path, "size", "batch") == {("tiny", "2"), ("tiny", "4")}
+    kernels = {name for name, *_ in Journal(tmp_path).latest("kernels")}
+    assert "avfmae::add_layer_norm_backward" in kernels
 
 
 @pytest.fixture
@@ -162,8 +183,8 @@ def test_what_does_not_fit_into_the_time_is_left_for_the_next_command(supervised
 
 def test_a_process_past_its_time_is_killed_with_its_children(tmp_path):
     note = tmp_path / "pid"
-    code = f"import subprocess, sys; p = subprocess.Popen(['sleep', '60']); open({str(note)!r}, 'w').write(str(p.pid)); p.wait()"
-    assert process.run([sys.executable, "-c", code], 2, tmp_path / "log", dict(os.environ)) is None
+    command = [sys.executable, PROGRAMS / "parent.py", note]
+    assert process.run(list(map(str, command)), 2, tmp_path / "log", dict(os.environ)) is None
     child = Path("/proc") / note.read_text() / "stat"
     assert not child.exists() or child.read_text().split(") ")[1][0] == "Z"
 
@@ -177,6 +198,7 @@ def test_a_line_that_was_cut_off_costs_only_itself(tmp_path):
     assert list(journal.states()) == ["a", "c"]
 
 
+@pytest.mark.slow
 def test_results_of_another_machine_are_not_mixed_in(tmp_path):
     Journal(tmp_path).add(where={"device": "NVIDIA H200", "date": "then"})
     ended = first(tmp_path, "--parts", "doctor")
@@ -184,49 +206,10 @@ def test_results_of_another_machine_are_not_mixed_in(tmp_path):
     assert ended.returncode == 1 and "holds results of NVIDIA H200" in said and "nothing can be measured here" in said
 
 
-AHEAD = """
-import os
-from pathlib import Path
-
-import torch
-
-import avfmae_kernels as K
-from avfmae_benchmarks.first import ahead
-
-
-def work():
-    x = [torch.randn(32, 640, dtype=torch.bfloat16, requires_grad=True) for _ in range(4)]
-    K.gated_sum(*x).sum().backward()
-
-
-def cubins():
-    return set(Path(os.environ["TRITON_CACHE_DIR"]).rglob("*.cubin"))
-
-
-if __name__ == "__main__":
-    requests = ahead.of(work)
-    assert {r.name for r in requests} == {"gated_sum_kernel", "gated_sum_backward_kernel"}, requests
-    assert list(ahead.compile_all(requests, 90, 1)) == [None] * len(requests)
-    compiled = cubins()
-    assert len(compiled) >= 2
-
-    from triton.runtime import driver
-
-    driver.set_active(ahead.Description(90))
-    for request in requests:  # as the launcher specialises a kernel by real tensors
-        kernel = getattr(ahead.importlib.import_module(request.module), request.name)
-        tensors = [torch.empty(32, 640, dtype=a) if isinstance(a, torch.dtype) else a for a in request.args]
-        assert kernel.run(*tensors, grid=(1,), warmup=True, **dict(request.constants)) is not None
-    assert cubins() == compiled
-"""
-
-
+@pytest.mark.slow
 def test_what_is_compiled_ahead_is_what_a_launch_looks_for(tmp_path):
     pytest.importorskip("triton")
-    script = tmp_path / "script.py"
-    script.write_text(AHEAD)
-    environment = os.environ | {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
+    done = run_program("compile_ahead", env=environment(TRITON_CACHE_DIR=str(tmp_path / "cache")))
     assert done.returncode == 0, done.stderr[-3000:]
 
 

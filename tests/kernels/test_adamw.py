@@ -125,9 +125,9 @@ def test_compact_moments_lose_nothing_on_average():
     narrow = compact_moments(compact)
     counts = [[torch.zeros(())] for _ in range(2)]
     for _ in range(60):
-        slope = torch.randn((), generator=g)
+        gradient = torch.randn((), generator=g)
         for params, moments, count in ((exact, wide, counts[0]), (compact, narrow, counts[1])):
-            one_step(params, [slope.expand_as(params[0]).contiguous()], moments, count)
+            one_step(params, [gradient.expand_as(params[0]).contiguous()], moments, count)
     m, v = K.from_compact_moments(narrow[0][0], narrow[1][0], BETAS)
     assert float(v.mean()) == pytest.approx(float(wide[1][0]), rel=2e-3) and float(v.std()) > 0
     assert float(m.mean()) == pytest.approx(float(wide[0][0]), rel=1e-2)
@@ -153,8 +153,8 @@ def test_the_first_moments_ratio_keeps_its_bound():
     beta1, beta2 = BETAS
     m = v = 0.0
     for k in reversed(range(400)):
-        slope = (beta1 / beta2) ** k
-        m, v = beta1 * m + (1 - beta1) * slope, beta2 * v + (1 - beta2) * slope**2
+        gradient = (beta1 / beta2) ** k
+        m, v = beta1 * m + (1 - beta1) * gradient, beta2 * v + (1 - beta2) * gradient**2
     limit = (1 - beta1) / ((1 - beta2) * (1 - beta1**2 / beta2)) ** 0.5
     assert 0.99 * limit < m / v**0.5 <= limit
     level, _ = K.to_compact_moments(torch.tensor([m]), torch.tensor([v]), BETAS)

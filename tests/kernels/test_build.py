@@ -1,19 +1,20 @@
 """What the compiled module is made of, and that every kernel compiles for a GPU without one."""
 
+import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import run_program, run_python
 
 import avfmae_kernels
 from avfmae_kernels import aot
 from avfmae_kernels.compiled import MISSING
-from avfmae_kernels.dispatch import TRITON_INSTALLED
-from avfmae_kernels.schemas import SCHEMAS, WITHOUT_TRITON
+from avfmae_kernels.dispatch import OPS, TRITON_INSTALLED
 
+ARCHS = (80, 86, 89, 90, 100, 120)
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,41 +29,56 @@ def test_the_modules_keep_to_the_stable_abi(module):
 needs_compiler = pytest.mark.skipif(not TRITON_INSTALLED or aot.tool("cuobjdump") is None, reason="no Triton, or no cuobjdump")
 
 
+@pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("arch", [90, 86])
+@pytest.mark.parametrize("arch", [90, pytest.param(86, marks=pytest.mark.exhaustive)])
 def test_every_kernel_compiles_without_spills(arch):
-    """Every Triton kernel in every dtype, of each the largest tiles, and (where nvcc is) all CUDA sources: for a data centre's
-    chip, and
-    for one with little shared memory. All shapes and configurations are ``python -m avfmae_kernels.aot --arch 80 86 89 90 100
-    120``."""
-    command = [sys.executable, "-m", "avfmae_kernels.aot", "--largest", "--arch", str(arch)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    """For a data centre's chip, and for one with little shared memory: every Triton kernel in every dtype, of each the largest
+    tiles, and (where nvcc is) all CUDA sources. ``python -m avfmae_kernels.aot --arch 80 86 89 90 100 120`` does all tiles."""
+    done = run_python("-m", "avfmae_kernels.aot", "--largest", "--arch", arch)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     kernels = set(re.findall(r"(\w+_kernel)\b", done.stdout))
-    stems = set(SCHEMAS) - WITHOUT_TRITON - {"cross_attention", "cross_attention_backward"} | {"few_keys", "few_queries"}
+    stems = {name for name, op in OPS.items() if op.triton} - {"cross_attention", "cross_attention_backward"} | {
+        "few_keys",
+        "few_queries",
+    }
     assert {f"{stem}_kernel" for stem in stems} <= kernels
     if shutil.which("nvcc"):
         assert all(f"{source.name}:" in done.stdout for source in ROOT.glob("csrc/cuda/*.cu"))
 
 
+one_process = pytest.mark.xdist_group("kernel sources")
+
+
+@pytest.fixture(scope="module")
+def kernel_sources():
+    """What is compiled, of a process that does not interpret the kernels."""
+    done = run_program("kernel_sources", *ARCHS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {int(arch): found for arch, found in json.loads(done.stdout).items()}
+
+
+@one_process
+@pytest.mark.slow
 @needs_compiler
-def test_the_table_has_every_kernel_in_every_dtype():
-    for arch in (80, 86, 89, 90, 100, 120):
+def test_the_table_has_every_kernel_in_every_dtype(kernel_sources):
+    assert set(kernel_sources) == set(ARCHS)
+    for arch, found in kernel_sources.items():
         dtypes = {}
-        for _, kernel, signature, *_ in aot.sources(arch).values():
-            dtypes.setdefault(kernel, set()).update(signature.values())
-        for kernel, found in dtypes.items():
-            assert {"*bf16", "*fp16", "*fp32"} <= found, (arch, kernel)
+        for kernel, kinds, _ in found["all"]:
+            dtypes.setdefault(kernel, set()).update(kinds)
+        for kernel, kinds in dtypes.items():
+            assert {"*bf16", "*fp16", "*fp32"} <= kinds, (arch, kernel)
 
 
+@one_process
+@pytest.mark.slow
 @needs_compiler
-def test_the_largest_of_a_kernel_and_its_dtypes_is_one_source():
-    found = aot.sources(90)
-    chosen = [
-        (source[1], *(kind for kind in source[2].values() if kind.startswith("*"))) for source in aot.largest(found).values()
-    ]
-    assert len(chosen) == len(set(chosen)) < len(found)
-    tiles = [source[3]["KEYS"] for source in aot.largest(found).values() if source[1] == "few_keys_kernel"]
+def test_the_largest_of_a_kernel_and_its_dtypes_is_one_source(kernel_sources):
+    largest = kernel_sources[90]["largest"]
+    chosen = [(kernel, *kinds) for kernel, kinds, _ in largest]
+    assert len(chosen) == len(set(chosen)) < len(kernel_sources[90]["all"])
+    tiles = [constants["KEYS"] for kernel, _, constants in largest if kernel == "few_keys_kernel"]
     assert tiles == [128] * 3  # one a dtype
 
 

@@ -14,14 +14,18 @@ import pytest
 import torch
 
 from avfmae_kernels import chip
+from avfmae_kernels.dispatch import OPS
 from avfmae_kernels.gather_patches.reference import gather_patches
 from avfmae_kernels.masked_patch_loss import reference as loss
 from avfmae_kernels.region_attention import reference as attention
-from avfmae_kernels.schemas import SCHEMAS
 
 ROOT = Path(__file__).parents[2]
 TORCH = Path(sysconfig.get_path("platlib")) / "torch"
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.xdist_group("cuda logic"),  # which compiles each source, once
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no g++"),
+]
 
 
 def host_source(source: Path) -> str:
@@ -40,9 +44,8 @@ def launch(before: str, configuration: str) -> str:
     return before[: before.rindex(kernel)] + f"emulate({configuration}, [=](auto... a) {{ {kernel}(a...); }}, "
 
 
-def compiled(source: Path) -> Path:
-    """The library of a host source."""
-    library = source.with_suffix(".so")
+def compiled(source: Path, library: Path) -> Path:
+    """Compiles a host source to a library."""
     command = [
         "g++",
         "-shared",
@@ -76,9 +79,9 @@ def ops(tmp_path_factory):
     for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
         (folder / f"{source.stem}.cpp").write_text(host_source(source))
         for op in (source.stem, f"{source.stem}_backward"):
-            if op in SCHEMAS:
-                library.define(op + SCHEMAS[op])
-        torch.ops.load_library(compiled(folder / f"{source.stem}.cpp"))
+            if op in OPS:
+                library.define(op + OPS[op].schema)
+        torch.ops.load_library(compiled(folder / f"{source.stem}.cpp", folder / f"{source.stem}.so"))
     yield torch.ops.avfmae_emulated
     del library
 
@@ -126,13 +129,8 @@ def test_division_by_a_product_is_exact(divide, by):
 @pytest.fixture(scope="module")
 def divide(tmp_path_factory):
     """``Divisor`` of csrc/cuda/tubelets.cuh."""
-    source = tmp_path_factory.mktemp("divisor") / "divisor.cpp"
-    source.write_text(
-        '#include "cuda/tubelets.cuh"\n'
-        'extern "C" __attribute__((visibility("default"))) int divide(int n, int by)'
-        "{ return avfmae::Divisor(by).quotient(n); }\n"
-    )
-    return ctypes.CDLL(str(compiled(source))).divide
+    library = tmp_path_factory.mktemp("divisor") / "divisor.so"
+    return ctypes.CDLL(str(compiled(ROOT / "tests/kernels/emulated/divisor.cpp", library))).divide
 
 
 @pytest.mark.parametrize("patch", [[2, 8, 8], [1, 4, 12], [4, 16, 2]], ids=str)

@@ -21,10 +21,10 @@ class Tensors:
         return Tensors(function(self.a), function(self.b), self.name)
 
 
-def misbehave(task, desk):
+def misbehave(task, context):
     """Does what the task says."""
     what, number = task
-    desk.note(number)
+    context.note(number)
     if what == "hang":
         time.sleep(600)
     if what == "die":
@@ -32,7 +32,7 @@ def misbehave(task, desk):
     if what == "fail":
         raise KeyError("no such thing")
     if what == "in place":
-        there = torch.from_numpy(desk.empty((number, 5)))
+        there = torch.from_numpy(context.empty((number, 5)))
         there[:] = number % 251
         return Tensors(there, torch.full((3,), number), what)
     if what == "tensors":

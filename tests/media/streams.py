@@ -97,3 +97,17 @@ def decode_all(path: str) -> np.ndarray:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)])
+
+
+def delay_picture(source_path: str, target_path: str, seconds: float) -> None:
+    """Copies a file with its picture ``seconds`` later than its sound."""
+    with av.open(source_path) as source, av.open(target_path, "w") as out:
+        streams = {s.index: out.add_stream_from_template(s) for s in source.streams}
+        for packet in source.demux():
+            if packet.dts is None:
+                continue
+            if packet.stream.type == "video":
+                packet.pts += round(seconds / packet.time_base)
+                packet.dts += round(seconds / packet.time_base)
+            packet.stream = streams[packet.stream.index]
+            out.mux(packet)

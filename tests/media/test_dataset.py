@@ -9,11 +9,12 @@ import torch
 from avfmae.config import ModelConfig
 from avfmae.data import augment
 from avfmae.data.config import DataConfig
-from avfmae.data.dataset import ClipDataset, Plan, PretrainDataset, sample_window
+from avfmae.data.dataset import ClipDataset, PretrainDataset, sample_window
 from avfmae.data.loader import loader
 from avfmae.data.manifest import Clip, read_manifest, read_released_list, write_manifest
-from avfmae.data.media import VideoInfo
 from avfmae.data.preprocess import preprocess
+from avfmae.data.sampler import BatchSampler
+from avfmae.data.sources import VideoInfo
 from avfmae.tasks.classification import Classification
 
 TINY = ModelConfig.preset("tiny")
@@ -115,7 +116,7 @@ def test_shapes(purpose, clips):
 def test_batches_do_not_depend_on_the_workers(workers, clips):
     def run(count):
         dataset = PretrainDataset(clips, TINY, DataConfig(), "pretrain", seed=5)
-        batches = loader(dataset, Plan(len(clips), 4, 2, seed=5).micro_batches(0, 3), count)
+        batches = loader(dataset, BatchSampler(len(clips), 4, 2, seed=5).micro_batches(0, 3), count)
         return [preprocess(batch, TINY) for batch in batches]
 
     for a, b in zip(run(workers), run(0), strict=True):
@@ -124,26 +125,27 @@ def test_batches_do_not_depend_on_the_workers(workers, clips):
 
 
 def test_processes_share_out_what_one_would_do():
-    alone = Plan(23, 8, 8, seed=1)
+    alone = BatchSampler(23, 8, 8, seed=1)
     for step in range(5):
         (whole,) = alone.micro_batches(step, step + 1)
-        parts = [list(Plan(23, 8, 2, rank, 2, seed=1).micro_batches(step, step + 1)) for rank in range(2)]
+        parts = [list(BatchSampler(23, 8, 2, rank, 2, seed=1).micro_batches(step, step + 1)) for rank in range(2)]
         assert sorted(i for rank in parts for micro in rank for i in micro) == sorted(whole)
     epoch = [i for step in range(2) for _, i in next(alone.micro_batches(step, step + 1))]
     assert len(set(epoch)) == 16  # without repeats
-    assert len(next(Plan(3, 8, 8).micro_batches(0, 1))) == 8  # a short list goes round
+    assert len(next(BatchSampler(3, 8, 8).micro_batches(0, 1))) == 8  # a short list goes round
 
 
-def test_plans_fit_any_number_of_processes():
-    assert Plan.fit(10_000, 984, 164, world=6).accumulation == 1
-    assert (Plan.fit(10_000, 984, 164, world=8).micro_batch, Plan.fit(10_000, 984, 164, world=1).accumulation) == (123, 6)
+def test_samplers_fit_any_number_of_processes():
+    assert BatchSampler.fit(10_000, 984, 164, world=6).accumulation == 1
+    assert BatchSampler.fit(10_000, 984, 164, world=8).micro_batch == 123
+    assert BatchSampler.fit(10_000, 984, 164, world=1).accumulation == 6
     with pytest.raises(ValueError, match="984 clips do not share out over 5"):
-        Plan.fit(10_000, 984, 164, world=5)
+        BatchSampler.fit(10_000, 984, 164, world=5)
 
 
 def test_class_balance_draws_classes_equally():
-    plan = Plan(100, 100, 100, weights=(1 / 90,) * 90 + (1 / 10,) * 10)
-    drawn = np.concatenate([plan.order(e) for e in range(50)])
+    sampler = BatchSampler(100, 100, 100, weights=(1 / 90,) * 90 + (1 / 10,) * 10)
+    drawn = np.concatenate([sampler.order(e) for e in range(50)])
     assert 0.45 < (drawn >= 90).mean() < 0.55
 
 

@@ -11,10 +11,10 @@ import pytest
 import streams
 from streams import KINDS, decode_all, told
 
-from avfmae.data import decode, probing
-from avfmae.data.bitstream import KEY_CODECS, is_disposable
-from avfmae.data.decode import DECORD_EXACT, frames_between, probe, read_frames
-from avfmae.data.media import MediaError
+from avfmae.data.sources import MediaError, open_clip, probing
+from avfmae.data.sources import media as media_source
+from avfmae.data.sources.bitstream import KEY_CODECS, is_disposable
+from avfmae.data.sources.media import DECORD_EXACT
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +45,17 @@ def windows(count: int) -> list[list[int]]:
 
 def differing(path: str, every: np.ndarray, backend: str) -> int:
     """How many frames of all windows are others than decoding the whole file gives."""
-    read = ((window, read_frames(path, window, backend)) for window in windows(len(every)))
+    read = ((window, open_clip(path).frames(window, backend=backend)) for window in windows(len(every)))
     return sum(int((frames != every[window]).any((1, 2, 3)).sum()) for window, frames in read)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_window_is_that_of_decoding_the_whole_file(kind, files):
     path = files(kind)
-    every, info = decode_all(path), probe(path)
+    every, info = decode_all(path), open_clip(path).info
     assert [told(frame) for frame in every] == list(range(64)) and len(info.times) == 64  # the file is what it should be
     assert differing(path, every, "auto") == 0
-    assert np.array_equal(np.stack(list(frames_between(path, 20, 40))), every[20:40])
+    assert np.array_equal(np.stack(list(open_clip(path).frames_between(20, 40))), every[20:40])
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_every_window_is_that_of_decoding_the_whole_file(kind, files):
 @pytest.mark.parametrize("first", [-9, 30], ids=["edit list", "late start"])
 def test_windows_of_shifted_streams(kind, first, files):
     path = files(kind, first=first, **({"avoid_negative_ts": "disabled"} if first < 0 and kind.endswith("mp4") else {}))
-    every, info = decode_all(path), probe(path)
+    every, info = decode_all(path), open_clip(path).info
     assert len(every) == len(info.times)
     assert differing(path, every, "auto") == 0
 
@@ -72,8 +72,10 @@ def test_windows_of_shifted_streams(kind, first, files):
 def test_key_frames_are_used_where_that_is_safe(files, monkeypatch):
     """Not vacuous: windows are reached by seeks, except where key frames promise too little."""
     begun = []
-    decoded = decode._decode
-    monkeypatch.setattr(decode, "_decode", lambda path, wanted, info, key: begun.append(key) or decoded(path, wanted, info, key))
+    decoded = media_source._decode
+    monkeypatch.setattr(
+        media_source, "_decode", lambda path, wanted, info, key: begun.append(key) or decoded(path, wanted, info, key)
+    )
     for kind, key in {
         "h264-open-mp4": 48,
         "hevc-open-mp4": 48,
@@ -83,7 +85,7 @@ def test_key_frames_are_used_where_that_is_safe(files, monkeypatch):
         "h264-open-ts": 0,
     }.items():
         begun.clear()
-        read_frames(files(kind), [53])
+        open_clip(files(kind)).frames([53])
         assert len(begun) == 1 and abs(begun[0] - key) <= 3, (kind, begun)
 
 
@@ -96,7 +98,7 @@ def test_a_mark_on_a_frame_that_is_no_key_does_not_mislead(files, tmp_path):
             if packet.size:
                 packet.stream, packet.is_keyframe = stream, True
                 out.mux(packet)
-    assert len(probe(path).keys) < 10 and differing(path, decode_all(path), "auto") == 0
+    assert len(open_clip(path).info.keys) < 10 and differing(path, decode_all(path), "auto") == 0
 
 
 def copied(source: str, path: Path, change, first: int = 0) -> str:
@@ -121,7 +123,7 @@ def test_stamps_in_the_order_of_coding_are_not_taken_for_those_of_showing(kind, 
 
     path = copied(files(kind), tmp_path / "coded.mp4", shown_when_coded)
     every = decode_all(path)
-    assert [told(frame) for frame in every] == list(range(64)) and not probe(path).stamped
+    assert [told(frame) for frame in every] == list(range(64)) and not open_clip(path).info.stamped
     assert differing(path, every, "auto") == 0
 
 
@@ -134,7 +136,7 @@ def test_a_file_that_was_cut_at_a_key_frame_begins_with_what_decodes(kind, files
     leading = sum(packet.pts < packets[first].pts for packet in packets[first:])
     path = copied(files(kind), tmp_path / f"cut{Path(files(kind)).suffix}", lambda packet: None, first)
     every = decode_all(path)
-    assert leading and len(probe(path).times) == len(every) == len(packets) - first - leading
+    assert leading and len(open_clip(path).info.times) == len(every) == len(packets) - first - leading
     assert differing(path, every, "auto") == 0
 
 
@@ -160,7 +162,7 @@ def test_frames_without_stamps_count():
         start_time=0,
         duration=0,
     )
-    info = probing._probe("x.vob", container, True, [])
+    info = probing.probe_container("x.vob", container, [])
     assert len(info.times) == 30 and np.allclose(np.diff(info.times), 0.04) and not info.stamped
 
 
@@ -186,20 +188,20 @@ def test_every_key_codec_was_tried(files):
 def test_decord_is_right_or_refuses(kind, files):
     """The streams that it may read, by the table, are read rightly, frame by frame; of the others it is kept away."""
     path = files(kind)
-    info = probe(path)
+    info = open_clip(path).info
     if info.exact_seek and info.codec in DECORD_EXACT and not info.open_groups:
         for path in (files(kind), files(kind, first=30)):
             assert differing(path, decode_all(path), "decord") == 0
     else:
         with pytest.raises(MediaError, match=r"decord gives wrong frames .* backend='pyav'"):
-            read_frames(path, [3], "decord")
+            open_clip(path).frames([3], backend="decord")
 
 
 def test_decord_reads_something(files):
     """Not vacuous."""
-    assert read_frames(files("h264-mp4"), [3, 40], "decord").shape == (2, 64, 112, 3)
+    assert open_clip(files("h264-mp4")).frames([3, 40], backend="decord").shape == (2, 64, 112, 3)
     with pytest.raises(ValueError, match=r"backend: got 'opencv', expected one of 'auto', 'pyav', 'decord'"):
-        read_frames(files("h264-mp4"), [3], "opencv")
+        open_clip(files("h264-mp4")).frames([3], backend="opencv")
 
 
 def test_decord_does_give_wrong_frames_where_it_is_kept_away(files):
@@ -264,5 +266,5 @@ def test_colours_come_back_right(tmp_path):
     for matrix, levels in product(MATRICES, RANGES):
         path = tmp_path / f"{matrix}-{levels}.mp4"
         write_colours(path, MATRICES[matrix], RANGES[levels])
-        frame = read_frames(str(path), [3])[0].reshape(2, 32, 4, 32, 3)[:, 8:24, :, 8:24].mean((1, 3)).reshape(8, 3)
+        frame = open_clip(str(path)).frames([3])[0].reshape(2, 32, 4, 32, 3)[:, 8:24, :, 8:24].mean((1, 3)).reshape(8, 3)
         assert np.abs(frame - COLOURS).max() < 5, (matrix, levels, frame.round().tolist())

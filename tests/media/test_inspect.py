@@ -1,15 +1,17 @@
 """The page of what the model sees: a picture a clip that can be read, a reason for each that cannot, and the facts beside."""
 
+import io
 import re
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from avfmae.config import ModelConfig
 from avfmae.data.manifest import read_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
-from avfmae.viz.inspection import InspectConfig, inspect, look_at
+from avfmae.viz.inspection import InspectConfig, clips_table, inspect, inspect_clip
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +44,12 @@ def test_a_set_is_sampled_and_summed_up(prepared, tmp_path):
 def test_what_is_shown_is_what_the_model_gets(prepared):
     cfg = ModelConfig.preset("tiny")
     clips = read_manifest(prepared / "manifest.csv")
-    look = look_at(clips[2], cfg, 0.3)
-    assert look.frames.shape == (16, 64, 64, 3) and look.spectrogram.shape == (256, 128)
-    assert np.allclose(np.diff(look.times), 0.16, atol=0.011) and look.span[0] == pytest.approx(look.times[0])
-    heard = np.flatnonzero(np.nan_to_num(look.spectrogram, nan=-99).max(1) > -8)
-    assert abs(look.span[0] + heard[0] / 100 - 1.5) < 0.03  # the click is drawn where it is heard
-    assert np.isnan(look_at(clips[1], cfg, 0.3).spectrogram).all()
+    seen = inspect_clip(clips[2], cfg, 0.3)
+    assert seen.frames.shape == (16, 64, 64, 3) and seen.spectrogram.shape == (256, 128)
+    assert np.allclose(np.diff(seen.times), 0.16, atol=0.011) and seen.span[0] == pytest.approx(seen.times[0])
+    heard = np.flatnonzero(np.nan_to_num(seen.spectrogram, nan=-99).max(1) > -8)
+    assert abs(seen.span[0] + heard[0] / 100 - 1.5) < 0.03  # the click is drawn where it is heard
+    assert np.isnan(inspect_clip(clips[1], cfg, 0.3).spectrogram).all()
 
 
 def test_where_nothing_can_be_read_each_reason_is_told(media, tmp_path):
@@ -64,3 +66,15 @@ def test_wrong_sources_are_named(tmp_path):
         inspect(InspectConfig((), tmp_path))
     with pytest.raises(ValueError, match="holds no videos"):
         inspect(InspectConfig((tmp_path,), tmp_path / "out"))
+
+
+def test_the_table_shows_the_clips_names_on_80_columns():
+    """Whatever the folder's length, and beside columns that do not break."""
+    facts = {"frames": "1234", "fps": "29.97", "seconds": "12.34", "window": "10.24 to 12.80 s", "drift": "-0.123"}
+    rows = [{"clip": f"/data/{'folder/' * 20}{name}.mp4", **facts, "flags": "no-face silent"} for name in ("anna-07", "berta-12")]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(clips_table(rows))
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80 and "-0.123" in text
+    cells = [line.split("│")[1].strip() for line in text.splitlines() if "│" in line]
+    assert "".join(cells) == "anna-07.mp4berta-12.mp4"

@@ -9,12 +9,14 @@ from misbehaviour import Troubled
 from test_shards import talking
 
 from avfmae.config import ModelConfig
-from avfmae.data import dataset as datasets
 from avfmae.data import shards
 from avfmae.data.config import DataConfig
-from avfmae.data.dataset import ClipDataset, Plan, PretrainDataset
+from avfmae.data.dataset import ClipDataset, PretrainDataset
 from avfmae.data.loader import loader
 from avfmae.data.manifest import Clip
+from avfmae.data.sampler import BatchSampler
+from avfmae.data.sources import MediaError, shard_numbers
+from avfmae.data.sources.probing import probe
 
 TINY = ModelConfig.preset("tiny")
 
@@ -35,9 +37,9 @@ def stored(tmp_path_factory):
 
 
 def plans(clips, world, total_batch=8, **rest):
-    numbers = shards.shard_numbers([c.path for c in clips])
+    numbers = shard_numbers([c.path for c in clips])
     return [
-        Plan.fit(len(clips), total_batch, rest.get("micro"), rank=r, world=world, seed=3, shards=numbers, mixed_shards=4)
+        BatchSampler.fit(len(clips), total_batch, rest.get("micro"), rank=r, world=world, seed=3, shards=numbers, mixed_shards=4)
         for r in range(world)
     ]
 
@@ -47,6 +49,7 @@ def read(clips, plan, first, last, workers):
     return list(loader(data, plan.micro_batches(first, last), workers))
 
 
+@pytest.mark.slow
 def test_a_run_resumed_mid_epoch_sees_what_was_not_seen(stored):
     """Two ranks with four workers each, broken off after two of six steps; resumed with two workers, and with one rank
     instead."""
@@ -76,7 +79,7 @@ def test_batches_are_the_same_for_any_number_of_ranks(stored):
 
 def test_a_rank_keeps_to_its_shards(stored):
     """Shards are split over ranks, but for what is left over where the lanes' shards differ in size."""
-    numbers = np.array(shards.shard_numbers([c.path for c in stored]))
+    numbers = np.array(shard_numbers([c.path for c in stored]))
     touched = [[set(numbers[[i for m in plan.micro_batches(0, 3) for _, i in m]])] for plan in plans(stored, 2)]
     assert not touched[0][0] & touched[1][0] and touched[0][0] | touched[1][0] <= set(range(6))
 
@@ -99,6 +102,7 @@ def test_a_clip_at_which_a_decoder_hangs_or_dies_is_quarantined_and_replaced(sto
         assert all(c == i for c, (_, i) in zip(batch.clips, wanted, strict=True) if i not in (5, 9))
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_and_no_file_stays_open(stored, tmp_path):
     """Good and damaged files in turns, in one process."""
     import gc
@@ -115,10 +119,10 @@ def test_memory_stays_flat_and_no_file_stays_open(stored, tmp_path):
     process, sizes, refused = psutil.Process(), [], 0
     for k in range(1200):
         kinds = (stored[k % 48], Clip(k, good), Clip(k, str(tmp_path / f"{k % 4}.mp4")))
-        datasets.probe.cache_clear()
+        probe.cache_clear()
         try:
             data.read(kinds[k % 3], k)
-        except datasets.MediaError:
+        except MediaError:
             refused += 1
         if k in (399, 1199):
             gc.collect()

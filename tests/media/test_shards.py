@@ -15,10 +15,9 @@ from avfmae.config import ModelConfig
 from avfmae.data import shards
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import ClipDataset
-from avfmae.data.decode import probe, read_audio, read_frames
 from avfmae.data.manifest import Clip, read_manifest
-from avfmae.data.media import MediaError
 from avfmae.data.preprocess import preprocess
+from avfmae.data.sources import MediaError, open_clip, prepared
 
 
 def talking(count, size=96, seed=0):
@@ -62,25 +61,25 @@ def test_any_frames_are_those_of_decoding_in_order(stored, key):
     folder, samples, _ = stored
     path, every = f"{folder}/000000.tar/{key}", in_order(samples[key].video)
     count, rng = len(every), np.random.default_rng(1)
-    assert len(probe(path).times) == count
+    assert len(open_clip(path).info.times) == count
     for stride in (1, 2, 3, 4, 5, 8, 50):
         for first in range(0, count, 3):
             wanted = np.minimum(first + stride * np.arange(16), count - 1)
-            assert np.array_equal(read_frames(path, wanted), every[wanted])
+            assert np.array_equal(open_clip(path).frames(wanted), every[wanted])
     for _ in range(20):
         wanted = np.sort(rng.choice(count, min(count, rng.integers(1, 20)), replace=False))
-        assert np.array_equal(read_frames(path, wanted), every[wanted])
+        assert np.array_equal(open_clip(path).frames(wanted), every[wanted])
 
 
 def test_a_window_decodes_little_more_than_its_frames(stored, monkeypatch):
     """At stride 4: 16 or 17 of the chain, those from the last key frame on (7 at most), 16 beside the chain, and the last frame
     before each of two key frames, on which the chain ends."""
     packets = []
-    monkeypatch.setattr(shards.av, "Packet", lambda data, make=av.Packet: packets.append(1) or make(data))
+    monkeypatch.setattr(prepared.av, "Packet", lambda data, make=av.Packet: packets.append(1) or make(data))
     counts = []
     for first in range(136):
         packets.clear()
-        read_frames(f"{stored[0]}/000000.tar/long", first + 4 * np.arange(16))
+        open_clip(f"{stored[0]}/000000.tar/long").frames(first + 4 * np.arange(16))
         counts.append(len(packets))
     assert max(counts) <= 16 + 1 + 7 + 16 + 2 and np.mean(counts) < 34
     with av.open(io.BytesIO(stored[1]["long"].video)) as container:  # an ordinary stream
@@ -90,15 +89,15 @@ def test_a_window_decodes_little_more_than_its_frames(stored, monkeypatch):
 def test_times_and_sound_come_back(stored):
     folder, _, times = stored
     path = f"{folder}/000000.tar/uneven"
-    assert np.abs(probe(path).times - times["uneven"]).max() < 2e-5 and not probe(path).has_audio
+    assert np.abs(open_clip(path).info.times - times["uneven"]).max() < 2e-5 and not open_clip(path).info.has_audio
     with pytest.raises(MediaError, match="has no audio track"):
-        read_audio(path, 0, 1)
+        open_clip(path).sound(0, 1)
     with tarfile.open(folder / "000000.tar") as tar:
         pcm = np.frombuffer(tar.extractfile("long.wav").read()[44:], "<i2")
-    assert np.array_equal(read_audio(f"{folder}/000000.tar/long", 1.0, 2.5), pcm[16_000:40_000] / np.float32(32768))
-    assert len(read_audio(f"{folder}/000000.tar/long", 7.5, 10.0)) == 8_000
+    assert np.array_equal(open_clip(f"{folder}/000000.tar/long").sound(1.0, 2.5), pcm[16_000:40_000] / np.float32(32768))
+    assert len(open_clip(f"{folder}/000000.tar/long").sound(7.5, 10.0)) == 8_000
     with pytest.raises(MediaError, match=r"no sound between 9\.00 and 10\.00 s"):
-        read_audio(f"{folder}/000000.tar/long", 9.0, 10.0)
+        open_clip(f"{folder}/000000.tar/long").sound(9.0, 10.0)
 
 
 def test_webdataset_reads_it(stored):
@@ -115,18 +114,21 @@ def test_a_url_serves_as_well_as_a_folder(stored):
         memory.pipe(f"/set/{file.name}", file.read_bytes())
     for key in stored[1]:
         here, there = f"{stored[0]}/000000.tar/{key}", f"memory://set/000000.tar/{key}"
-        wanted = np.minimum(3 * np.arange(9), len(probe(here).times) - 1)
-        assert np.array_equal(read_frames(here, wanted), read_frames(there, wanted))
-    assert np.array_equal(read_audio(f"{stored[0]}/000000.tar/long", 1, 2), read_audio("memory://set/000000.tar/long", 1, 2))
+        wanted = np.minimum(3 * np.arange(9), len(open_clip(here).info.times) - 1)
+        assert np.array_equal(open_clip(here).frames(wanted), open_clip(there).frames(wanted))
+    assert np.array_equal(
+        open_clip(f"{stored[0]}/000000.tar/long").sound(1, 2), open_clip("memory://set/000000.tar/long").sound(1, 2)
+    )
     memory.pipe("/set/manifest.csv", b"path,label\n000000.tar/long,joy\nmemory://set/000000.tar/short,\n")
     for place in ("memory://set/manifest.csv", Path("memory://set/manifest.csv")):  # a Path has lost a slash
         clips = read_manifest(place)
         assert [c.path for c in clips] == [f"memory://set/000000.tar/{key}" for key in ("long", "short")]
-        assert all(len(probe(c.path).times) for c in clips)
+        assert all(len(open_clip(c.path).info.times) for c in clips)
     with pytest.raises(FileNotFoundError, match=r"memory://nowhere/m\.csv: cannot be opened"):
         read_manifest("memory://nowhere/m.csv")
 
 
+@pytest.mark.slow
 def test_size_and_quality_are_those_of_an_ordinary_encode():
     frames = list(talking(200, 176))
 
@@ -165,22 +167,22 @@ def test_clips_of_a_set_are_trained_on_like_files(stored):
 
 def test_what_is_missing_or_damaged_is_named(stored, tmp_path):
     with pytest.raises(MediaError, match="holds no such clip"):
-        probe(f"{stored[0]}/000000.tar/other")
+        open_clip(f"{stored[0]}/000000.tar/other").frames([0])
     with pytest.raises(MediaError, match=r"nowhere/000000.tar: is no shard of a prepared set"):
-        probe(f"{tmp_path}/nowhere/000000.tar/long")
+        open_clip(f"{tmp_path}/nowhere/000000.tar/long").frames([0])
     index = (stored[0] / "000000.index").read_bytes()
     tar = (stored[0] / "000000.tar").read_bytes()
     for name, data in {"cut": index[: len(index) // 2], "empty": b"", "noise": bytes(range(256)) * 40}.items():
         (tmp_path / f"{name}.index").write_bytes(data)
         (tmp_path / f"{name}.tar").write_bytes(tar)
         with pytest.raises(MediaError, match="its index does not open"):
-            probe(f"{tmp_path}/{name}.tar/long")
+            open_clip(f"{tmp_path}/{name}.tar/long").frames([0])
     (tmp_path / "short.index").write_bytes(index)
     (tmp_path / "short.tar").write_bytes(tar[:30_000])
     with pytest.raises(MediaError):
-        read_frames(f"{tmp_path}/short.tar/long", [0, 190])
+        open_clip(f"{tmp_path}/short.tar/long").frames([0, 190])
     with pytest.raises(MediaError, match="is truncated"):
-        read_audio(f"{tmp_path}/short.tar/long", 1.0, 2.0)
+        open_clip(f"{tmp_path}/short.tar/long").sound(1.0, 2.0)
 
 
 def test_damage_that_still_decodes_is_found_by_its_sum(stored, tmp_path):
@@ -190,7 +192,7 @@ def test_damage_that_still_decodes_is_found_by_its_sum(stored, tmp_path):
     digests = {"video_sha256": sample.video, "sound_sha256": sample.sound}
     row = sample.row | {name: hashlib.sha256(data).hexdigest() for name, data in digests.items()}
     shards.write_shard(tmp_path / "000000.tar", [shards.Sample(row, sample.video, sample.sound)])
-    clip = shards.open_clip(f"{tmp_path}/000000.tar/{key}")
+    clip = open_clip(f"{tmp_path}/000000.tar/{key}")
     assert clip.damaged() == []
     with open(tmp_path / "000000.tar", "r+b") as file:
         file.seek(clip.sound_at + 1000)

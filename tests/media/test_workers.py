@@ -6,7 +6,7 @@ import pytest
 import torch
 from misbehaviour import make_misbehave, never_starts
 
-from avfmae.data.workers import LEASES, Lost, Workers
+from avfmae.data.workers import LEASES, WorkerFailure, Workers
 
 
 def run(tasks, count=2, **options):
@@ -24,8 +24,8 @@ def test_results_come_in_order():
 def test_what_hangs_or_dies_is_named_and_the_rest_is_done():
     tasks = [("fine", 0), ("hang", 1), ("fine", 2), ("die", 3), ("fine", 4), ("die", 5), ("fine", 6)]
     results = dict(run(tasks, limit=1.0))
-    assert results["hang", 1] == Lost(1, "takes longer than 1 s")
-    assert results["die", 3] == Lost(3, "its decoder crashes (SIGSEGV)")
+    assert results["hang", 1] == WorkerFailure(1, "takes longer than 1 s")
+    assert results["die", 3] == WorkerFailure(3, "its decoder crashes (SIGSEGV)")
     assert all(results["fine", k][1] == k for k in (0, 2, 4, 6))
 
 

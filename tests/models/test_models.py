@@ -6,12 +6,12 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from backends import interpret, require
+from backends import INTERPRETED, require
 from correctness import kept_numbers
 
 import avfmae
 import avfmae_kernels as K
-from avfmae.config import ModelConfig
+from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.losses import info_nce
 from avfmae.masking import region_of
 from avfmae.models.attention import CrossAttention, SelfAttention, drop_path
@@ -164,6 +164,7 @@ def gradients(model, *inputs):
     return [loss.detach()] + [p.grad for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["pretraining", "finetuning"])
 def test_whole_model_compiles_without_a_graph_break(stage):
     """Compiled products are torch's, eager ones oneDNN's: they round differently. Biases before a batch norm have
@@ -181,33 +182,26 @@ def test_whole_model_compiles_without_a_graph_break(stage):
     assert all((a - b).norm() <= 1e-3 * b.norm() + 1e-6 * largest for a, b in zip(got, want, strict=True))
 
 
-TRITON_TRAINS_ALIKE = """
-import torch, avfmae, avfmae_kernels as K
-from avfmae.config import ModalityConfig
-cfg = avfmae.ModelConfig.preset("tiny").replace(
-    depth=2, skip_blocks=(0, 1), fusion_depth=1, video=ModalityConfig((4, 64, 64), (2, 16, 16), (2, 2, 4), visible=8, decoded=16),
-    audio=ModalityConfig((128, 64), (16, 16), (4, 4), visible=6, decoded=16))
-g = torch.Generator().manual_seed(0)
-video = torch.randint(0, 256, (2, *cfg.video.size, 3), dtype=torch.uint8, generator=g)
-audio = torch.randn(2, 1, *cfg.audio.size, generator=g)
-masks = avfmae.DualMask.sample(cfg, 2, g)
-torch.manual_seed(0)
-model = avfmae.AVFMAEForPretraining(cfg)
-gradients = []
-for implementation in ("reference", "triton"):
-    model.zero_grad()
-    with K.use(implementation):
-        model(video, audio, masks).loss.backward()
-    gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-plain, ours = gradients
-assert len(plain) == len(ours) > 100_000 and (plain - ours).norm() <= 2e-4 * plain.norm()
-print("proven")
-"""
-
-
-def test_the_model_trains_alike_on_triton():
+@pytest.mark.parametrize(("implementation", "device"), [INTERPRETED])
+def test_the_model_trains_alike_on_triton(implementation, device):
     """A whole step on Triton kernels, in the interpreter."""
-    interpret(TRITON_TRAINS_ALIKE)
+    require("region_attention", implementation, device)
+    video = ModalityConfig((4, 64, 64), (2, 16, 16), (2, 2, 4), visible=8, decoded=16)
+    audio = ModalityConfig((128, 64), (16, 16), (4, 4), visible=6, decoded=16)
+    cfg = TINY.replace(depth=2, skip_blocks=(0, 1), fusion_depth=1, video=video, audio=audio)
+    g = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (2, *cfg.video.size, 3), dtype=torch.uint8, generator=g)
+    sound, masks = torch.randn(2, 1, *cfg.audio.size, generator=g), avfmae.DualMask.sample(cfg, 2, g)
+    torch.manual_seed(0)
+    model = avfmae.AVFMAEForPretraining(cfg)
+    found = []
+    for choice in ("reference", implementation):
+        model.zero_grad()
+        with K.use(choice):
+            model(frames, sound, masks).loss.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    plain, ours = found
+    assert len(plain) == len(ours) > 100_000 and (plain - ours).norm() <= 2e-4 * plain.norm()
 
 
 def test_recomputation_changes_memory_and_nothing_else():

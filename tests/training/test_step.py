@@ -23,6 +23,8 @@ from avfmae_kernels import processor
 
 pytestmark = pytest.mark.isa
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
+SHALLOW = TINY.replace(depth=2, skip_blocks=(0, 1), fusion_depth=1)  # of every kind of block some
+CURVE = 80  # steps
 
 
 @pytest.fixture(params=["float32", "bf16"])
@@ -33,11 +35,12 @@ def precision(request):
 
 @pytest.fixture(scope="module")
 def batches(tmp_path_factory):
-    """300 batches of the demo's clips: 24 clips read twice, with other crops, sounds and masks, in another order every epoch."""
+    """Batches of the demo's clips: 24 clips read twice, with other crops, sounds and masks, in another order every epoch."""
     pytest.importorskip("av")
-    from avfmae.data.dataset import Plan, PretrainDataset
+    from avfmae.data.dataset import PretrainDataset
     from avfmae.data.manifest import read_manifest
     from avfmae.data.preprocess import preprocess
+    from avfmae.data.sampler import BatchSampler
     from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 
     manifest = make_demo_set(
@@ -46,7 +49,7 @@ def batches(tmp_path_factory):
     dataset = PretrainDataset(read_manifest(manifest), TINY, DataConfig(workers=0), "pretrain")
     read = {(epoch, i): dataset[(epoch, i)] for epoch in range(2) for i in range(len(dataset))}
     found = []
-    for items in Plan.fit(len(dataset), 6, None).micro_batches(0, 300):
+    for items in BatchSampler.fit(len(dataset), 6, None).micro_batches(0, CURVE):
         epoch = items[0][0]
         batch = dataset.collate([read[(epoch % 2, i)] for _, i in items])
         batch.masks = avfmae.DualMask.for_clips(TINY, batch.clips, 0, epoch=epoch)
@@ -58,7 +61,7 @@ def train(batches, seed, implementation, precision, steps, lr=4e-3, device="cpu"
     torch.manual_seed(seed)
     optim = OptimConfig(lr=lr * 256 / 6, epochs=75, warmup_epochs=5, total_batch=6, clip_grad=clip_grad)
     with K.use(implementation):
-        model = avfmae.AVFMAEForPretraining(TINY).to(device)
+        model = avfmae.AVFMAEForPretraining(SHALLOW).to(device)
         step = engines.build(engine, TrainingStep(model, pretraining_loss, optim, 300, 4, precision=precision))
         return np.array([float(step([b.to(torch.device(device))])["loss"]) for b in batches[:steps]]), model
 
@@ -68,6 +71,8 @@ def engine_names(device):
     return ["auto"] + [name for name in engines.names() if name == device]
 
 
+@pytest.mark.xdist_group("loss curves")
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_grad", [1.0, None])
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_first_steps_are_those_of_plain_pytorch(batches, device, clip_grad):
@@ -80,16 +85,18 @@ def test_the_first_steps_are_those_of_plain_pytorch(batches, device, clip_grad):
     assert plain[-5:].mean() < 0.9 * plain[:5].mean()  # it trains, so that agreement says something
 
 
+@pytest.mark.xdist_group("loss curves")
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_grad", [1.0, None])
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_loss_curve_lies_within_the_spread_of_seeds(batches, device, clip_grad):
-    """120 steps as the device does them best against plain float32: the distance of two seeds' curves is the measure."""
+    """Some steps as the device does them best against plain float32: the distance of two seeds' curves is the measure."""
     options = {"device": device, "clip_grad": clip_grad, "lr": 4e-3 if clip_grad else 1e-3}
-    plain = {seed: train(batches, seed, "reference", "float32", 120, engine="eager", **options)[0] for seed in (0, 1)}
+    plain = {seed: train(batches, seed, "reference", "float32", CURVE, engine="eager", **options)[0] for seed in (0, 1)}
     smooth = {seed: np.convolve(curve, np.ones(20) / 20, mode="valid") for seed, curve in plain.items()}
     spread = np.abs(smooth[0] - smooth[1])
     for engine in engine_names(device):
-        fast = train(batches, 0, "auto", "auto", 120, engine=engine, **options)[0]
+        fast = train(batches, 0, "auto", "auto", CURVE, engine=engine, **options)[0]
         distance = np.abs(np.convolve(fast, np.ones(20) / 20, mode="valid") - smooth[0])
         print(f"{engine}: {distance.mean():.5f} (at most {distance.max():.5f}); seeds {spread.mean():.5f} ({spread.max():.5f})")
         assert distance.mean() <= spread.mean() and distance.max() <= spread.max(), engine
@@ -213,15 +220,12 @@ def test_accumulated_micro_batches_make_the_mean_gradient(precision):
     first, second = random_batch(0), random_batch(1)
     norms = []
     for batches in ([first], [second], [first, second]):
-        _, step = small(precision, micro_batches=len(batches))
+        _, step = small(precision, micro_batches=2)
         step.backward(batches)
         norms.append(grads_of(step))
     for name, gradient in norms[2].items():
         mean = (norms[0][name].float() + norms[1][name].float()) / 2
-        if precision == "float32":
-            assert torch.allclose(gradient, mean, atol=1e-4 * float(mean.abs().max()) + 1e-7), name
-        else:
-            assert float((gradient - mean).norm()) <= 0.05 * float(mean.norm()) + 1e-6, name  # a mean of rounded ones
+        assert torch.allclose(gradient, mean, atol=1e-4 * float(mean.abs().max()) + 1e-7), name
 
 
 @pytest.mark.parametrize("engine", engine_names("cpu"))

@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from processes import PROGRAMS, run_python
 from safetensors.torch import load_file
 
 import avfmae
@@ -21,16 +21,18 @@ from avfmae.data.batch import Batch
 from avfmae.data.config import DataConfig
 from avfmae.data.manifest import Clip, read_manifest, write_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
-from avfmae.data.splits import fold_of, make_splits
 from avfmae.datasets.drawn import DemoSet, make_demo_set
 from avfmae.stages.config import FinetuneConfig, HeldOut, PretrainConfig, PSIConfig
 from avfmae.stages.finetune import finetune
 from avfmae.stages.pretrain import pretrain
 from avfmae.stages.psi import LabelMap, leaks, psi
+from avfmae.stages.splits import fold_of, make_splits
 from avfmae.tasks.mixing import mix
 from avfmae.training.config import OptimConfig
 from avfmae.training.optim import learning_rate, parameter_groups
 from avfmae.training.runlog import read_log
+
+pytestmark = pytest.mark.slow  # trains, mostly in runs of their own
 
 TINY = avfmae.ModelConfig.preset("tiny")
 DATA = DataConfig(workers=0, segments=1, crops=1)
@@ -83,33 +85,20 @@ def test_the_running_average_of_weights_is_resumed_and_written(drawn, tmp_path):
 
 def command(config):
     """A run of the command line in another process."""
+    settings = (
+        "--preset tiny --save-steps 2 --log-steps 1 --data.workers 1 --optim.total-batch 6"
+        " --optim.micro-batch 3 --optim.epochs 6 --optim.warmup-epochs 1 --optim.lr 0.01"
+    )
     return [
         sys.executable,
         "-m",
         "avfmae",
         "pretrain",
-        "--preset",
-        "tiny",
         "--manifest",
         str(config.manifest),
         "--out",
         str(config.out),
-        "--save-steps",
-        "2",
-        "--log-steps",
-        "1",
-        "--data.workers",
-        "1",
-        "--optim.total-batch",
-        "6",
-        "--optim.micro-batch",
-        "3",
-        "--optim.epochs",
-        "6",
-        "--optim.warmup-epochs",
-        "1",
-        "--optim.lr",
-        "0.01",
+        *settings.split(),
     ]
 
 
@@ -144,41 +133,11 @@ def test_a_corrupt_checkpoint_is_named(drawn, tmp_path):
         pretrain(pretraining(drawn, tmp_path))
 
 
-PROCESS = """
-import sys, torch, numpy as np, avfmae
-from contextlib import nullcontext
-from avfmae.training.dist import GradientAverage, processes
-from pathlib import Path
-with processes() as at:
-    torch.manual_seed(0)
-    cfg = avfmae.ModelConfig.preset("tiny").replace(region_mode="released")  # masks score unequal numbers of tokens
-    model = avfmae.AVFMAEForPretraining(cfg)
-    average = GradientAverage(list(model.parameters())) if at.world > 1 else None
-    g = torch.Generator().manual_seed(1)
-    video = torch.randint(0, 256, (8, *cfg.video.size, 3), dtype=torch.uint8, generator=g)
-    audio = torch.randn(8, 1, 256, 128, generator=g)
-    mine = slice(at.rank * 8 // at.world, (at.rank + 1) * 8 // at.world)
-    masks = avfmae.DualMask.for_clips(cfg, np.arange(8)[mine], seed=3, epoch=0)
-    for _ in range(2):  # the second time, buckets leave during backward
-        model.zero_grad()
-        with average.during(True) if average else nullcontext():
-            out = model(video[mine], audio[mine], masks)
-            out.loss.backward()
-    loss = at.sum([float(out.loss.detach()) / at.world])[0]
-    if at.is_main:
-        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        statistics = {n: b for n, b in model.named_buffers() if "running" in n}
-        torch.save({"loss": loss, "gradients": gradients, "statistics": statistics, "scored": masks.audio.scored.sum(1)},
-        sys.argv[1])
-"""
-
-
 def run(*arguments, processes=1):
     """A script in one process, or under torchrun in several."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for _ in range(2):
-        done = subprocess.run([sys.executable, *launcher, *map(str, arguments)], env=environment, capture_output=True, text=True)
+        done = run_python(*launcher, *arguments)
         # once in thirty runs a gloo process aborts as it leaves, its work done
         if "terminate called without an active exception" not in done.stderr:
             break
@@ -187,8 +146,7 @@ def run(*arguments, processes=1):
 
 def test_two_processes_give_the_gradients_of_one(tmp_path):
     """Contrastive term gathered, batch statistics shared, masked means over all: exactly the whole batch's gradient."""
-    script = tmp_path / "step.py"
-    script.write_text(textwrap.dedent(PROCESS))
+    script = PROGRAMS / "gradients.py"
     run(script, tmp_path / "one.pt")
     run(script, tmp_path / "two.pt", processes=2)
     one, two = torch.load(tmp_path / "one.pt"), torch.load(tmp_path / "two.pt")
@@ -204,24 +162,10 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
 
 def test_torchrun_trains_as_one_process_does(drawn, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    common = [
-        "--preset",
-        "tiny",
-        "--manifest",
-        str(drawn),
-        "--data.workers",
-        "0",
-        "--optim.total-batch",
-        "6",
-        "--optim.epochs",
-        "1",
-        "--optim.lr",
-        "0.01",
-        "--log-steps",
-        "1",
-        "--precision",
-        "float32",
-    ]
+    settings = (
+        "--preset tiny --data.workers 0 --optim.total-batch 6 --optim.epochs 1 --optim.lr 0.01 --log-steps 1 --precision float32"
+    )
+    common = ["--manifest", drawn, *settings.split()]
     script = Path(__file__).parents[2] / "train" / "pretrain.py"
     run(script, *common, "--out", one)
     run(script, *common, "--out", two, processes=2)

@@ -19,10 +19,9 @@ def why_not(betas: tuple[float, float]) -> str | None:
 
 
 def use(optimizer) -> None:
-    """Makes the optimizer keep compact moments from now on; its state dict still gives and takes float32 ones."""
+    """Makes the optimizer keep compact moments from now on; its state dict gives and takes float32 ones."""
     optimizer.moment_dtypes = DTYPES
     optimizer.register_load_state_dict_post_hook(_compact)
-    optimizer.register_state_dict_post_hook(_expanded)
     _compact(optimizer)
 
 
@@ -32,19 +31,3 @@ def _compact(optimizer) -> None:
             if state["exp_avg"].dtype != torch.int8:
                 moments = K.to_compact_moments(state["exp_avg"], state["exp_avg_sq"], group["betas"])
                 state |= dict(zip(("exp_avg", "exp_avg_sq"), moments, strict=True))
-
-
-def _expanded(optimizer, state_dict: dict) -> dict:
-    betas = {number: group["betas"] for group in state_dict["param_groups"] for number in group["params"]}
-    state_dict["state"] = {
-        number: state
-        | dict(
-            zip(
-                ("exp_avg", "exp_avg_sq"),
-                K.from_compact_moments(state["exp_avg"], state["exp_avg_sq"], betas[number]),
-                strict=True,
-            )
-        )
-        for number, state in state_dict["state"].items()
-    }
-    return state_dict

@@ -35,9 +35,9 @@ def fold_of(clips: Sequence[Clip], folds: int | str) -> dict[int, int]:
         if any(c.subject is None for c in clips):
             raise ValueError("folds: 'loso' needs a subject for every clip")
         folds = len(subjects)
-    if not 2 <= folds <= len(subjects):
+    if not 2 <= (count := int(folds)) <= len(subjects):
         raise ValueError(f"folds: got {folds}, expected 2 to {len(subjects)}, the number of subjects")
-    number = {s: ((i + 1) * folds - 1) // len(subjects) for i, s in enumerate(subjects)}
+    number = {s: ((i + 1) * count - 1) // len(subjects) for i, s in enumerate(subjects)}
     return {c.id: number[unit(c)] for c in clips}
 
 

@@ -1,9 +1,9 @@
-"""A linear layer of something cheap, which is computed again on the way back instead of kept.
+"""Linear layers whose input is cheap: it is recomputed in the backward pass instead of kept.
 
 A linear layer keeps its input for its weight's gradient. Where that input is a LayerNorm, a GELU or a short attention, it follows
-from what is kept anyway; each of these ops' backward gives it again in the pass that it makes in any case. This is what halves
-the memory of a training step. Long attention costs more than it takes, and is kept. ``use("reference")`` gives the plain
-composition, and keeps all.
+from what is kept anyway; each of these ops' backward recomputes it in the pass that it makes in any case. This is what halves
+the memory of a training step. Long attention costs more than it takes, and is kept. ``use("reference")``
+gives the composition in PyTorch, and keeps all.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -50,29 +50,29 @@ def norm_linear(
 
 def gelu_linear(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``F.linear(GELU(h), weight, bias)``, the exact GELU: the tail of a feed-forward. h (..., H) -> (..., O)."""
-    if dispatch.plain():
+    if dispatch.uses_reference():
         return F.linear(F.gelu(h), weight, bias)
     return _LinearOf.apply(F.gelu, gelu_backward, (), weight, bias, h)
 
 
 def region_attention_linear(qkv: Tensor, num_heads: int, weight: Tensor, bias: Tensor) -> Tensor:
     """``F.linear(region_attention(qkv, num_heads), weight, bias)``: (N, S, 3C) -> (N, S, O)."""
-    if dispatch.plain() or qkv.shape[1] > TILE:
+    if dispatch.uses_reference() or qkv.shape[1] > TILE:
         return linear(region_attention(qkv, num_heads), weight, bias)
-    return _LinearOf.apply(region_attention, _region_attention_again, (num_heads,), weight, bias, qkv)
+    return _LinearOf.apply(region_attention, _region_attention_recompute, (num_heads,), weight, bias, qkv)
 
 
 def cross_attention_linear(q: Tensor, kv: Tensor, num_heads: int, weight: Tensor, bias: Tensor) -> Tensor:
     """``F.linear(cross_attention(q, kv, num_heads), weight, bias)``: (B, Nq, C), (B, Nk, 2C) -> (B, Nq, O)."""
-    if dispatch.plain() or min(q.shape[1], kv.shape[1]) > TILE:
+    if dispatch.uses_reference() or min(q.shape[1], kv.shape[1]) > TILE:
         return linear(cross_attention(q, kv, num_heads), weight, bias)
-    return _LinearOf.apply(cross_attention, _cross_attention_again, (num_heads,), weight, bias, q, kv)
+    return _LinearOf.apply(cross_attention, _cross_attention_recompute, (num_heads,), weight, bias, q, kv)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear(x, weight, bias)`` of something that must be kept: (..., I) -> (..., O)."""
     dtype = compute_dtype(weight)
-    if dispatch.plain() or not matmul.has_faster(x, dtype):
+    if dispatch.uses_reference() or not matmul.has_faster(x, dtype):
         return F.linear(x, weight, bias)
     return _Linear.apply(dtype, x, weight, bias)
 
@@ -98,7 +98,7 @@ def gradients_taken(takers: Mapping[int, Taker]) -> Iterator[None]:
         _takers = before
 
 
-def _slopes(grad: Tensor, a: Tensor, weight: Tensor, dtype: torch.dtype, bias: bool) -> tuple[Tensor | None, Tensor | None]:
+def _weight_grads(grad: Tensor, a: Tensor, weight: Tensor, dtype: torch.dtype, bias: bool) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of ``F.linear(a, weight, bias)`` to weight and bias, in ``dtype``."""
     grad, a = matmul.rows(grad), matmul.rows(a)
     if (taker := _takers.get(id(weight))) and (sums := taker(grad, a)) is not None:
@@ -118,7 +118,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         to_x = matmul.to_input(grad, matmul.operand(weight, grad.dtype)).to(ctx.x) if ctx.needs_input_grad[1] else None
-        return None, to_x, *_slopes(grad, x, weight, weight.dtype, ctx.bias)
+        return None, to_x, *_weight_grads(grad, x, weight, weight.dtype, ctx.bias)
 
 
 class _NormLinear(torch.autograd.Function):
@@ -142,13 +142,14 @@ class _NormLinear(torch.autograd.Function):
         if grad is None:  # the linear layer's answer was not used
             grad = total.new_zeros(*total.shape[:-1], len(weight), dtype=ctx.dtype)
         normalised = core.like(total, ctx.dtype)
-        slopes = core.backward(ctx.implementation, grad_total, matmul.to_input(grad, weight), *saved, ctx.residual, normalised)
-        return None, None, *slopes, *_slopes(grad, normalised, weight, ctx.weight, ctx.bias)
+        grad_inputs = core.backward(
+            ctx.implementation, grad_total, matmul.to_input(grad, weight), *saved, ctx.residual, normalised
+        )
+        return None, None, *grad_inputs, *_weight_grads(grad, normalised, weight, ctx.weight, ctx.bias)
 
 
 class _LinearOf(torch.autograd.Function):
-    """``F.linear(op(*inputs, *constants), weight, bias)``, where ``backward`` gives the inputs' gradients and op's answer
-    again."""
+    """``F.linear(op(*inputs, *constants), weight, bias)``, where ``backward`` gives the inputs' gradients and op's output."""
 
     @staticmethod
     def forward(ctx, op, backward, constants, weight, bias, *inputs):
@@ -161,13 +162,13 @@ class _LinearOf(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         weight, *inputs = ctx.saved_tensors
-        *slopes, out = ctx.backward_of_op(matmul.to_input(grad, weight).to(inputs[0].dtype), *inputs, *ctx.constants)
-        return None, None, None, *_slopes(grad, out.to(grad.dtype), weight, ctx.weight, True), *slopes
+        *grad_inputs, out = ctx.backward_of_op(matmul.to_input(grad, weight).to(inputs[0].dtype), *inputs, *ctx.constants)
+        return None, None, None, *_weight_grads(grad, out.to(grad.dtype), weight, ctx.weight, True), *grad_inputs
 
 
-def _region_attention_again(grad: Tensor, qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    return region_attention_backward(grad, qkv, heads, again=True)
+def _region_attention_recompute(grad: Tensor, qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    return region_attention_backward(grad, qkv, heads, recompute=True)
 
 
-def _cross_attention_again(grad: Tensor, q: Tensor, kv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    return cross_attention_backward(grad, q, kv, heads, again=True)
+def _cross_attention_recompute(grad: Tensor, q: Tensor, kv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    return cross_attention_backward(grad, q, kv, heads, recompute=True)

@@ -1,4 +1,4 @@
-"""matmul_bf16 in plain PyTorch: oracle, fallback, documentation."""
+"""matmul_bf16 in PyTorch: oracle, fallback, documentation."""
 
 import torch
 from torch import Tensor

@@ -1,0 +1,137 @@
+"""Options of the benchmarks. Importing them does not load torch, so that help is there at once."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from avfmae.data.config import DataConfig
+from avfmae_benchmarks import results
+
+Stage = Literal["pretrain", "finetune"]
+Size = Literal["tiny", "base", "large", "huge"]
+SideName = Literal["ours", "ours-fastest", "ours-eager", "reference", "compiled", "hicmae", "hicmae-compiled", "released"]
+ROOT = results.CHECKOUT or Path()
+
+
+@dataclass
+class StepConfig:
+    """A training step: a batch on the host, forward, backward, clipping, AdamW. Sides are built and timed in pairs, a pair's in
+    turns.
+
+    What is timed is checked first: ours against the plain path, each peer against our model of its weights. Where a check fails
+    no speed-up is printed, and the command fails. A side that does not fit into memory is a row that says so.
+
+    Attributes:
+        stage: pre-training or fine-tuning.
+        size: of avfmae and of AVF-MAE++ as released; HiCMAE has one, base.
+        sides: the first is paired with each of the others; a speed-up is of one pair's own turns.
+        precisions: of every side; empty: bf16 (fp16 as published) on a GPU, float32 and bf16 on a CPU that multiplies bf16.
+        batch: clips a step; 0: 256 on a GPU (fine-tuning 32), 4 on a CPU (fine-tuning 2).
+        rounds: timed turns. warm_up: turns before them.
+        device: auto, cpu or cuda.
+        profile: write a trace of every side, and print where a step's time goes.
+        save: append rows to the results, pair by pair.
+        out: the folder of results.
+    """
+
+    stage: Stage = "pretrain"
+    size: Size = "base"
+    sides: tuple[SideName, ...] = ()
+    precisions: tuple[Literal["float32", "bf16", "fp16"], ...] = ()
+    batch: int = 0
+    rounds: int = 7
+    warm_up: int = 2
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    profile: bool = False
+    save: bool = True
+    out: Path = results.FOLDER
+
+
+@dataclass
+class KernelsConfig:
+    """Ops, forward and backward; implementations in turns. Each implementation's answer is checked against the reference's first.
+
+    Attributes:
+        only: ops to measure, by the beginning of their case's name; empty: all.
+        precisions: dtypes.
+        batch: clips; 0: 256 on a GPU, 8 on a CPU.
+        rounds: timed turns.
+        device: auto, cpu or cuda.
+        save: append rows to the results.
+        out: the folder of results.
+    """
+
+    only: tuple[str, ...] = ()
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    batch: int = 0
+    rounds: int = 15
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    save: bool = True
+    out: Path = results.FOLDER
+
+
+@dataclass
+class LoaderConfig:
+    """Clips a second on one core, from one set of clips: published (decord, Pillow, Kaldi filterbank), ours from mp4, ours
+    prepared.
+
+    Attributes:
+        source: videos to make the clips of, a folder or a manifest; none: drawn ones.
+        clips: how many; each is looped to 8 s, cut to 224 x 224 pixels and encoded as H.264 with 25 frames a second.
+        rounds: passes over the clips that are timed, all sides in turns.
+        workers: numbers of decoding processes for the rates of the whole loader; none: left out.
+        seconds: for each of these.
+        opens: of good and bad files, one after the other, over which memory and open files are watched; 0: left out.
+        save: append rows to the results.
+        out: the folder of results.
+    """
+
+    source: Path | None = None
+    clips: int = 12
+    rounds: int = 8
+    workers: tuple[int, ...] = (1, 2)
+    seconds: float = 5.0
+    opens: int = 2000
+    data: DataConfig = field(default_factory=DataConfig)
+    save: bool = True
+    out: Path = results.FOLDER
+
+
+@dataclass
+class ScalingConfig:
+    """Our step at growing batches, for each model size; a size ends where its batch does not fit.
+
+    Attributes:
+        stage: pre-training or fine-tuning.
+        sizes: of the model.
+        batches: clips a step; empty: 32 to 1024 on a GPU, 1 to 8 on a CPU.
+        precision: of the step; auto is bf16 where the processor multiplies it.
+        rounds: timed turns.
+        device: auto, cpu or cuda.
+        save: append rows to the results.
+        out: the folder of results.
+    """
+
+    stage: Stage = "pretrain"
+    sizes: tuple[Size, ...] = ()
+    batches: tuple[int, ...] = ()
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    rounds: int = 5
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    save: bool = True
+    out: Path = results.FOLDER
+
+
+@dataclass
+class PlotConfig:
+    """Draws bars against the peers and a roofline, and writes the README's table.
+
+    Attributes:
+        results: the folder of CSV files.
+        pictures: where PNG files go.
+        readme: whose marked part is written anew; nothing is written where it has none.
+    """
+
+    results: Path = results.FOLDER
+    pictures: Path = ROOT / "docs" / "images"
+    readme: Path = ROOT / "README.md"

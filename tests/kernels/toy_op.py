@@ -1,0 +1,21 @@
+"""An op in one file: what a new folder of avfmae_kernels must hold, without compiled kernels."""
+
+from torch import Tensor
+
+from avfmae_kernels.dispatch import call, register
+
+
+def _fake(x, factor):
+    return x.new_empty(x.shape)
+
+
+def _reference(x: Tensor, factor: float) -> Tensor:
+    return x * factor
+
+
+register("toy_scale", "(Tensor x, float factor) -> Tensor", _fake, _reference, triton=False, cpu_levels=())
+
+
+def toy_scale(x: Tensor, factor: float) -> Tensor:
+    """x scaled by a number."""
+    return call("toy_scale", x.device, x, factor)
