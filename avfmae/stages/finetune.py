@@ -48,23 +48,14 @@ class SupervisedStage:
         self.model = AVFMAEForFinetuning(cfg, task.outputs, task.name, run.modalities)
         supervised = False  # whether a supervised stage has trained these weights
         if run.init is not None:
-<<<<<<< HEAD
             report = load_released(self.model, run.init)
             supervised = "head.weight" not in report.missing
             console.print(str(report), highlight=False)
-        self.model.to(at.device)
+        self.model.to(dist.device)
         if not supervised and not checkpoints(Path(run.out) / "checkpoints"):
             self.measure()
         for norm in statistics.batch_norms(self.model):
             norm.frozen = run.freeze_batch_norm
-=======
-            console.print(str(load_released(self.model, run.init)), highlight=False)
-        if run.freeze_batch_norm:
-            for module in self.model.modules():
-                if isinstance(module, BatchNorm):
-                    module.frozen = True
-        self.model.to(dist.device)
->>>>>>> 0f2f0622fa90d141bf687a1da3fe0fbb8d1be22d
         weights = task.sampling_weights(split.train) if run.class_balanced else None
         self.trainer = Trainer(
             run, dist, title, self.model, self.dataset(split.train, "train"), task.loss, self.evaluate, weights, self.prepare
@@ -83,7 +74,7 @@ class SupervisedStage:
         items = [[(0, i) for i in range(k, min(k + size, len(some)))] for k in range(0, len(some), size)]
 
         def batches() -> Iterator[Batch]:
-            read = (batch.to(self.at.device) for batch in loader(dataset, items, 0) if batch.clips)
+            read = (batch.to(self.dist.device) for batch in loader(dataset, items, 0) if batch.clips)
             return (preprocess(batch, self.model.cfg) for batch in read)
 
         if run.freeze_batch_norm and statistics.batch_norms(self.model):

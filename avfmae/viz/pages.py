@@ -116,41 +116,4 @@ def stage_report(
 def add_confusion(page: Page, results: dict) -> None:
     if confusion := results["summary"]["last"].get("pooled", {}).get("confusion"):
         picture = confusion_picture(confusion, results["classes"], "last epoch")
-<<<<<<< HEAD
-        page.add("Confusion", "All folds' test clips, last epoch.", confusion=picture)
-=======
         page.add("Confusion", "All evaluated clips, last epoch.", confusion=picture)
-
-
-def demo_report(out: Path, results: dict[str, list[dict]], seconds: float) -> Path:
-    """The demo's page: what the three stages did, and what they are worth against training from scratch."""
-    trained = results["pre-trained"][0]
-    page = Page(out, "AVF-MAE++ on drawn faces and voices", f"Three stages of the tiny model, trained in {seconds:.0f} s.")
-    uar = {name: [r["summary"]["last"]["UAR"]["mean"] for r in runs] for name, runs in results.items()}
-    war = {name: [r["summary"]["last"]["WAR"]["mean"] for r in runs] for name, runs in results.items()}
-    rows = [{
-        "fine-tuning": {"pre-trained": "after pre-training and PSI", "from scratch": "from scratch"}[name],
-        "UAR": f"{100 * np.mean(uar[name]):.1f} ± {100 * np.std(uar[name]):.1f} %", "WAR": f"{100 * np.mean(war[name]):.1f} %",
-        "seeds (UAR)": ", ".join(f"{100 * v:.1f}" for v in uar[name]),
-    } for name in results]  # fmt: skip
-    page.add("Pre-trained against from scratch",
-             "Six emotions, last epoch, on people that no stage has seen. Half of an emotion is only visible, half only audible.",
-             rows, comparison=comparison(uar, 1 / len(trained["classes"]), "UAR on held-out people, %"))  # fmt: skip
-    page.add(
-        "What pre-training reconstructs",
-        "Original, masked (the encoder sees what is left) and reconstructed; on the right the spectrograms.",
-    )
-    picture = out / "1-pretraining" / "pictures" / "reconstruction.png"
-    page.sections[-1]["pictures"] = [base64.b64encode(picture.read_bytes()).decode()] if picture.exists() else []
-    seed = next(iter(out.glob("3-finetuning-pre-trained-*"))).name.rpartition("-")[2]
-    page.add("Loss", losses=loss_curves({
-        "pre-training": out / "1-pretraining" / "log.jsonl", "PSI": out / "2-psi" / "log.jsonl",
-        "fine-tuning": out / f"3-finetuning-pre-trained-{seed}" / "log.jsonl",
-    }, ("loss", "loss_video", "loss_audio")))  # fmt: skip
-    confusion = np.sum([r["summary"]["last"]["pooled"]["confusion"] for r in results["pre-trained"]], axis=0)
-    page.add("Confusion", f"All {len(results['pre-trained'])} seeds together, after pre-training and PSI.",
-             confusion=confusion_picture(confusion, trained["classes"], "pre-trained, last epoch"))  # fmt: skip
-    add_quarantine(page, sorted(p for p in out.iterdir() if (p / "log.jsonl").exists()))
-    (out / "results.json").write_text(json.dumps(results, indent=1))
-    return page.write()
->>>>>>> 0f2f0622fa90d141bf687a1da3fe0fbb8d1be22d

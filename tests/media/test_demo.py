@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from avfmae.data.decode import probe, read_audio, read_frames
 from avfmae.data.manifest import read_manifest
+from avfmae.data.sources import open_clip
 from avfmae.datasets.drawn import EMOTIONS, FPS, RATE, SECONDS, DemoSet, Identity, draw_clip, make_demo_set, voice
 
 
@@ -17,6 +17,7 @@ def difference(a, b):
     return np.abs(a.astype(int) - b).mean()
 
 
+@pytest.mark.slow
 def test_the_files_are_real_and_reproducible(tmp_path):
     what = DemoSet("set", first=5, people=2, labels={e: e for e in EMOTIONS})
     a, b = (make_demo_set(tmp_path / d, what, test_people=1) for d in "ab")
@@ -26,10 +27,10 @@ def test_the_files_are_real_and_reproducible(tmp_path):
         and {c.split for c in clips if c.subject == "006"} == {"test"}
         and {c.split for c in clips if c.subject == "005"} == {"train"}
     )
-    info = probe(clips[0].path)
+    info = open_clip(clips[0].path).info
     assert len(info.times) == round(SECONDS * FPS) and info.has_audio
     other = read_manifest(b)
-    a, b, c = (read_frames(clip.path, [0, 12]) for clip in (clips[3], other[3], clips[4]))
+    a, b, c = (open_clip(clip.path).frames([0, 12]) for clip in (clips[3], other[3], clips[4]))
     assert difference(a, b) < 0.25 * difference(a, c)
 
 
@@ -67,15 +68,15 @@ def test_emotions_are_seen(pair, tmp_path):
     who, frames = Identity.draw(generator(0, 3)), []
     for emotion in (*pair, "sad" if pair[0] != "sad" else "content"):
         draw_clip(tmp_path / f"{emotion}.mp4", who, emotion, generator(2, 2))
-        frames.append(read_frames(str(tmp_path / f"{emotion}.mp4"), range(0, 18, 3)))
+        frames.append(open_clip(str(tmp_path / f"{emotion}.mp4")).frames(range(0, 18, 3)))
     assert 0.3 < difference(frames[0], frames[1]) < difference(frames[0], frames[2])
 
 
 def test_the_mouth_follows_the_sound(tmp_path):
     count = round(SECONDS * FPS)
     draw_clip(tmp_path / "sad.mp4", Identity.draw(generator(0, 3)), "sad", generator(2, 2))
-    sound = read_audio(str(tmp_path / "sad.mp4"), 0, SECONDS)
-    frames = read_frames(str(tmp_path / "sad.mp4"), range(count)).astype(float)
+    sound = open_clip(str(tmp_path / "sad.mp4")).sound(0, SECONDS)
+    frames = open_clip(str(tmp_path / "sad.mp4")).frames(range(count)).astype(float)
     loud = np.array([np.abs(sound[int(i / FPS * RATE) :][:640]).mean() for i in range(count)])
     mouth = frames[:, 58:84, 32:64]
     darkness = -np.percentile(mouth.reshape(count, -1), 15, axis=1)
