@@ -4,8 +4,18 @@ import pytest
 import torch
 
 import avfmae
+from avfmae.checkpoints import save_weights
 from avfmae.data.batch import Batch
+from avfmae.data.config import DataConfig
+from avfmae.data.manifest import read_manifest
+from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae.stages import statistics
+from avfmae.stages.config import FinetuneConfig
+from avfmae.stages.finetune import SupervisedStage
+from avfmae.stages.splits import Split
+from avfmae.tasks.classification import Classification
+from avfmae.training.config import OptimConfig
+from avfmae.training.dist import processes
 
 TINY = avfmae.ModelConfig.preset("tiny")
 
@@ -58,3 +68,34 @@ def test_the_head_starts_on_standardised_features(model, batches):
     after = torch.cat(list(statistics.features(model, batches)))
     torch.testing.assert_close(after.mean(0), torch.zeros(len(after[0])), rtol=0, atol=1e-3)
     torch.testing.assert_close(after.std(0), torch.ones(len(after[0])), rtol=1e-3, atol=0)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn")
+    return read_manifest(make_demo_set(folder, DemoSet("faces", first=7, people=1, labels={e: e for e in EMOTIONS})))
+
+
+def started(clips, out, init):
+    """A fine-tuning stage before its first step."""
+    run = FinetuneConfig(
+        preset="tiny", out=out, init=init, standardise_head=True, precision="float32",
+        data=DataConfig(workers=0, segments=1, crops=1), optim=OptimConfig(epochs=1, total_batch=3),
+    )  # fmt: skip
+    with processes() as dist:
+        return SupervisedStage(run, dist, Classification(tuple(EMOTIONS)), Split("split", clips, [], []), "fine-tuning")
+
+
+@pytest.mark.parametrize("stage", ["pre-training", "supervised"])
+def test_only_a_supervised_stage_s_statistics_are_kept(stage, clips, tmp_path):
+    torch.manual_seed(0)
+    given = avfmae.AVFMAEForPretraining(TINY) if stage == "pre-training" else avfmae.AVFMAEForFinetuning(TINY, len(EMOTIONS))
+    for norm in statistics.batch_norms(given):
+        norm.running_mean.fill_(7)
+    save_weights(given, tmp_path / "given.safetensors")
+    model = started(clips, tmp_path / "run", tmp_path / "given.safetensors").model
+    norms = statistics.batch_norms(model)
+    assert len(norms) == 2 and all(norm.frozen for norm in norms)
+    kept = [bool((norm.running_mean == 7).all()) for norm in norms]
+    assert kept == [stage == "supervised"] * 2
+    assert bool((model.head_norm.weight == 1).all()) == (stage == "supervised")
