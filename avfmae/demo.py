@@ -46,8 +46,9 @@ TEST_PEOPLE = 10
 PRETRAINING = OptimConfig(lr=6.4e-2, epochs=20, warmup_epochs=2, total_batch=24, clip_grad=1.0)
 INJECTION = OptimConfig(epochs=20, warmup_epochs=2, total_batch=24, clip_grad=1.0)
 FINETUNING = OptimConfig(epochs=10, warmup_epochs=1, total_batch=12, clip_grad=1.0, layer_decay=0.75)
-# What is compared, and each one's learning rates of PSI and of fine-tuning. ``avfmae demo --choose-rates`` chose them, among
-# RATES, by the recall on people who were held out of PSI's and of the target's training clips; no test clip had a say.
+# What is compared, and each one's learning rates of PSI and of fine-tuning. They are guesses so far: ``avfmae demo
+# --choose-rates`` prints the best of RATES by the recall on people who are held out of PSI's and of the target's training
+# clips, and what it prints belongs here.
 ROWS = {
     "scratch": "from scratch",
     "pretraining": "after pre-training alone",

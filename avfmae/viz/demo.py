@@ -45,8 +45,7 @@ def demo_report(out: Path, results: dict[str, list[dict]], probes: dict[str, lis
     ]
     page.add(
         "Four ways to the same fine-tuning",
-        "Mean and standard deviation over seeds, last epoch. Each row's learning rate was chosen for it on people held out of "
-        f"the training clips. Chance is {100 / len(classes):.1f} %.",
+        f"Mean and standard deviation over seeds, last epoch. Chance is {100 / len(classes):.1f} %.",
         rows,
         comparison=comparison(uar, 1 / len(classes), "UAR on held-out people, %"),
     )
