@@ -1,14 +1,12 @@
 r"""AdamW over many tensors at once, from gradients of any dtype and with copies for the next step; and the gradients' norm.
 
 Moments are float32, or compact: three bytes a weight instead of eight. The second is bfloat16. The first is kept as its ratio to
-    the root of
-the second, which the Cauchy-Schwarz inequality bounds,
+the root of the second, which the Cauchy-Schwarz inequality bounds,
 
 .. math:: \frac{|m_t|}{\sqrt{v_t}} \le c = \frac{1-\beta_1}{\sqrt{(1-\beta_2)(1-\beta_1^2/\beta_2)}},
 
-in 8 bits: m = level·c/127·√v. It is Adam's direction itself, and needs no scale a block. Both are rounded up or down by chance (a
-    hash of step and
-place), so that what one step loses all of them together do not.
+in 8 bits: m = level·c/127·√v. This ratio is Adam's direction, so blocks need no scale of their own. Both moments are rounded up
+or down by chance (a hash of step and place), so that rounding errors average out over the steps.
 """
 
 from collections.abc import Sequence
@@ -69,20 +67,10 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def adamw(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    copies: Sequence[Tensor],
-    lr: Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    divisor: Tensor,
-    skip: Tensor,
-    squares: Tensor | None = None,
-) -> None:
+    params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor], steps:
+    Sequence[Tensor], copies: Sequence[Tensor], lr: Tensor, betas: tuple[float, float], eps: float, weight_decay: float,
+    divisor: Tensor, skip: Tensor, squares: Tensor | None = None,
+) -> None:  # fmt: skip
     r"""One step of AdamW (Loshchilov and Hutter, 2019), in place.
 
     .. math:: g \leftarrow g / divisor, \quad m \leftarrow \beta_1 m + (1-\beta_1) g, \quad
@@ -100,8 +88,7 @@ def adamw(
         copies: empty, or a tensor a parameter in the dtype that the model computes in.
         lr, divisor, skip: float32 scalars; ``skip`` = 1 leaves everything as it is.
         squares: a float32 scalar that Σ g² of the undivided gradients is added to, in the same pass; weights whose gradient is
-            not finite stay as
-            they are then, and perhaps some around them.
+            not finite stay as they are then, and perhaps some around them.
 
     Raises:
         ValueError: a list has another length than ``params``, or compact moments cannot be had with these betas or on this
@@ -121,23 +108,13 @@ def adamw(
 
 
 def matmul_adamw(
-    grad: Tensor,
-    a: Tensor,
-    param: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: Tensor,
-    lr: Tensor,
-    betas: tuple[float, float],
-    eps: float,
-    weight_decay: float,
-    squares: Tensor,
-) -> Tensor:
+    grad: Tensor, a: Tensor, param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, lr: Tensor, betas:
+    tuple[float, float], eps: float, weight_decay: float, squares: Tensor,
+) -> Tensor:  # fmt: skip
     """:func:`adamw` of a linear layer's weight whose gradient is gradᵀ·a, which is never written.
 
-    The product's sums go from registers into the update, 14 by 32 at a time. Floor: bytes; without it a gradient is written and
-    read again, and
-    twice where its norm is asked for.
+    The product's sums go from registers into the update, 14 by 32 at a time. Floor: bytes; otherwise a gradient is written and
+    read, and read twice where its norm is asked for.
 
     Args:
         grad: (rows, O). a: (rows, I), I a multiple of 32; bfloat16 or float32, rounded to bfloat16.

@@ -27,15 +27,9 @@ def _rows(x: Tensor | None) -> Tensor | None:
 
 
 def forward_into(
-    implementation: str,
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    eps: float,
-    total: Tensor | None,
+    implementation: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, total: Tensor | None,
     normalised: Tensor,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Writes the sum (where asked for) and the norm; returns each row's mean and inverse deviation (rows, 2)."""
     stats = x.new_empty(x.numel() // x.shape[-1], 2, dtype=torch.float32)
     op_of("add_layer_norm", implementation)(_rows(x), _rows(residual), weight, bias, eps, _rows(total), _rows(normalised), stats)
@@ -53,16 +47,9 @@ def forward(
 
 
 def backward(
-    implementation: str,
-    grad_total: Tensor | None,
-    grad: Tensor | None,
-    total: Tensor,
-    stats: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    residual: torch.dtype | None,
-    normalised: Tensor | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    implementation: str, grad_total: Tensor | None, grad: Tensor | None, total: Tensor, stats: Tensor, weight: Tensor, bias:
+    Tensor, residual: torch.dtype | None, normalised: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
     """Gradients to ``x``, to a residual of dtype ``residual`` (None: there was none), to weight and to bias."""
     grad_x = like(total, total.dtype)
     other = like(total, residual) if residual not in (None, total.dtype) else None
@@ -71,17 +58,9 @@ def backward(
 
 
 def backward_into(
-    implementation: str,
-    grad_total: Tensor | None,
-    grad: Tensor | None,
-    total: Tensor,
-    stats: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    grad_x: Tensor,
-    grad_residual: Tensor | None,
-    normalised: Tensor | None,
-) -> Tensor:
+    implementation: str, grad_total: Tensor | None, grad: Tensor | None, total: Tensor, stats: Tensor, weight: Tensor, bias:
+    Tensor, grad_x: Tensor, grad_residual: Tensor | None, normalised: Tensor | None,
+) -> Tensor:  # fmt: skip
     """Writes the gradient to ``x`` (and to the residual, where it has another dtype; and the recomputed norm, where wanted).
 
     Returns:

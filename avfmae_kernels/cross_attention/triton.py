@@ -215,16 +215,9 @@ def backward_into(grad: Tensor, q: Tensor, kv: Tensor, heads: int, recompute: bo
     grid, tensors = (len(q) * heads,), (grad, q, kv, dq, dkv, out)
     if few_keys:
         launch(
-            few_keys_backward_kernel,
-            grid,
-            choices,
-            *tensors,
-            *numbers,
-            dq.stride(1),
-            dkv.stride(1),
-            **constants,
+            few_keys_backward_kernel, grid, choices, *tensors, *numbers, dq.stride(1), dkv.stride(1), **constants,
             RECOMPUTE=recompute,
-        )
+        )  # fmt: skip
     else:
         launch(few_queries_backward_kernel, grid, choices, *tensors, *numbers, **constants, RECOMPUTE=recompute)
     return out

@@ -12,27 +12,10 @@ from avfmae_kernels.triton_tools import launch, store
 
 @triton.jit
 def _target(
-    source,
-    base,
-    frame,
-    y,
-    x0,
-    box,
-    H,
-    W,
-    stored_h,
-    stored_w,
-    TAPS_Y: tl.constexpr,
-    TAPS_X: tl.constexpr,
-    EPS: tl.constexpr,
-    CHANNEL: tl.constexpr,
-    C: tl.constexpr,
-    PT: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    T_BLOCK: tl.constexpr,
-    S_BLOCK: tl.constexpr,
-):
+    source, base, frame, y, x0, box, H, W, stored_h, stored_w, TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, EPS:
+    tl.constexpr, CHANNEL: tl.constexpr, C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, T_BLOCK:
+    tl.constexpr, S_BLOCK: tl.constexpr,
+):  # fmt: skip
     """One channel of a tubelet's standardised frame-difference target, (T_BLOCK, S_BLOCK); zero outside the tubelet."""
     t = tl.arange(0, T_BLOCK)[:, None]
     s = tl.arange(0, S_BLOCK)[None, :]
@@ -74,28 +57,10 @@ def _tubelet(index, scored, row, rows_per_clip, T, H, W, C: tl.constexpr, PT: tl
 
 @triton.jit
 def masked_patch_loss_kernel(
-    pred,
-    source,
-    index,
-    scored,
-    errors,
-    rows_per_clip,
-    T,
-    H,
-    W,
-    boxes,
-    stored_h,
-    stored_w,
-    TAPS_Y: tl.constexpr,
-    TAPS_X: tl.constexpr,
-    EPS: tl.constexpr,
-    C: tl.constexpr,
-    PT: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    T_BLOCK: tl.constexpr,
-    S_BLOCK: tl.constexpr,
-):
+    pred, source, index, scored, errors, rows_per_clip, T, H, W, boxes, stored_h, stored_w, TAPS_Y: tl.constexpr, TAPS_X:
+    tl.constexpr, EPS: tl.constexpr, C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, T_BLOCK:
+    tl.constexpr, S_BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     base, frame, y, x, inside, wanted = _tubelet(index, scored, row, rows_per_clip, T, H, W, C, PT, PH, PW)
     t = tl.arange(0, T_BLOCK)[:, None]
@@ -133,29 +98,10 @@ def masked_patch_loss_kernel(
 
 @triton.jit
 def masked_patch_loss_backward_kernel(
-    grad,
-    pred,
-    source,
-    index,
-    scored,
-    grad_pred,
-    rows_per_clip,
-    T,
-    H,
-    W,
-    boxes,
-    stored_h,
-    stored_w,
-    TAPS_Y: tl.constexpr,
-    TAPS_X: tl.constexpr,
-    EPS: tl.constexpr,
-    C: tl.constexpr,
-    PT: tl.constexpr,
-    PH: tl.constexpr,
-    PW: tl.constexpr,
-    T_BLOCK: tl.constexpr,
-    S_BLOCK: tl.constexpr,
-):
+    grad, pred, source, index, scored, grad_pred, rows_per_clip, T, H, W, boxes, stored_h, stored_w, TAPS_Y: tl.constexpr,
+    TAPS_X: tl.constexpr, EPS: tl.constexpr, C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, T_BLOCK:
+    tl.constexpr, S_BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     base, frame, y, x, inside, wanted = _tubelet(index, scored, row, rows_per_clip, T, H, W, C, PT, PH, PW)
     scale = tl.where(inside, 2.0 * tl.load(grad + row) / (C * PT * PH * PW), float("nan"))

@@ -113,14 +113,9 @@ def region_attention(qkv: Tensor, heads: int) -> Tensor:
     out = qkv.new_empty((*qkv.shape[:2], C))
     numbers, constants = _arguments(qkv, heads)
     launch(
-        region_attention_kernel,
-        _grid(qkv, heads),
-        configurations(qkv.shape[1], qkv.shape[2] // 3 // heads, qkv.dtype),
-        qkv,
-        out,
-        *numbers,
-        **constants,
-    )
+        region_attention_kernel, _grid(qkv, heads), configurations(qkv.shape[1], qkv.shape[2] // 3 // heads, qkv.dtype),
+        qkv, out, *numbers, **constants,
+    )  # fmt: skip
     return out
 
 

@@ -3,6 +3,8 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <array>
 #include <tuple>
 
 #include "cpu/simd.h"
@@ -23,18 +25,27 @@ AVFMAE_INLINE void normal(float x, float& below, float& density) {
   density = 0.39894228f * e;
 }
 
+// Numbers of float32 are worked on in place, others in memory of their own.
 void gelu_backward_chunk(const Numbers& grad, const Numbers& x, const Numbers& grad_x, const Numbers& out, int64_t first, int n) {
   float v[kGeluChunk], g[kGeluChunk];
-  x.load(first, v, n);
-  grad.load(first, g, n);
-  for (int i = 0; i < n; ++i) {
-    float below, density;
-    normal(v[i], below, density);
-    g[i] *= below + v[i] * density;
-    v[i] *= below;
+  const float *inputs = v, *upstream = g;
+  float *grads = g, *outputs = v;
+  const bool wide = std::ranges::all_of(std::array{x.type, grad.type, grad_x.type, out.type}, [](ScalarType t) { return t == ScalarType::Float; });
+  if (wide) {
+    inputs = static_cast<const float*>(x.data) + first, upstream = static_cast<const float*>(grad.data) + first;
+    grads = static_cast<float*>(grad_x.data) + first, outputs = static_cast<float*>(out.data) + first;
+  } else {
+    x.load(first, v, n), grad.load(first, g, n);
   }
-  grad_x.store(first, g, n);
-  out.store(first, v, n);
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) {
+    const float at = inputs[i];
+    float below, density;
+    normal(at, below, density);
+    grads[i] = upstream[i] * (below + at * density);
+    outputs[i] = at * below;
+  }
+  if (!wide) grad_x.store(first, g, n), out.store(first, v, n);
 }
 
 void gelu_backward_into(const Tensor& grad, const Tensor& x, const Tensor grad_x, const Tensor out) {
