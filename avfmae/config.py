@@ -139,7 +139,8 @@ PRESETS = {
         width=64, heads=1, depth=4, skip_blocks=(1, 2, 3), decoder_width=64, decoder_heads=1,
         video=ModalityConfig((16, 64, 64), (2, 16, 16), (2, 2, 4), visible=32, decoded=64),
     ),
-    # For the demo on two CPU cores: 1.28 s of four frames. In its short schedule HCMCL must weigh more to be learnt at all.
+    # For the demo on two CPU cores: 1.28 s of four frames. HCMCL weighs 80 times the published λ, for a schedule of some hundred
+    # steps; that this helps has not been measured.
     "demo": ModelConfig(
         width=64, heads=2, depth=4, skip_blocks=(1, 3), decoder_width=64, decoder_heads=2, contrastive_weight=0.2,
         video=ModalityConfig((4, 96, 96), (2, 16, 16), (1, 3, 6), visible=16, decoded=36),
