@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from avfmae.config import ModelConfig
 from avfmae.console import console
 from avfmae.data.config import DataConfig
 from avfmae.data.manifest import read_manifest, write_manifest
@@ -55,7 +56,7 @@ def demo(run: DemoConfig) -> Path:
                       multi_scales=(1.0, 0.875), erase=0.0)  # fmt: skip
     common = {"preset": "tiny", "data": data, "save_steps": 200, "log_steps": 1}
     pretrained = pretrain(PretrainConfig(out=out / "1-pretraining", manifest=unlabelled, optim=PRETRAINING, **common))
-    common |= {"drop_path": 0.0, "mixup": 0.0, "cutmix": 0.0}
+    common |= {"model": ModelConfig.preset("tiny"), "mixup": 0.0, "cutmix": 0.0}
     injected = psi(PSIConfig(
         out=out / "2-psi", manifests=(manifests["studio"], manifests["stage"]), label_map=label_map, init=pretrained,
         held_out=HeldOut(target), optim=INJECTION, **common,

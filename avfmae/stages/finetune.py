@@ -41,9 +41,8 @@ class SupervisedStage:
 
     def __init__(self, run: SupervisedConfig, dist: Processes, task: Task, split: Split, title: str):
         self.run, self.dist, self.task, self.split = run, dist, task, split
-        cfg = run.model_config(drop_path=run.drop_path)
         torch.manual_seed(run.seed)
-        self.model = AVFMAEForFinetuning(cfg, task.outputs, task.name, run.modalities)
+        self.model = AVFMAEForFinetuning(run.model, task.outputs, task.name, run.modalities)
         if run.init is not None:
             console.print(str(load_released(self.model, run.init)), highlight=False)
         if run.freeze_batch_norm:
