@@ -47,8 +47,6 @@ def showing(value: Any, names: set[str]) -> Any:
             changed.append((f.name, type(values[f.name]), dataclasses.field()))
         elif f.name not in names:
             changed.append((f.name, tyro.conf.Suppress[f.type], dataclasses.field()))
-    part = dataclasses.make_dataclass(
-        kind.__name__, changed, bases=(kind,), namespace={"__doc__": kind.__doc__}, frozen=kind.__dataclass_params__.frozen,
-        kw_only=True,  # what has changed has no default
-    )  # fmt: skip
-    return part(**values)
+    # What has changed has no default, so that it goes by keyword.
+    how = {"frozen": kind.__dataclass_params__.frozen, "kw_only": True, "namespace": {"__doc__": kind.__doc__}}
+    return dataclasses.make_dataclass(kind.__name__, changed, bases=(kind,), **how)(**values)

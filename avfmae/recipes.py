@@ -56,9 +56,8 @@ def _read(path: Path) -> dict:
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is no TOML ({error})") from error
-    for key in ("recipe", "config"):
-        if key in table:
-            raise ValueError(f"{path}: {key!r} goes on the command line, not into a configuration file")
+    if found := {"recipe", "config"} & set(table):
+        raise ValueError(f"{path}: {found.pop()!r} goes on the command line, not into a configuration file")
     return table
 
 
