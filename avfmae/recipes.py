@@ -4,6 +4,7 @@ import dataclasses
 import tomllib
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -23,7 +24,7 @@ def recipes(stage: str) -> list[str]:
 
 
 def configuration(
-    kind: type[T], stage: str, recipe: str | None = None, config: str | Path | None = None, preset: str | None = None
+    kind: Callable[..., T], stage: str, recipe: str | None = None, config: str | Path | None = None, preset: str | None = None
 ) -> T:
     """A stage's configuration: the file ``config`` over the published ``recipe`` over the preset's model and the defaults.
 
