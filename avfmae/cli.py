@@ -39,22 +39,20 @@ mine.toml); the file overrides the recipe, and the command line both:
 
 
 def parse(kind: type[T], command: str, arguments: Sequence[str]) -> T:
-    """The command line over the file that ``--config`` names, over the published ``--recipe``, over the defaults of ``kind``."""
+    """The command line over the file that ``--config`` names, over the published ``--recipe``, over the model of ``--preset``."""
     import tyro
 
-    from avfmae.recipes import read_recipe, read_toml
+    from avfmae.recipes import configuration
     from avfmae.training.config import RunConfig
 
     given = {}
     if issubclass(kind, RunConfig):
-        if (recipe := last_value("--recipe", arguments)) is not None:
-            given["default"] = read_recipe(kind, command, recipe)
-        if (path := last_value("--config", arguments)) is not None:
-            given["default"] = read_toml(kind, path, **given)
+        values = {name: last_value(f"--{name}", arguments) for name in ("recipe", "config", "preset")}
+        given["default"] = configuration(kind, command, **values)
         if {"-h", "--help"} & set(arguments):
             from avfmae.help import print_help
 
-            print_help(kind, command, **given)
+            print_help(given["default"], command)
             raise SystemExit(0)
     return tyro.cli(kind, prog=f"avfmae {command}", args=arguments, **given)
 

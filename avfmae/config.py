@@ -1,8 +1,8 @@
 """What a model is made of: typed, frozen, and given by name for the published sizes."""
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, get_args, get_origin
 
 
 @dataclass(frozen=True)
@@ -84,31 +84,39 @@ class ModelConfig:
     recompute: Literal["none", "selective", "full"] = "none"
 
     def __post_init__(self):
+        for f in fields(self):
+            value, allowed = getattr(self, f.name), get_args(f.type)
+            if f.type is int and value < 1:
+                raise ValueError(f"{f.name}: got {value}, expected at least 1")
+            if get_origin(f.type) is Literal and value not in allowed:
+                raise ValueError(f"{f.name}: got {value!r}, expected one of {allowed}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path: got {self.drop_path}, expected a rate from 0 to below 1")
         for name, width, heads in (("heads", self.width, self.heads), ("decoder_heads", self.decoder_width, self.decoder_heads)):
             if width % heads:
                 raise ValueError(f"{name}: {heads} does not divide the width {width}")
         if not all(0 <= b < self.depth for b in self.skip_blocks) or list(self.skip_blocks) != sorted(set(self.skip_blocks)):
             raise ValueError(f"skip_blocks: got {self.skip_blocks}, expected ascending block numbers below depth {self.depth}")
-        for name, allowed in (
-            ("region_mode", ("exact", "released")),
-            ("token_order", ("raster", "released")),
-            ("attention", ("sdpa", "flash")),
-            ("recompute", ("none", "selective", "full")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: got {getattr(self, name)!r}, expected one of {allowed}")
-        for name in ("video", "audio"):
+        for name, axes in (("video", 3), ("audio", 2)):
             m = getattr(self, name)
-            if any(s % p for s, p in zip(m.size, m.patch, strict=True)) or any(
-                g % r for g, r in zip(m.grid, m.region, strict=True)
-            ):
+            if {len(m.size), len(m.patch), len(m.region)} != {axes} or min(*m.size, *m.patch, *m.region) < 1:
+                raise ValueError(f"{name}: got {m}, expected {axes} positive numbers for each of size, patch and region")
+            if any(s % (p * r) for s, p, r in zip(m.size, m.patch, m.region, strict=True)):
                 raise ValueError(f"{name}: patch {m.patch} must divide size {m.size}, and region {m.region} the grid {m.grid}")
-            if self.balanced_masks and m.visible % m.regions:
-                raise ValueError(f"{name}.visible: {m.visible} tokens do not share out over {m.regions} regions")
+            parts = m.regions if self.balanced_masks else 1
+            if name == "video":  # a tube: the same places at every time, balanced over the regions of the frame
+                spatial = math.prod(m.grid[1:]) // math.prod(m.region[1:]) if self.balanced else 1
+                parts = math.lcm(parts, m.grid[0] * spatial)
+            if m.visible % parts or not 0 < m.visible < m.tokens:
+                raise ValueError(f"{name}.visible: got {m.visible} of {m.tokens} tokens, expected fewer, a multiple of {parts}")
             if not self.decoder_masks and m.decoded != m.tokens - m.visible:
                 raise ValueError(
-                    f"{name}.decoded: got {m.decoded}, expected the {m.tokens - m.visible} tokens that are not visible, "
-                    "with decoder_masks=False"
+                    f"{name}.decoded: got {m.decoded}, expected the {m.tokens - m.visible} tokens that are not visible"
+                )
+            half = self.decoder_masks and name == "video"  # which running cells show
+            if not 0 < m.decoded <= m.tokens or (half and m.decoded * 2 != m.tokens):
+                raise ValueError(
+                    f"{name}.decoded: got {m.decoded} of {m.tokens} tokens, expected {'half' if half else '1 or more'}"
                 )
 
     @property

@@ -15,15 +15,14 @@ FIRST = {
 }  # fmt: skip
 
 
-def print_help(kind: type, command: str, default: Any | None = None) -> None:
-    """Prints the options of a configuration. ``default``: values that a recipe or a file gives."""
-    names = set(options(kind))
+def print_help(default: Any, command: str) -> None:
+    """Prints the options of a configuration with the values that they have without the command line."""
+    names = set(options(type(default)))
     parts = {"What a run needs, and what one changes first": FIRST & names, "What one rarely touches": names - FIRST}
     for number, (title, shown) in enumerate(parts.items()):
-        part, text = showing(kind, shown), io.StringIO()
-        value = None if default is None else restricted(part, default)
+        part, text = showing(default, shown), io.StringIO()
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-            tyro.cli(part, prog=f"avfmae {command}", args=["--help"], default=value or part())
+            tyro.cli(type(part), prog=f"avfmae {command}", args=["--help"], default=part)
         lines = text.getvalue().splitlines()
         boxes = next(i for i, line in enumerate(lines) if re.fullmatch(r"\W*options\W*", line))
         print("\n".join([*(lines[:boxes] if not number else []), f"{title}:", *lines[boxes:]]))
@@ -38,25 +37,16 @@ def options(kind: type) -> Iterator[str]:
             yield f.name
 
 
-def showing(kind: type, names: set[str]) -> type:
-    """A subclass of ``kind`` whose help shows the options of these names alone."""
-    changed = []
+def showing(value: Any, names: set[str]) -> Any:
+    """The same values in a subclass of their class, whose help shows the options of these names alone."""
+    kind, changed = type(value), []
+    values = {f.name: getattr(value, f.name) for f in dataclasses.fields(kind)}
     for f in dataclasses.fields(kind):
-        inside = {name.removeprefix(f"{f.name}.") for name in names if name.startswith(f"{f.name}.")}
-        if inside:
-            part = showing(f.type, inside)
-            make = lambda part=part, f=f: restricted(part, f.default_factory())  # noqa: E731
-            changed.append((f.name, part, dataclasses.field(default_factory=make)))
+        if inside := {name.removeprefix(f"{f.name}.") for name in names if name.startswith(f"{f.name}.")}:
+            values[f.name] = showing(values[f.name], inside)
+            changed.append((f.name, type(values[f.name]), dataclasses.field()))
         elif f.name not in names:
-            default = (
-                {"default": f.default} if f.default_factory is dataclasses.MISSING else {"default_factory": f.default_factory}
-            )
-            changed.append((f.name, tyro.conf.Suppress[f.type], dataclasses.field(**default)))
-    return dataclasses.make_dataclass(kind.__name__, changed, bases=(kind,), namespace={"__doc__": kind.__doc__})
-
-
-def restricted(part: type, value: Any) -> Any:
-    """A value as an instance of what :func:`showing` made of its class."""
-    given = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    sections = {f.name: f.type for f in dataclasses.fields(part) if dataclasses.is_dataclass(f.type)}
-    return part(**{name: restricted(sections[name], v) if name in sections else v for name, v in given.items()})
+            changed.append((f.name, tyro.conf.Suppress[f.type], dataclasses.field()))
+    # What has changed has no default, so that it goes by keyword.
+    how = {"frozen": kind.__dataclass_params__.frozen, "kw_only": True, "namespace": {"__doc__": kind.__doc__}}
+    return dataclasses.make_dataclass(kind.__name__, changed, bases=(kind,), **how)(**values)

@@ -4,6 +4,7 @@ import dataclasses
 import tomllib
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,38 +23,43 @@ def recipes(stage: str) -> list[str]:
     return sorted(path.stem.removesuffix(f"_{stage}") for path in recipe_folder().glob(f"*_{stage}.toml"))
 
 
-def read_recipe(kind: type[T], stage: str, name: str) -> T:
-    """A published recipe of a stage as a configuration of ``kind``.
+def configuration(
+    kind: Callable[..., T], stage: str, recipe: str | None = None, config: str | Path | None = None, preset: str | None = None
+) -> T:
+    """A stage's configuration: the file ``config`` over the published ``recipe`` over the preset's model and the defaults.
 
-    Raises:
-        ValueError: the stage has no recipe of this name; lists those that it has.
-    """
-    if name not in recipes(stage):
-        raise ValueError(
-            f"--recipe: got {name!r}, expected one of {', '.join(recipes(stage))} for {stage} (from {recipe_folder()}); "
-            "a file of your own goes by --config"
-        )
-    return read_toml(kind, recipe_folder() / f"{name}_{stage}.toml")
-
-
-def read_toml(kind: type[T], path: str | Path, default: T | None = None) -> T:
-    """A configuration of ``kind`` from a TOML file, over ``default``; paths in it are relative to the working directory.
+    ``preset`` goes over those that file and recipe name. Paths in a file are relative to the working directory.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no TOML, has an unknown key, or a value of the wrong type; names file and key.
+        ValueError: there is no such recipe; a file is no TOML, has an unknown key or a bad value; names file and key.
     """
-    path = Path(path)
+    files = [] if recipe is None else [recipe_folder() / f"{recipe}_{stage}.toml"]
+    if recipe is not None and recipe not in recipes(stage):
+        raise ValueError(
+            f"--recipe: got {recipe!r}, expected one of {', '.join(recipes(stage))} for {stage} (from {recipe_folder()}); "
+            "a file of your own goes by --config"
+        )
+    files += [] if config is None else [Path(config)]
+    tables = {str(path): _read(path) for path in files}
+    presets = [_convert(str, table["preset"], f"{where}: preset") for where, table in tables.items() if "preset" in table]
+    presets += [] if preset is None else [preset]
+    run = kind(preset=presets[-1]) if presets else kind()
+    for where, table in tables.items():
+        run = _build(run, table, where)
+    return run
+
+
+def _read(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such configuration file")
     try:
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is no TOML ({error})") from error
-    for key in ("recipe", "config"):
-        if key in table:
-            raise ValueError(f"{path}: {key!r} goes on the command line, not into a configuration file")
-    return _build(kind() if default is None else default, table, str(path))
+    if found := {"recipe", "config"} & set(table):
+        raise ValueError(f"{path}: {found.pop()!r} goes on the command line, not into a configuration file")
+    return table
 
 
 def _build(default: Any, table: dict, where: str) -> Any:
@@ -70,7 +76,10 @@ def _build(default: Any, table: dict, where: str) -> Any:
             changes[key] = _build(getattr(default, key), value, f"{where} [{key}]")
         else:
             changes[key] = _convert(known[key], value, f"{where}: {key}")
-    return dataclasses.replace(default, **changes)
+    try:
+        return dataclasses.replace(default, **changes)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:

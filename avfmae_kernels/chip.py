@@ -113,7 +113,7 @@ SHARED_MEMORY: dict[tuple[str, str], Callable[..., int]] = {
 
 
 def _fits_registers(op: str, rows: int, head_size: int, dtype: torch.dtype) -> bool:
-    """Whether Triton holds this many rows of a head without spilling (``avfmae_kernels.aot`` tells).
+    """Whether Triton holds this many rows of a head without spilling (``avfmae_benchmarks.aot`` tells).
 
     Products of float32 numbers take them in two parts, and a backward has four such tiles.
     """

@@ -199,7 +199,9 @@ def call(name: str, device: torch.device, *args) -> Tensor:
     """Runs an op on checked arguments with the implementation that :func:`choose` names."""
     implementation = choose(name, device, args)
     if implementation == "reference":
-        return run_reference(OPS[name].reference, device, *args)
+        reference = OPS[name].reference
+        assert reference is not None, f"{name} has no reference"
+        return run_reference(reference, device, *args)
     return op_of(name, implementation)(*args)
 
 

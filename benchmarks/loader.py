@@ -26,7 +26,7 @@ from avfmae.data.preprocess import preprocess
 from avfmae.data.sampler import BatchSampler
 from avfmae.data.shards import encode_sound
 from avfmae.data.sources import MediaError, open_clip
-from avfmae.data.sources.prepared import open_prepared
+from avfmae.data.sources.prepared import PreparedClip, open_prepared
 from avfmae.data.sources.probing import probe
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae_benchmarks import results
@@ -192,11 +192,12 @@ def storage(clips: list[Clip], prepared: list[Clip]) -> None:
     sizes, equal, quality = 0, 0, []
     for clip, stored in zip(clips, prepared, strict=True):
         entry = open_clip(stored.path)
-        count = len(entry.number)
+        assert isinstance(entry, PreparedClip)
+        count = len(entry.number)  # pyright: ignore[reportAttributeAccessIssue]
         ours = entry.frames(range(count))
         frames = open_clip(clip.path).frames(range(count))
         truth = augment.crop(frames, (0, 0, *frames.shape[2:0:-1]), ours.shape[1:3], "bicubic")
-        sizes += int(entry.size.sum())
+        sizes += int(entry.size.sum())  # pyright: ignore[reportAttributeAccessIssue]
         quality.append(psnr(ours, truth))
         for factor in range(28, 10, -1):  # the smallest ordinary file that is as good
             encoded = ordinary(truth, factor)

@@ -94,7 +94,7 @@ def add_layer_norm(batch, dtype, device):
     if implementation == "reference":
         leaves = [t.detach().requires_grad_() for t in (x, residual, weight, bias)]
         with torch.enable_grad():
-            outputs = K.add_layer_norm(*leaves)
+            outputs = K.add_layer_norm(leaves[0], leaves[1], leaves[2], leaves[3])
         run = lambda: torch.autograd.grad(outputs, leaves, (x, residual), retain_graph=True)  # noqa: E731
         return {"forward": forward, "backward": Run(run, 4 * size(x), 12 * x.numel())}
     stats = forward_into(implementation, x, residual, weight, bias, 1e-6, total, normalised)

@@ -26,6 +26,7 @@ NEEDED = {
     "models/test_checkpoints.py": DATA_PATH,
     "tasks": (*DATA_PATH, "matplotlib"),
     "test_packaging.py": DATA_PATH,
+    "training/test_runlog.py": DATA_PATH,
     "training/test_training.py": DATA_PATH,
     "benchmarks/test_bench.py": (*DATA_PATH, "matplotlib"),
 }

@@ -1,6 +1,7 @@
 """The command line as a user meets it: help that reads well, and one clear line for everything they can put right."""
 
 import csv
+import re
 import sys
 from dataclasses import replace
 
@@ -13,8 +14,8 @@ import avfmae_kernels
 from avfmae.checkpoints import save_weights
 from avfmae.cli import COMMANDS, main, parse
 from avfmae.data.manifest import Clip, read_manifest, write_manifest
-from avfmae.help import FIRST, options, showing
-from avfmae.recipes import read_recipe, recipe_folder, recipes
+from avfmae.help import FIRST, options
+from avfmae.recipes import configuration, recipe_folder, recipes
 from avfmae.stages.config import FinetuneConfig, PretrainConfig, PSIConfig
 
 SUBJECTS = ("step", "kernels", "loader", "scaling", "plot")
@@ -77,16 +78,29 @@ def test_help_of_a_stage_shows_first_what_one_needs(stage, capsys):
     manifest = "--manifests " if stage == "psi" else "--manifest "
     for option in (manifest, "--out ", "--preset ", "--recipe ", "--init ", "--optim.epochs ", "--data.workers "):
         assert option in first and option not in rare
-    for option in ("--optim.betas ", "--data.mixed-shards ", "--token-order ", "--stop-after ", "--log-steps "):
+    for option in (
+        "--optim.betas ",
+        "--data.mixed-shards ",
+        "--model.token-order ",
+        "--model.video.visible ",
+        "--stop-after ",
+        "--log-steps ",
+    ):
         assert option in rare and option not in first
     assert "(default: huge)" in " ".join(first.split()) and "usage" in first and "usage" not in rare
 
 
-def test_help_leaves_no_option_out():
-    for kind in STAGES.values():
-        names = set(options(kind))
-        shown = {name for part in (FIRST & names, names - FIRST) for name in options(showing(kind, part))}
-        assert shown == names and len(names) > 40 and {"optim.lr", "data.workers"} <= names
+@pytest.mark.parametrize("stage", STAGES)
+def test_help_shows_every_option_once(stage, capsys):
+    with pytest.raises(SystemExit):
+        main([stage, "--help"])
+    shown = re.findall(r"--([a-z_.-]+)", "\n".join(re.findall(r"^\W*--.*", capsys.readouterr().out, re.MULTILINE)))
+    names = [name.replace("_", "-") for name in options(STAGES[stage])]
+    assert not [name for name in names if shown.count(name) != 1]
+    assert len(names) > 60 and {"optim.lr", "data.workers", "model.video.visible"} <= set(names)
+
+
+def test_options_that_come_first_exist():
     assert set().union(*(options(kind) for kind in STAGES.values())) >= FIRST  # an option that was renamed is noticed
 
 
@@ -116,7 +130,9 @@ def test_heavy_packages_are_seen_where_they_are_loaded():
 @pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage in STAGES for name in recipes(stage)])
 def test_every_recipe_is_read(stage, name):
     config = parse(STAGES[stage], stage, ["--recipe", name])
-    assert (config.recipe, config.preset) == (name, name) and config.model_config()
+    drop_path = 0.0 if stage == "pretrain" else 0.1
+    assert (config.recipe, config.preset) == (name, name)
+    assert config.model == avfmae.ModelConfig.preset(name).replace(drop_path=drop_path)
     assert config.optim.lr == (1e-3 if stage != "pretrain" else 2e-4 if name == "huge" else 3e-4)
 
 
@@ -141,7 +157,7 @@ def test_an_unknown_recipe_is_named_with_those_there_are(capsys):
 def test_the_file_overrides_the_recipe_and_the_command_line_both(tmp_path):
     (tmp_path / "mine.toml").write_text("[optim]\nepochs = 7\nlr = 1e-4\n")
     run = parse(PretrainConfig, "pretrain", ["--recipe=huge", "--config", str(tmp_path / "mine.toml"), "--optim.lr", "2e-4"])
-    recipe = read_recipe(PretrainConfig, "pretrain", "huge")
+    recipe = configuration(PretrainConfig, "pretrain", "huge")
     assert (run.preset, run.optim.epochs, run.optim.lr) == ("huge", 7, 2e-4)
     assert run.optim.total_batch == recipe.optim.total_batch and recipe.optim.epochs != 7
 
@@ -154,6 +170,58 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path)
     assert run.optim.layer_decay == 0.75 and run.optim.lr == 1e-3  # fine-tuning's own defaults, where the table is silent
 
 
+@pytest.mark.parametrize("kind", STAGES.values(), ids=STAGES)
+def test_the_preset_gives_the_model_with_the_defaults_of_the_stage(kind):
+    tiny, drop_path = avfmae.ModelConfig.preset("tiny"), 0.0 if kind is PretrainConfig else 0.1
+    assert kind(preset="tiny").model == tiny.replace(drop_path=drop_path)
+    assert kind(preset="tiny", model=tiny.replace(depth=5)).model == tiny.replace(depth=5)  # what is given stays as it is
+    assert replace(kind(preset="tiny"), seed=3).model == tiny.replace(drop_path=drop_path)
+
+
+PRESETS_AND_FIELDS = {  # recipe and file (of which the recipe is always huge), command line -> preset, depth, visible, decoder
+    "recipe": ("", [], ("huge", 15, 80, 640)),
+    "file over recipe": ("preset = 'tiny'", [], ("tiny", 4, 32, 64)),
+    "command line over file": ("preset = 'tiny'", ["--preset", "large"], ("large", 12, 80, 512)),
+    "fields of the file's preset": (
+        "preset = 'base'\n[model]\ndepth = 11\n[model.video]\nvisible = 96", [], ("base", 11, 96, 384),
+    ),
+    "fields of the file in the command line's preset": ("[model]\ndepth = 11", ["--preset=base"], ("base", 11, 80, 384)),
+    "fields of the command line over the file's": (
+        "[model]\ndepth = 16\nrecompute = 'full'\n[model.video]\nvisible = 96",
+        ["--model.depth", "17", "--model.video.visible", "160"],
+        ("huge", 17, 160, 640),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "arguments", "expected"), PRESETS_AND_FIELDS.values(), ids=PRESETS_AND_FIELDS)
+def test_fields_of_the_model_go_over_the_preset(text, arguments, expected, tmp_path):
+    (tmp_path / "mine.toml").write_text(text)
+    run = parse(PSIConfig, "psi", ["--recipe", "huge", "--config", str(tmp_path / "mine.toml"), *arguments])
+    model = run.model
+    assert (run.preset, model.depth, model.video.visible, model.decoder_width) == expected
+    assert model.video.decoded * 2 == model.video.tokens and model.drop_path == 0.1
+    assert model.recompute == ("full" if "full" in text else "none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model.depth", "0"], "model: depth: got 0, expected at least 1"),
+        (["--model.heads", "3"], "model: heads: 3 does not divide the width 512"),
+        (["--model.drop-path", "1.5"], "model: drop_path: got 1.5, expected a rate from 0 to below 1"),
+        (["--model.video.visible", "88"], "video.visible: got 88 of 800 tokens, expected fewer, a multiple of 16"),
+        (["--model.audio.patch", "16"], "expected 2 positive numbers for each of size, patch and region"),
+        (["--model.dept", "3"], "Unrecognized options: --model.dept"),
+        (["--model.recompute", "all"], "--model.recompute"),
+    ],
+    ids=lambda v: v[0].removeprefix("--model.") if isinstance(v, list) else "",
+)
+def test_a_bad_model_is_named_on_the_command_line(arguments, words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    assert words in fails(capsys, "pretrain", *arguments)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -161,12 +229,29 @@ def test_the_command_line_overrides_the_file_and_the_file_the_defaults(tmp_path)
         ("[optim]\nlearning_rate = 1", "[optim]: unknown key 'learning_rate'"),
         ("[optim]\nlr = 'high'", "lr is 'high', expected float"),
         ("preset = 3", "preset is 3, expected str"),
+        ("[model]\ndept = 3", "[model]: unknown key 'dept'; known are encoder, fusion, width"),
+        ("[model]\ndepth = 'deep'", "[model]: depth is 'deep', expected int"),
+        ("[model]\ndepth = 3", "[model]: skip_blocks: got (3, 6, 9), expected ascending block numbers below depth 3"),
+        ("[model.video]\nvisible = 0.5", "[model] [video]: visible is 0.5, expected int"),
         ("optim = 1", "expected a table"),
         ("precision = 'fp8'", "precision is 'fp8'"),
         ("preset =", "is no TOML"),
         ("recipe = 'base'", "'recipe' goes on the command line"),
     ],
-    ids=["key", "nested key", "type", "string", "table", "literal", "toml", "recipe"],
+    ids=[
+        "key",
+        "nested key",
+        "type",
+        "string",
+        "model key",
+        "model type",
+        "model",
+        "nested model type",
+        "table",
+        "literal",
+        "toml",
+        "recipe",
+    ],
 )
 def test_a_bad_configuration_is_named(text, words, tmp_path, capsys):
     (tmp_path / "bad.toml").write_text(text)

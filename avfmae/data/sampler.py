@@ -77,7 +77,7 @@ class BatchSampler:
         held = np.zeros(self.lanes, int)
         for k in rng.permutation(len(names)):
             lane = int(held.argmin())
-            dealt[lane].append(names[k])
+            dealt[lane].append(int(names[k]))
             held[lane] += sizes[k]
         members = dict(zip(names, np.split(np.argsort(shards, kind="stable"), sizes.cumsum()[:-1]), strict=True))
         lot = max(1, self.mixed_shards // self.lanes)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from avfmae.config import ModelConfig
 from avfmae.training.config import OptimConfig, RunConfig
 
 
@@ -13,24 +14,17 @@ class PretrainConfig(RunConfig):
 
     Attributes:
         manifest: the clips.
-        gather_negatives: HCMCL contrasts with the clips of all processes.
-        negatives: HCMCL contrasts each clip with this many others, whatever the batch; None: with all.
-        attention: torch's scaled-dot-product attention, or the flash-attn package, for the decoder's long sequences.
     """
 
     manifest: Path | None = None
-    gather_negatives: bool = True
-    negatives: int | None = None
-    attention: Literal["sdpa", "flash"] = "sdpa"
 
 
 @dataclass
 class SupervisedConfig(RunConfig):
-    """What PSI and fine-tuning share.
+    """What PSI and fine-tuning share. By default, the preset's model gets ``drop_path`` 0.1.
 
     Attributes:
         modalities: both, or one of them.
-        drop_path: stochastic depth, the rate of the last block.
         label_smoothing: share of the target that is spread over all classes.
         mixup: Beta parameter of blending clips; 0: off.
         cutmix: Beta parameter of pasting clips into each other; 0: off.
@@ -41,14 +35,11 @@ class SupervisedConfig(RunConfig):
             supervised stage learnt them, else by those of the training clips before the first step. The released recipe
             does not: but its one BatchNorm serves both fusion units, whose statistics differ, so that what is learnt with
             each batch's own is not what evaluation computes with their average.
-        standardise_head: a head that is not loaded starts on features of mean 0 and spread 1 over the training clips; the
-            released recipe's starts on them as they are, which after a short pre-training are almost the same for all clips.
     """
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(
         lr=1e-3, min_lr=1e-6, warmup_lr=1e-6, betas=(0.9, 0.999), layer_decay=0.75, total_batch=160))  # fmt: skip
     modalities: tuple[Literal["video", "audio"], ...] = ("video", "audio")
-    drop_path: float = 0.1
     label_smoothing: float = 0.1
     mixup: float = 0.8
     cutmix: float = 1.0
@@ -56,7 +47,9 @@ class SupervisedConfig(RunConfig):
     class_balanced: bool = False
     eval_epochs: int = 1
     freeze_batch_norm: bool = True
-    standardise_head: bool = False
+
+    def preset_model(self) -> ModelConfig:
+        return super().preset_model().replace(drop_path=0.1)
 
 
 @dataclass

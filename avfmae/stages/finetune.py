@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,18 +43,18 @@ class SupervisedStage:
 
     def __init__(self, run: SupervisedConfig, dist: Processes, task: Task, split: Split, title: str):
         self.run, self.dist, self.task, self.split = run, dist, task, split
-        cfg = run.model_config(drop_path=run.drop_path)
         torch.manual_seed(run.seed)
-        self.model = AVFMAEForFinetuning(cfg, task.outputs, task.name, run.modalities)
+        self.model = AVFMAEForFinetuning(run.model, task.outputs, task.name, run.modalities)
         supervised = False  # whether a supervised stage has trained these weights
         if run.init is not None:
             report = load_released(self.model, run.init)
             supervised = "head.weight" not in report.missing
             console.print(str(report), highlight=False)
         self.model.to(dist.device)
-        if not supervised and not checkpoints(Path(run.out) / "checkpoints"):
+        norms = statistics.batch_norms(self.model)
+        if norms and run.freeze_batch_norm and not supervised and not checkpoints(Path(run.out) / "checkpoints"):
             self.measure()
-        for norm in statistics.batch_norms(self.model):
+        for norm in norms:
             norm.frozen = run.freeze_batch_norm
         weights = task.sampling_weights(split.train) if run.class_balanced else None
         self.trainer = Trainer(
@@ -65,22 +65,15 @@ class SupervisedStage:
         self.bad = Quarantine(Path(run.out) / "evaluation", evaluated, run.data.max_bad_share, dist.is_main, resumed)
 
     def measure(self) -> None:
-        """Takes from some of the training clips the statistics that no supervised stage has learnt."""
+        """Takes batch statistics from some of the training clips."""
         run = self.run
         rng = np.random.Generator(np.random.Philox(key=[run.seed, 1]))
         some = [self.split.train[i] for i in rng.permutation(len(self.split.train))[: statistics.CLIPS]]
         dataset = self.dataset(some, "evaluate")
         size = max(1, min(32, run.optim.micro_batch or 32) // (run.data.segments * run.data.crops))
         items = [[(0, i) for i in range(k, min(k + size, len(some)))] for k in range(0, len(some), size)]
-
-        def batches() -> Iterator[Batch]:
-            read = (batch.to(self.dist.device) for batch in loader(dataset, items, 0) if batch.clips)
-            return (preprocess(batch, self.model.cfg) for batch in read)
-
-        if run.freeze_batch_norm and statistics.batch_norms(self.model):
-            statistics.measure_batch_norm(self.model, batches())
-        if run.standardise_head:
-            statistics.standardise_head(self.model, batches())
+        read = (batch.to(self.dist.device) for batch in loader(dataset, items, 0) if batch.clips)
+        statistics.measure_batch_norm(self.model, (preprocess(batch, self.model.cfg) for batch in read))
 
     def save(self) -> None:
         """Writes the weights again, with all that using them needs to know."""

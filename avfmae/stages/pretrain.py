@@ -20,17 +20,16 @@ def pretrain(run: PretrainConfig) -> Path:
     """Runs or continues the stage. Returns the weights, ``out/weights.safetensors``."""
     if run.manifest is None:
         raise ValueError("manifest: is not set; give the clips with --manifest FILE")
-    cfg = run.model_config(gather_negatives=run.gather_negatives, negatives=run.negatives, attention=run.attention)
     clips = read_manifest(run.manifest)
     with processes() as dist:
         torch.manual_seed(run.seed)
-        model = AVFMAEForPretraining(cfg)
+        model = AVFMAEForPretraining(run.model)
         if run.init is not None:
             console.print(str(load_released(model, run.init)), highlight=False)
         model.to(dist.device)
-        dataset = PretrainDataset(clips, cfg, run.data, "pretrain", run.seed)
+        dataset = PretrainDataset(clips, run.model, run.data, "pretrain", run.seed)
         trainer = Trainer(run, dist, f"pre-training {run.preset}", model, dataset, pretraining_loss,
-                          prepare=lambda batch, number: preprocess(batch, cfg, fused=True))  # fmt: skip
+                          prepare=lambda batch, number: preprocess(batch, run.model, fused=True))  # fmt: skip
         trainer.fit()
         if dist.is_main:
             from avfmae.viz.pages import stage_report

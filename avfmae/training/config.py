@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from avfmae.config import ModelConfig
 from avfmae.data.config import DataConfig
@@ -53,15 +53,13 @@ class RunConfig:
         config: a TOML file with any of these settings; the command line overrides it.
         out: the run's folder: logs, checkpoints, weights, report. A run found there is continued.
         preset: model size: tiny, base, large, huge (pre-training also hicmae_base).
-        region_mode: ``exact`` regions are places; ``released`` ones are runs of visible tokens, for published weights.
-        token_order: ``raster``, or ``released`` with its displaced decoder positions, for published weights.
+        model: the model; by default the preset's, of which single fields are changed by ``[model]`` and ``--model.FIELD``.
         init: weights to start from (safetensors or a released pickle).
         seed: of weights, order, masks and augmentation.
         precision: ``auto`` is bf16 on a GPU and on processors that multiply it, and float32 on others.
         engine: how a step is executed: ``auto`` is ``cuda_graph`` on a GPU and ``eager`` on a CPU. ``cpu`` is the fastest on a
             CPU: it keeps the optimizer's moments in fewer bits, and updates weights in the backward pass.
         compile: let torch.compile have what the kernels leave.
-        recompute: what blocks do again on the way back to save memory: nothing, the cheap, or everything.
         save_steps: a checkpoint every so many steps, and at the end.
         log_steps: a line of log every so many steps, and in short runs 20 times; between them nothing waits for the device.
         tensorboard: write TensorBoard event files too, beside log.jsonl (``pip install 'avfmae[tensorboard]'``).
@@ -72,14 +70,12 @@ class RunConfig:
     config: Path | None = None
     out: Path = Path("runs/run")
     preset: str = "base"
-    region_mode: Literal["exact", "released"] = "exact"
-    token_order: Literal["raster", "released"] = "raster"
+    model: ModelConfig = field(default=cast(ModelConfig, None))  # __post_init__ puts the preset's there
     init: Path | None = None
     seed: int = 0
     precision: Literal["auto", "float32", "bf16"] = "auto"
     engine: str = "auto"
     compile: bool = False
-    recompute: Literal["none", "selective", "full"] = "none"
     save_steps: int = 500
     log_steps: int = 10
     tensorboard: bool = False
@@ -87,7 +83,9 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
-    def model_config(self, **changes) -> ModelConfig:
-        return ModelConfig.preset(self.preset).replace(
-            region_mode=self.region_mode, token_order=self.token_order, recompute=self.recompute, **changes
-        )
+    def __post_init__(self):
+        self.model = self.model or self.preset_model()
+
+    def preset_model(self) -> ModelConfig:
+        """The model of the preset with what this stage changes of it by default."""
+        return ModelConfig.preset(self.preset)

@@ -9,7 +9,7 @@ from PIL import Image
 
 import avfmae_kernels as K
 from avfmae.cli import main
-from avfmae_benchmarks import plots, results, sides
+from avfmae_benchmarks import options, plots, results, sides
 from avfmae_benchmarks.kernels import KernelsConfig, kernels
 from avfmae_benchmarks.loader import LoaderConfig, bench_loader
 from avfmae_benchmarks.measure import held, interleave, peak_of_cpu
@@ -186,9 +186,9 @@ def test_pictures_carry_the_digest_of_their_rows_and_the_table_is_written(tmp_pa
 
 def test_the_readme_and_the_pictures_are_of_the_results_in_git():
     assert results.read("step", results.FOLDER), "there are no results"
-    assert plots.table(results.FOLDER) in (plots.ROOT / "README.md").read_text(), "run avfmae bench plot"
+    assert plots.table(results.FOLDER) in (options.ROOT / "README.md").read_text(), "run avfmae bench plot"
     for name in ("bench_step", "bench_kernels"):
-        picture = Image.open(plots.ROOT / "docs" / "images" / f"{name}.png")
+        picture = Image.open(options.ROOT / "docs" / "images" / f"{name}.png")
         assert picture.text["Description"] == plots.digest(name, results.FOLDER), "run avfmae bench plot"
 
 

@@ -10,7 +10,7 @@ import pytest
 from processes import run_program, run_python
 
 import avfmae_kernels
-from avfmae_kernels import aot
+from avfmae_benchmarks import aot
 from avfmae_kernels.compiled import MISSING
 from avfmae_kernels.dispatch import OPS, TRITON_INSTALLED
 
@@ -34,8 +34,8 @@ needs_compiler = pytest.mark.skipif(not TRITON_INSTALLED or aot.tool("cuobjdump"
 @pytest.mark.parametrize("arch", [90, pytest.param(86, marks=pytest.mark.exhaustive)])
 def test_every_kernel_compiles_without_spills(arch):
     """For a data centre's chip, and for one with little shared memory: every Triton kernel in every dtype, of each the largest
-    tiles, and (where nvcc is) all CUDA sources. ``python -m avfmae_kernels.aot --arch 80 86 89 90 100 120`` does all tiles."""
-    done = run_python("-m", "avfmae_kernels.aot", "--largest", "--arch", arch)
+    tiles, and (where nvcc is) all CUDA sources. ``python -m avfmae_benchmarks.aot --arch 80 86 89 90 100 120`` does all tiles."""
+    done = run_python("-m", "avfmae_benchmarks.aot", "--largest", "--arch", arch)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     kernels = set(re.findall(r"(\w+_kernel)\b", done.stdout))
     stems = {name for name, op in OPS.items() if op.triton} - {"cross_attention", "cross_attention_backward"} | {

@@ -1,4 +1,4 @@
-"""Prints the Triton sources that ``avfmae_kernels.aot`` compiles for each capability that is given, as JSON.
+"""Prints the Triton sources that ``avfmae_benchmarks.aot`` compiles for each capability that is given, as JSON.
 
 The form is {capability: {"all": sources, "largest": sources}} with sources = [[kernel, dtypes of its pointers, constants]].
 A program, because a process that interprets Triton's kernels cannot compile them.
@@ -7,7 +7,7 @@ A program, because a process that interprets Triton's kernels cannot compile the
 import json
 import sys
 
-from avfmae_kernels import aot
+from avfmae_benchmarks import aot
 
 
 def described(sources):

@@ -1,4 +1,4 @@
-"""Statistics that a supervised stage measures: they are those of the clips, and the head's features start standardised."""
+"""Batch statistics that a supervised stage measures are those of its training clips."""
 
 import pytest
 import torch
@@ -60,16 +60,6 @@ def test_batch_statistics_are_those_of_the_clips(model, batches):
         torch.testing.assert_close(norm.running_mean.double(), torch.stack(means[norm]).mean(0), rtol=1e-5, atol=1e-6)
 
 
-def test_the_head_starts_on_standardised_features(model, batches):
-    model.eval()
-    before = torch.cat(list(statistics.features(model, batches)))
-    assert before.mean(0).norm() > 5 * before.std(0).norm()
-    statistics.standardise_head(model, batches)
-    after = torch.cat(list(statistics.features(model, batches)))
-    torch.testing.assert_close(after.mean(0), torch.zeros(len(after[0])), rtol=0, atol=1e-3)
-    torch.testing.assert_close(after.std(0), torch.ones(len(after[0])), rtol=1e-3, atol=0)
-
-
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
@@ -79,7 +69,7 @@ def clips(tmp_path_factory):
 def started(clips, out, init):
     """A fine-tuning stage before its first step."""
     run = FinetuneConfig(
-        preset="tiny", out=out, init=init, standardise_head=True, precision="float32",
+        preset="tiny", out=out, init=init, precision="float32",
         data=DataConfig(workers=0, segments=1, crops=1), optim=OptimConfig(epochs=1, total_batch=3),
     )  # fmt: skip
     with processes() as dist:
@@ -98,4 +88,3 @@ def test_only_a_supervised_stage_s_statistics_are_kept(stage, clips, tmp_path):
     assert len(norms) == 2 and all(norm.frozen for norm in norms)
     kept = [bool((norm.running_mean == 7).all()) for norm in norms]
     assert kept == [stage == "supervised"] * 2
-    assert bool((model.head_norm.weight == 1).all()) == (stage == "supervised")

@@ -1,10 +1,9 @@
 """Compiles every kernel for chosen GPUs, on a machine that need not have one.
 
-``python -m avfmae_kernels.aot --arch 80 86 89 90 100 120`` compiles each Triton kernel at every dtype, shape and configuration
-that the presets use (:mod:`avfmae_kernels.triton_launches`), and each CUDA source, and prints what they take of a multiprocessor
-and how long they took to compile. It fails on a spill, a stack frame, more shared memory than the chip has, or a compilation of
-more than
-20 seconds: what would be slow, would not launch, or would keep the first step waiting is found before a GPU is.
+``python -m avfmae_benchmarks.aot --arch 80 86 89 90 100 120`` compiles each Triton kernel at every dtype, shape and configuration
+that the presets use (:mod:`avfmae_benchmarks.triton_launches`), and each CUDA source. It prints what they take of a
+multiprocessor and how long they took to compile. It fails on a spill, a stack frame, more shared memory than the chip has, or a
+compilation of more than 20 seconds.
 """
 
 import argparse
@@ -65,7 +64,7 @@ NAMES = {
 
 def sources(arch: int) -> dict[tuple, tuple]:
     """Every distinct (kernel, signature, constants, options) of the launches on such a chip, with what compiles it."""
-    from avfmae_kernels.triton_launches import record_launches
+    from avfmae_benchmarks.triton_launches import record_launches
     from avfmae_kernels.triton_tools import OPTIONS
 
     found = {}
