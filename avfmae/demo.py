@@ -36,15 +36,15 @@ PRESET = "tiny"
 STUDIO = dict(zip(EMOTIONS, ("calm-happy", "joy", "grief", "rage", "astonished", "terror"), strict=True))
 STAGE = dict(zip(EMOTIONS, ("serene", "elated", "sorrow", "fury", "amazed", "panic"), strict=True))
 SETS = {
-    "wild": DemoSet("wild", first=0, people=20),
+    "wild": DemoSet("wild", first=0, people=30),
     "studio": DemoSet("studio", first=100, people=36, held_out=3, labels=STUDIO),
     "stage": DemoSet("stage", first=200, people=36, held_out=3, labels=STAGE),
     "target": DemoSet("target", first=300, people=20, labels={e: e for e in EMOTIONS}),
 }
 TEST_PEOPLE = 14
 # Short schedules for a small model: high rates, no regularisation that takes an epoch's length to pay.
-PRETRAINING = OptimConfig(lr=2.4e-2, epochs=6, warmup_epochs=1, total_batch=32, clip_grad=1.0)
-INJECTION = OptimConfig(epochs=18, warmup_epochs=2, total_batch=24, clip_grad=1.0)
+PRETRAINING = OptimConfig(lr=2.4e-2, epochs=8, warmup_epochs=1, total_batch=32, clip_grad=1.0)
+INJECTION = OptimConfig(epochs=20, warmup_epochs=2, total_batch=24, clip_grad=1.0)
 FINETUNING = OptimConfig(epochs=10, warmup_epochs=2, total_batch=12, clip_grad=1.0, layer_decay=0.9)
 # What is compared, and each one's learning rates of PSI and of fine-tuning. Those of the last two rows were tuned by hand on an
 # earlier schedule. ``avfmae demo --choose-rates`` prints the best of RATES by the recall on people who are held out of PSI's and

@@ -20,7 +20,7 @@ from avfmae.data.quarantine import Quarantine
 from avfmae.files import atomic_write
 from avfmae.inference import evaluate as evaluation
 from avfmae.models.finetuning import AVFMAEForFinetuning
-from avfmae.stages import statistics
+from avfmae.stages import batch_statistics
 from avfmae.stages.config import FinetuneConfig, SupervisedConfig
 from avfmae.stages.splits import Split, make_splits
 from avfmae.tasks import make_task
@@ -51,7 +51,7 @@ class SupervisedStage:
             supervised = "head.weight" not in report.missing
             console.print(str(report), highlight=False)
         self.model.to(dist.device)
-        norms = statistics.batch_norms(self.model)
+        norms = batch_statistics.batch_norms(self.model)
         if norms and run.freeze_batch_norm and not supervised and not checkpoints(Path(run.out) / "checkpoints"):
             self.measure()
         for norm in norms:
@@ -68,12 +68,12 @@ class SupervisedStage:
         """Takes batch statistics from some of the training clips."""
         run = self.run
         rng = np.random.Generator(np.random.Philox(key=[run.seed, 1]))
-        some = [self.split.train[i] for i in rng.permutation(len(self.split.train))[: statistics.CLIPS]]
+        some = [self.split.train[i] for i in rng.permutation(len(self.split.train))[: batch_statistics.CLIPS]]
         dataset = self.dataset(some, "evaluate")
         size = max(1, min(32, run.optim.micro_batch or 32) // (run.data.segments * run.data.crops))
         items = [[(0, i) for i in range(k, min(k + size, len(some)))] for k in range(0, len(some), size)]
         read = (batch.to(self.dist.device) for batch in loader(dataset, items, 0) if batch.clips)
-        statistics.measure_batch_norm(self.model, (preprocess(batch, self.model.cfg) for batch in read))
+        batch_statistics.measure_batch_norm(self.model, (preprocess(batch, self.model.cfg) for batch in read))
 
     def save(self) -> None:
         """Writes the weights again, with all that using them needs to know."""

@@ -9,7 +9,7 @@ from avfmae.data.batch import Batch
 from avfmae.data.config import DataConfig
 from avfmae.data.manifest import read_manifest
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
-from avfmae.stages import statistics
+from avfmae.stages import batch_statistics
 from avfmae.stages.config import FinetuneConfig
 from avfmae.stages.finetune import SupervisedStage
 from avfmae.stages.splits import Split
@@ -48,13 +48,13 @@ def test_batch_statistics_are_those_of_the_clips(model, batches):
     def record(norm, inputs, _):
         means.setdefault(norm, []).append(inputs[0].double().mean((0, 2)))
 
-    norms = statistics.batch_norms(model)
+    norms = batch_statistics.batch_norms(model)
     assert len(norms) == 2
     for norm in norms:
         norm.frozen = True
         norm.running_mean.fill_(7)
         norm.register_forward_hook(record)
-    statistics.measure_batch_norm(model, batches)
+    batch_statistics.measure_batch_norm(model, batches)
     for norm in norms:
         assert len(means[norm]) == len(batches) * TINY.fusion_depth and norm.momentum == 0.1
         torch.testing.assert_close(norm.running_mean.double(), torch.stack(means[norm]).mean(0), rtol=1e-5, atol=1e-6)
@@ -80,11 +80,11 @@ def started(clips, out, init):
 def test_only_a_supervised_stage_s_statistics_are_kept(stage, clips, tmp_path):
     torch.manual_seed(0)
     given = avfmae.AVFMAEForPretraining(TINY) if stage == "pre-training" else avfmae.AVFMAEForFinetuning(TINY, len(EMOTIONS))
-    for norm in statistics.batch_norms(given):
+    for norm in batch_statistics.batch_norms(given):
         norm.running_mean.fill_(7)
     save_weights(given, tmp_path / "given.safetensors")
     model = started(clips, tmp_path / "run", tmp_path / "given.safetensors").model
-    norms = statistics.batch_norms(model)
+    norms = batch_statistics.batch_norms(model)
     assert len(norms) == 2 and all(norm.frozen for norm in norms)
     kept = [bool((norm.running_mean == 7).all()) for norm in norms]
     assert kept == [stage == "supervised"] * 2
