@@ -39,8 +39,8 @@ def linear_probe(
     found, _ = predict(model, dataset, range(len(clips)), 16, torch.device("cpu"))
     train, test = ([c for c in clips if c.split == split and c.id in found] for split in ("train", "test"))
     x = {c.id: found[c.id].astype(np.float64) for c in train + test}
-    people = sorted({c.subject for c in train})
-    fold = {c.id: people.index(c.subject) % FOLDS for c in train}
+    people = sorted({str(c.subject) for c in train})
+    fold = {c.id: people.index(str(c.subject)) % FOLDS for c in train}
 
     def recall(fitted: list[Clip], scored: list[Clip], strength: float) -> float:
         (a, y), (b, truth) = (

@@ -41,7 +41,7 @@ class AVFMAEForFinetuning(AudioVisualModel):
             self.video_layer_weights = nn.Parameter(torch.full((cfg.depth,), 1 / cfg.depth))
             self.audio_layer_weights = nn.Parameter(torch.full((cfg.depth,), 1 / cfg.depth))
         self.head_norm = layer_norm(cfg.width * len(self.modalities))
-        self.head = Linear(cfg.width * len(self.modalities), num_outputs)
+        self.head: nn.Module = Linear(cfg.width * len(self.modalities), num_outputs)
         self.init_weights()
 
     def init_weights(self) -> None:
