@@ -49,35 +49,31 @@ class AdamW(torch.optim.AdamW):
             rate: learning rate before each group's ``lr_scale``. divisor: of the gradients. skip: 1 leaves everything as it is.
         """
         for group in self.param_groups:
-            live = [(p, compute[p]) for p in group["params"] if compute[p].grad is not None]
-            for copied in (False, True):
-                pairs = [(p, c) for p, c in live if (c is not p) == copied]
-                self.apply(
-                    group,
-                    [p for p, _ in pairs],
-                    [c.grad for _, c in pairs],
-                    [c.detach() for _, c in pairs] if copied else [],
-                    rate * group["lr_scale"],
-                    divisor,
-                    skip,
-                )
+            pairs = [(p, compute[p]) for p in group["params"] if compute[p].grad is not None]
+            self.apply(group, pairs, rate * group["lr_scale"], divisor, skip)
 
     def apply(
         self,
         group: dict,
-        params: Sequence[nn.Parameter],
-        grads: Sequence[Tensor],
-        copies: Sequence[Tensor],
+        pairs: Sequence[tuple[nn.Parameter, Tensor]],
         rate: Tensor,
         divisor: Tensor,
         skip: Tensor,
         squares: Tensor | None = None,
     ) -> None:
-        """Updates some of a group's parameters; ``rate`` is the group's own (:func:`avfmae_kernels.adamw`)."""
-        states = [self.state_of(p) for p in params]
-        moments = [[s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")]
+        """Updates some of a group's parameters (:func:`avfmae_kernels.adamw`).
+
+        Args:
+            pairs: each parameter, and what has its gradient: the parameter, or its copy. rate: the group's own.
+        """
         recipe = group["betas"], group["eps"], group["weight_decay"]
-        K.adamw([p.detach() for p in params], grads, *moments, copies, rate, *recipe, divisor, skip, squares)
+        for copied in (False, True):
+            chosen = [(p, c) for p, c in pairs if (c is not p) == copied]
+            states = [self.state_of(p) for p, _ in chosen]
+            moments = [[s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")]
+            params, grads = [p.detach() for p, _ in chosen], [c.grad for _, c in chosen]
+            copies = [c.detach() for _, c in chosen] if copied else []
+            K.adamw(params, grads, *moments, copies, rate, *recipe, divisor, skip, squares)
 
     def state_of(self, p: nn.Parameter) -> dict[str, Tensor]:
         """A parameter's moments and step, made where there are none."""

@@ -107,9 +107,8 @@ class OptimizerInBackward:
     def __init__(self, step, products: bool):
         self.optimizer, self.compute = step.optimizer, step.params.of
         self.active, self.counted = False, not products
-        self.pile: dict[int, list[tuple[nn.Parameter, nn.Parameter]]] = defaultdict(
-            list
-        )  # by group: parameters, what has the grad
+        # by group: parameters, and what has their gradients
+        self.pile: dict[int, list[tuple[nn.Parameter, nn.Parameter]]] = defaultdict(list)
         self.piled = 0
         self.uses, self.taken = Counter(), set()
         members = [(k, p) for k, group in enumerate(self.optimizer.param_groups) for p in group["params"] if p.requires_grad]
@@ -167,12 +166,8 @@ class OptimizerInBackward:
     def flush(self) -> None:
         """Updates what has a gradient."""
         for number, pairs in self.pile.items():
-            for copied in (False, True):
-                chosen = [(p, c) for p, c in pairs if (c is not p) == copied]
-                params, holders = [p for p, _ in chosen], [c for _, c in chosen]
-                grads, copies = [c.grad for c in holders], [c.detach() for c in holders] if copied else []
-                group = self.optimizer.param_groups[number]
-                self.optimizer.apply(group, params, grads, copies, self.rates[number], self.one, 0 * self.one, self.squares)
+            group = self.optimizer.param_groups[number]
+            self.optimizer.apply(group, pairs, self.rates[number], self.one, 0 * self.one, self.squares)
             for _, holder in pairs:
                 holder.grad = None
         self.pile.clear()
