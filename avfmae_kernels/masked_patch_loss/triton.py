@@ -69,27 +69,9 @@ def masked_patch_loss_kernel(
     error = 0.0
     for c in tl.static_range(C):
         target = _target(
-            source,
-            base,
-            frame,
-            y,
-            x,
-            boxes + row // rows_per_clip * 4,
-            H,
-            W,
-            stored_h,
-            stored_w,
-            TAPS_Y,
-            TAPS_X,
-            EPS,
-            c,
-            C,
-            PT,
-            PH,
-            PW,
-            T_BLOCK,
-            S_BLOCK,
-        )
+            source, base, frame, y, x, boxes + row // rows_per_clip * 4, H, W, stored_h, stored_w, TAPS_Y, TAPS_X, EPS, c, C, PT,
+            PH, PW, T_BLOCK, S_BLOCK,
+        )  # fmt: skip
         p = tl.load(pred + row * (C * PT * PH * PW) + (t * (PH * PW) + s) * C + c, mask=lane, other=0).to(tl.float32)
         error += tl.sum(tl.sum((p - target) * (p - target), 1), 0)
     error = tl.where(inside, error / (C * PT * PH * PW), float("nan"))
@@ -110,27 +92,9 @@ def masked_patch_loss_backward_kernel(
     lane = (t < PT) & (s < PH * PW)
     for c in tl.static_range(C):
         target = _target(
-            source,
-            base,
-            frame,
-            y,
-            x,
-            boxes + row // rows_per_clip * 4,
-            H,
-            W,
-            stored_h,
-            stored_w,
-            TAPS_Y,
-            TAPS_X,
-            EPS,
-            c,
-            C,
-            PT,
-            PH,
-            PW,
-            T_BLOCK,
-            S_BLOCK,
-        )
+            source, base, frame, y, x, boxes + row // rows_per_clip * 4, H, W, stored_h, stored_w, TAPS_Y, TAPS_X, EPS, c, C, PT,
+            PH, PW, T_BLOCK, S_BLOCK,
+        )  # fmt: skip
         place = row * (C * PT * PH * PW) + (t * (PH * PW) + s) * C + c
         p = tl.load(pred + place, mask=lane, other=0).to(tl.float32)
         d = tl.where(wanted, scale * (p - target), 0.0)
