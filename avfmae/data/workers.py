@@ -141,13 +141,17 @@ class _Process:
         self.process.start()
         theirs.close()
         self.done = 0
-        for number, task, slot in self.queue:
-            self.connection.send((number, task, slot))
+        for given in self.queue:
+            self._send(given)
+
+    def _send(self, what: tuple[int, Any, int] | None) -> None:
+        with suppress(OSError):  # it has died; receive() will see
+            self.connection.send(what)
 
     def takes_more(self) -> bool:
         spent = self.workers.recycle is not None and self.done + len(self.queue) >= self.workers.recycle
         if spent and not self.queue:
-            self.connection.send(None)
+            self._send(None)
             self.process.join()
             self.start()
             spent = False
@@ -156,8 +160,7 @@ class _Process:
     def give(self, number: int, task: Any) -> None:
         taken = {slot for _, _, slot in self.queue} | self.leased
         self.queue.append((number, task, next(s for s in range(len(self.slots)) if s not in taken)))
-        with suppress(OSError):  # it has died; receive() will see
-            self.connection.send(self.queue[-1])
+        self._send(self.queue[-1])
 
     def receive(self) -> dict[int, tuple[Any, Any]]:
         """What came, by number; a process that died or is late is replaced."""
