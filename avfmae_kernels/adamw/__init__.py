@@ -17,38 +17,23 @@ from torch import Tensor
 from avfmae_kernels.adamw import reference
 from avfmae_kernels.dispatch import call, register
 
-
-def _fake_norm(gradients):
-    return gradients[0].new_empty((), dtype=torch.float32)
-
-
-def _fake_adamw(*args):
-    """Results are written into arguments."""
-
-
-def _fake_matmul_adamw(a, *args):
-    return a.new_empty(len(a), dtype=torch.float32)
-
-
 # On a GPU torch's multi-tensor kernels are the only implementation, whichever is chosen for the model's ops.
-register("gradient_norm", "(Tensor[] gradients) -> Tensor", _fake_norm, reference.gradient_norm, triton=False, strict=False)
+register("gradient_norm", "(Tensor[] gradients) -> Tensor", reference.gradient_norm, strict=False)
 register(
     "adamw",
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
     "Tensor(e!)[] copies, Tensor lr, float beta1, float beta2, float eps, float weight_decay, Tensor divisor, Tensor skip, "
     "Tensor(f!)? squares=None) -> ()",
-    _fake_adamw,
     reference.adamw,
-    triton=False,
+    fake=lambda *args: None,
     strict=False,
 )
 register(
     "matmul_adamw",
     "(Tensor a, Tensor b, Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) step, Tensor lr, float beta1, "
     "float beta2, float eps, float weight_decay, Tensor(e!) squares) -> Tensor",
-    _fake_matmul_adamw,
     reference.matmul_adamw,
-    triton=False,
+    fake=lambda a, *args: a.new_empty(len(a), dtype=torch.float32),
     out=True,
     cpu_levels=("avx512_bf16",),
     strict=False,

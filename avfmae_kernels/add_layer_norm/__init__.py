@@ -6,28 +6,21 @@ from torch import Tensor
 from avfmae_kernels.add_layer_norm import core, reference
 from avfmae_kernels.add_layer_norm.core import backward_into, forward_into, like, undefined_stay_none
 from avfmae_kernels.arguments import FLOATS, check_floats
-from avfmae_kernels.dispatch import TRITON_USABLE, choose, register, run_reference
-
-if TRITON_USABLE:
-    from avfmae_kernels.add_layer_norm import triton  # noqa: F401  (registers the op)
-
-
-def _fake(*args):
-    """Results are written into arguments."""
-
+from avfmae_kernels.dispatch import choose, register, run_reference
 
 # They write where they are told, so that the rows of one buffer can be read and written by slots.
+KERNELS = {"fake": lambda *args: None, "triton": "avfmae_kernels.add_layer_norm.triton"}
 register(
     "add_layer_norm",
     "(Tensor x, Tensor? residual, Tensor weight, Tensor bias, float eps, Tensor(a!)? sum, Tensor(b!) normalised, "
     "Tensor(c!) stats) -> ()",
-    _fake,
+    **KERNELS,
 )
 register(
     "add_layer_norm_backward",
     "(Tensor? grad_sum, Tensor? grad_normalised, Tensor sum, Tensor stats, Tensor weight, Tensor bias, Tensor(a!) grad_x, "
     "Tensor(b!)? grad_residual, Tensor(c!)? normalised, Tensor(d!) parts) -> ()",
-    _fake,
+    **KERNELS,
 )
 
 

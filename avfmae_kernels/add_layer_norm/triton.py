@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import bound, launch, rounded, store
 
 
@@ -105,6 +104,3 @@ def add_layer_norm_backward(
         GRAD_TOTAL=grad_sum is not None, GRAD=grad_normalised is not None, RESIDUAL=grad_residual is not None,
         RECOMPUTE=normalised is not None, COLUMNS=triton.next_power_of_2(C),
     )  # fmt: skip
-
-
-register_triton(add_layer_norm, add_layer_norm_backward)

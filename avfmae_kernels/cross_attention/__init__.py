@@ -4,25 +4,15 @@ from torch import Tensor
 
 from avfmae_kernels.arguments import TILE, check_attention
 from avfmae_kernels.cross_attention import reference
-from avfmae_kernels.dispatch import TRITON_USABLE, call, register, register_gradient
+from avfmae_kernels.dispatch import call, register, register_backward_op
 
-if TRITON_USABLE:
-    from avfmae_kernels.cross_attention import triton  # noqa: F401  (registers the op)
-
-
-def _fake(q, kv, heads):
-    return q.new_empty(q.shape)
-
-
-def _fake_backward(grad, q, kv, heads, recompute):
-    return q.new_empty(q.shape), kv.new_empty(kv.shape), q.new_empty(q.shape if recompute else (0,))
-
-
-register("cross_attention", "(Tensor q, Tensor kv, int heads) -> Tensor", _fake, reference.cross_attention, out=True)
+TRITON = "avfmae_kernels.cross_attention.triton"
+register("cross_attention", "(Tensor q, Tensor kv, int heads) -> Tensor", reference.cross_attention, triton=TRITON, out=True)
 register(
     "cross_attention_backward", "(Tensor grad, Tensor q, Tensor kv, int heads, bool recompute) -> (Tensor, Tensor, Tensor)",
-    _fake_backward, reference.cross_attention_backward, out=True,
+    reference.cross_attention_backward, triton=TRITON, out=True,
 )  # fmt: skip
+register_backward_op("cross_attention", 2, False)
 
 
 def cross_attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
@@ -70,19 +60,4 @@ def cross_attention_backward(
     grad: Tensor, q: Tensor, kv: Tensor, num_heads: int, recompute: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients to ``q`` and ``kv``; with ``recompute`` also the forward's output (else an empty tensor)."""
-    return call(
-        "cross_attention_backward", q.device, grad.contiguous(), q, kv, num_heads, recompute
-    )  # fmt: skip
-
-
-def _save(ctx, inputs, output):
-    q, kv, ctx.heads = inputs
-    ctx.save_for_backward(q, kv)
-
-
-def _gradient(ctx, grad):
-    dq, dkv, _ = cross_attention_backward(grad, *ctx.saved_tensors, ctx.heads)
-    return dq, dkv, None
-
-
-register_gradient("cross_attention", _save, _gradient)
+    return call("cross_attention_backward", q.device, grad.contiguous(), q, kv, num_heads, recompute)

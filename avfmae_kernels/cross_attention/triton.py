@@ -10,7 +10,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import bound, dot, launch, registers, store, tile_of
 
 
@@ -221,6 +220,3 @@ def backward_into(grad: Tensor, q: Tensor, kv: Tensor, heads: int, recompute: bo
     else:
         launch(few_queries_backward_kernel, grid, choices, *tensors, *numbers, **constants, RECOMPUTE=recompute)
     return out
-
-
-register_triton(cross_attention, cross_attention_backward)

@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_crop import cropped_pixel, taps
 from avfmae_kernels.triton_tools import launch, store
 
@@ -52,31 +51,10 @@ def gather_patches(
     pt, ph, pw = patch
     out = video.new_empty((*index.shape, 3 * pt * ph * pw), dtype=dtype)
     if out.numel():
-        block = triton.next_power_of_2(pt * ph * pw)
         launch(
-            gather_patches_kernel,
-            (index.numel(),),
-            [{"num_warps": 4}, {"num_warps": 2}, {"num_warps": 8}],
-            video,
-            index,
-            out,
-            *mean,
-            *std,
-            index.shape[1],
-            T,
-            H,
-            W,
-            video if boxes is None else boxes,
-            stored_h,
-            stored_w,
-            TAPS_Y=taps(boxes, stored_h, H),
-            TAPS_X=taps(boxes, stored_w, W),
-            PT=pt,
-            PH=ph,
-            PW=pw,
-            BLOCK=block,
-        )
+            gather_patches_kernel, (index.numel(),), [{"num_warps": 4}, {"num_warps": 2}, {"num_warps": 8}],
+            video, index, out, *mean, *std, index.shape[1], T, H, W, video if boxes is None else boxes, stored_h, stored_w,
+            TAPS_Y=taps(boxes, stored_h, H), TAPS_X=taps(boxes, stored_w, W), PT=pt, PH=ph, PW=pw,
+            BLOCK=triton.next_power_of_2(pt * ph * pw),
+        )  # fmt: skip
     return out
-
-
-register_triton(gather_patches)

@@ -2,19 +2,14 @@
 
 from torch import Tensor
 
-from avfmae_kernels.arguments import check_floats
-from avfmae_kernels.dispatch import TRITON_USABLE, call, register
+from avfmae_kernels.arguments import check_floats, check_shape
+from avfmae_kernels.dispatch import call, register
 from avfmae_kernels.gelu_backward import reference
 
-if TRITON_USABLE:
-    from avfmae_kernels.gelu_backward import triton  # noqa: F401  (registers the op)
-
-
-def _fake(grad, x):
-    return x.new_empty(x.shape), x.new_empty(x.shape)
-
-
-register("gelu_backward", "(Tensor grad, Tensor x) -> (Tensor, Tensor)", _fake, reference.gelu_backward, out=True)
+register(
+    "gelu_backward", "(Tensor grad, Tensor x) -> (Tensor, Tensor)", reference.gelu_backward,
+    triton="avfmae_kernels.gelu_backward.triton", out=True,
+)  # fmt: skip
 
 
 def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,8 +33,7 @@ def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not x.numel() or not x.ndim:
         raise ValueError(f"x: got {tuple(x.shape)}, expected at least one dimension and one number")
-    if grad.shape != x.shape:
-        raise ValueError(f"grad: got {tuple(grad.shape)}, expected {tuple(x.shape)} like x")
+    check_shape("grad", grad, x.shape, like="x")
     x, grad = x.contiguous(), grad.contiguous()
     check_floats(x=x, grad=grad)
     return call("gelu_backward", x.device, grad, x)

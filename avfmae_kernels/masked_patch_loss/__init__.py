@@ -1,33 +1,24 @@
 """The reconstruction loss, straight from the source: target and square error in one pass, no target tensor."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from avfmae_kernels.arguments import FLOATS, check_devices, check_range, check_shape
 from avfmae_kernels.crop_clips import check_boxes
-from avfmae_kernels.dispatch import TRITON_USABLE, call, register, register_gradient
+from avfmae_kernels.dispatch import call, register, register_backward_op
 from avfmae_kernels.masked_patch_loss import reference
 
-if TRITON_USABLE:
-    from avfmae_kernels.masked_patch_loss import triton  # noqa: F401  (registers the op)
-
-
-def _fake(pred, source, index, scored, patch, boxes=None, size=()):
-    return pred.new_empty(index.shape, dtype=torch.float32)
-
-
-def _fake_backward(grad, pred, source, index, scored, patch, boxes=None, size=()):
-    return torch.empty_like(pred)
-
-
-_ARGUMENTS = "Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] size=[]"
-_CUDA_FIRST = "reads, or resamples, every pixel once; Triton twice for each channel"
-register("masked_patch_loss", f"({_ARGUMENTS}) -> Tensor", _fake, reference.masked_patch_loss, cuda_first=_CUDA_FIRST)
-register(
-    "masked_patch_loss_backward", f"(Tensor grad, {_ARGUMENTS}) -> Tensor", _fake_backward, reference.masked_patch_loss_backward,
-    cuda_first=_CUDA_FIRST,
-)  # fmt: skip
+ARGUMENTS = "Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] size=[]"
+KERNELS = {
+    "triton": "avfmae_kernels.masked_patch_loss.triton",
+    "cuda_first": "reads, or resamples, every pixel once; Triton twice for each channel",
+}
+register("masked_patch_loss", f"({ARGUMENTS}) -> Tensor", reference.masked_patch_loss, **KERNELS)
+register("masked_patch_loss_backward", f"(Tensor grad, {ARGUMENTS}) -> Tensor", reference.masked_patch_loss_backward, **KERNELS)
+register_backward_op("masked_patch_loss", 1)
 
 
 def masked_patch_loss(
@@ -89,27 +80,16 @@ def masked_patch_loss(
     seen = (source.shape[1], *check_boxes(source, boxes, size)) if video else tuple(source.shape[2:])
     if len(patch) != len(seen) or any(p < 1 or s % p for p, s in zip(patch, seen, strict=True)):
         raise ValueError(f"patch: got {patch}, expected {len(seen)} sizes that divide the source's {seen}")
-    numbers = torch.Size(patch).numel() * (3 if video else 1)
-    if numbers // (3 if video else 1) < 2:
+    numbers = math.prod(patch) * (3 if video else 1)
+    if math.prod(patch) < 2:
         raise ValueError(f"patch: got {patch}, expected at least two pixels, or there is no variance")
-    if index.ndim != 2 or index.shape[0] != source.shape[0] or index.dtype != torch.int64:
-        raise ValueError(f"index: got {index.dtype} {tuple(index.shape)}, expected torch.int64 ({source.shape[0]}, N)")
-    if tuple(pred.shape) != (*index.shape, numbers) or pred.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(
-            f"pred: got {pred.dtype} {tuple(pred.shape)}, expected torch.float32, torch.bfloat16 or torch.float16 "
-            f"{(*index.shape, numbers)}"
-        )
-    if weight.shape != index.shape or not weight.is_floating_point():
-        raise ValueError(f"weight: got {weight.dtype} {tuple(weight.shape)}, expected floating point {tuple(index.shape)}")
-    for name, tensor in (("pred", pred), ("index", index), ("weight", weight)):
-        if tensor.device != source.device:
-            raise ValueError(f"{name}: is on {tensor.device}, expected {source.device} like source")
+    check_shape("index", index, (len(source), "N"), torch.int64)
+    check_shape("pred", pred, (*index.shape, numbers), *FLOATS)
+    check_shape("weight", weight, index.shape, *FLOATS, torch.float64)
+    check_devices(source=source, pred=pred, index=index, weight=weight)
     scored = weight != 0
-    if source.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
-        tokens = torch.Size(s // p for s, p in zip(seen, patch, strict=True)).numel()
-        low, high = torch.where(scored, index, 0).aminmax()
-        if low < 0 or high >= tokens:
-            raise IndexError(f"index: holds {int(low)} to {int(high)}, expected 0 to {tokens - 1}")
+    if source.device.type == "cpu":
+        check_range("index", torch.where(scored, index, 0), math.prod([s // p for s, p in zip(seen, patch, strict=True)]))
     if not video:
         source = source.float()
     errors = call(
@@ -118,20 +98,3 @@ def masked_patch_loss(
         None if boxes is None else boxes.contiguous(), list(seen[-2:]),
     )  # fmt: skip
     return (errors * weight).sum()
-
-
-def _save(ctx, inputs, output):
-    *tensors, ctx.patch, boxes, ctx.size = inputs
-    ctx.save_for_backward(*tensors, boxes)
-
-
-def _gradient(ctx, grad):
-    pred, source, index, scored, boxes = ctx.saved_tensors
-    grad_pred = call(
-        "masked_patch_loss_backward", pred.device,
-        grad.contiguous(), pred, source, index, scored, ctx.patch, boxes, ctx.size,
-    )  # fmt: skip
-    return grad_pred, None, None, None, None, None, None
-
-
-register_gradient("masked_patch_loss", _save, _gradient)

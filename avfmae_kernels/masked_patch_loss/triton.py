@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_crop import cropped_pixel, taps
 from avfmae_kernels.triton_tools import launch, store
 
@@ -149,6 +148,3 @@ def masked_patch_loss_backward(
             grad, pred, source, index, scored.view(torch.uint8), grad_pred, index.shape[1], *clip, **constants,
         )  # fmt: skip
     return grad_pred
-
-
-register_triton(masked_patch_loss, masked_patch_loss_backward)

@@ -14,14 +14,9 @@ from avfmae_kernels import processor
 from avfmae_kernels.dispatch import AUTOMATIC, call, register
 from avfmae_kernels.matmul import reference
 
-
-def _fake(a, b, bias, dtype):
-    return a.new_empty((a.shape[0], b.shape[1]), dtype=dtype)
-
-
 register(
-    "matmul_bf16", "(Tensor a, Tensor b, Tensor? bias, ScalarType dtype) -> Tensor", _fake, reference.matmul_bf16,
-    triton=False, out=True, cpu_levels=("avx512_bf16",),
+    "matmul_bf16", "(Tensor a, Tensor b, Tensor? bias, ScalarType dtype) -> Tensor", reference.matmul_bf16,
+    out=True, cpu_levels=("avx512_bf16",),
 )  # fmt: skip
 
 

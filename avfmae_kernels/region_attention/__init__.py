@@ -3,26 +3,16 @@
 from torch import Tensor
 
 from avfmae_kernels.arguments import TILE, check_attention
-from avfmae_kernels.dispatch import TRITON_USABLE, call, register, register_gradient
+from avfmae_kernels.dispatch import call, register, register_backward_op
 from avfmae_kernels.region_attention import reference
 
-if TRITON_USABLE:
-    from avfmae_kernels.region_attention import triton  # noqa: F401  (registers the op)
-
-
-def _fake(qkv, heads):
-    return qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
-
-
-def _fake_backward(grad, qkv, heads, recompute):
-    return qkv.new_empty(qkv.shape), qkv.new_empty(grad.shape if recompute else (0,))
-
-
-register("region_attention", "(Tensor qkv, int heads) -> Tensor", _fake, reference.region_attention, out=True)
+TRITON = "avfmae_kernels.region_attention.triton"
+register("region_attention", "(Tensor qkv, int heads) -> Tensor", reference.region_attention, triton=TRITON, out=True)
 register(
-    "region_attention_backward", "(Tensor grad, Tensor qkv, int heads, bool recompute) -> (Tensor, Tensor)", _fake_backward,
-    reference.region_attention_backward, out=True,
+    "region_attention_backward", "(Tensor grad, Tensor qkv, int heads, bool recompute) -> (Tensor, Tensor)",
+    reference.region_attention_backward, triton=TRITON, out=True,
 )  # fmt: skip
+register_backward_op("region_attention", 1, False)
 
 
 def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
@@ -62,18 +52,4 @@ def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
 
 def region_attention_backward(grad: Tensor, qkv: Tensor, num_heads: int, recompute: bool = False) -> tuple[Tensor, Tensor]:
     """Gradient to ``qkv``; with ``recompute`` also the forward's output (else an empty tensor)."""
-    return call(
-        "region_attention_backward", qkv.device, grad.contiguous(), qkv, num_heads, recompute
-    )  # fmt: skip
-
-
-def _save(ctx, inputs, output):
-    qkv, ctx.heads = inputs
-    ctx.save_for_backward(qkv)
-
-
-def _gradient(ctx, grad):
-    return region_attention_backward(grad, *ctx.saved_tensors, ctx.heads)[0], None
-
-
-register_gradient("region_attention", _save, _gradient)
+    return call("region_attention_backward", qkv.device, grad.contiguous(), qkv, num_heads, recompute)

@@ -9,7 +9,6 @@ import triton.language as tl
 from torch import Tensor
 
 from avfmae_kernels.cross_attention import triton as few_keys
-from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import dot, launch, registers, store, tile_of
 
 
@@ -130,6 +129,3 @@ def region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, recompute: 
         grad, qkv, dqkv, out, *numbers, **constants, RECOMPUTE=recompute,
     )  # fmt: skip
     return dqkv, out
-
-
-register_triton(region_attention, region_attention_backward)
