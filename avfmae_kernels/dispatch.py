@@ -5,6 +5,7 @@ compiled modules give ``avfmae::<name>`` its C++ and CUDA kernels; ``avfmae::<na
 schema. Both are defined here, so that importing and tracing work without a compiled module.
 """
 
+import functools
 import importlib
 import importlib.util
 import os
@@ -35,7 +36,7 @@ class Op:
     schema: str
     reference: Callable | None
     compiled: frozenset[str]  # devices that a compiled module has a kernel for
-    triton: bool
+    triton: str
     cuda_first: str
     cpu_levels: tuple[str, ...]
     host: bool
@@ -85,17 +86,23 @@ def register(
             library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
             torch.library.register_fake(f"avfmae::{op}", traced, lib=library)
         if triton and TRITON_USABLE:  # importing triton takes a second
-            for key in ("CPU", "CUDA"):  # CPU tensors reach it only under the interpreter
-                library.impl(f"{name}_triton", getattr(importlib.import_module(triton), name), key)
+            load_triton(name, triton)
         if out:
             arguments, _, results = schema.partition(") -> ")
             outs = "".join(f", Tensor({letter}!) out_{letter}" for letter, _ in zip("xyz", results.split(","), strict=False))
             library.define(f"{name}.out{arguments}{outs}) -> ()")
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
         compiled = frozenset(d for d in ("cpu", "cuda") if has_kernel(f"avfmae::{name}", d.upper()))
-    OPS[name] = op = Op(name, schema, reference, compiled, bool(triton), cuda_first, cpu_levels, host, strict)
+    OPS[name] = op = Op(name, schema, reference, compiled, triton, cuda_first, cpu_levels, host, strict)
     for device in ("cpu", "cuda"):
         AUTOMATIC[name, device] = _automatic(op, device)
+
+
+@functools.cache
+def load_triton(name: str, module: str) -> None:
+    """Gives an op its Triton kernel. CPU tensors reach it only under the interpreter."""
+    for key in ("CPU", "CUDA"):
+        library.impl(f"{name}_triton", getattr(importlib.import_module(module), name), key)
 
 
 def register_gradient(name: str, save: Callable, gradient: Callable) -> None:
