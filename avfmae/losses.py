@@ -20,13 +20,9 @@ def world_size() -> int:
 
 
 def reconstruction_loss(
-    pred: Tensor,
-    source: Tensor,
-    mask: ModalityMask,
-    patch: tuple[int, ...],
-    boxes: Tensor | None = None,
+    pred: Tensor, source: Tensor, mask: ModalityMask, patch: tuple[int, ...], boxes: Tensor | None = None,
     size: tuple[int, ...] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Mean square error against the standardised patches, averaged over the scored tokens of the whole batch (eq. 3).
 
     Args:
@@ -43,11 +39,7 @@ def reconstruction_loss(
 
 
 class Gathered:
-    """Tensors of all processes, on their way: what is asked for first is waited for, and other work goes on meanwhile.
-
-    Args:
-        tensors: of one shape (B, C) and dtype.
-    """
+    """Tensors (B, C) of all processes, on their way: the first that is asked for waits, and other work goes on meanwhile."""
 
     def __init__(self, tensors: Sequence[Tensor]):
         self.work: list = []

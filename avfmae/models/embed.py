@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import avfmae_kernels as K
 from avfmae.config import ModalityConfig
 from avfmae.models.attention import Linear
+from avfmae_kernels.linear import compute_dtype
 
 
 def sinusoid_positions(tokens: int, width: int) -> Tensor:
@@ -58,8 +59,7 @@ class PatchEmbed(nn.Module):
         if not self.is_video:
             patches = audio_patches(clip, self.m.patch)
             return patches.gather(1, index[..., None].expand(-1, -1, patches.shape[-1]))
-        autocast = torch.is_autocast_enabled(clip.device.type)
-        dtype = torch.get_autocast_dtype(clip.device.type) if autocast else self.proj.weight.dtype
+        dtype = compute_dtype(self.proj.weight)
         return K.gather_patches(clip, index, patch=self.m.patch, dtype=dtype, boxes=boxes, size=self.m.size[1:])
 
     def forward(self, clip: Tensor, index: Tensor, boxes: Tensor | None = None) -> Tensor:

@@ -50,11 +50,7 @@ def crop_clips(video: Tensor, boxes: Tensor, size: Sequence[int], filter: str = 
 
 
 def check_boxes(video: Tensor, boxes: Tensor | None, size: tuple[int, int] | None) -> tuple[int, int]:
-    """The (H, W) of the clip that is seen.
-
-    Raises:
-        ValueError: boxes or size have the wrong shape, dtype or device, or only one of them is given.
-    """
+    """The (H, W) of the clip that is seen; ValueError if boxes or size do not fit, or only one of them is given."""
     if boxes is None:
         if size is not None and tuple(size) != tuple(video.shape[2:4]):
             raise ValueError(f"size: got {tuple(size)} without boxes, expected None or the clip's {tuple(video.shape[2:4])}")

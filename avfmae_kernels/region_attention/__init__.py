@@ -25,9 +25,6 @@ def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
     Floor: bytes. Forward reads 3C numbers a token and writes C; backward reads 4C and writes 3C, as the probabilities
     come from q and k once more and nothing but ``qkv`` is kept. On a GPU whole sequences, several where they are short,
     share a tile of the tensor cores, so that the products stay below the time of the bytes.
-    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): at 8×11 the C++ kernel is 2.5
-    times as fast as the reference forward and 3.2 times backward, at a sixth of the rate of a copy, as a CPU is bound by the
-    products. No GPU yet.
 
     Args:
         qkv: (N, S, 3C) float32, bfloat16 or float16; the columns lie side by side, rows and sequences may lie anywhere, so
@@ -50,6 +47,6 @@ def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
     return call("region_attention", qkv.device, qkv, num_heads)
 
 
-def region_attention_backward(grad: Tensor, qkv: Tensor, num_heads: int, recompute: bool = False) -> tuple[Tensor, Tensor]:
-    """Gradient to ``qkv``; with ``recompute`` also the forward's output (else an empty tensor)."""
-    return call("region_attention_backward", qkv.device, grad.contiguous(), qkv, num_heads, recompute)
+def region_attention_backward(grad: Tensor, qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    """Gradient to ``qkv``, and the forward's output, recomputed."""
+    return call("region_attention_backward", qkv.device, grad.contiguous(), qkv, num_heads, True)
