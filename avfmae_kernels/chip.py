@@ -1,11 +1,10 @@
 """What a GPU's generation allows: asked before an implementation is chosen, since a launch that asks for more only fails.
 
-Nothing here needs a GPU. ``pretended(86)`` answers as an RTX 3090 would, for tests and for planning.
+Nothing here needs a GPU.
 """
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,29 +18,16 @@ SMALLEST = 16  # rows and columns of a product on the tensor cores
 MASKED_PATCH_LOSS_OWN = 96
 LEAST_KIB = 99  # of every chip from sm_80 on: what is assumed of one that is not in the table
 
-_pretended: int | None = None
-
 
 def shared_memory(capability: int) -> int:
     """Bytes of shared memory that a block may ask for on a chip of this compute capability (90 for 9.0)."""
     return SHARED_KIB.get(capability, LEAST_KIB) * 1024
 
 
-@contextmanager
-def pretended(capability: int) -> Iterator[None]:
-    """Inside, every GPU is taken for one of this compute capability."""
-    global _pretended
-    previous, _pretended = _pretended, capability
-    try:
-        yield
-    finally:
-        _pretended = previous
-
-
 @torch.compiler.assume_constant_result
 def compute_capability(index: int | None) -> int:
     """Of a CUDA device (None: the current one), as one number: 90 for 9.0."""
-    return _pretended or _asked(index)
+    return _asked(index)
 
 
 @functools.cache

@@ -1,5 +1,4 @@
-"""A pixel of a cropped clip in Triton, straight from the stored frames (the maths:
-:func:`avfmae_kernels.crop_clips.reference.resample_weights`)."""
+"""A pixel of a cropped clip in Triton, straight from the stored frames (the maths: ``crop_clips.reference``)."""
 
 import math
 

@@ -110,7 +110,7 @@ class Launch:
 
 
 _recorded: list[Launch] | None = None
-_forced: int | None = None
+forced: int | None = None  # for tests: kernels run with the configuration of this number, modulo how many they have
 
 
 @contextmanager
@@ -124,17 +124,6 @@ def recorded() -> Iterator[list[Launch]]:
         _recorded = None
 
 
-@contextmanager
-def configuration(number: int) -> Iterator[None]:
-    """Inside, kernels run with their configuration of this number (modulo how many they have) instead of the best."""
-    global _forced
-    previous, _forced = _forced, number
-    try:
-        yield
-    finally:
-        _forced = previous
-
-
 def launch(kernel: triton.JITFunction, grid: tuple | Callable, configurations: list[dict], *args, **constants) -> None:
     """Runs a kernel with the best of its configurations. Run once before capturing a CUDA graph: timing cannot be captured.
 
@@ -145,8 +134,8 @@ def launch(kernel: triton.JITFunction, grid: tuple | Callable, configurations: l
     """
     if _recorded is not None:
         _recorded.append(Launch(kernel, configurations, args, constants))
-    elif AUTOTUNE and _forced is None and len(configurations) > 1:
+    elif AUTOTUNE and forced is None and len(configurations) > 1:
         _say_that_kernels_are_timed()
         _autotuned(kernel, tuple(tuple(c.items()) for c in configurations))[grid](*args, **constants)
     else:
-        kernel[grid](*args, **constants, **configurations[(_forced or 0) % len(configurations)])
+        kernel[grid](*args, **constants, **configurations[(forced or 0) % len(configurations)])

@@ -55,8 +55,7 @@ class LGIBlock(DropsBranches):
         return x, self.dropped(self.mlp.shrink(self.mlp.fc1(normalised)))
 
     def locals_only(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Local tokens and their branch (B, R·(S-1), C) of a last block whose region tokens nobody reads: no stage IV, no
-        region FFN."""
+        """Local tokens and their branch (B, R·(S-1), C) of a last block whose region tokens nobody reads: no stage IV."""
         _, t, branch = self.locals_and_regions(x, branch)
         t, branch = self.mlp(t, branch, self.mlp_norm)
         return t, self.dropped(branch)

@@ -1,5 +1,4 @@
-"""adamw and gradient_norm by torch's own multi-tensor kernels, compact moments in plain PyTorch: oracle, fallback, and
-what runs on a GPU, but for compact moments."""
+"""adamw and gradient_norm by torch's multi-tensor kernels, which also run on GPUs; compact moments in plain PyTorch."""
 
 from collections.abc import Sequence
 from math import sqrt

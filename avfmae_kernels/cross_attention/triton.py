@@ -130,8 +130,7 @@ def few_queries_kernel(
 
 
 def configurations(few: int, many: int, D: int, dtype: torch.dtype) -> list[dict]:
-    """Blocks of the longer side and warps worth trying: none of them spills (``avfmae_benchmarks.aot``). The first is used
-    untuned."""
+    """Blocks of the longer side and warps worth trying: none of them spills. The first is used untuned."""
     wide, most = registers(D, dtype), 8 if dtype == torch.float32 else 16
     choices = (
         ((32, 4), (32, 2), (16, 2))

@@ -1,9 +1,8 @@
 """Linear layers whose input is cheap: it is recomputed in the backward pass instead of kept.
 
 A linear layer keeps its input for its weight's gradient. Where that input is a LayerNorm, a GELU or a short attention, it follows
-from what is kept anyway; each of these ops' backward recomputes it in the pass that it makes in any case. This is what halves
-the memory of a training step. Long attention costs more than it takes, and is kept. ``use("reference")``
-gives the composition in PyTorch, and keeps all.
+from what is kept anyway: the backward of these ops recomputes it in the pass that it makes in any case. This halves the memory of
+a training step. Long attention is kept. ``use("reference")`` gives the composition in PyTorch, and keeps all.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -55,8 +55,7 @@ BF16 = AUTOMATIC["matmul_bf16", "cpu"][0] == "cpp"
 
 
 def rounds(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether products in ``dtype`` round float32 weights themselves. Not under torch.compile: a compiled graph updates no
-    weights on its way."""
+    """Whether products in ``dtype`` round float32 weights themselves: not in a compiled graph, which cannot update weights."""
     return BF16 and dtype is torch.bfloat16 and device.type == "cpu" and not torch.compiler.is_compiling()
 
 

@@ -51,8 +51,7 @@ LONGEST = 64  # rows that a tile of whole sequences takes; longer ones are atten
 
 
 def configurations(S: int, D: int, dtype: torch.dtype) -> list[dict]:
-    """Tiles and warps worth trying for sequences of S rows: none of them spills (``avfmae_benchmarks.aot``). The first is used
-    untuned."""
+    """Tiles and warps worth trying for sequences of S rows: none of them spills. The first is used untuned."""
     least, wide = tile_of(S), registers(D, dtype)
     largest = max(least, 64 // wide)
     return [
