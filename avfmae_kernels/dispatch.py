@@ -51,18 +51,10 @@ library = torch.library.Library("avfmae", "DEF")
 
 
 def register(
-    name: str,
-    schema: str = "",
-    reference: Callable | None = None,
-    *,
-    fake: Callable | None = None,
-    triton: str = "",
-    out: bool = False,
-    cuda_first: str = "",
-    cpu_levels: tuple[str, ...] = processor.LEVELS,
-    host: bool = False,
+    name: str, schema: str = "", reference: Callable | None = None, *, fake: Callable | None = None, triton: str = "",
+    out: bool = False, cuda_first: str = "", cpu_levels: tuple[str, ...] = processor.LEVELS, host: bool = False,
     strict: bool = True,
-) -> None:
+) -> None:  # fmt: skip
     """Defines an op. Called once, in the op's folder.
 
     Args:

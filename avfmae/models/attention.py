@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 import avfmae_kernels as K
+from avfmae.extras import need
 
 EPS = 1e-6  # every LayerNorm of the family
 
@@ -55,14 +56,7 @@ def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, backend: s
 
 
 def flash_attention():
-    try:
-        from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]  an extra
-    except ImportError as error:
-        raise RuntimeError(
-            f"attention='flash' was asked for, but flash-attn does not import ({error}); pip install 'avfmae[flash]', or "
-            "use 'sdpa'"
-        ) from error
-    return flash_attn_func
+    return need("flash_attn", "flash", "attention='flash'").flash_attn_func
 
 
 def pre_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -42,17 +42,10 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        run: RunConfig,
-        dist: Processes,
-        title: str,
-        model: nn.Module,
-        dataset: ClipDataset,
-        loss: LossFunction,
-        evaluate: Callable[[int], dict | None] = lambda epoch: None,
-        weights: list[float] | None = None,
+        self, run: RunConfig, dist: Processes, title: str, model: nn.Module, dataset: ClipDataset, loss: LossFunction,
+        evaluate: Callable[[int], dict | None] = lambda epoch: None, weights: list[float] | None = None,
         prepare: Callable[[Batch, int], Batch] = lambda batch, number: batch,
-    ):
+    ):  # fmt: skip
         optim = run.optim
         self.run, self.dist, self.title, self.model, self.prepare, self.evaluate = run, dist, title, model, prepare, evaluate
         self.dataset, self.out = dataset, Path(run.out)
@@ -144,10 +137,8 @@ class Trainer:
         self.found += batch.bad
         if len(batch.clips) < self.sampler.micro_batch:
             self.quarantine.add(self.found)
-            raise RuntimeError(
-                f"no readable clip was found in {ATTEMPTS} attempts to replace a bad one; "
-                f"the latest: {batch.bad[-1].path}: {batch.bad[-1].reason}"
-            )
+            latest = f"{batch.bad[-1].path}: {batch.bad[-1].reason}"
+            raise RuntimeError(f"no readable clip was found in {ATTEMPTS} attempts to replace a bad one; the latest: {latest}")
         return batch
 
     def read(self, step: int, values: dict) -> dict[str, float]:

@@ -21,7 +21,7 @@ register(
     "-> Tensor",
     reference,
     triton="avfmae_kernels.gather_patches.triton",
-    cuda_first="resamples a pixel's three channels together; Triton works out the filter's weights for each",
+    cuda_first="resamples what boxes show where it reads; Triton is given clips that were cropped before",
 )
 
 

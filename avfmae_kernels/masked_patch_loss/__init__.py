@@ -14,7 +14,7 @@ from avfmae_kernels.masked_patch_loss import reference
 ARGUMENTS = "Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] size=[]"
 KERNELS = {
     "triton": "avfmae_kernels.masked_patch_loss.triton",
-    "cuda_first": "reads, or resamples, every pixel once; Triton twice for each channel",
+    "cuda_first": "reads, or resamples, every pixel once; Triton twice for each channel, of clips that were cropped before",
 }
 register("masked_patch_loss", f"({ARGUMENTS}) -> Tensor", reference.masked_patch_loss, **KERNELS)
 register("masked_patch_loss_backward", f"(Tensor grad, {ARGUMENTS}) -> Tensor", reference.masked_patch_loss_backward, **KERNELS)

@@ -5,25 +5,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.triton_crop import cropped_pixel, taps
+from avfmae_kernels.crop_clips.reference import crop_clips
 from avfmae_kernels.triton_tools import launch, store
 
 
 @triton.jit
 def masked_patch_loss_kernel(
-    grad, pred, source, index, scored, result, rows_per_clip, T, H, W, boxes, stored_h, stored_w,
-    BACKWARD: tl.constexpr, TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr, EPS: tl.constexpr, C: tl.constexpr, PT: tl.constexpr,
-    PH: tl.constexpr, PW: tl.constexpr, T_BLOCK: tl.constexpr, S_BLOCK: tl.constexpr,
+    grad, pred, source, index, scored, result, rows_per_clip, T, H, W,
+    BACKWARD: tl.constexpr, EPS: tl.constexpr, C: tl.constexpr, PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
+    T_BLOCK: tl.constexpr, S_BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The error of a token; or, BACKWARD, the gradient to its prediction."""
     row = tl.program_id(0).to(tl.int64)
-    clip = row // rows_per_clip
     token, wanted = tl.load(index + row), tl.load(scored + row) != 0
     columns, lines = W // PW, H // PH
     inside = (token >= 0) & (token < (T // PT) * lines * columns)
     token = tl.where(inside & wanted, token, 0)  # others are given the clip's first tubelet: nothing outside is read
-    x0, y0, frame = token % columns * PW, token // columns % lines * PH, clip * T + token // (columns * lines) * PT
-    base = ((frame * H + y0) * W + x0) * C
+    x, y, frame = token % columns * PW, token // columns % lines * PH, token // (columns * lines) * PT
+    base = (((row // rows_per_clip * T + frame) * H + y) * W + x) * C
 
     pixels: tl.constexpr = PT * PH * PW
     t, s = tl.arange(0, T_BLOCK)[:, None], tl.arange(0, S_BLOCK)[None, :]
@@ -34,16 +33,8 @@ def masked_patch_loss_kernel(
         scale = tl.where(inside, scale * tl.load(grad + row), float("nan"))
     error = 0.0
     for c in tl.static_range(C):
-        if TAPS_Y:
-            y, x = y0 + s // PW + 0 * t, x0 + s % PW + 0 * t
-            box = boxes + clip * 4
-            value = cropped_pixel(source, box, frame + t, y, x, c, lane, H, W, stored_h, stored_w, TAPS_Y, TAPS_X)
-            # the frame before is among those that were resampled
-            of, other = tl.arange(0, T_BLOCK)[:, None, None], tl.arange(0, T_BLOCK)[None, :, None]
-            before = tl.sum(tl.where(other == of - 1, value[None, :, :], 0.0), 1)
-        else:
-            value = tl.load(source + base + place * C + c, mask=lane, other=0).to(tl.float32)
-            before = tl.load(source + base + (place - H * W) * C + c, mask=lane & (t > 0), other=0).to(tl.float32)
+        value = tl.load(source + base + place * C + c, mask=lane, other=0).to(tl.float32)
+        before = tl.load(source + base + (place - H * W) * C + c, mask=lane & (t > 0), other=0).to(tl.float32)
         mean = tl.sum(tl.sum(value, 1), 0) / pixels
         centred = tl.where(lane, value - mean, 0.0)
         inverse = 1.0 / (tl.sqrt(tl.sum(tl.sum(centred * centred, 1), 0) / (pixels - 1)) + EPS)
@@ -60,7 +51,6 @@ def masked_patch_loss_kernel(
 
 
 CONFIGURATIONS = [{"num_warps": 4}, {"num_warps": 2}, {"num_warps": 8}]
-THROUGH_BOXES = [{"num_warps": 8}, {"num_warps": 2}]  # of the errors; with 4 the crop's weights spill on sm_86
 
 
 def _launch(
@@ -69,15 +59,14 @@ def _launch(
 ) -> Tensor:  # fmt: skip
     if not index.numel():
         return result
+    if boxes is not None:
+        source = crop_clips(source, boxes, size)
     if source.ndim == 4:  # a spectrogram is a frame of one channel
         source, patch = source[..., None], [1, *patch]
-    (T, stored_h, stored_w, C), (pt, ph, pw) = source.shape[1:], patch
-    H, W = (stored_h, stored_w) if boxes is None else size
+    (T, H, W, C), (pt, ph, pw) = source.shape[1:], patch
     launch(
-        masked_patch_loss_kernel, (index.numel(),), CONFIGURATIONS if boxes is None or backward else THROUGH_BOXES,
-        grad, pred, source, index, scored.view(torch.uint8), result, index.shape[1],
-        T, H, W, source if boxes is None else boxes, stored_h, stored_w,
-        BACKWARD=backward, TAPS_Y=taps(boxes, stored_h, H), TAPS_X=taps(boxes, stored_w, W),
+        masked_patch_loss_kernel, (index.numel(),), CONFIGURATIONS,
+        grad, pred, source, index, scored.view(torch.uint8), result, index.shape[1], T, H, W, BACKWARD=backward,
         EPS=255e-6 if source.dtype == torch.uint8 else 1e-6,  # bytes are standardised as they are, 255 times as large
         C=C, PT=pt, PH=ph, PW=pw, T_BLOCK=triton.next_power_of_2(pt), S_BLOCK=triton.next_power_of_2(ph * pw),
     )  # fmt: skip

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avfmae_kernels import processor
+from avfmae_kernels.arguments import check_shape
 from avfmae_kernels.dispatch import AUTOMATIC, call, register
 from avfmae_kernels.matmul import reference
 
@@ -39,8 +40,8 @@ def matmul_bf16(a: Tensor, b: Tensor, bias: Tensor | None = None, dtype: torch.d
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"a, b: got {tuple(a.shape)} and {tuple(b.shape)}, expected (M, K) and (K, N)")
-    if bias is not None and bias.shape != b.shape[1:]:
-        raise ValueError(f"bias: got {tuple(bias.shape)}, expected ({b.shape[1]},)")
+    if bias is not None:
+        check_shape("bias", bias, b.shape[1:])
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype: got {dtype}, expected float32 or bfloat16")
     for name, factor in (("a", a), ("b", b)):
@@ -92,13 +93,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def to_input(grad: Tensor, weight: Tensor) -> Tensor:
     """The gradient to a linear layer's input: grad (..., O), weight (O, I) -> (..., I) in the dtype of grad."""
-    if rounds(grad.device, grad.dtype):
-        return torch.ops.avfmae.matmul_bf16(rows(grad), weight, None, grad.dtype).view(*grad.shape[:-1], -1)
-    return linear(grad, weight.mT, None) if has_faster(grad, grad.dtype) else grad @ weight
+    return linear(grad, weight.mT, None)
 
 
 def to_weight(grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient to a linear layer's weight: grad (rows, O), x (rows, I) -> (O, I) in ``dtype``."""
     if rounds(grad.device, grad.dtype):
         return torch.ops.avfmae.matmul_bf16(grad.mT, x, None, dtype)
-    return (linear(grad.mT, x.mT, None) if has_faster(grad, grad.dtype) else grad.mT @ x).to(dtype)
+    return linear(grad.mT, x.mT, None).to(dtype)

@@ -241,13 +241,10 @@ def lay_out(calls: dict[int, Call], returned: Iterable[Value]) -> Tensor:
             block.last = number
     for block in blocks_of(returned):
         block.last = max(calls, default=0) + 1
-    planned = [
-        block
-        for number, call in calls.items()
-        if call.function in EMPTY or writer(call)
-        for block in blocks_of(call.results)
-        if block.first == number
-    ]
+    planned: list[Block] = []
+    for number, call in calls.items():
+        if call.function in EMPTY or writer(call):
+            planned += [block for block in blocks_of(call.results) if block.first == number]
     top, placed = 0, []
     for block in sorted(planned, key=lambda block: -block.bytes):  # the largest first: at the lowest place that is free meanwhile
         begin = 0
