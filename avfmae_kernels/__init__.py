@@ -1,7 +1,7 @@
 """Kernels for audio-visual masked autoencoders: tensors in, tensors out, nothing of the model.
 
 Every op has one public function here and several implementations behind it; :func:`use` chooses between them and
-:func:`explain` says what runs and why the others do not.
+:func:`explain` says what runs and why the others do not. A ValueError names an argument of the wrong shape, dtype or device.
 """
 
 from avfmae_kernels.adamw import adamw, from_compact_moments, gradient_norm, matmul_adamw, to_compact_moments

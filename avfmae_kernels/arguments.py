@@ -29,20 +29,19 @@ def check_shape(name: str, tensor: torch.Tensor, shape: Sequence[int | str], *dt
     fits = tensor.ndim == len(shape) and all(
         isinstance(want, str) or n == want for n, want in zip(tensor.shape, shape, strict=True)
     )
-    if not fits or (dtypes and tensor.dtype not in dtypes):
-        *others, last = map(str, dtypes or [""])
-        kinds = f"{', '.join(others)} or {last} " if others else f"{last} ".lstrip()
-        sizes = f"({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
-        got = f"{tensor.dtype} {tuple(tensor.shape)}" if dtypes else f"{tuple(tensor.shape)}"
-        raise ValueError(f"{name}: got {got}, expected {kinds}{sizes}{like and f' like {like}'}")
+    if fits and (not dtypes or tensor.dtype in dtypes):
+        return
+    got, expected = (f"{tensor.dtype} ", f"{' or '.join(map(str, dtypes))} ") if dtypes else ("", "")
+    sizes = str(tuple(shape)).replace("'", "")
+    raise ValueError(f"{name}: got {got}{tuple(tensor.shape)}, expected {expected}{sizes}" + (f" like {like}" if like else ""))
 
 
 def check_devices(**tensors: torch.Tensor | None) -> None:
     """ValueError unless all tensors are on the device of the first."""
-    first_name, first = next(iter(tensors.items()))
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.device != first.device:
-            raise ValueError(f"{name}: is on {tensor.device}, expected {first.device} like {first_name}")
+    (first, expected), *others = [(name, tensor.device) for name, tensor in tensors.items() if tensor is not None]
+    for name, device in others:
+        if device != expected:
+            raise ValueError(f"{name}: is on {device}, expected {expected} like {first}")
 
 
 def check_range(name: str, index: torch.Tensor, count: int) -> None:

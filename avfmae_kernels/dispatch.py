@@ -73,7 +73,7 @@ def register(
     if host:
         compiled = frozenset() if MISSING["host"] else frozenset({"cpu"})
     else:
-        traced = fake or (lambda *args: tree_map(Tensor.contiguous, reference(*args)))
+        traced = fake or (lambda *args: tree_map(Tensor.contiguous, reference(*args)))  # pyright: ignore[reportOptionalCall]
         for op in (name, f"{name}_triton")[: 2 if triton else 1]:
             library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
             torch.library.register_fake(f"avfmae::{op}", traced, lib=library)

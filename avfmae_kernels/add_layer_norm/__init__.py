@@ -44,9 +44,6 @@ def add_layer_norm(
 
     Returns:
         The sum, in the wider dtype of ``x`` and ``residual`` (``x`` itself if nothing is added), and ``normalised``.
-
-    Raises:
-        ValueError: an argument has the wrong shape, dtype or device.
     """
     check(x, residual, weight, bias)
     dtype = dtype or total_dtype(x, residual)

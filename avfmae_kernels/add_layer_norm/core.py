@@ -61,11 +61,7 @@ def backward_into(
     implementation: str, grad_total: Tensor | None, grad: Tensor | None, total: Tensor, stats: Tensor, weight: Tensor,
     bias: Tensor, grad_x: Tensor, grad_residual: Tensor | None, normalised: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Writes the gradient to ``x`` (and to the residual, where it has another dtype; and the recomputed norm, where wanted).
-
-    Returns:
-        Gradients to weight and bias (2, C), in float32.
-    """
+    """Writes what is not None: gradients to ``x`` and the residual, the recomputed norm; returns the norm's own (2, C)."""
     parts = stats.new_empty(1 if implementation == "cpp" else min(528, len(stats)), 2, len(weight))
     given, written = map(_rows, (grad_total, grad, total)), map(_rows, (grad_x, grad_residual, normalised))
     op_of("add_layer_norm_backward", implementation)(*given, stats, weight, bias, *written, parts)

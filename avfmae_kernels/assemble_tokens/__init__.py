@@ -36,7 +36,6 @@ def assemble_tokens(
         (B, Nv + Nm, C) in the wider dtype of ``visible`` and ``positions``.
 
     Raises:
-        ValueError: an argument has the wrong shape, dtype or device.
         IndexError: an index is outside the positions (CPU); on a GPU that token is NaN instead.
     """
     if visible.ndim != 3 or not len(visible):

@@ -33,9 +33,6 @@ def crop_clips(video: Tensor, boxes: Tensor, size: Sequence[int], filter: str = 
 
     Returns:
         (B·V, T, H', W', 3) uint8.
-
-    Raises:
-        ValueError: an argument has the wrong shape, dtype or device.
     """
     if video.ndim != 5 or video.shape[-1] != 3 or video.dtype != torch.uint8 or not video.numel():
         raise ValueError(f"video: got {video.dtype} {tuple(video.shape)}, expected torch.uint8 (B, T, H, W, 3), not empty")

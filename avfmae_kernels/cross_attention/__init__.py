@@ -34,9 +34,6 @@ def cross_attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
 
     Returns:
         (B, Nq, C), contiguous, in the dtype of ``q``.
-
-    Raises:
-        ValueError: an argument has the wrong shape, dtype or device.
     """
     if q.ndim != 3 or not q.shape[0] or not q.shape[1]:
         raise ValueError(f"q: got {tuple(q.shape)}, expected (B, Nq, C) with at least one sequence and one query")

@@ -26,9 +26,6 @@ def gated_sum(gate_a: Tensor, a: Tensor, gate_b: Tensor, b: Tensor) -> Tensor:
 
     Returns:
         (..., C) in the dtype of ``a``.
-
-    Raises:
-        ValueError: an argument has the wrong shape, dtype or device.
     """
     if a.ndim < 1 or not a.numel():
         raise ValueError(f"a: got {tuple(a.shape)}, expected (..., C) with at least one number")

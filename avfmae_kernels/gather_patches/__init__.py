@@ -57,7 +57,6 @@ def gather_patches(
         (B, N, 3·pt·ph·pw) of ``dtype``.
 
     Raises:
-        ValueError: an argument has the wrong shape, dtype or device.
         IndexError: an index is outside the clip (CPU). On a GPU such a row is NaN instead, since finding out would
             stall the device; nothing outside the clip is read.
     """

@@ -26,9 +26,6 @@ def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The gradient to ``x``, and GELU(x).
-
-    Raises:
-        ValueError: an argument has the wrong shape, dtype or device.
     """
     if not x.numel() or not x.ndim:
         raise ValueError(f"x: got {tuple(x.shape)}, expected at least one dimension and one number")

@@ -54,7 +54,6 @@ def masked_patch_loss(
         A float32 scalar.
 
     Raises:
-        ValueError: an argument has the wrong shape, dtype or device.
         IndexError: an index of a scored token is outside the source (CPU); on a GPU the loss is NaN instead.
     """
     patch = list(patch)

@@ -34,9 +34,6 @@ def matmul_bf16(a: Tensor, b: Tensor, bias: Tensor | None = None, dtype: torch.d
 
     Returns:
         (M, N).
-
-    Raises:
-        ValueError: an argument has the wrong shape or dtype.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"a, b: got {tuple(a.shape)} and {tuple(b.shape)}, expected (M, K) and (K, N)")

@@ -33,9 +33,6 @@ def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
 
     Returns:
         (N, S, C), contiguous, in the dtype of ``qkv``.
-
-    Raises:
-        ValueError: an argument has the wrong shape or dtype.
     """
     if qkv.ndim != 3 or qkv.shape[2] % 3 or not len(qkv) or not qkv.shape[1]:
         raise ValueError(f"qkv: got {tuple(qkv.shape)}, expected (N, S, 3C) with N and S at least 1")

@@ -83,9 +83,7 @@ class EndsAtBadGradients:
 
 
 class OptimizerInBackward:
-    """Updates an optimizer's parameters during a backward pass.
-
-    Where a gradient is not finite its weights stay as they are; what was updated before stays updated.
+    """Updates an optimizer's parameters during a backward pass; those whose gradient is not finite stay as they are.
 
     Args:
         step: the training step that has the optimizer.

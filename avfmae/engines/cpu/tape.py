@@ -112,18 +112,12 @@ class Recorder(TorchDispatchMode):
     """Writes down every op that is dispatched while it is active.
 
     A tensor is known by the memory that it views, since autograd gives what it has saved back as another object. What is neither
-    an input nor any op's result was there before: weights, moments, the schedule.
-
-    Args:
-        inputs: tensors that are others in every replay.
-
-    Attributes:
-        fixed: whether all shapes are the same whatever the numbers are; only then there is a tape.
+    an input nor any op's result was there before: weights, moments, the schedule. Inputs are others in every replay.
     """
 
     def __init__(self, inputs: Sequence[Tensor]):
         super().__init__()
-        self.fixed = True
+        self.fixed = True  # whether all shapes are the same whatever the numbers are; only then there is a tape
         self.calls: list[Call] = []
         self.numbers = count()
         self.values: dict[tuple, tuple[Value, StorageWeakRef]] = {}
