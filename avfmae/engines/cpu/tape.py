@@ -245,10 +245,14 @@ def lay_out(calls: dict[int, Call], returned: Iterable[Value]) -> Tensor:
         for other in [other for other in placed if other.first <= block.last and block.first <= other.last]:
             if begin + block.bytes <= other.offset:
                 break
-            begin = max(begin, -(-(other.offset + other.bytes) // ALIGNMENT) * ALIGNMENT)
-        block.offset, top = begin, max(top, begin + block.bytes)
+            begin = max(begin, other.offset + aligned(other.bytes))
+        block.offset, top = begin, max(top, begin + aligned(block.bytes))
         insort(placed, block, key=lambda block: block.offset)
     return torch.empty(top, dtype=torch.uint8)
+
+
+def aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def blocks_of(values: Iterable[Value | None]) -> list[Block]:
