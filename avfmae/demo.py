@@ -37,8 +37,8 @@ STUDIO = dict(zip(EMOTIONS, ("calm-happy", "joy", "grief", "rage", "astonished",
 STAGE = dict(zip(EMOTIONS, ("serene", "elated", "sorrow", "fury", "amazed", "panic"), strict=True))
 SETS = {
     "wild": DemoSet("wild", first=0, people=70),
-    "studio": DemoSet("studio", first=100, people=8, held_out=2, labels=STUDIO),
-    "stage": DemoSet("stage", first=200, people=8, held_out=2, labels=STAGE),
+    "studio": DemoSet("studio", first=100, people=6, held_out=2, labels=STUDIO),
+    "stage": DemoSet("stage", first=200, people=6, held_out=2, labels=STAGE),
     "target": DemoSet("target", first=300, people=28, labels={e: e for e in EMOTIONS}),
 }
 TEST_PEOPLE = 20
@@ -56,7 +56,7 @@ ROWS = {
     "both": "after pre-training and PSI",
 }
 PSI_RATES = {"psi": 8e-2, "both": 8e-2}
-FINETUNING_RATES = {"scratch": 2e-1, "pretraining": 2e-1, "psi": 1e-1, "both": 1e-1}
+FINETUNING_RATES = {"scratch": 1.6e-1, "pretraining": 1.6e-1, "psi": 8e-2, "both": 8e-2}
 RATES = (2e-2, 4e-2, 8e-2, 1.6e-1)
 FOLDS = 3  # of the training people, for choosing
 
@@ -75,8 +75,8 @@ def draw(run: DemoConfig) -> dict[str, Path]:
     """Draws the sets and prepares them as one.
 
     Returns:
-        Manifests: of each set, of all clips but the test people's (``unlabelled``), and of the target's training people
-        (``training``), among whom rates are chosen.
+        Manifests: of each set; of all clips but the test people's (``unlabelled``); of all that have labels, under the target's
+        names (``labelled``); and of the target's training people (``training``), among whom rates are chosen.
     """
     media = run.out / "media"
     drawn = [
@@ -90,6 +90,9 @@ def draw(run: DemoConfig) -> dict[str, Path]:
     clips = read_manifest(prepare(prepared))
     parts = {name: [c for c in clips if c.dataset == name] for name in SETS}
     parts["unlabelled"] = [c for c in clips if c.split != "test"]
+    emotion = {name: emotion for labels in (STUDIO, STAGE) for emotion, name in labels.items()}
+    others = [replace(c, label=emotion[c.label], split="train") for name in ("studio", "stage") for c in parts[name]]
+    parts["labelled"] = [replace(c, id=i) for i, c in enumerate(others + parts["target"])]
     parts["training"] = [c for c in parts["target"] if c.split == "train"]
     for name, part in parts.items():
         write_manifest(media / f"{name}-prepared.csv", part)
@@ -154,19 +157,17 @@ class Stages:
         return self.submit(f"fine-tuning {ROWS[row]}, seed {seed}", finetune, config)
 
     def probe(self, title: str, weights: Path | None, seed: int) -> Future:
-        clips = read_manifest(self.manifests["target"])
+        clips = read_manifest(self.manifests["labelled"])
         arguments = (ModelConfig.preset(PRESET), weights, clips, self.common["data"], tuple(EMOTIONS), seed)
         return self.lanes.submit(in_lane, f"linear probe of {title}", linear_probe, *arguments)
 
     def choose_rates(self) -> None:
         """Trains with every rate, and prints each row's recall on people who were held out of training."""
         folder, pretrained = self.run.out / "rates", self.pretrain()
-        start: dict[str, Path | None] = {"scratch": None, "pretraining": pretrained.result()}
-        runs = {
-            (row, rate): self.psi(row, init, rate, f"rates/psi-{row}-{rate}")
-            for row, init in (("psi", None), ("both", start["pretraining"]))
-            for rate in RATES
-        }
+        start: dict[str, Path | None] = {"scratch": None}
+        runs = {("psi", rate): self.psi("psi", None, rate, f"rates/psi-psi-{rate}") for rate in RATES}  # beside pre-training
+        start["pretraining"] = pretrained.result()
+        runs |= {("both", rate): self.psi("both", start["pretraining"], rate, f"rates/psi-both-{rate}") for rate in RATES}
         print_rates("PSI", {key: psi_recall(folder / f"psi-{key[0]}-{key[1]}", run) for key, run in runs.items()})
         for row, rate in PSI_RATES.items():
             start[row] = runs[row, rate].result()
