@@ -280,9 +280,8 @@ def cut_sound(source: Source, start: float, seconds: float) -> tuple[np.ndarray 
     """The sound from the first frame on; by how many seconds it ends before (-) or after the video; and flags."""
     if not source.info.has_audio:
         return None, None, ["no-audio"]
-    try:
-        sound = source.sound(start, start + seconds)
-    except MediaError:
+    sound = source.sound(start, start + seconds)
+    if not len(sound):
         return None, None, ["no-audio"]
     drift = round(len(sound) / SAMPLE_RATE - seconds, 3)
     flags = ["sound-ends-early"] if drift < -DRIFT - 1 / source.info.fps else []

@@ -51,7 +51,13 @@ KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
     "prores-mov": (".mov", "prores_ks", {}),
     "ffv1-mkv": (".mkv", "ffv1", {"g": "10"}),
     "flv1-flv": (".flv", "flv", {"g": "12"}),
+    "wmv1-asf": (".asf", "wmv1", {"g": "12"}),
     "wmv2-asf": (".asf", "wmv2", {"g": "12"}),
+    "msmpeg4v2-avi": (".avi", "msmpeg4v2", {"g": "12"}),
+    "msmpeg4v3-avi": (".avi", "msmpeg4", {"g": "12"}),
+    "huffyuv-avi": (".avi", "huffyuv", {}),
+    "png-mov": (".mov", "png", {}),
+    "rawvideo-avi": (".avi", "rawvideo", {}),
 }
 
 
@@ -82,7 +88,9 @@ def write(path: Path, encoder: str, options: dict[str, str], count: int = 64, fi
     with av.open(str(path), "w", options=container) as out:
         stream = out.add_stream(encoder, rate=FPS)
         stream.height, stream.width = clock(0).shape[:2]
-        stream.pix_fmt = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le"}.get(encoder, "yuv420p")
+        stream.pix_fmt = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le", "huffyuv": "yuv422p", "png": "rgb24"}.get(
+            encoder, "yuv420p"
+        )
         stream.codec_context.thread_count, stream.options = 1, options
         for number in range(count):
             picture = av.VideoFrame.from_ndarray(clock(number), format="rgb24")
