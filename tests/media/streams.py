@@ -14,6 +14,8 @@ CLOSED = {"x264-params": f"{X264}:keyint=12:open-gop=0"}
 HIDDEN = {"g": "24", "auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good", "cpu-used": "5", "b": "200k"}
 BACKWARD = {"g": "12", "bf": "2"}
 
+PIXELS = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le", "huffyuv": "yuv422p", "png": "rgb24"}  # where not yuv420p
+
 # What it is called: (suffix, encoder, its options)
 KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
     "h264-mp4": (".mp4", "libx264", CLOSED),
@@ -79,24 +81,59 @@ def told(frame: np.ndarray) -> int:
     return sum((block > 125) << bit for bit, block in enumerate(blocks))
 
 
-def write(path: Path, encoder: str, options: dict[str, str], count: int = 64, first: int = 0, **container: str) -> None:
+def bursts(seconds: float, rate: int) -> np.ndarray:
+    """Silence with 30 ms of tone every 0.2 s, each of which tells its time by its pitch."""
+    t = np.arange(round(seconds * rate)) / rate
+    since = t % 0.2
+    return np.where(since < 0.03, 0.6 * np.sin(2 * np.pi * (500 + 150 * (t // 0.2)) * since), 0)
+
+
+def delays(samples: np.ndarray) -> np.ndarray:
+    """By how many seconds each whole burst of 16 kHz samples comes later than the place where it is."""
+    loud = np.flatnonzero(np.abs(samples) > 0.15)
+    begins = [
+        n for n, before in zip(loud, np.r_[-9999, loud[:-1]], strict=True) if n - before > 800 and 0 < n < len(samples) - 480
+    ]
+    pitches = [np.abs(np.fft.rfft(samples[n : n + 448] * np.hanning(448), 1 << 14)).argmax() * 16_000 / (1 << 14) for n in begins]
+    return np.array([n / 16_000 - 0.2 * round((p - 500) / 150) for n, p in zip(begins, pitches, strict=True)])
+
+
+def write(path: Path, encoder: str, options: dict[str, str], count: int = 64, first: int = 0, sound: str | None = None,
+          size: tuple[int, int] = (64, 112), rate: int = 48_000, stamps: list[int] | None = None, **container: str) -> None:  # fmt: skip
     """Writes ``count`` clocks. The first is shown at frame time ``first``; what is before 0 an edit list hides, in mp4.
 
     Args:
+        sound: encoder of the bursts beside it. stamps: frame times in place of one after the other.
         container: options of the container.
     """
     with av.open(str(path), "w", options=container) as out:
         stream = out.add_stream(encoder, rate=FPS)
-        stream.height, stream.width = clock(0).shape[:2]
-        stream.pix_fmt = {"mjpeg": "yuvj420p", "prores_ks": "yuv422p10le", "huffyuv": "yuv422p", "png": "rgb24"}.get(
-            encoder, "yuv420p"
-        )
+        stream.height, stream.width = size
+        stream.pix_fmt = PIXELS.get(encoder, "yuv420p")
         stream.codec_context.thread_count, stream.options = 1, options
+        heard = sound and out.add_stream(sound, rate=rate, layout="stereo" if encoder == "dvvideo" else "mono")
+        if sound == "wmav2":
+            heard.bit_rate = 96_000
         for number in range(count):
-            picture = av.VideoFrame.from_ndarray(clock(number), format="rgb24")
-            picture.pts, picture.time_base = first + number, Fraction(1, FPS)
+            picture = av.VideoFrame.from_ndarray(clock(number, *size), format="rgb24")
+            picture.pts, picture.time_base = first + (number if stamps is None else stamps[number]), Fraction(1, FPS)
             out.mux(stream.encode(picture))
         out.mux(stream.encode())
+        if heard:
+            voice(out, heard, bursts(count / FPS, rate), first / FPS)
+
+
+def voice(out: av.container.OutputContainer, stream: av.AudioStream, samples: np.ndarray, begin: float = 0.0) -> None:
+    """Encodes samples into a stream of a file that is being written."""
+    rate, channels = stream.rate, stream.layout.nb_channels
+    resampler = av.AudioResampler(
+        stream.format.name, stream.layout.name, rate, frame_size=stream.codec_context.frame_size or 1024
+    )
+    frame = av.AudioFrame.from_ndarray(np.tile(samples, (channels, 1)).astype(np.float32), "fltp", stream.layout.name)
+    frame.rate, frame.pts, frame.time_base = rate, round(begin * rate), Fraction(1, rate)
+    for piece in (*resampler.resample(frame), *resampler.resample(None)):
+        out.mux(stream.encode(piece))
+    out.mux(stream.encode())
 
 
 def decode_all(path: str) -> np.ndarray:

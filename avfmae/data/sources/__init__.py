@@ -5,6 +5,7 @@
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from avfmae.data.sources.source import KINDS, MediaError, Source, VideoInfo, reg
 if TYPE_CHECKING:
     from avfmae.data.manifest import Clip
 
-__all__ = ["KINDS", "NOMINAL_FPS", "MediaError", "Source", "VideoInfo", "clip_suffixes", "open_clip", "register", "shard_numbers"]
+__all__ = ["KINDS", "NOMINAL_FPS", "MediaError", "Source", "VideoInfo", "find_files", "open_clip", "register", "shard_numbers"]
 
 
 def kind_of(path: str) -> type[Source]:
@@ -80,6 +81,22 @@ def shard_numbers(paths: Iterable[str]) -> tuple[int, ...] | None:
     return tuple(found)
 
 
-def clip_suffixes() -> frozenset[str]:
-    """The suffixes by which a folder's files are known to be clips."""
-    return MediaFile.suffixes.union(*(kind.suffixes for kind in KINDS))
+def find_files(folder: str | os.PathLike) -> tuple[list[str], Counter[str]]:
+    """All clips below a folder, in the order of their paths, and how many other files there are of each suffix.
+
+    Files are known by their suffixes, in capitals too; hidden ones are left out. Linked folders are followed, each folder once.
+    """
+    suffixes, found, others, seen = MediaFile.suffixes.union(*(kind.suffixes for kind in KINDS)), [], Counter(), set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith(".") or suffix not in suffixes:
+                others[suffix or "no suffix"] += 1
+            else:
+                found.append(os.path.join(root, name))
+    return sorted(found), others
