@@ -1,5 +1,6 @@
 """Small files of every kind of stream whose frames are easily taken for others: open groups, frames out of order, edit lists."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -91,21 +92,22 @@ def bursts(seconds: float, rate: int) -> np.ndarray:
 def delays(samples: np.ndarray) -> np.ndarray:
     """By how many seconds each whole burst of 16 kHz samples comes later than the place where it is."""
     loud = np.flatnonzero(np.abs(samples) > 0.15)
-    begins = [
-        n for n, before in zip(loud, np.r_[-9999, loud[:-1]], strict=True) if n - before > 800 and 0 < n < len(samples) - 480
-    ]
+    begins = loud[(np.diff(loud, prepend=-9999) > 800) & (loud > 400) & (loud < len(samples) - 480)]
     pitches = [np.abs(np.fft.rfft(samples[n : n + 448] * np.hanning(448), 1 << 14)).argmax() * 16_000 / (1 << 14) for n in begins]
     return np.array([n / 16_000 - 0.2 * round((p - 500) / 150) for n, p in zip(begins, pitches, strict=True)])
 
 
-def write(path: Path, encoder: str, options: dict[str, str], count: int = 64, first: int = 0, sound: str | None = None,
-          size: tuple[int, int] = (64, 112), rate: int = 48_000, stamps: list[int] | None = None, **container: str) -> None:  # fmt: skip
+def write(
+    path: Path, encoder: str, options: dict[str, str], count: int = 64, first: int = 0, sound: str | None = None,
+    size: tuple[int, int] = (64, 112), rate: int = 48_000, stamps: Sequence[int] | None = None, **container: str,
+) -> None:  # fmt: skip
     """Writes ``count`` clocks. The first is shown at frame time ``first``; what is before 0 an edit list hides, in mp4.
 
     Args:
         sound: encoder of the bursts beside it. stamps: frame times in place of one after the other.
         container: options of the container.
     """
+    stamps = range(count) if stamps is None else stamps
     with av.open(str(path), "w", options=container) as out:
         stream = out.add_stream(encoder, rate=FPS)
         stream.height, stream.width = size
@@ -116,11 +118,11 @@ def write(path: Path, encoder: str, options: dict[str, str], count: int = 64, fi
             heard.bit_rate = 96_000
         for number in range(count):
             picture = av.VideoFrame.from_ndarray(clock(number, *size), format="rgb24")
-            picture.pts, picture.time_base = first + (number if stamps is None else stamps[number]), Fraction(1, FPS)
+            picture.pts, picture.time_base = first + stamps[number], Fraction(1, FPS)
             out.mux(stream.encode(picture))
         out.mux(stream.encode())
         if heard:
-            voice(out, heard, bursts(count / FPS, rate), first / FPS)
+            voice(out, heard, bursts((2 * stamps[-1] - stamps[-2]) / FPS, rate), first / FPS)
 
 
 def voice(out: av.container.OutputContainer, stream: av.AudioStream, samples: np.ndarray, begin: float = 0.0) -> None:
