@@ -28,7 +28,7 @@ from avfmae.data import faces
 from avfmae.data.config import SAMPLE_RATE
 from avfmae.data.dataset import frame_range
 from avfmae.data.manifest import COLUMNS, FACE, MANIFESTS, Clip, read_manifest
-from avfmae.data.shards import Sample, encode_sound, encode_video, write_shard
+from avfmae.data.shards import TICKS, Sample, encode_sound, encode_video, write_shard
 from avfmae.data.sources import MediaError, Source, find_files, open_clip
 from avfmae.data.sources.prepared import Shard
 from avfmae.data.workers import TaskContext, WorkerFailure, Workers
@@ -192,14 +192,15 @@ def prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
 
 
 def _prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
-    source = open_clip(clip)
+    source = open_clip(clip, run.sound_track)
     info = source.info
     low, high = frame_range(info, clip)
     flags, count = [], high - low
     if count < run.min_frames:
         flags.append("short")
     height, width = next(source.frames_between(low, high)).shape[:2]
-    times = np.maximum.accumulate(info.times[low:high]) + np.arange(count) * 1e-6  # stamps that repeat are told apart
+    apart = np.arange(count) * 2 / TICKS  # of stamps that repeat
+    times = np.maximum.accumulate(info.times[low:high] - apart) + apart
     seconds = float(times[-1] - times[0] + 1 / info.fps)
     face, share, seen, warps = _find(source, clip.face, run, low, high, (height, width))
     if face is None and run.detector != "precropped":

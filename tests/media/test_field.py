@@ -20,7 +20,7 @@ from avfmae.data.config import DataConfig
 from avfmae.data.dataset import PretrainDataset, read_window_audio, sample_window
 from avfmae.data.loader import loader
 from avfmae.data.manifest import Clip
-from avfmae.data.sources import MediaError, find_files, open_clip
+from avfmae.data.sources import MediaError, find_files, open_clip, probing
 
 X264 = ("libx264", CLOSED)
 
@@ -412,3 +412,15 @@ def test_an_hour_costs_what_a_minute_costs(suffix, tmp_path):
         spent[second].append(time.process_time() - before)
         assert [told(frame) for frame in frames] == (numbers % 64).tolist() and len(sound) == 48_000
     assert min(spent[3590]) < 2 * min(spent[1]), spent
+
+
+def test_what_is_kept_of_files_is_bounded(plain, tmp_path, monkeypatch):
+    """By frames: of long recordings few are kept."""
+    paths = [tmp_path / f"{k}.mp4" for k in range(5)]
+    for path in paths:
+        path.symlink_to(plain)
+    probing.forget()
+    monkeypatch.setattr(probing, "CACHED", 200)
+    for path in (*paths, paths[3]):
+        assert len(open_clip(path).info.times) == 64
+    assert [Path(path).name for path, _ in probing._cache] == ["2.mp4", "4.mp4", "3.mp4"]

@@ -33,11 +33,12 @@ class FrameFolder(Source):
         return VideoInfo(np.arange(len(self.files)) / NOMINAL_FPS, 0.0, NOMINAL_FPS, has_audio=False)
 
     def frames(self, numbers, arena=None):
+        numbers = self.checked(numbers)
         with as_media_error(self.path, "a frame image does not decode"):
             with Image.open(self.files[0]) as first:
                 self.check_size(len(numbers), *first.size)
                 size = ImageOps.exif_transpose(first).size
-            return np.stack([self._read(self.files[i], size) for i in self.checked(numbers)])
+            return np.stack([self._read(self.files[i], size) for i in numbers])
 
     def _read(self, file: Path, size: tuple[int, int]) -> np.ndarray:
         """The image, turned as it says, in the size of the folder's first."""

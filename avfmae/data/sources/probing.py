@@ -2,9 +2,9 @@
 
 import os
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
@@ -145,16 +145,30 @@ class Index:
         yield 0
 
 
-@lru_cache(maxsize=65536)
+CACHED = 1_000_000  # frames of the files whose indices are kept, 16 bytes and more each
+_cache: OrderedDict[tuple[str, str | None], Index] = OrderedDict()  # the latest at the end
+
+
 def probe(path: str, sound_track: str | None = None) -> Index:
     """Reads when a video's frames are shown, without decoding it. Sound alone gets the times that a video beside it would have.
 
     Raises:
         MediaError: missing, empty, truncated, or neither video nor sound.
     """
-    found = _Packets()
-    with as_media_error(path, lambda: f"breaks off after {len(found.stamps)} frames"), open_media(path) as container:
-        return probe_container(path, container, found, sound_track)
+    if (index := _cache.pop((path, sound_track), None)) is None:
+        found = _Packets()
+        with as_media_error(path, lambda: f"breaks off after {len(found.stamps)} frames"), open_media(path) as container:
+            index = probe_container(path, container, found, sound_track)
+        room = CACHED - len(index.info.times)
+        while _cache and sum(len(kept.info.times) for kept in _cache.values()) > room:
+            _cache.popitem(last=False)
+    _cache[path, sound_track] = index
+    return index
+
+
+def forget() -> None:
+    """Forgets what was read of files."""
+    _cache.clear()
 
 
 @dataclass

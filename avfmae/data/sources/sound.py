@@ -14,6 +14,7 @@ from avfmae.data.sources.source import MediaError, as_media_error
 
 CUED = {"matroska", "webm", "flv"}  # containers that know where the video's key frames lie, and nothing of the sound
 SEEK_BACK = 0.5  # seconds before a window from which its sound is decoded: codecs need the packets before
+SETTLED = 0.15  # seconds before a window from which its sound is resampled
 GAP = 0.05  # seconds by which stamps and samples must differ to be a gap, not a guess of the container's
 LOUDEST = 2.0  # samples beyond it, where full scale is 1, are flagged
 
@@ -52,13 +53,12 @@ def _fill(window: np.ndarray, path: str, index: Index, start: float, end: float,
                 _seek(container, index, stream, start - SEEK_BACK)
             except av.FFmpegError:
                 return None
-        frames = _decoded(container, stream, (start - SEEK_BACK) if seek else -np.inf, end, met)
-        for anew, stamp, samples in _resampled(_on_grid(frames, stream)):
-            stamped = place or 0 if stamp is None else round((stamp - start) * SAMPLE_RATE)
-            if place is None and seek and stamped > 0:
-                return None
-            if place is None or place < 0 or anew or abs(stamped - place) > GAP * SAMPLE_RATE:
-                place = stamped  # before the window it costs nothing, and the first stamps after a seek may be guesses
+        frames = _decoded(container, stream, seek, start, end, met)
+        for time, samples in _resampled(_on_grid(frames, stream)):
+            if time is not None:
+                if seek and place is None and time > start:
+                    return None
+                place = round((time - start) * SAMPLE_RATE)
             low, high = max(place, 0), min(place + len(samples), len(window))
             if high > low:
                 window[low:high] = samples[low - place : high - place]
@@ -78,11 +78,13 @@ def _seek(container: Any, index: Index, stream: Any, time: float) -> None:
         container.seek(int(time / stream.time_base), stream=stream)
 
 
-def _decoded(container: Any, stream: Any, begin: float, end: float, met: set[str]) -> Iterator[av.AudioFrame | None]:
-    """The frames from ``begin``, if that is finite after a seek, to ``end`` (seconds), and None for a damaged packet."""
-    begun = not np.isfinite(begin)
+def _decoded(
+    container: Any, stream: Any, sought: bool, start: float, end: float, met: set[str]
+) -> Iterator[av.AudioFrame | None]:
+    """The frames from a little before ``start`` to ``end``, in seconds, and None for a damaged packet."""
+    begun = not sought
     for packet in continuous(container, stream):
-        if not begun and packet.pts is not None and float((packet.pts + (packet.duration or 0)) * packet.time_base) < begin:
+        if not begun and packet.pts is not None and packet.pts * packet.time_base < start - SEEK_BACK - 0.1:
             continue
         try:
             frames = packet.decode()
@@ -91,25 +93,31 @@ def _decoded(container: Any, stream: Any, begin: float, end: float, met: set[str
             met |= {"sound-damaged"} if begun else set()
         begun = begun or bool(frames)
         for frame in frames:
-            if frame is not None and frame.pts is not None and frame.time >= end + GAP:
-                return
+            if frame is not None and frame.pts is not None:
+                if frame.time >= end + GAP:
+                    return
+                if frame.time < start - SETTLED:
+                    continue
             yield frame
 
 
-def _resampled(frames: Iterable[av.AudioFrame | None]) -> Iterator[tuple[bool, float | None, np.ndarray]]:
-    """(whether they do not follow the ones before, seconds, samples) of frames whose rate, format and channels may change."""
-    resampler, kind = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE), None
+def _resampled(frames: Iterable[av.AudioFrame | None]) -> Iterator[tuple[float | None, np.ndarray]]:
+    """(seconds, samples) of the frames, which may have gaps and change their rate, format and channels; seconds are given where
+    samples do not follow the ones before."""
+    resampler, kind, due, begin = None, None, 0.0, 0.0
     for frame in chain(frames, [None]):
         new = None if frame is None else (frame.format.name, frame.layout.name, frame.sample_rate)
-        out, anew = [], new != kind
-        if anew and kind is not None:
-            out = [(False, piece) for piece in resampler.resample(None)]
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-        kind = new
-        if frame is not None:
-            out += [(anew and not k, piece) for k, piece in enumerate(resampler.resample(frame))]
-        for apart, piece in out:
-            yield apart, None if piece.pts is None else float(piece.pts * piece.time_base), piece.to_ndarray()[0]
+        time = due if frame is None or frame.pts is None else frame.time
+        if new != kind or abs(time - due) > GAP:
+            if resampler is not None:
+                yield from ((None, piece.to_ndarray()[0]) for piece in resampler.resample(None))
+            resampler = new and av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+            kind, due, begin = new, time, time
+        if frame is not None and resampler is not None:
+            due += frame.samples / frame.sample_rate
+            for piece in resampler.resample(frame):
+                yield begin, piece.to_ndarray()[0]
+                begin = None
 
 
 def _on_grid(frames: Iterator[av.AudioFrame | None], stream: Any) -> Iterator[av.AudioFrame | None]:
