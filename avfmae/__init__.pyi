@@ -8,18 +8,6 @@ from .models.pretraining import AVFMAEForPretraining
 
 __version__: str
 __all__ = [
-    "AVFMAEForFinetuning",
-    "AVFMAEForPretraining",
-    "DualMask",
-    "ModelConfig",
-    "checkpoints",
-    "config",
-    "data",
-    "load_released",
-    "losses",
-    "masking",
-    "metrics",
-    "models",
-    "released_gradients",
-    "released_state_dict",
-]
+    "AVFMAEForFinetuning", "AVFMAEForPretraining", "DualMask", "ModelConfig", "checkpoints", "config", "data",
+    "load_released", "losses", "masking", "metrics", "models", "released_gradients", "released_state_dict",
+]  # fmt: skip

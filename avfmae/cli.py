@@ -1,6 +1,5 @@
 """The command line. A command imports its options, parses them, and only then imports what it runs: help needs no torch."""
 
-import dataclasses
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -75,12 +74,6 @@ def run_finetune(run: Any) -> None:
     print_results(finetune(run))
 
 
-def run_evaluate(run: Any) -> None:
-    from avfmae.inference.evaluate import evaluate
-
-    evaluate(**{f.name: getattr(run, f.name) for f in dataclasses.fields(run)})
-
-
 def run_import_list(run: Any) -> None:
     from avfmae.data.manifest import read_released_list, write_manifest
 
@@ -89,12 +82,6 @@ def run_import_list(run: Any) -> None:
     clips = read_released_list(run.source)
     write_manifest(run.manifest, clips)
     print(f"{run.manifest}: {len(clips)} clips")
-
-
-def run_bench(arguments: Sequence[str]) -> None:
-    from avfmae_benchmarks.command import bench
-
-    bench(arguments)
 
 
 def run_doctor(arguments: Sequence[str]) -> None:
@@ -115,8 +102,8 @@ COMMANDS: dict[str, tuple[str | Callable[[Any], Any], str | None]] = {
     "pretrain": ("avfmae.stages.pretrain:pretrain", "avfmae.stages.config:PretrainConfig"),
     "psi": ("avfmae.stages.psi:psi", "avfmae.stages.config:PSIConfig"),
     "finetune": (run_finetune, "avfmae.stages.config:FinetuneConfig"),
-    "evaluate": (run_evaluate, "avfmae.options:EvaluateConfig"),
-    "bench": (run_bench, None),
+    "evaluate": ("avfmae.inference.evaluate:evaluate", "avfmae.options:EvaluateConfig"),
+    "bench": ("avfmae_benchmarks.command:bench", None),
     "doctor": (run_doctor, None),
 }
 

@@ -109,15 +109,13 @@ class ModelConfig:
                 parts = math.lcm(parts, m.grid[0] * spatial)
             if m.visible % parts or not 0 < m.visible < m.tokens:
                 raise ValueError(f"{name}.visible: got {m.visible} of {m.tokens} tokens, expected fewer, a multiple of {parts}")
-            if not self.decoder_masks and m.decoded != m.tokens - m.visible:
-                raise ValueError(
-                    f"{name}.decoded: got {m.decoded}, expected the {m.tokens - m.visible} tokens that are not visible"
-                )
+            hidden = m.tokens - m.visible
+            if not self.decoder_masks and m.decoded != hidden:
+                raise ValueError(f"{name}.decoded: got {m.decoded}, expected the {hidden} tokens that are not visible")
             half = self.decoder_masks and name == "video"  # which running cells show
             if not 0 < m.decoded <= m.tokens or (half and m.decoded * 2 != m.tokens):
-                raise ValueError(
-                    f"{name}.decoded: got {m.decoded} of {m.tokens} tokens, expected {'half' if half else '1 or more'}"
-                )
+                expected = "half" if half else "1 or more"
+                raise ValueError(f"{name}.decoded: got {m.decoded} of {m.tokens} tokens, expected {expected}")
 
     @property
     def balanced(self) -> bool:
@@ -133,11 +131,9 @@ class ModelConfig:
 
     def replace(self, **changes) -> "ModelConfig":
         """A copy with some fields changed."""
-        unknown = set(changes) - set(self.__dataclass_fields__)
-        if unknown:
-            raise ValueError(
-                f"ModelConfig has no field {', '.join(sorted(unknown))}; it has {', '.join(self.__dataclass_fields__)}"
-            )
+        known = self.__dataclass_fields__
+        if unknown := set(changes) - set(known):
+            raise ValueError(f"ModelConfig has no field {', '.join(sorted(unknown))}; it has {', '.join(known)}")
         return replace(self, **changes)
 
 
@@ -151,11 +147,7 @@ PRESETS = {
     "large": ModelConfig(width=640, heads=10, depth=12, skip_blocks=(3, 7, 11), decoder_width=512, decoder_heads=8),
     "huge": ModelConfig(width=768, heads=12, depth=15, skip_blocks=(4, 9, 14), decoder_width=640, decoder_heads=8),
     "hicmae_base": ModelConfig(
-        encoder="vit",
-        fusion="cross",
-        balanced_masks=False,
-        decoder_masks=False,
-        video=replace(VIDEO, decoded=720),
-        audio=replace(AUDIO, visible=26, decoded=102),
+        encoder="vit", fusion="cross", balanced_masks=False, decoder_masks=False,
+        video=replace(VIDEO, decoded=720), audio=replace(AUDIO, visible=26, decoded=102),
     ),
 }  # fmt: skip

@@ -33,10 +33,8 @@ def facts() -> dict[str, str]:
     decoders = [f"{name} {v}" for name in ("av", "decord2", "decord") if (v := _version(name))]
     return {
         "avfmae": f"{avfmae.__version__} on Python {platform.python_version()}, {platform.machine()}",
-        "torch": (
-            f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} CPU threads, "
-            f"{torch.backends.cpu.get_cpu_capability()}"
-        ),
+        "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}",
+        "torch's CPU": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
         "triton": _version("triton") or "not installed",
         "GPU": gpu,
         "processor": f"{processor.LEVEL or platform.machine()}{' (AVFMAE_ISA)' if os.environ.get('AVFMAE_ISA') else ''}",

@@ -5,16 +5,7 @@ from types import ModuleType
 
 
 def need(module: str, extra: str, feature: str) -> ModuleType:
-    """Imports a module that an extra of the package brings.
-
-    Args:
-        module: its import name.
-        extra: the name in ``pip install 'avfmae[EXTRA]'``.
-        feature: what asked for it, as the user wrote it.
-
-    Raises:
-        RuntimeError: it does not import; names the feature, the module and the extra.
-    """
+    """Imports a module of ``pip install 'avfmae[EXTRA]'``; a RuntimeError names the ``feature`` that asked for it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

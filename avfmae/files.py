@@ -7,8 +7,7 @@ from pathlib import Path
 
 
 class atomic_write:
-    """Gives a temporary path beside ``path``, with ``.part`` behind it; on a clean exit it is synced to disk and takes the place
-    of ``path``."""
+    """Gives a temporary path beside ``path``; on a clean exit it is synced to disk and takes the place of ``path``."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)

@@ -20,13 +20,9 @@ def world_size() -> int:
 
 
 def reconstruction_loss(
-    pred: Tensor,
-    source: Tensor,
-    mask: ModalityMask,
-    patch: tuple[int, ...],
-    boxes: Tensor | None = None,
+    pred: Tensor, source: Tensor, mask: ModalityMask, patch: tuple[int, ...], boxes: Tensor | None = None,
     size: tuple[int, ...] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Mean square error against the standardised patches, averaged over the scored tokens of the whole batch (eq. 3).
 
     Args:
@@ -43,11 +39,7 @@ def reconstruction_loss(
 
 
 class Gathered:
-    """Tensors of all processes, on their way: what is asked for first is waited for, and other work goes on meanwhile.
-
-    Args:
-        tensors: of one shape (B, C) and dtype.
-    """
+    """Tensors (B, C) of all processes, on their way: the first that is asked for waits, and other work goes on meanwhile."""
 
     def __init__(self, tensors: Sequence[Tensor]):
         self.work: list = []
@@ -94,12 +86,10 @@ def info_nce(
     first = dist.get_rank() * len(video) if everyone else 0
     by_video, by_audio = video @ all_audio.T / temperature, audio @ all_video.T / temperature
     labels = torch.arange(first, first + len(video), device=video.device)
-    if negatives is None:
-        loss = (F.cross_entropy(by_video, labels) + F.cross_entropy(by_audio, labels)) / 2
-        return loss, by_video
-    if negatives >= len(all_video):
-        raise ValueError(f"negatives: {negatives} other clips were asked for, but the batch has {len(all_video) - 1}")
-    others = (labels[:, None] + torch.arange(negatives + 1, device=labels.device)) % len(all_video)  # itself first
-    itself = torch.zeros_like(labels)
-    loss = (F.cross_entropy(by_video.gather(1, others), itself) + F.cross_entropy(by_audio.gather(1, others), itself)) / 2
-    return loss, by_video
+    compared = [by_video, by_audio]
+    if negatives is not None:
+        if negatives >= len(all_video):
+            raise ValueError(f"negatives: {negatives} other clips were asked for, but the batch has {len(all_video) - 1}")
+        others = (labels[:, None] + torch.arange(negatives + 1, device=labels.device)) % len(all_video)  # itself first
+        compared, labels = [logits.gather(1, others) for logits in compared], torch.zeros_like(labels)
+    return (F.cross_entropy(compared[0], labels) + F.cross_entropy(compared[1], labels)) / 2, by_video

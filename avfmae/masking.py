@@ -58,14 +58,11 @@ class DualMask:
         video_visible = _tube(cfg, clips, seed, epoch)
         groups = _places(cfg.audio) if cfg.balanced else np.arange(cfg.audio.tokens)[None]
         audio_visible = choose_tokens(seed, epoch, clips, AUDIO_ENCODER, groups, cfg.audio.visible // len(groups))
-        if not cfg.decoder_masks:
-            return cls(_mask(video_visible, None, cfg.video.tokens), _mask(audio_visible, None, cfg.audio.tokens))
-        everything = np.arange(cfg.audio.tokens)[None]
-        audio_decoded = choose_tokens(seed, epoch, clips, AUDIO_DECODER, everything, cfg.audio.decoded)
-        return cls(
-            _mask(video_visible, _running_cell(cfg.video, clips, seed, epoch), cfg.video.tokens),
-            _mask(audio_visible, audio_decoded, cfg.audio.tokens),
-        )
+        video_decoded = audio_decoded = None
+        if cfg.decoder_masks:
+            video_decoded, everything = _running_cell(cfg.video, clips, seed, epoch), np.arange(cfg.audio.tokens)[None]
+            audio_decoded = choose_tokens(seed, epoch, clips, AUDIO_DECODER, everything, cfg.audio.decoded)
+        return cls(_mask(video_visible, video_decoded, cfg.video.tokens), _mask(audio_visible, audio_decoded, cfg.audio.tokens))
 
     @classmethod
     def from_bool(
@@ -76,13 +73,11 @@ class DualMask:
         Raises:
             ValueError: a mask is not (B, N) bool, or its clips do not all keep the same number of tokens.
         """
-        given = {"video_encoder": video_encoder, "video_decoder": video_decoder,
-                 "audio_encoder": audio_encoder, "audio_decoder": audio_decoder}  # fmt: skip
-        kept = {name: None if mask is None else _kept(name, mask) for name, mask in given.items()}
-        return cls(
-            _mask(kept["video_encoder"], kept["video_decoder"], video_encoder.shape[1], video_encoder.device),
-            _mask(kept["audio_encoder"], kept["audio_decoder"], audio_encoder.shape[1], audio_encoder.device),
-        )
+        masks = []
+        for name, encoder, decoder in (("video", video_encoder, video_decoder), ("audio", audio_encoder, audio_decoder)):
+            decoded = None if decoder is None else _kept(f"{name}_decoder", decoder)
+            masks.append(_mask(_kept(f"{name}_encoder", encoder), decoded, encoder.shape[1], encoder.device))
+        return cls(*masks)
 
     def to(self, device, non_blocking: bool = False) -> "DualMask":
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))

@@ -20,12 +20,9 @@ def classification(matrix: np.ndarray) -> dict[str, float]:
     occurs = truth > 0
     recall = hits[occurs] / truth[occurs]
     f1 = 2 * hits[occurs] / (truth[occurs] + predicted[occurs])
-    return {
-        "UAR": float(recall.mean()),
-        "WAR": float(hits.sum() / matrix.sum()),
-        "WF1": float((f1 * truth[occurs]).sum() / truth.sum()),
-        "UF1": float(f1.mean()),
-    }
+    weighted = (f1 * truth[occurs]).sum() / truth.sum()
+    values = {"UAR": recall.mean(), "WAR": hits.sum() / matrix.sum(), "WF1": weighted, "UF1": f1.mean()}
+    return {name: float(value) for name, value in values.items()}
 
 
 def recalls(matrix: np.ndarray) -> list[float | None]:

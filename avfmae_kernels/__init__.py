@@ -1,7 +1,7 @@
 """Kernels for audio-visual masked autoencoders: tensors in, tensors out, nothing of the model.
 
 Every op has one public function here and several implementations behind it; :func:`use` chooses between them and
-:func:`explain` says what runs and why the others do not.
+:func:`explain` says what runs and why the others do not. A ValueError names an argument of the wrong shape, dtype or device.
 """
 
 from avfmae_kernels.adamw import adamw, from_compact_moments, gradient_norm, matmul_adamw, to_compact_moments
@@ -20,40 +20,16 @@ from avfmae_kernels.linear import (
     linear,
     norm_linear,
     region_attention_linear,
-)
+)  # fmt: skip
 from avfmae_kernels.masked_patch_loss import masked_patch_loss
 from avfmae_kernels.matmul import matmul_bf16
 from avfmae_kernels.region_attention import region_attention
 from avfmae_kernels.sample_masks import choose_tokens, random_bits
 
 __all__ = [
-    "adamw",
-    "add_layer_norm",
-    "assemble_tokens",
-    "choose_tokens",
-    "chosen",
-    "crop_clips",
-    "cross_attention",
-    "cross_attention_linear",
-    "explain",
-    "fits_a_tile",
-    "from_compact_moments",
-    "gated_sum",
-    "gather_patches",
-    "gelu_linear",
-    "gradient_norm",
-    "gradients_taken",
-    "join_add_layer_norm",
-    "linear",
-    "masked_patch_loss",
-    "matmul_adamw",
-    "matmul_bf16",
-    "norm_linear",
-    "random_bits",
-    "region_attention",
-    "region_attention_linear",
-    "split_add_layer_norm",
-    "to_compact_moments",
-    "use",
-    "uses_reference",
-]
+    "adamw", "add_layer_norm", "assemble_tokens", "choose_tokens", "chosen", "crop_clips", "cross_attention",
+    "cross_attention_linear", "explain", "fits_a_tile", "from_compact_moments", "gated_sum", "gather_patches",
+    "gelu_linear", "gradient_norm", "gradients_taken", "join_add_layer_norm", "linear", "masked_patch_loss",
+    "matmul_adamw", "matmul_bf16", "norm_linear", "random_bits", "region_attention", "region_attention_linear",
+    "split_add_layer_norm", "to_compact_moments", "use", "uses_reference",
+]  # fmt: skip

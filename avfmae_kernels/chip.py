@@ -1,11 +1,10 @@
 """What a GPU's generation allows: asked before an implementation is chosen, since a launch that asks for more only fails.
 
-Nothing here needs a GPU. ``pretended(86)`` answers as an RTX 3090 would, for tests and for planning.
+Nothing here needs a GPU.
 """
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,29 +18,16 @@ SMALLEST = 16  # rows and columns of a product on the tensor cores
 MASKED_PATCH_LOSS_OWN = 96
 LEAST_KIB = 99  # of every chip from sm_80 on: what is assumed of one that is not in the table
 
-_pretended: int | None = None
-
 
 def shared_memory(capability: int) -> int:
     """Bytes of shared memory that a block may ask for on a chip of this compute capability (90 for 9.0)."""
     return SHARED_KIB.get(capability, LEAST_KIB) * 1024
 
 
-@contextmanager
-def pretended(capability: int) -> Iterator[None]:
-    """Inside, every GPU is taken for one of this compute capability."""
-    global _pretended
-    previous, _pretended = _pretended, capability
-    try:
-        yield
-    finally:
-        _pretended = previous
-
-
 @torch.compiler.assume_constant_result
 def compute_capability(index: int | None) -> int:
     """Of a CUDA device (None: the current one), as one number: 90 for 9.0."""
-    return _pretended or _asked(index)
+    return _asked(index)
 
 
 @functools.cache
@@ -63,25 +49,23 @@ def why_not(op: str, implementation: str, capability: int, args: tuple = ()) -> 
         return None
     if capability < OLDEST:
         return f"needs compute capability {OLDEST / 10} or later, and this GPU has {capability / 10}"
-    if not args:
+    forward, backward = op.removesuffix("_backward"), op.endswith("_backward")
+    if not args or (implementation, forward) not in NEEDS:
         return None
-    if implementation == "triton" and op in ROWS_HELD and not _fits_registers(op, *ROWS_HELD[op](*args)):
-        return "its tiles do not fit the registers at this shape and dtype"
-    needs = SHARED_MEMORY.get((op, implementation))
-    if needs is None:
-        return None
-    needed, limit = needs(*args), shared_memory(capability)
-    if needed <= limit:
+    needs = NEEDS[implementation, forward](backward, *args[backward:])  # a backward's arguments follow its gradient
+    if implementation == "triton":
+        return None if needs else "its tiles do not fit the registers at this shape and dtype"
+    if needs <= (limit := shared_memory(capability)):
         return None
     return (
-        f"needs {-(-needed // 1024)} KiB of shared memory a block at this shape, and compute capability "
+        f"needs {-(-needs // 1024)} KiB of shared memory a block at this shape, and compute capability "
         f"{capability / 10} has {limit // 1024}"
     )
 
 
-def _cuda_region_attention(qkv: Tensor, heads: int, matrices: int = 3) -> int:
+def _cuda_region_attention(backward: bool, qkv: Tensor, heads: int, *rest) -> int:
     """As ``Shape::bytes`` and ``launch`` of ``csrc/cuda/region_attention.cu``: tiles for the tensor cores, or plain logits."""
-    S, D = qkv.shape[1], qkv.shape[2] // 3 // heads
+    S, D, matrices = qkv.shape[1], qkv.shape[2] // 3 // heads, 3 + backward
     aligned = torch.compiler.is_compiling() or qkv.storage_offset() % 8 == 0  # a compiler cannot ask; the launch checks again
     if qkv.dtype == torch.float32 or D % 16 or D > 80 or qkv.stride(0) % 8 or qkv.stride(1) % 8 or not aligned:
         return S * S * 4 * (matrices - 2)
@@ -90,50 +74,33 @@ def _cuda_region_attention(qkv: Tensor, heads: int, matrices: int = 3) -> int:
     return a_head * max(1, 64 // tile)
 
 
-def _cuda_region_attention_backward(grad: Tensor, qkv: Tensor, heads: int, recompute: bool) -> int:
-    return _cuda_region_attention(qkv, heads, matrices=4)
-
-
-def _cuda_masked_patch_loss(pred: Tensor, *rest) -> int:
+def _cuda_masked_patch_loss(backward: bool, pred: Tensor, *rest) -> int:
     """A tubelet's numbers in float32, and the kernel's own arrays (``kOwnShared`` of ``csrc/cuda/masked_patch_loss.cu``)."""
     return pred.shape[2] * 4 + MASKED_PATCH_LOSS_OWN
 
 
-def _cuda_masked_patch_loss_backward(grad: Tensor, pred: Tensor, *rest) -> int:
-    return _cuda_masked_patch_loss(pred)
+def _triton_region_attention(backward: bool, qkv: Tensor, heads: int, *rest) -> bool:
+    return _fits_registers(backward, qkv.shape[1], qkv.shape[2] // 3 // heads, qkv.dtype)
 
 
-# Bytes of shared memory a block, of (op, implementation) that may need more than every chip has
-SHARED_MEMORY: dict[tuple[str, str], Callable[..., int]] = {
-    ("region_attention", "cuda"): _cuda_region_attention,
-    ("region_attention_backward", "cuda"): _cuda_region_attention_backward,
-    ("masked_patch_loss", "cuda"): _cuda_masked_patch_loss,
-    ("masked_patch_loss_backward", "cuda"): _cuda_masked_patch_loss_backward,
-}
+def _triton_cross_attention(backward: bool, q: Tensor, kv: Tensor, heads: int, *rest) -> bool:
+    return _fits_registers(backward, min(q.shape[1], kv.shape[1]), q.shape[2] // heads, q.dtype)
 
 
-def _fits_registers(op: str, rows: int, head_size: int, dtype: torch.dtype) -> bool:
+def _fits_registers(backward: bool, rows: int, head_size: int, dtype: torch.dtype) -> bool:
     """Whether Triton holds this many rows of a head without spilling (``avfmae_benchmarks.aot`` tells).
 
     Products of float32 numbers take them in two parts, and a backward has four such tiles.
     """
-    if dtype == torch.float32 and op.endswith("_backward"):
+    if dtype == torch.float32 and backward:
         return fits_a_tile(4 * max(rows, SMALLEST), max(head_size, SMALLEST))
     return fits_a_tile(rows, head_size)
 
 
-def _rows_of_region_attention(qkv: Tensor, heads: int) -> tuple[int, int, torch.dtype]:
-    return qkv.shape[1], qkv.shape[2] // 3 // heads, qkv.dtype
-
-
-def _rows_of_cross_attention(q: Tensor, kv: Tensor, heads: int) -> tuple[int, int, torch.dtype]:
-    return min(q.shape[1], kv.shape[1]), q.shape[2] // heads, q.dtype
-
-
-# Of attention in Triton: the rows that stay in registers while the others stream by, the head's size, and the dtype
-ROWS_HELD: dict[str, Callable[..., tuple[int, int, torch.dtype]]] = {
-    "region_attention": _rows_of_region_attention,
-    "region_attention_backward": lambda grad, qkv, heads, recompute: _rows_of_region_attention(qkv, heads),
-    "cross_attention": _rows_of_cross_attention,
-    "cross_attention_backward": lambda grad, q, kv, heads, recompute: _rows_of_cross_attention(q, kv, heads),
+# Of what may need more than every chip has: in CUDA C++ the bytes of shared memory a block, in Triton whether registers suffice
+NEEDS: dict[tuple[str, str], Callable[..., int]] = {
+    ("cuda", "region_attention"): _cuda_region_attention,
+    ("cuda", "masked_patch_loss"): _cuda_masked_patch_loss,
+    ("triton", "region_attention"): _triton_region_attention,
+    ("triton", "cross_attention"): _triton_cross_attention,
 }

@@ -1,10 +1,12 @@
 """What the ops are, which implementation of an op runs, and the sentence that says why not another.
 
-Every op registers itself in its own folder: the schema of ``avfmae::<name>``, its fake (meta) function, its reference, and what
-its kernels need. The compiled modules give ``avfmae::<name>`` its C++ and CUDA kernels; ``avfmae::<name>_triton`` is its Triton
-twin under the same schema. Both are defined here, so that importing and tracing work without a compiled module.
+Every op registers itself in its own folder: the schema of ``avfmae::<name>``, its reference, and what its kernels need. The
+compiled modules give ``avfmae::<name>`` its C++ and CUDA kernels; ``avfmae::<name>_triton`` is its Triton twin under the same
+schema. Both are defined here, so that importing and tracing work without a compiled module.
 """
 
+import functools
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from avfmae_kernels import chip, processor
 from avfmae_kernels.compiled import MISSING
@@ -33,7 +36,7 @@ class Op:
     schema: str
     reference: Callable | None
     compiled: frozenset[str]  # devices that a compiled module has a kernel for
-    triton: bool
+    triton: str
     cuda_first: str
     cpu_levels: tuple[str, ...]
     host: bool
@@ -48,24 +51,17 @@ library = torch.library.Library("avfmae", "DEF")
 
 
 def register(
-    name: str,
-    schema: str = "",
-    fake: Callable | None = None,
-    reference: Callable | None = None,
-    *,
-    triton: bool = True,
-    out: bool = False,
-    cuda_first: str = "",
-    cpu_levels: tuple[str, ...] = processor.LEVELS,
-    host: bool = False,
+    name: str, schema: str = "", reference: Callable | None = None, *, fake: Callable | None = None, triton: str = "",
+    out: bool = False, cuda_first: str = "", cpu_levels: tuple[str, ...] = processor.LEVELS, host: bool = False,
     strict: bool = True,
-) -> None:
+) -> None:  # fmt: skip
     """Defines an op. Called once, in the op's folder.
 
     Args:
-        schema: arguments and results, without the name. fake: gives empty results of the right shape.
+        schema: arguments and results, without the name.
         reference: computes the op in PyTorch; None where the public function composes it.
-        triton: the op has a Triton kernel.
+        fake: gives empty results of the right shape, for tracing; None: the reference traces.
+        triton: the module of the op's Triton kernel, a function that is named like the op; empty: it has none.
         out: the op has a second overload ``out``, which writes the results into tensors that are given, on CPUs.
         cuda_first: why "auto" prefers CUDA C++ to Triton; empty: it does not.
         cpu_levels: processors (:data:`avfmae_kernels.processor.LEVELS`) on which the C++ kernel is faster than PyTorch; on others
@@ -77,9 +73,12 @@ def register(
     if host:
         compiled = frozenset() if MISSING["host"] else frozenset({"cpu"})
     else:
-        for op in (name, f"{name}_triton")[: 1 + triton]:
+        traced = fake or (lambda *args: tree_map(Tensor.contiguous, reference(*args)))  # pyright: ignore[reportOptionalCall]
+        for op in (name, f"{name}_triton")[: 2 if triton else 1]:
             library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
-            torch.library.register_fake(f"avfmae::{op}", fake, lib=library)
+            torch.library.register_fake(f"avfmae::{op}", traced, lib=library)
+        if triton and TRITON_USABLE:  # importing triton takes a second
+            load_triton(name, triton)
         if out:
             arguments, _, results = schema.partition(") -> ")
             outs = "".join(f", Tensor({letter}!) out_{letter}" for letter, _ in zip("xyz", results.split(","), strict=False))
@@ -91,17 +90,38 @@ def register(
         AUTOMATIC[name, device] = _automatic(op, device)
 
 
-def register_triton(*functions: Callable) -> None:
-    """Gives ops, named like the functions, their Triton kernels. CPU tensors reach them only under the interpreter."""
-    for function in functions:
-        for key in ("CPU", "CUDA"):
-            library.impl(f"{function.__name__}_triton", function, key)
+@functools.cache
+def load_triton(name: str, module: str) -> None:
+    """Gives an op its Triton kernel. CPU tensors reach it only under the interpreter."""
+    for key in ("CPU", "CUDA"):
+        library.impl(f"{name}_triton", getattr(importlib.import_module(module), name), key)
 
 
 def register_gradient(name: str, save: Callable, gradient: Callable) -> None:
     """Gives an op and its Triton twin the same gradient (the reference is PyTorch, and has its own)."""
     for op in (name, f"{name}_triton"):
         torch.library.register_autograd(f"avfmae::{op}", gradient, setup_context=save, lib=library)
+
+
+def register_backward_op(name: str, count: int, *constants) -> None:
+    """Makes the op ``<name>_backward`` the gradient of an op.
+
+    It takes the upstream gradient, the op's own arguments and ``constants``. Its first ``count`` results are the gradients to the
+    op's first arguments; others get none.
+    """
+
+    def save(ctx, inputs, output):
+        ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+        ctx.arguments = [None if isinstance(x, Tensor) else (x,) for x in inputs]
+
+    def gradient(ctx, grad):
+        saved = iter(ctx.saved_tensors)
+        arguments = [next(saved) if x is None else x[0] for x in ctx.arguments]
+        grads = call(f"{name}_backward", grad.device, grad.contiguous(), *arguments, *constants)
+        grads = (grads,) if isinstance(grads, Tensor) else grads[:count]
+        return *grads, *[None] * (len(arguments) - count)
+
+    register_gradient(name, save, gradient)
 
 
 def why_not(name: str, implementation: str, device: str) -> str | None:

@@ -53,9 +53,7 @@ def _capped(detected: str | None) -> str | None:
     import torch
 
     if cap == "avx2" and torch.backends.cpu.get_cpu_capability() != "AVX2":
-        raise RuntimeError(
-            "environment AVFMAE_ISA: torch has computed before avfmae_kernels was imported, and no longer asks what it may use"
-        )
+        raise RuntimeError("environment AVFMAE_ISA: torch has computed before avfmae_kernels was imported, and is not capped")
     return cap
 
 

@@ -2,8 +2,7 @@
 
 Kernels are bare ``@triton.jit`` functions, so that they run in the interpreter and compile without a GPU; tuning is a second
 object over them. Under the interpreter, and where AVFMAE_AUTOTUNE=0, the first configuration is used. On a GPU the
-configurations are timed once per kernel, constants and dtypes, and the choice is kept for the process, or in a file
-(:mod:`avfmae_kernels.tuning`).
+configurations are timed once per kernel, constants and dtypes, and Triton keeps the choice in its cache (TRITON_CACHE_DIR).
 """
 
 import functools
@@ -16,8 +15,6 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-
-from avfmae_kernels import tuning
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 OPTIONS = ("num_warps", "num_stages")  # of a configuration; the rest are constants of the kernel
@@ -87,11 +84,8 @@ def store(pointer, x, mask):
 
 @functools.cache
 def _say_that_kernels_are_timed() -> None:
-    text = (
-        "avfmae_kernels: the first step compiles and times each kernel's configurations (AVFMAE_AUTOTUNE=0 "
-        "takes the first of them)"
-    )
-    print(text, file=sys.stderr, flush=True)
+    text = "the first step compiles and times each kernel's configurations (AVFMAE_AUTOTUNE=0 takes the first of them)"
+    print(f"avfmae_kernels: {text}", file=sys.stderr, flush=True)
 
 
 @functools.cache
@@ -102,14 +96,7 @@ def _autotuned(kernel, configurations: tuple):
     ]
     tuned = {name for c in configurations for name, _ in c}
     key = [p.name for p in kernel.params if p.is_constexpr and p.name not in tuned]
-    tuner = triton.autotune(choices, key=key)(kernel)
-    if tuning.FILE:
-        tuning.recall(tuner, _name(kernel, configurations), tuning.FILE)
-    return tuner
-
-
-def _name(kernel, configurations: tuple) -> str:
-    return f"{kernel.fn.__module__}.{kernel.fn.__name__} {configurations}"
+    return triton.autotune(choices, key=key, cache_results=True)(kernel)
 
 
 @dataclass
@@ -123,7 +110,7 @@ class Launch:
 
 
 _recorded: list[Launch] | None = None
-_forced: int | None = None
+forced: int | None = None  # for tests: kernels run with the configuration of this number, modulo how many they have
 
 
 @contextmanager
@@ -137,17 +124,6 @@ def recorded() -> Iterator[list[Launch]]:
         _recorded = None
 
 
-@contextmanager
-def configuration(number: int) -> Iterator[None]:
-    """Inside, kernels run with their configuration of this number (modulo how many they have) instead of the best."""
-    global _forced
-    previous, _forced = _forced, number
-    try:
-        yield
-    finally:
-        _forced = previous
-
-
 def launch(kernel: triton.JITFunction, grid: tuple | Callable, configurations: list[dict], *args, **constants) -> None:
     """Runs a kernel with the best of its configurations. Run once before capturing a CUDA graph: timing cannot be captured.
 
@@ -158,13 +134,8 @@ def launch(kernel: triton.JITFunction, grid: tuple | Callable, configurations: l
     """
     if _recorded is not None:
         _recorded.append(Launch(kernel, configurations, args, constants))
-    elif AUTOTUNE and _forced is None and len(configurations) > 1:
+    elif AUTOTUNE and forced is None and len(configurations) > 1:
         _say_that_kernels_are_timed()
-        choices = tuple(tuple(c.items()) for c in configurations)
-        tuner = _autotuned(kernel, choices)
-        known = len(tuner.cache)
-        tuner[grid](*args, **constants)
-        if tuning.FILE and len(tuner.cache) > known:
-            tuning.keep(tuner, _name(kernel, choices), tuning.FILE)
+        _autotuned(kernel, tuple(tuple(c.items()) for c in configurations))[grid](*args, **constants)
     else:
-        kernel[grid](*args, **constants, **configurations[(_forced or 0) % len(configurations)])
+        kernel[grid](*args, **constants, **configurations[(forced or 0) % len(configurations)])

@@ -106,7 +106,7 @@ def largest(found: dict[tuple, tuple]) -> dict[tuple, tuple]:
 
     chosen = {}
     for key, source in found.items():
-        dtypes = source[1], *(kind for kind in source[2].values() if kind.startswith("*"))
+        dtypes = source[1], source[3].get("BACKWARD"), *(kind for kind in source[2].values() if kind.startswith("*"))
         if dtypes not in chosen or size(source) > size(found[chosen[dtypes]]):
             chosen[dtypes] = key
     return {key: found[key] for key in chosen.values()}

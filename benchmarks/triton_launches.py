@@ -82,15 +82,12 @@ def _rows(dtype: torch.dtype, C: int) -> None:
 
 
 def _clips(dtype: torch.dtype) -> None:
-    """What reads clips, as they are or through boxes of a prepared set's frames, and spectrograms."""
-    clip, stored = (_empty(BATCH, 16, side, side, 3, dtype=torch.uint8) for side in (160, 176))
-    sound, boxes = _empty(BATCH, 1, 256, 128, dtype=WIDE), (_empty(BATCH, 4, dtype=WIDE), [160, 160])
+    """What reads clips and spectrograms."""
+    clip, sound = _empty(BATCH, 16, 160, 160, 3, dtype=torch.uint8), _empty(BATCH, 1, 256, 128, dtype=WIDE)
     tokens, few = _empty(BATCH, 400, dtype=INDEX), _empty(BATCH, 64, dtype=INDEX)
-    video, audio, whole = (tokens, [2, 16, 16], 1536), (few, [16, 16], 256), (None, None)
-    for frames, crop in ((clip, whole), (stored, boxes)):
-        gather_patches.gather_patches(frames, tokens, [2, 16, 16], [0.5] * 3, [0.2] * 3, dtype, *crop)
-    for source, (index, patch, numbers), crop in ((clip, video, whole), (stored, video, boxes), (sound, audio, whole)):
+    gather_patches.gather_patches(clip, tokens, [2, 16, 16], [0.5] * 3, [0.2] * 3, dtype)
+    for source, index, patch, numbers in ((clip, tokens, [2, 16, 16], 1536), (sound, few, [16, 16], 256)):
         pred, scored = _empty(*index.shape, numbers, dtype=dtype), _empty(*index.shape, dtype=torch.bool)
-        masked_patch_loss.masked_patch_loss(pred, source, index, scored, patch, *crop)
+        masked_patch_loss.masked_patch_loss(pred, source, index, scored, patch)
         grad = _empty(*index.shape, dtype=WIDE)
-        masked_patch_loss.masked_patch_loss_backward(grad, pred, source, index, scored, patch, *crop)
+        masked_patch_loss.masked_patch_loss_backward(grad, pred, source, index, scored, patch)

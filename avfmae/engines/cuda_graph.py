@@ -14,15 +14,11 @@ from avfmae.engines.captured import Captured, draws_while_recomputing
 def engine(step) -> Step:
     """A :class:`avfmae.training.step.TrainingStep` as a CUDA graph."""
     if step.device.type != "cuda":
-        reason = f"needs a GPU, and the model is on the {step.device.type}"
-    elif step.world > 1:
-        reason = None  # the usual thing with several processes
+        say("cuda_graph", f"needs a GPU, and the model is on the {step.device.type}; steps run eagerly")
     elif draws_while_recomputing(step.model):
-        reason = "stochastic depth with recomputed blocks cannot be captured"
-    else:
+        say("cuda_graph", "stochastic depth with recomputed blocks cannot be captured; steps run eagerly")
+    elif step.world == 1:  # several processes run eagerly as a rule, of which nothing is said
         return CudaGraph(step, step.device, step.signature)
-    if reason:
-        say("cuda_graph", f"{reason}; steps run eagerly")
     return step
 
 

@@ -19,6 +19,7 @@ from avfmae.data.loader import loader
 from avfmae.data.manifest import MANIFESTS, Clip, read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.models.finetuning import AVFMAEForFinetuning
+from avfmae.options import EvaluateConfig
 from avfmae.tasks import task_class
 from avfmae.tasks.interface import Task
 
@@ -57,22 +58,20 @@ def predict(
     return outputs, bad
 
 
-def evaluate(
-    weights: Path, clips: Sequence[Path], out: Path | None, segments: int, crops: int, missing_audio: str, workers: int
-) -> list[dict]:
+def evaluate(run: EvaluateConfig) -> list[dict]:
     """Prints or writes a row a clip; then metrics if every clip has a label that fits the task.
 
     Raises:
         ValueError: no clip can be read, or the weights are no fine-tuning's.
     """
-    model, task, data = load_finetuned(weights)
+    model, task, data = load_finetuned(run.weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
-    if len(clips) == 1 and clips[0].suffix.lower() in MANIFESTS:
-        listed = read_manifest(clips[0])
+    if len(run.clips) == 1 and run.clips[0].suffix.lower() in MANIFESTS:
+        listed = read_manifest(run.clips[0])
     else:
-        listed = [Clip(i, str(path)) for i, path in enumerate(clips)]
-    data = replace(data, segments=segments, crops=crops, missing_audio=missing_audio, workers=workers)
+        listed = [Clip(i, str(path)) for i, path in enumerate(run.clips)]
+    data = replace(data, **{name: getattr(run, name) for name in ("segments", "crops", "missing_audio", "workers")})
     dataset = ClipDataset(listed, model.cfg, data, "evaluate", modalities=model.modalities)
     outputs, bad = predict(model, dataset, range(len(listed)), 1, device)
     for b in bad:
@@ -80,7 +79,7 @@ def evaluate(
     if not outputs:
         raise ValueError(f"none of the {len(listed)} clips can be read")
     rows = [task.prediction(clip, outputs[clip.id]) for clip in listed if clip.id in outputs]
-    with open(out, "w", newline="") if out else nullcontext(sys.stdout) as file:
+    with open(run.out, "w", newline="") if run.out else nullcontext(sys.stdout) as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

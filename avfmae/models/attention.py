@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 import avfmae_kernels as K
+from avfmae.extras import need
 
 EPS = 1e-6  # every LayerNorm of the family
 
@@ -34,6 +35,17 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     return x * keep / (1 - rate)
 
 
+class DropsBranches(nn.Module):
+    """A block with stochastic depth, at the rate ``drop``."""
+
+    def __init__(self, drop: float):
+        super().__init__()
+        self.drop = drop
+
+    def dropped(self, branch: Tensor) -> Tensor:
+        return drop_path(branch, self.drop, self.training)
+
+
 def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, backend: str = "sdpa") -> Tensor:
     """softmax(q kᵀ / √D) v per head: (B, N, C), (B, M, C), (B, M, C) -> (B, N, C)."""
     if backend == "flash":
@@ -44,14 +56,7 @@ def multi_head_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, backend: s
 
 
 def flash_attention():
-    try:
-        from flash_attn import flash_attn_func  # pyright: ignore[reportMissingImports]  an extra
-    except ImportError as error:
-        raise RuntimeError(
-            f"attention='flash' was asked for, but flash-attn does not import ({error}); pip install 'avfmae[flash]', or "
-            "use 'sdpa'"
-        ) from error
-    return flash_attn_func
+    return need("flash_attn", "flash", "attention='flash'").flash_attn_func
 
 
 def pre_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -91,10 +96,6 @@ class SelfAttention(nn.Module):
     def bias(self) -> Tensor:
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
-    def project(self, normalised: Tensor) -> Tensor:
-        """(..., C) -> queries, keys and values (..., 3C)."""
-        return K.linear(normalised, self.qkv.weight, self.bias)
-
     def attend(self, qkv: Tensor) -> Tensor:
         """Queries, keys and values (..., N, 3C) -> the branch (..., N, C)."""
         if not short(self.proj.weight, qkv.shape[-2], self.heads):
@@ -108,15 +109,7 @@ class SelfAttention(nn.Module):
         x, normalised = add_norm(x, branch, norm)
         q = K.linear(normalised[:, -last:], self.qkv.weight[:width], self.q_bias)
         kv = K.linear(normalised, self.qkv.weight[width:], self.bias[width:])
-        return x[:, -last:], attend(self, q, kv)
-
-
-def attend(layer: "SelfAttention | CrossAttention", q: Tensor, kv: Tensor) -> Tensor:
-    """Queries (B, N, C), and keys and values (B, M, 2C) -> the layer's branch (B, N, C)."""
-    if not short(q, min(q.shape[1], kv.shape[1]), layer.heads):
-        k, v = kv.chunk(2, dim=-1)
-        return layer.proj(multi_head_attention(q, k, v, layer.heads, layer.backend))
-    return K.cross_attention_linear(q, kv, layer.heads, layer.proj.weight, layer.proj.bias)
+        return x[:, -last:], CrossAttention.attend(self, q, kv)
 
 
 class CrossAttention(nn.Module):
@@ -150,9 +143,12 @@ class CrossAttention(nn.Module):
     def keys_and_values(self, context: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         return pre_norm(context, branch, norm, self.kv.weight, self.bias)
 
-    def attend(self, q: Tensor, kv: Tensor) -> Tensor:
-        """q (B, N, C), kv (B, M, 2C) -> the branch (B, N, C)."""
-        return attend(self, q, kv)
+    def attend(self: "SelfAttention | CrossAttention", q: Tensor, kv: Tensor) -> Tensor:
+        """Queries (B, N, C), and keys and values (B, M, 2C) -> the branch (B, N, C)."""
+        if not short(q, min(q.shape[1], kv.shape[1]), self.heads):
+            k, v = kv.chunk(2, dim=-1)
+            return self.proj(multi_head_attention(q, k, v, self.heads, self.backend))
+        return K.cross_attention_linear(q, kv, self.heads, self.proj.weight, self.proj.bias)
 
     def one_key(self, context: Tensor) -> Tensor:
         """The answer to any query when the context (B, 1, C) has one token: softmax over one key is 1, whatever q is."""

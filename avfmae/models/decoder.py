@@ -15,8 +15,7 @@ from avfmae.models.vit import ViTBlock
 
 
 class Decoder(nn.Module):
-    """Linear C→D and positions, for the fused tokens and for each skip feature alike; mask tokens; one block, then one a
-    skip feature; a linear head."""
+    """A linear layer C→D and positions for fused tokens and skip features; a block, then one a skip feature; a linear head."""
 
     positions: Tensor
 

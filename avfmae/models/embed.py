@@ -10,6 +10,8 @@ from torch import Tensor, nn
 import avfmae_kernels as K
 from avfmae.config import ModalityConfig
 from avfmae.models.attention import Linear
+from avfmae_kernels.arguments import FLOATS, check_shape
+from avfmae_kernels.linear import compute_dtype
 
 
 def sinusoid_positions(tokens: int, width: int) -> Tensor:
@@ -45,22 +47,14 @@ class PatchEmbed(nn.Module):
 
     def rows(self, clip: Tensor, index: Tensor, boxes: Tensor | None = None) -> Tensor:
         """Normalised patch rows (B, M, P) of the tokens at index (B, M)."""
-        expected = ("uint8", (*self.m.size, 3)) if self.is_video else ("floating point", (1, *self.m.size))
-        fits = clip.dtype == torch.uint8 if self.is_video else clip.is_floating_point()
-        shape = tuple(clip.shape[1:])
-        if boxes is not None and clip.ndim == 5:  # frames of any size
-            shape = (shape[0], *self.m.size[1:], shape[3])
-        if not fits or shape != expected[1]:
-            name = "video" if self.is_video else "audio"
-            raise ValueError(
-                f"{name}: got {clip.dtype} {tuple(clip.shape)}, expected {expected[0]} (B, {', '.join(map(str, expected[1]))})"
-            )
         if not self.is_video:
+            check_shape("audio", clip, ("B", 1, *self.m.size), *FLOATS, torch.float64)
             patches = audio_patches(clip, self.m.patch)
             return patches.gather(1, index[..., None].expand(-1, -1, patches.shape[-1]))
-        autocast = torch.is_autocast_enabled(clip.device.type)
-        dtype = torch.get_autocast_dtype(clip.device.type) if autocast else self.proj.weight.dtype
-        return K.gather_patches(clip, index, patch=self.m.patch, dtype=dtype, boxes=boxes, size=self.m.size[1:])
+        frames, *size = self.m.size
+        check_shape("video", clip, ("B", frames, *(size if boxes is None else "HW"), 3), torch.uint8)
+        dtype = compute_dtype(self.proj.weight)
+        return K.gather_patches(clip, index, patch=self.m.patch, dtype=dtype, boxes=boxes, size=size)
 
     def forward(self, clip: Tensor, index: Tensor, boxes: Tensor | None = None) -> Tensor:
         """Tokens (B, M, C) of ``clip``, seen through ``boxes`` (B, 4), at ``index`` (B, M); positions added."""

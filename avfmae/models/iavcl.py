@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import avfmae_kernels as K
 from avfmae.config import ModelConfig
-from avfmae.models.attention import MLP, CrossAttention, Linear, SelfAttention, add_norm, drop_path, layer_norm
+from avfmae.models.attention import MLP, CrossAttention, DropsBranches, Linear, SelfAttention, add_norm, layer_norm
 from avfmae.models.interfaces import Fusion
 
 RELEASED_UNIT = {  # the parts of a DiER unit in the released files, of video and of audio
@@ -30,12 +30,11 @@ RELEASED_UNIT = {  # the parts of a DiER unit in the released files, of video an
 }
 
 
-class GatedInteraction(nn.Module):
+class GatedInteraction(DropsBranches):
     """One modality's half of a DiER unit: a self and a cross branch from the same input, weighed by learned gates."""
 
     def __init__(self, width: int, heads: int, drop: float):
-        super().__init__()
-        self.drop = drop
+        super().__init__(drop)
         self.self_norm, self.self_attn = layer_norm(width), SelfAttention(width, heads)
         self.self_mlp_norm, self.self_mlp = layer_norm(width), MLP(width)
         self.cross_norm, self.context_norm = layer_norm(width), layer_norm(width)
@@ -55,9 +54,6 @@ class GatedInteraction(nn.Module):
         z = torch.cat([s, c], dim=-1)
         gated = K.gated_sum(self.self_gate(z), s, self.cross_gate(z), c)  # eq. 9
         return add_norm(gated, None, self.norm)[1]
-
-    def dropped(self, branch: Tensor) -> Tensor:
-        return drop_path(branch, self.drop, self.training)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -115,12 +111,11 @@ class EvolutionaryRefinement(nn.Module):
         return activation(norm(y.mT.contiguous())).mT.contiguous()
 
 
-class UnitAggregation(nn.Module):
+class UnitAggregation(DropsBranches):
     """One modality's half of HAFE: each token's outputs of all units attend to each other and are summed by learned weights."""
 
     def __init__(self, width: int, heads: int, drop: float):
-        super().__init__()
-        self.drop = drop
+        super().__init__(drop)
         self.attn_norm, self.attn = layer_norm(width), SelfAttention(width, heads)
         self.mlp_norm, self.mlp = layer_norm(width), MLP(width)
         self.weight = Linear(width, 1)
@@ -144,9 +139,6 @@ class UnitAggregation(nn.Module):
             branch = attn.attend(q, K.linear(joint, attn.kv.weight, attn.bias))
         t, branch = self.feedback_mlp(t, self.dropped(branch), self.feedback_mlp_norm)
         return t + self.dropped(branch)
-
-    def dropped(self, branch: Tensor) -> Tensor:
-        return drop_path(branch, self.drop, self.training)
 
 
 class IAVCL(Fusion):

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 import avfmae_kernels as K
 from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.masking import region_of
-from avfmae.models.attention import MLP, CrossAttention, SelfAttention, add_norm, drop_path, layer_norm
+from avfmae.models.attention import MLP, CrossAttention, DropsBranches, SelfAttention, add_norm, layer_norm
 from avfmae.models.embed import PatchEmbed
 from avfmae.models.interfaces import Encoder, Features
 from avfmae.models.recompute import run
 
 
-class LGIBlock(nn.Module):
+class LGIBlock(DropsBranches):
     """Four attentions and a feed-forward, all pre-norm and residual, each attention with its own weights."""
 
     RELEASED_NAMES = (
@@ -37,8 +37,7 @@ class LGIBlock(nn.Module):
     )
 
     def __init__(self, width: int, heads: int, drop: float = 0.0):
-        super().__init__()
-        self.drop = drop
+        super().__init__(drop)
         self.local_norm, self.local_attn = layer_norm(width), SelfAttention(width, heads)  # I
         self.region_norm, self.region_attn = layer_norm(width), SelfAttention(width, heads)  # II
         self.spread_norm, self.spread_context_norm = layer_norm(width), layer_norm(width)  # III
@@ -56,8 +55,7 @@ class LGIBlock(nn.Module):
         return x, self.dropped(self.mlp.shrink(self.mlp.fc1(normalised)))
 
     def locals_only(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Local tokens and their branch (B, R·(S-1), C) of a last block whose region tokens nobody reads: no stage IV, no
-        region FFN."""
+        """Local tokens and their branch (B, R·(S-1), C) of a last block whose region tokens nobody reads: no stage IV."""
         _, t, branch = self.locals_and_regions(x, branch)
         t, branch = self.mlp(t, branch, self.mlp_norm)
         return t, self.dropped(branch)
@@ -75,7 +73,8 @@ class LGIBlock(nn.Module):
             x, self.dropped(branch), (self.region_norm.weight, self.region_norm.bias),
             (self.spread_norm.weight, self.spread_norm.bias), self.region_norm.eps, branch.dtype,
         )  # fmt: skip
-        m_branch = self.dropped(self.region_attn.attend(self.region_attn.project(m_norm)))  # II
+        qkv = K.linear(m_norm, self.region_attn.qkv.weight, self.region_attn.bias)
+        m_branch = self.dropped(self.region_attn.attend(qkv))  # II
         m, kv = self.spread_attn.keys_and_values(m, m_branch, self.spread_context_norm)
         q = K.linear(t_norm, self.spread_attn.q.weight, self.spread_attn.q_bias)
         return m, t, self.dropped(self.spread_attn.attend(q, kv))  # III
@@ -86,9 +85,6 @@ class LGIBlock(nn.Module):
         t, kv = self.collect_attn.keys_and_values(t, branch, self.collect_context_norm)
         _, q = self.collect_attn.queries(m, None, self.collect_norm)
         return m, self.dropped(self.collect_attn.attend(q, kv)), t  # IV
-
-    def dropped(self, branch: Tensor) -> Tensor:
-        return drop_path(branch, self.drop, self.training)
 
 
 class LGIEncoder(Encoder):

@@ -23,8 +23,7 @@ def _keep_products(context, op, *args, **kwargs) -> CheckpointPolicy:
 
 
 def run(block: Callable, *inputs, recompute: str):
-    """``block(*inputs)``; for the backward pass it keeps everything (``"none"``), the results of products (``"selective"``), or
-    its inputs only (``"full"``)."""
+    """``block(*inputs)``; it keeps everything (``"none"``), results of products (``"selective"``), or its inputs (``"full"``)."""
     if recompute == "none" or not torch.is_grad_enabled():
         return block(*inputs)
     contexts = {"selective": partial(create_selective_checkpoint_contexts, _keep_products), "full": noop_context_fn}

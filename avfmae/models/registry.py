@@ -14,16 +14,15 @@ FUSIONS: dict[str, type[Fusion]] = {"iavcl": IAVCL, "cross": CrossModalFusion}
 
 
 def encoder_class(name: str) -> type[Encoder]:
-    """Raises ValueError for a name that is not registered."""
     return _find("encoder", ENCODERS, name)
 
 
 def fusion_class(name: str) -> type[Fusion]:
-    """Raises ValueError for a name that is not registered."""
     return _find("fusion", FUSIONS, name)
 
 
 def _find(setting: str, registered: dict[str, type], name: str) -> type:
+    """Raises ValueError for a name that is not registered."""
     if name not in registered:
         raise ValueError(f"{setting}: got {name!r}, expected one of {', '.join(registered)}")
     return registered[name]

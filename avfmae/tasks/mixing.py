@@ -31,13 +31,11 @@ def mix(
     if cutmix and (not mixup or rng.random() < switch):
         video, audio, share = _cut(batch.video, batch.audio, rng.beta(cutmix, cutmix), rng)
     else:
-        share = rng.beta(mixup, mixup)
-        video = (
-            None
-            if batch.video is None
-            else torch.lerp(batch.video.flip(0).float(), batch.video.float(), share).round().to(torch.uint8)
-        )
-        audio = None if batch.audio is None else torch.lerp(batch.audio.flip(0), batch.audio, share)
+        share, video, audio = rng.beta(mixup, mixup), batch.video, batch.audio
+        if video is not None:
+            video = torch.lerp(video.flip(0).float(), video.float(), share).round().to(torch.uint8)
+        if audio is not None:
+            audio = torch.lerp(audio.flip(0), audio, share)
     return replace(batch, video=video, audio=audio), torch.lerp(targets.flip(0), targets, share)
 
 

@@ -38,9 +38,8 @@ def summarise(task: Task, folds: dict[str, dict[str, dict]]) -> dict[str, dict]:
     for kind in next(iter(folds.values())):
         rows = [fold[kind] for fold in folds.values() if kind in fold]
         names = [n for n, v in rows[0].items() if isinstance(v, float)]
-        summary[kind] = {
-            n: {"mean": float(np.mean([r[n] for r in rows])), "std": float(np.std([r[n] for r in rows]))} for n in names
-        }
+        columns = {n: [r[n] for r in rows] for n in names}
+        summary[kind] = {n: {"mean": float(np.mean(v)), "std": float(np.std(v))} for n, v in columns.items()}
         if (pooled := task.pooled(rows)) is not None:
             summary[kind]["pooled"] = pooled
     return summary

@@ -47,65 +47,47 @@ class Processes:
 
 
 class GradientAverage:
-    """Averages gradients over processes while backward goes on: a bucket params as soon as its last gradient is there.
+    """Averages gradients over processes while backward goes on: a bucket leaves as soon as it is full.
+
+    Every process must take the same gradients in the same order, as those of one model with one configuration do.
 
     Args:
-        params: what gradients are taken of, in the order of their use.
+        params: what gradients are taken of.
     """
 
     def __init__(self, params: Sequence[Tensor]):
-        self.params, self.active = list(params), False
-        self.buckets: list[list[Tensor]] | None = None  # known after the first backward: not every param gets a gradient
-        for param in self.params:
+        self.active = False
+        for param in params:
             param.register_post_accumulate_grad_hook(self.arrived)
 
     @contextmanager
     def during(self, active: bool) -> Iterator[None]:
         """Around a forward and backward pass; only the last one of a step sends, all of what has accumulated."""
-        self.active, self.sent, self.left = active, [], []
-        if self.buckets:
-            self.left, self.missing = list(self.buckets), [len(b) for b in self.buckets]
+        self.active, self.bucket, self.sent = active, [], []
         yield
-        if not active:
-            return
-        if self.buckets is None:
-            self.buckets = self.cut([param for param in reversed(self.params) if param.grad is not None])
-            self.bucket_of = {param: k for k, bucket in enumerate(self.buckets) for param in bucket}
-            self.left = list(self.buckets)
-        while self.left:
-            self.send(self.left.pop(0))
+        self.active = False
+        if self.bucket:
+            self.send()
         for bucket, flat, work in self.sent:
             work.wait()
             parts = (flat / dist.get_world_size()).split([param.numel() for param in bucket])
-            torch._foreach_copy_(
-                [param.grad for param in bucket], [p.view_as(param) for p, param in zip(parts, bucket, strict=True)]
-            )
+            parts = [part.view_as(param) for part, param in zip(parts, bucket, strict=True)]
+            torch._foreach_copy_([param.grad for param in bucket], parts)
 
     def arrived(self, param: Tensor) -> None:
-        if not self.active or self.buckets is None:
+        """Takes note of a gradient that autograd has completed."""
+        if not self.active:
             return
-        if param not in self.bucket_of:
-            raise RuntimeError("a parameter has a gradient that had none in the first step; its processes would drift apart")
-        self.missing[self.bucket_of[param]] -= 1
-        while self.left and self.missing[len(self.buckets) - len(self.left)] == 0:  # in the same order everywhere
-            self.send(self.left.pop(0))
+        if self.bucket and self.bucket[0].dtype != param.dtype:
+            self.send()
+        self.bucket.append(param)
+        if sum(p.nbytes for p in self.bucket) >= BUCKET:
+            self.send()
 
-    def send(self, bucket: list[Tensor]) -> None:
-        flat = torch.cat([param.grad.flatten() for param in bucket])
-        self.sent.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
-
-    @staticmethod
-    def cut(params: list[Tensor]) -> list[list[Tensor]]:
-        """Consecutive params of one dtype, about BUCKET bytes together."""
-        buckets: list[list[Tensor]] = []
-        size = 0
-        for param in params:
-            if not buckets or size >= BUCKET or buckets[-1][0].dtype != param.dtype:
-                buckets.append([])
-                size = 0
-            buckets[-1].append(param)
-            size += param.numel() * param.element_size()
-        return buckets
+    def send(self) -> None:
+        flat = torch.cat([param.grad.flatten() for param in self.bucket])
+        self.sent.append((self.bucket, flat, dist.all_reduce(flat, async_op=True)))
+        self.bucket = []
 
 
 @contextmanager
@@ -123,7 +105,7 @@ def processes() -> Iterator[Processes]:
     try:
         yield Processes(rank, world, device)
         if ours:
-            dist.barrier()  # a process that params while another still talks to it can end in an abort
+            dist.barrier()  # a process that leaves while another still talks to it can end in an abort
     finally:
         if ours:
             dist.destroy_process_group()

@@ -53,14 +53,9 @@ class AdamW(torch.optim.AdamW):
             self.apply(group, pairs, rate * group["lr_scale"], divisor, skip)
 
     def apply(
-        self,
-        group: dict,
-        pairs: Sequence[tuple[nn.Parameter, Tensor]],
-        rate: Tensor,
-        divisor: Tensor,
-        skip: Tensor,
+        self, group: dict, pairs: Sequence[tuple[nn.Parameter, Tensor]], rate: Tensor, divisor: Tensor, skip: Tensor,
         squares: Tensor | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Updates some of a group's parameters (:func:`avfmae_kernels.adamw`).
 
         Args:

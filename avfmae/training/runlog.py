@@ -34,8 +34,7 @@ class TrainingProgress(Progress):
 
 
 class RunLog:
-    """``log.jsonl`` (one line a logged step), TensorBoard event files if asked for, and the progress bar. Only the main process
-    writes and prints."""
+    """``log.jsonl`` (a line a logged step), TensorBoard files if asked for, and the progress bar, of the main process only."""
 
     def __init__(self, out: Path, steps: int, first_step: int, title: str, active: bool, tensorboard: bool = False):
         self.active = active

@@ -43,16 +43,9 @@ class TrainingStep:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss: LossFunction,
-        optim: OptimConfig,
-        steps: int,
-        steps_per_epoch: int,
-        micro_batches: int = 1,
-        precision: str = "auto",
-        forward: Callable | None = None,
-    ):
+        self, model: nn.Module, loss: LossFunction, optim: OptimConfig, steps: int, steps_per_epoch: int,
+        micro_batches: int = 1, precision: str = "auto", forward: Callable | None = None,
+    ):  # fmt: skip
         self.model, self.loss, self.optim, self.forward = model.train(), loss, optim, model if forward is None else forward
         self.micro_batches, self.world = micro_batches, world_size()
         self.device = next(model.parameters()).device

@@ -42,42 +42,23 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        run: RunConfig,
-        dist: Processes,
-        title: str,
-        model: nn.Module,
-        dataset: ClipDataset,
-        loss: LossFunction,
-        evaluate: Callable[[int], dict | None] = lambda epoch: None,
-        weights: list[float] | None = None,
+        self, run: RunConfig, dist: Processes, title: str, model: nn.Module, dataset: ClipDataset, loss: LossFunction,
+        evaluate: Callable[[int], dict | None] = lambda epoch: None, weights: list[float] | None = None,
         prepare: Callable[[Batch, int], Batch] = lambda batch, number: batch,
-    ):
+    ):  # fmt: skip
         optim = run.optim
         self.run, self.dist, self.title, self.model, self.prepare, self.evaluate = run, dist, title, model, prepare, evaluate
         self.dataset, self.out = dataset, Path(run.out)
         self.sampler = BatchSampler.fit(
-            len(dataset),
-            optim.total_batch,
-            optim.micro_batch,
-            rank=dist.rank,
-            world=dist.world,
-            seed=run.seed,
+            len(dataset), optim.total_batch, optim.micro_batch, rank=dist.rank, world=dist.world, seed=run.seed,
             weights=None if weights is None else tuple(weights),
-            shards=shard_numbers([clip.path for clip in dataset.clips]),
-            mixed_shards=run.data.mixed_shards,
-        )
+            shards=shard_numbers([clip.path for clip in dataset.clips]), mixed_shards=run.data.mixed_shards,
+        )  # fmt: skip
         self.steps = optim.epochs * self.sampler.steps_per_epoch
         self.step = TrainingStep(
-            model,
-            loss,
-            optim,
-            self.steps,
-            self.sampler.steps_per_epoch,
-            self.sampler.accumulation,
-            run.precision,
+            model, loss, optim, self.steps, self.sampler.steps_per_epoch, self.sampler.accumulation, run.precision,
             torch.compile(model) if run.compile else None,
-        )
+        )  # fmt: skip
         self.found: list[Bad] = []  # bad clips since the last line of log
         clips = hashlib.sha256("\n".join(Path(clip.path).name for clip in dataset.clips).encode()).hexdigest()[:16]
         fingerprint = {"clips": clips, "total_batch": optim.total_batch, "seed": run.seed, "epochs": optim.epochs}
@@ -96,11 +77,8 @@ class Trainer:
         self.state = load_checkpoint(found[-1], self.model, self.step.optimizer, self.step.averaged)
         if self.state.fingerprint != fingerprint:
             changed = [k for k in fingerprint if self.state.fingerprint.get(k) != fingerprint[k]]
-            raise ValueError(
-                f"{found[-1]}: belongs to a run with another {' and '.join(changed)} "
-                f"({', '.join(f'{k} {self.state.fingerprint.get(k)}, now {fingerprint[k]}' for k in changed)}); choose another "
-                "out"
-            )
+            values = ", ".join(f"{k} {self.state.fingerprint.get(k)}, now {fingerprint[k]}" for k in changed)
+            raise ValueError(f"{found[-1]}: belongs to a run with another {' and '.join(changed)} ({values}); choose another out")
         self.step.restart(self.state.step, self.state.skipped, self.state.in_a_row)
 
     def fit(self) -> list[dict]:
@@ -109,16 +87,10 @@ class Trainer:
         last = self.steps if self.run.stop_after is None else min(self.steps, self.run.stop_after)
         per_epoch = self.sampler.steps_per_epoch
         log_steps = min(self.run.log_steps, max(1, self.steps // 20))  # a short run has a loss curve too
-        batches = uploaded(
-            loader(
-                self.dataset, self.sampler.micro_batches(first, last), self.run.data.workers, pin=self.dist.device.type == "cuda"
-            ),
-            self.dist.device,
-        )
-        with (
-            RunLog(self.out, self.steps, first, self.title, self.dist.is_main, self.run.tensorboard) as log,
-            _Interrupt() as interrupt,
-        ):
+        device, indices = self.dist.device, self.sampler.micro_batches(first, last)
+        batches = uploaded(loader(self.dataset, indices, self.run.data.workers, pin=device.type == "cuda"), device)
+        log = RunLog(self.out, self.steps, first, self.title, self.dist.is_main, self.run.tensorboard)
+        with log, _Interrupt() as interrupt:
             if first:
                 log.say(f"{self.title}: continuing at step {first} of {self.steps}")
             begun, waited, logged = time.perf_counter(), 0.0, first
@@ -135,11 +107,8 @@ class Trainer:
                 if step % log_steps == 0 or saves:
                     numbers = self.read(step, values)
                     seconds = time.perf_counter() - begun
-                    speed = {
-                        "clips_per_s": (step + 1 - logged) * self.run.optim.total_batch / seconds,
-                        "data_wait": waited / seconds,
-                    }
-                    log.step(step, numbers | speed | {"memory_gb": memory_gb(self.dist.device)})
+                    numbers["clips_per_s"] = (step + 1 - logged) * self.run.optim.total_batch / seconds
+                    log.step(step, numbers | {"data_wait": waited / seconds, "memory_gb": memory_gb(device)})
                     begun, waited, logged = time.perf_counter(), 0.0, step + 1
                 if whole_epoch:
                     asked = time.perf_counter()
@@ -168,10 +137,8 @@ class Trainer:
         self.found += batch.bad
         if len(batch.clips) < self.sampler.micro_batch:
             self.quarantine.add(self.found)
-            raise RuntimeError(
-                f"no readable clip was found in {ATTEMPTS} attempts to replace a bad one; "
-                f"the latest: {batch.bad[-1].path}: {batch.bad[-1].reason}"
-            )
+            latest = f"{batch.bad[-1].path}: {batch.bad[-1].reason}"
+            raise RuntimeError(f"no readable clip was found in {ATTEMPTS} attempts to replace a bad one; the latest: {latest}")
         return batch
 
     def read(self, step: int, values: dict) -> dict[str, float]:

@@ -165,13 +165,10 @@ def inspect_clip(clip: Clip, cfg: ModelConfig, margin: float) -> Inspection:
         within = augment.face_box(None, frames.shape[1:3])
         original, face = _before_preparation(source.stored, float(info.times[middle])) or (original, None)
     facts = {
-        "frames": str(len(info.times)),
-        "fps": f"{info.fps:.2f}",
-        "seconds": f"{len(info.times) / info.fps:.2f}",
-        "window": f"{window.start:.2f} to {window.end:.2f} s",
-        "drift": "" if drift is None else f"{drift:+.3f}",
+        "frames": str(len(info.times)), "fps": f"{info.fps:.2f}", "seconds": f"{len(info.times) / info.fps:.2f}",
+        "window": f"{window.start:.2f} to {window.end:.2f} s", "drift": "" if drift is None else f"{drift:+.3f}",
         "flags": " ".join(flags),
-    }
+    }  # fmt: skip
     return Inspection(
         augment.crop(frames, augment.view_box(within, 0, 1), (height, width), "bilinear"), info.times[window.frames],
         _spectrogram(source, window, cfg.audio.size[0]), (window.start, window.end), original, face, facts,

@@ -104,11 +104,8 @@ def stage_report(
     page.add("Loss", losses=loss_curves(dict(list(logs.items())[:3]), names))
     if model is not None:
         assert dataset is not None and device is not None, "dataset, device: are needed beside a model"
-        page.add(
-            "Reconstruction",
-            "Original, masked and reconstructed; on the right the spectrograms.",
-            reconstruction=reconstruction(model, dataset, device),
-        )
+        text = "Original, masked and reconstructed; on the right the spectrograms."
+        page.add("Reconstruction", text, reconstruction=reconstruction(model, dataset, device))
     add_quarantine(page, [log.parent for log in logs.values()])
     return page.write()
 

@@ -78,9 +78,9 @@ def reconstruction(model: AVFMAEForPretraining, dataset: "PretrainDataset", devi
     batch = dataset.batch([(0, i) for i in np.linspace(0, len(dataset) - 1, clips).astype(int)])
     cfg, batch = model.cfg, preprocess(batch.to(device), model.cfg)
     assert batch.video is not None and batch.audio is not None and batch.masks is not None
-    masks = batch.masks
     hidden_video, hidden_audio = (
-        _hidden(m.visible, n) for m, n in ((masks.video, cfg.video.tokens), (masks.audio, cfg.audio.tokens))
+        torch.ones(clips, m.tokens, dtype=torch.bool, device=device).scatter_(1, mask.visible, False)
+        for m, mask in ((cfg.video, batch.masks.video), (cfg.audio, batch.masks.audio))
     )
     masks = DualMask.from_bool(hidden_video, None, hidden_audio, None)
     pred_video, pred_audio = model.decode(*model.encode(batch.video, batch.audio, masks), masks)
@@ -95,13 +95,8 @@ def reconstruction(model: AVFMAEForPretraining, dataset: "PretrainDataset", devi
         masked[b, index] = 128
 
     def clip(x):
-        return (
-            rearrange(x, "b (t h w) p (q r) c -> b (t p) (h q) (w r) c", t=gt, h=gh, q=ph, r=pw)
-            .clamp(0, 255)
-            .byte()
-            .cpu()
-            .numpy()
-        )
+        frames = rearrange(x, "b (t h w) p (q r) c -> b (t p) (h q) (w r) c", t=gt, h=gh, q=ph, r=pw)
+        return frames.clamp(0, 255).byte().cpu().numpy()
 
     def spectrogram(x):
         (gf, _), (p, q) = cfg.audio.grid, cfg.audio.patch
@@ -116,21 +111,13 @@ def reconstruction(model: AVFMAEForPretraining, dataset: "PretrainDataset", devi
         silent[b, index] = torch.nan
     videos = [clip(x)[:, :: max(1, T // 8)] for x in (tubelets, masked, filled)]
     sounds = [spectrogram(x) for x in (patches, silent, sound)]
-    figure, axes = plt.subplots(
-        3 * clips, 2, figsize=(11, 1.25 * 3 * clips), width_ratios=(3.4, 1), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(3 * clips, 2, figsize=(11, 3.75 * clips), width_ratios=(3.4, 1), layout="constrained")
     for b, k in np.ndindex(clips, 3):
         left, right = axes[3 * b + k]
         left.imshow(np.concatenate(list(videos[k][b]), axis=1))
         low, high = np.percentile(sounds[0][b], (2, 99.5))
-        right.imshow(
-            sounds[k][b],
-            origin="lower",
-            aspect="auto",
-            cmap=matplotlib.colormaps["magma"].with_extremes(bad="#808080"),
-            vmin=low,
-            vmax=high,
-        )
+        colours = matplotlib.colormaps["magma"].with_extremes(bad="#808080")
+        right.imshow(sounds[k][b], origin="lower", aspect="auto", cmap=colours, vmin=low, vmax=high)
         left.set_ylabel(("original", "masked", "reconstructed")[k])
         for axis in (left, right):
             axis.set(xticks=[], yticks=[])
@@ -138,17 +125,12 @@ def reconstruction(model: AVFMAEForPretraining, dataset: "PretrainDataset", devi
     return figure
 
 
-def _hidden(visible: torch.Tensor, tokens: int) -> torch.Tensor:
-    return torch.ones(len(visible), tokens, dtype=torch.bool, device=visible.device).scatter_(1, visible, False)
-
-
 def comparison(runs: dict[str, list[float]], chance: float, label: str) -> Figure:
     """One bar a way of training with its mean, a dot a seed."""
     figure, axis = plt.subplots(figsize=(1.2 + 1.35 * len(runs), 3.0), layout="constrained")
     for i, values in enumerate(runs.values()):
-        axis.bar(
-            i, 100 * np.mean(values), color=GREY if i == 0 else BLUE, alpha=1 if i in (0, len(runs) - 1) else 0.55, width=0.6
-        )
+        shade = 1 if i in (0, len(runs) - 1) else 0.55
+        axis.bar(i, 100 * np.mean(values), color=GREY if i == 0 else BLUE, alpha=shade, width=0.6)
         axis.scatter(i + np.linspace(-0.15, 0.15, len(values)), 100 * np.array(values), color="black", s=14, zorder=3)
         axis.text(i, 3, f"{100 * np.mean(values):.0f}", ha="center", color="white", fontweight="bold")
     axis.axhline(100 * chance, color=ORANGE, linestyle="--", linewidth=1)

@@ -15,40 +15,26 @@ import torch
 from torch import Tensor
 
 from avfmae_kernels.adamw import reference
+from avfmae_kernels.adamw.reference import bound
 from avfmae_kernels.dispatch import call, register
 
-
-def _fake_norm(gradients):
-    return gradients[0].new_empty((), dtype=torch.float32)
-
-
-def _fake_adamw(*args):
-    """Results are written into arguments."""
-
-
-def _fake_matmul_adamw(a, *args):
-    return a.new_empty(len(a), dtype=torch.float32)
-
-
 # On a GPU torch's multi-tensor kernels are the only implementation, whichever is chosen for the model's ops.
-register("gradient_norm", "(Tensor[] gradients) -> Tensor", _fake_norm, reference.gradient_norm, triton=False, strict=False)
+register("gradient_norm", "(Tensor[] gradients) -> Tensor", reference.gradient_norm, strict=False)
 register(
     "adamw",
     "(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, Tensor(d!)[] steps, "
     "Tensor(e!)[] copies, Tensor lr, float beta1, float beta2, float eps, float weight_decay, Tensor divisor, Tensor skip, "
     "Tensor(f!)? squares=None) -> ()",
-    _fake_adamw,
     reference.adamw,
-    triton=False,
+    fake=lambda *args: None,
     strict=False,
 )
 register(
     "matmul_adamw",
     "(Tensor a, Tensor b, Tensor(a!) param, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor(d!) step, Tensor lr, float beta1, "
     "float beta2, float eps, float weight_decay, Tensor(e!) squares) -> Tensor",
-    _fake_matmul_adamw,
     reference.matmul_adamw,
-    triton=False,
+    fake=lambda a, *args: a.new_empty(len(a), dtype=torch.float32),
     out=True,
     cpu_levels=("avx512_bf16",),
     strict=False,
@@ -67,8 +53,8 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def adamw(
-    params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor], steps:
-    Sequence[Tensor], copies: Sequence[Tensor], lr: Tensor, betas: tuple[float, float], eps: float, weight_decay: float,
+    params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor],
+    steps: Sequence[Tensor], copies: Sequence[Tensor], lr: Tensor, betas: tuple[float, float], eps: float, weight_decay: float,
     divisor: Tensor, skip: Tensor, squares: Tensor | None = None,
 ) -> None:  # fmt: skip
     r"""One step of AdamW (Loshchilov and Hutter, 2019), in place.
@@ -97,7 +83,7 @@ def adamw(
     if not params:
         return
     if exp_avgs and exp_avgs[0].dtype == torch.int8:
-        bound(betas)
+        bound(*betas)
         if params[0].device.type == "cuda":
             raise ValueError("exp_avgs: got compact moments on a GPU, expected torch.float32 (use from_compact_moments)")
     lists = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps, "copies": copies}
@@ -108,8 +94,8 @@ def adamw(
 
 
 def matmul_adamw(
-    grad: Tensor, a: Tensor, param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, lr: Tensor, betas:
-    tuple[float, float], eps: float, weight_decay: float, squares: Tensor,
+    grad: Tensor, a: Tensor, param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, lr: Tensor,
+    betas: tuple[float, float], eps: float, weight_decay: float, squares: Tensor,
 ) -> Tensor:  # fmt: skip
     """:func:`adamw` of a linear layer's weight whose gradient is gradᵀ·a, which is never written.
 
@@ -128,24 +114,15 @@ def matmul_adamw(
     )
 
 
-def bound(betas: tuple[float, float]) -> float:
-    """The most that |m| / √v can be.
-
-    Raises:
-        ValueError: there is no bound, because β₁² is not below β₂.
-    """
-    return reference.bound(*betas)
-
-
 def to_compact_moments(exp_avg: Tensor, exp_avg_sq: Tensor, betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """float32 moments -> int8 and bfloat16, rounded to the nearest; exact for what :func:`from_compact_moments` gave."""
     second = exp_avg_sq.to(torch.bfloat16)
     root = second.float().sqrt()
-    level = torch.where(root > 0, exp_avg / root, 0) * (127 / bound(betas))
+    level = torch.where(root > 0, exp_avg / root, 0) * (127 / bound(*betas))
     return level.round().clamp(-127, 127).to(torch.int8), second
 
 
 def from_compact_moments(exp_avg: Tensor, exp_avg_sq: Tensor, betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """int8 and bfloat16 -> float32."""
     second = exp_avg_sq.float()
-    return exp_avg.float() * (bound(betas) / 127) * second.sqrt(), second
+    return exp_avg.float() * (bound(*betas) / 127) * second.sqrt(), second

@@ -1,5 +1,4 @@
-"""adamw and gradient_norm by torch's own multi-tensor kernels, compact moments in plain PyTorch: oracle, fallback, and
-what runs on a GPU, but for compact moments."""
+"""adamw and gradient_norm by torch's multi-tensor kernels, which also run on GPUs; compact moments in plain PyTorch."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -44,27 +43,15 @@ def _update(params, grads, exp_avgs, exp_avg_sqs, steps, copies, lr, beta1, beta
             _compact(*lists, lr, beta1, beta2, eps, weight_decay, divisor, skip)
     else:
         torch._fused_adamw_(
-            params,
-            grads32,
-            exp_avgs,
-            exp_avg_sqs,
-            [],
-            steps,
-            lr=lr,
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=weight_decay,
-            eps=eps,
-            amsgrad=False,
-            maximize=False,
-            grad_scale=divisor,
-            found_inf=skip,
-        )
+            params, grads32, exp_avgs, exp_avg_sqs, [], steps, lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay,
+            eps=eps, amsgrad=False, maximize=False, grad_scale=divisor, found_inf=skip,
+        )  # fmt: skip
     if copies:
         torch._foreach_copy_(copies, params)
 
 
 def bound(beta1: float, beta2: float) -> float:
+    """The most that |m| / √v can be; ValueError where there is no bound."""
     if beta1**2 >= beta2:
         raise ValueError(f"betas: compact moments need betas[0]² < betas[1], got {beta1} and {beta2}; use float32 moments")
     return (1 - beta1) / sqrt((1 - beta2) * (1 - beta1**2 / beta2))

@@ -27,8 +27,8 @@ def _rows(x: Tensor | None) -> Tensor | None:
 
 
 def forward_into(
-    implementation: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, total: Tensor | None,
-    normalised: Tensor,
+    implementation: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float,
+    total: Tensor | None, normalised: Tensor,
 ) -> Tensor:  # fmt: skip
     """Writes the sum (where asked for) and the norm; returns each row's mean and inverse deviation (rows, 2)."""
     stats = x.new_empty(x.numel() // x.shape[-1], 2, dtype=torch.float32)
@@ -47,8 +47,8 @@ def forward(
 
 
 def backward(
-    implementation: str, grad_total: Tensor | None, grad: Tensor | None, total: Tensor, stats: Tensor, weight: Tensor, bias:
-    Tensor, residual: torch.dtype | None, normalised: Tensor | None = None,
+    implementation: str, grad_total: Tensor | None, grad: Tensor | None, total: Tensor, stats: Tensor, weight: Tensor,
+    bias: Tensor, residual: torch.dtype | None, normalised: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
     """Gradients to ``x``, to a residual of dtype ``residual`` (None: there was none), to weight and to bias."""
     grad_x = like(total, total.dtype)
@@ -58,25 +58,11 @@ def backward(
 
 
 def backward_into(
-    implementation: str, grad_total: Tensor | None, grad: Tensor | None, total: Tensor, stats: Tensor, weight: Tensor, bias:
-    Tensor, grad_x: Tensor, grad_residual: Tensor | None, normalised: Tensor | None,
+    implementation: str, grad_total: Tensor | None, grad: Tensor | None, total: Tensor, stats: Tensor, weight: Tensor,
+    bias: Tensor, grad_x: Tensor, grad_residual: Tensor | None, normalised: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Writes the gradient to ``x`` (and to the residual, where it has another dtype; and the recomputed norm, where wanted).
-
-    Returns:
-        Gradients to weight and bias (2, C), in float32.
-    """
+    """Writes what is not None: gradients to ``x`` and the residual, the recomputed norm; returns the norm's own (2, C)."""
     parts = stats.new_empty(1 if implementation == "cpp" else min(528, len(stats)), 2, len(weight))
-    op_of("add_layer_norm_backward", implementation)(
-        _rows(grad_total),
-        _rows(grad),
-        _rows(total),
-        stats,
-        weight,
-        bias,
-        _rows(grad_x),
-        _rows(grad_residual),
-        _rows(normalised),
-        parts,
-    )
+    given, written = map(_rows, (grad_total, grad, total)), map(_rows, (grad_x, grad_residual, normalised))
+    op_of("add_layer_norm_backward", implementation)(*given, stats, weight, bias, *written, parts)
     return parts.sum(0) if len(parts) > 1 else parts[0]

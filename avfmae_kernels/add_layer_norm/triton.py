@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import bound, launch, rounded, store
 
 
@@ -37,10 +36,10 @@ def add_layer_norm_kernel(
 
 @triton.jit
 def add_layer_norm_backward_kernel(
-    grad_total, grad, total, stats, weight, bias, grad_x, grad_residual, normalised, parts, C, inner, rows, P, gt_outer,
-    gt_inner, g_outer, g_inner, total_outer, total_inner, s_outer, s_inner, sr_outer, sr_inner, normalised_outer,
-    normalised_inner, GRAD_TOTAL: tl.constexpr, GRAD: tl.constexpr, RESIDUAL: tl.constexpr, RECOMPUTE: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    grad_total, grad, total, stats, weight, bias, grad_x, grad_residual, normalised, parts, C, inner, rows, P,
+    gt_outer, gt_inner, g_outer, g_inner, total_outer, total_inner, s_outer, s_inner, sr_outer, sr_inner,
+    normalised_outer, normalised_inner,
+    GRAD_TOTAL: tl.constexpr, GRAD: tl.constexpr, RESIDUAL: tl.constexpr, RECOMPUTE: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, COLUMNS)
@@ -85,9 +84,10 @@ def add_layer_norm(
 ) -> None:  # fmt: skip
     outer, inner, C = x.shape
     launch(
-        add_layer_norm_kernel, (outer * inner,), CONFIGURATIONS, x, x if residual is None else residual, weight, bias, x if
-        sum is None else sum, normalised, stats, eps, C, inner, *_strides(x, residual, sum, normalised), ADD=residual is not
-        None, KEEP=sum is not None, COLUMNS=triton.next_power_of_2(C),
+        add_layer_norm_kernel, (outer * inner,), CONFIGURATIONS,
+        x, x if residual is None else residual, weight, bias, x if sum is None else sum, normalised, stats, eps, C, inner,
+        *_strides(x, residual, sum, normalised),
+        ADD=residual is not None, KEEP=sum is not None, COLUMNS=triton.next_power_of_2(C),
     )  # fmt: skip
 
 
@@ -105,6 +105,3 @@ def add_layer_norm_backward(
         GRAD_TOTAL=grad_sum is not None, GRAD=grad_normalised is not None, RESIDUAL=grad_residual is not None,
         RECOMPUTE=normalised is not None, COLUMNS=triton.next_power_of_2(C),
     )  # fmt: skip
-
-
-register_triton(add_layer_norm, add_layer_norm_backward)

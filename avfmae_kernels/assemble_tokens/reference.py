@@ -11,13 +11,9 @@ def _at(positions: Tensor, index: Tensor) -> Tensor:
 
 
 def assemble_tokens(
-    visible: Tensor,
-    mask_token: Tensor | None,
-    positions: Tensor,
-    visible_index: Tensor,
-    mask_index: Tensor | None,
+    visible: Tensor, mask_token: Tensor | None, positions: Tensor, visible_index: Tensor, mask_index: Tensor | None,
     dtype: torch.dtype,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     out = (visible + _at(positions, visible_index)).to(dtype)
     if mask_index is None:
         return out

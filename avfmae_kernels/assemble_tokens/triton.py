@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import launch, store
 
 
@@ -30,13 +29,9 @@ def assemble_tokens_kernel(
 
 
 def assemble_tokens(
-    visible: Tensor,
-    mask_token: Tensor | None,
-    positions: Tensor,
-    visible_index: Tensor,
-    mask_index: Tensor | None,
+    visible: Tensor, mask_token: Tensor | None, positions: Tensor, visible_index: Tensor, mask_index: Tensor | None,
     dtype: torch.dtype,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     (B, Nv, C), Nm = visible.shape, 0 if mask_index is None else mask_index.shape[1]
     out = visible.new_empty((B, Nv + Nm, C), dtype=dtype)
     if out.numel():
@@ -47,6 +42,3 @@ def assemble_tokens(
             MASKS=mask_token is not None, COLUMNS=triton.next_power_of_2(C),
         )  # fmt: skip
     return out
-
-
-register_triton(assemble_tokens)

@@ -5,16 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from avfmae_kernels.arguments import check_devices, check_shape
 from avfmae_kernels.crop_clips.reference import FILTERS
 from avfmae_kernels.crop_clips.reference import crop_clips as reference
 from avfmae_kernels.dispatch import call, register
 
-
-def _fake(video, boxes, size, bicubic):
-    return video.new_empty((len(boxes), video.shape[1], *size, 3))
-
-
-register("crop_clips", "(Tensor video, Tensor boxes, int[] size, bool bicubic) -> Tensor", _fake, reference, triton=False)
+register("crop_clips", "(Tensor video, Tensor boxes, int[] size, bool bicubic) -> Tensor", reference)
 
 
 def crop_clips(video: Tensor, boxes: Tensor, size: Sequence[int], filter: str = "bilinear") -> Tensor:
@@ -37,16 +33,12 @@ def crop_clips(video: Tensor, boxes: Tensor, size: Sequence[int], filter: str = 
 
     Returns:
         (B·V, T, H', W', 3) uint8.
-
-    Raises:
-        ValueError: an argument has the wrong shape, dtype or device.
     """
     if video.ndim != 5 or video.shape[-1] != 3 or video.dtype != torch.uint8 or not video.numel():
         raise ValueError(f"video: got {video.dtype} {tuple(video.shape)}, expected torch.uint8 (B, T, H, W, 3), not empty")
     if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) or len(boxes) % len(video) or boxes.dtype != torch.float32:
         raise ValueError(f"boxes: got {boxes.dtype} {tuple(boxes.shape)}, expected torch.float32 (a multiple of {len(video)}, 4)")
-    if boxes.device != video.device:
-        raise ValueError(f"boxes: is on {boxes.device}, expected {video.device} like video")
+    check_devices(video=video, boxes=boxes)
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size: got {tuple(size)}, expected (H, W), at least 1 each")
     if filter not in FILTERS:
@@ -55,20 +47,13 @@ def crop_clips(video: Tensor, boxes: Tensor, size: Sequence[int], filter: str = 
 
 
 def check_boxes(video: Tensor, boxes: Tensor | None, size: tuple[int, int] | None) -> tuple[int, int]:
-    """The (H, W) of the clip that is seen.
-
-    Raises:
-        ValueError: boxes or size have the wrong shape, dtype or device, or only one of them is given.
-    """
+    """The (H, W) of the clip that is seen; ValueError if boxes or size do not fit, or only one of them is given."""
     if boxes is None:
         if size is not None and tuple(size) != tuple(video.shape[2:4]):
             raise ValueError(f"size: got {tuple(size)} without boxes, expected None or the clip's {tuple(video.shape[2:4])}")
         return tuple(video.shape[2:4])
-    if tuple(boxes.shape) != (len(video), 4) or boxes.dtype != torch.float32 or boxes.device != video.device:
-        raise ValueError(
-            f"boxes: got {boxes.dtype} {tuple(boxes.shape)} on {boxes.device}, expected torch.float32 {(len(video), 4)} on "
-            f"{video.device}"
-        )
+    check_shape("boxes", boxes, (len(video), 4), torch.float32)
+    check_devices(video=video, boxes=boxes)
     if size is None or len(size) != 2 or min(size) < 1:
         raise ValueError(f"size: got {size}, expected (H, W) of the clip that the boxes show")
     return tuple(size)

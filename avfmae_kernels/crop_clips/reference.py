@@ -14,17 +14,11 @@ FILTERS = {"bilinear": lambda x: (1 - x).clamp(min=0), "bicubic": _cubic}  # wei
 
 
 def resample_weights(begin: Tensor, end: Tensor, stored: int, places: int, filter: str) -> Tensor:
-    r"""How much of each stored pixel is in each place: (B, places, stored) float32.
-
-    Place :math:`i` of :math:`n` lies at :math:`c = begin + (i + 1/2)\,s` with :math:`s = (end - begin)/n`, stored pixel :math:`k`
-    at :math:`k + 1/2`. Its weight is the filter's at :math:`|k + 1/2 - c| / \max(1, s)`: wider where pictures shrink, so that
-    nothing aliases. Weights are divided by their sum. This is Pillow's ``resize`` with a ``box``.
-    """
-    weight = FILTERS[filter]
+    """How much of each stored pixel is in each place, (B, places, stored) float32; filters are wider where pictures shrink."""
     step = ((end - begin) / places)[:, None]
     centre = begin[:, None] + (torch.arange(places, device=begin.device) + 0.5) * step  # (B, places)
     distance = (torch.arange(stored, device=begin.device) + 0.5 - centre[..., None]).abs() / step.abs().clamp(min=1)[..., None]
-    weights = weight(distance)
+    weights = FILTERS[filter](distance)
     return weights / weights.sum(-1, keepdim=True)
 
 

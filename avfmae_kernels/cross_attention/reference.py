@@ -4,22 +4,37 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from avfmae_kernels import softmax_attention
 from avfmae_kernels.arguments import at_least_float32
 
 
 def cross_attention(q: Tensor, kv: Tensor, heads: int) -> Tensor:
-    x, (k, v) = _heads(q, heads), rearrange(at_least_float32(kv), "b n (two h d) -> two b h n d", two=2, h=heads)
-    return rearrange(softmax_attention.attention(x, k, v), "b h n d -> b n (h d)").to(q.dtype)
+    x, k, v = _heads(q, kv, heads)
+    return _rows(_probabilities(x, k) @ v, q.dtype)
 
 
 def cross_attention_backward(grad: Tensor, q: Tensor, kv: Tensor, heads: int, recompute: bool) -> tuple[Tensor, Tensor, Tensor]:
-    x, (k, v) = _heads(q, heads), rearrange(at_least_float32(kv), "b n (two h d) -> two b h n d", two=2, h=heads)
-    dq, dk, dv, out = softmax_attention.attention_backward(_heads(grad, heads), x, k, v)
-    dq, out = (rearrange(t, "b h n d -> b n (h d)").to(q.dtype) for t in (dq, out))
-    dkv = rearrange(torch.stack((dk, dv)), "two b h n d -> b n (two h d)").to(kv.dtype)
-    return dq, dkv, out if recompute else q.new_empty(0)
+    """Gradients to q and kv, and the recomputed output.
+
+    With p = softmax(q kᵀ/√D) and g the gradient: dv = pᵀ g; dp = g vᵀ; ds = p ⊙ (dp − Σ p ⊙ dp)/√D; dq = ds k; dk = dsᵀ q.
+    Written out rather than left to autograd, which a compiled backward pass cannot call.
+    """
+    (g, _, _), (x, k, v) = _heads(grad, kv, heads), _heads(q, kv, heads)
+    p, dp = _probabilities(x, k), g @ v.mT
+    ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * x.shape[-1] ** -0.5
+    dkv = torch.cat([_rows(ds.mT @ x, kv.dtype), _rows(p.mT @ g, kv.dtype)], dim=-1)
+    return _rows(ds @ k, q.dtype), dkv, _rows(p @ v, q.dtype) if recompute else q.new_empty(0)
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
-    return rearrange(at_least_float32(x), "b n (h d) -> b h n d", h=heads)
+def _heads(q: Tensor, kv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of each head, (B, heads, N, D)."""
+    parts = (q, *kv.chunk(2, dim=-1))
+    x, k, v = (rearrange(at_least_float32(t), "b n (h d) -> b h n d", h=heads) for t in parts)
+    return x, k, v
+
+
+def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return rearrange(x, "b h n d -> b n (h d)").to(dtype)
+
+
+def _probabilities(q: Tensor, k: Tensor) -> Tensor:
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)

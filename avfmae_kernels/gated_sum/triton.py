@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import launch, store
 
 
@@ -64,6 +63,3 @@ def gated_sum_backward(grad: Tensor, gate_a: Tensor, a: Tensor, gate_b: Tensor, 
     rows = _rows(gate_a, a, gate_b, b)
     launch(gated_sum_backward_kernel, _grid(a), CONFIGURATIONS, grad, gate_a, a, gate_b, b, *grads, a.shape[1], *rows)
     return grads
-
-
-register_triton(gated_sum, gated_sum_backward)

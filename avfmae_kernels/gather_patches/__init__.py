@@ -6,41 +6,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from avfmae_kernels.arguments import FLOATS, check_devices, check_range, check_shape
 from avfmae_kernels.crop_clips import check_boxes
-from avfmae_kernels.dispatch import TRITON_USABLE, call, register
+from avfmae_kernels.dispatch import call, register
 from avfmae_kernels.gather_patches.reference import gather_patches as reference
-
-if TRITON_USABLE:
-    from avfmae_kernels.gather_patches import triton  # noqa: F401  (registers the op; importing triton takes a second)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def _fake(video, index, patch, mean, std, dtype, boxes=None, size=()):
-    return video.new_empty((*index.shape, 3 * math.prod(patch)), dtype=dtype)
 
 
 register(
     "gather_patches",
     "(Tensor video, Tensor index, int[] patch, float[] mean, float[] std, ScalarType dtype, Tensor? boxes=None, int[] size=[]) "
     "-> Tensor",
-    _fake,
     reference,
-    cuda_first="resamples a pixel's three channels together; Triton works out the filter's weights for each",
+    triton="avfmae_kernels.gather_patches.triton",
+    cuda_first="resamples what boxes show where it reads; Triton is given clips that were cropped before",
 )
 
 
 def gather_patches(
-    video: Tensor,
-    index: Tensor,
-    patch: Sequence[int] = (2, 16, 16),
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    dtype: torch.dtype = torch.float32,
-    boxes: Tensor | None = None,
+    video: Tensor, index: Tensor, patch: Sequence[int] = (2, 16, 16), mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD, dtype: torch.dtype = torch.float32, boxes: Tensor | None = None,
     size: Sequence[int] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     r"""Embedding rows of the named tubelets; the others are never read, and no float clip exists.
 
     With token :math:`n` at grid place :math:`(t, y, x)` and :math:`p = (p_t, p_h, p_w)` the tubelet size,
@@ -54,8 +43,6 @@ def gather_patches(
     gives it (bilinear, rounded to levels): its pixels are resampled where they are gathered, and the cropped clip never exists.
 
     Floor: bytes. It reads B·N·3·pt·ph·pw bytes once and writes as many numbers of ``dtype``.
-    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): the C++ kernel is 3 times as
-    fast as the reference, at 3 GB/s, and through boxes 80 times. No GPU yet.
 
     Args:
         video: (B, T, H, W, 3) uint8, RGB. T, H, W are multiples of ``patch``. Made contiguous if it is not.
@@ -70,29 +57,22 @@ def gather_patches(
         (B, N, 3·pt·ph·pw) of ``dtype``.
 
     Raises:
-        ValueError: an argument has the wrong shape, dtype or device.
         IndexError: an index is outside the clip (CPU). On a GPU such a row is NaN instead, since finding out would
             stall the device; nothing outside the clip is read.
     """
     patch, mean, std = list(patch), list(mean), list(std)
     if video.ndim != 5 or video.shape[-1] != 3 or video.dtype != torch.uint8 or not len(video):
         raise ValueError(f"video: got {video.dtype} {tuple(video.shape)}, expected torch.uint8 (B, T, H, W, 3), B at least 1")
-    if index.ndim != 2 or index.shape[0] != video.shape[0] or index.dtype != torch.int64:
-        raise ValueError(f"index: got {index.dtype} {tuple(index.shape)}, expected torch.int64 ({video.shape[0]}, N)")
-    if index.device != video.device:
-        raise ValueError(f"index: is on {index.device}, expected {video.device} like video")
+    check_shape("index", index, (len(video), "N"), torch.int64)
+    check_devices(video=video, index=index)
     seen = (video.shape[1], *check_boxes(video, boxes, size))
     if len(patch) != 3 or any(p < 1 or s % p for p, s in zip(patch, seen, strict=True)):
         raise ValueError(f"patch: got {patch}, expected three sizes that divide the clip's {tuple(seen)}")
     if len(mean) != 3 or len(std) != 3 or any(s <= 0 for s in std):
         raise ValueError(f"mean, std: got {mean}, {std}, expected three values each, std above 0")
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if dtype not in FLOATS:
         raise ValueError(f"dtype: got {dtype}, expected torch.float32, torch.bfloat16 or torch.float16")
-    if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
-        tokens = (seen[0] // patch[0]) * (seen[1] // patch[1]) * (seen[2] // patch[2])
-        low, high = index.aminmax()
-        if low < 0 or high >= tokens:
-            raise IndexError(f"index: holds {int(low)} to {int(high)}, expected 0 to {tokens - 1}")
+    check_range("index", index, math.prod([s // p for s, p in zip(seen, patch, strict=True)]))
     return call(
         "gather_patches", video.device, video.contiguous(), index.contiguous(), patch, mean, std, dtype,
         None if boxes is None else boxes.contiguous(), list(seen[1:]),

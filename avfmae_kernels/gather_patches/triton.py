@@ -5,16 +5,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.dispatch import register_triton
-from avfmae_kernels.triton_crop import cropped_pixel, taps
+from avfmae_kernels.crop_clips.reference import crop_clips
 from avfmae_kernels.triton_tools import launch, store
 
 
 @triton.jit
 def gather_patches_kernel(
     video, index, out,
-    mean_r, mean_g, mean_b, std_r, std_g, std_b,
-    rows_per_clip, T, H, W, boxes, stored_h, stored_w, TAPS_Y: tl.constexpr, TAPS_X: tl.constexpr,
+    mean_r, mean_g, mean_b, std_r, std_g, std_b, rows_per_clip, T, H, W,
     PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -34,11 +32,7 @@ def gather_patches_kernel(
     for c in tl.static_range(3):
         mean = mean_r if c == 0 else (mean_g if c == 1 else mean_b)
         std = std_r if c == 0 else (std_g if c == 1 else std_b)
-        if TAPS_Y:
-            box = boxes + row // rows_per_clip * 4
-            value = cropped_pixel(video, box, frame, y * PH + dy, x * PW + dx, c, lane, H, W, stored_h, stored_w, TAPS_Y, TAPS_X)
-        else:
-            value = tl.load(video + place * 3 + c, mask=lane, other=0).to(tl.float32)
+        value = tl.load(video + place * 3 + c, mask=lane, other=0).to(tl.float32)
         value = tl.where(inside, (value / 255.0 - mean) / std, float("nan"))
         store(out + (row * 3 + c) * pixels + p, value, lane)
 
@@ -47,36 +41,14 @@ def gather_patches(
     video: Tensor, index: Tensor, patch: list[int], mean: list[float], std: list[float], dtype: torch.dtype,
     boxes: Tensor | None = None, size: list[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    T, stored_h, stored_w = video.shape[1:4]
-    H, W = (stored_h, stored_w) if boxes is None else size
+    if boxes is not None:
+        video = crop_clips(video, boxes, size)
     pt, ph, pw = patch
     out = video.new_empty((*index.shape, 3 * pt * ph * pw), dtype=dtype)
     if out.numel():
-        block = triton.next_power_of_2(pt * ph * pw)
         launch(
-            gather_patches_kernel,
-            (index.numel(),),
-            [{"num_warps": 4}, {"num_warps": 2}, {"num_warps": 8}],
-            video,
-            index,
-            out,
-            *mean,
-            *std,
-            index.shape[1],
-            T,
-            H,
-            W,
-            video if boxes is None else boxes,
-            stored_h,
-            stored_w,
-            TAPS_Y=taps(boxes, stored_h, H),
-            TAPS_X=taps(boxes, stored_w, W),
-            PT=pt,
-            PH=ph,
-            PW=pw,
-            BLOCK=block,
-        )
+            gather_patches_kernel, (index.numel(),), [{"num_warps": 4}, {"num_warps": 2}, {"num_warps": 8}],
+            video, index, out, *mean, *std, index.shape[1], *video.shape[1:4],
+            PT=pt, PH=ph, PW=pw, BLOCK=triton.next_power_of_2(pt * ph * pw),
+        )  # fmt: skip
     return out
-
-
-register_triton(gather_patches)

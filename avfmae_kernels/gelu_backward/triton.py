@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.dispatch import register_triton
 from avfmae_kernels.triton_tools import launch, store
 
 ROOT_HALF = tl.constexpr(0.7071067811865476)
@@ -29,6 +28,3 @@ def gelu_backward(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     grid = lambda meta: (triton.cdiv(x.numel(), meta["BLOCK"]),)  # noqa: E731
     launch(gelu_backward_kernel, grid, CONFIGURATIONS, grad, x, grad_x, out, x.numel())
     return grad_x, out
-
-
-register_triton(gelu_backward)

@@ -1,9 +1,8 @@
 """Linear layers whose input is cheap: it is recomputed in the backward pass instead of kept.
 
 A linear layer keeps its input for its weight's gradient. Where that input is a LayerNorm, a GELU or a short attention, it follows
-from what is kept anyway; each of these ops' backward recomputes it in the pass that it makes in any case. This is what halves
-the memory of a training step. Long attention costs more than it takes, and is kept. ``use("reference")``
-gives the composition in PyTorch, and keeps all.
+from what is kept anyway: the backward of these ops recomputes it in the pass that it makes in any case. This halves the memory of
+a training step. Long attention is kept. ``use("reference")`` gives the composition in PyTorch, and keeps all.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -59,14 +58,14 @@ def region_attention_linear(qkv: Tensor, num_heads: int, weight: Tensor, bias: T
     """``F.linear(region_attention(qkv, num_heads), weight, bias)``: (N, S, 3C) -> (N, S, O)."""
     if dispatch.uses_reference() or qkv.shape[1] > TILE:
         return linear(region_attention(qkv, num_heads), weight, bias)
-    return _LinearOf.apply(region_attention, _region_attention_recompute, (num_heads,), weight, bias, qkv)
+    return _LinearOf.apply(region_attention, region_attention_backward, (num_heads,), weight, bias, qkv)
 
 
 def cross_attention_linear(q: Tensor, kv: Tensor, num_heads: int, weight: Tensor, bias: Tensor) -> Tensor:
     """``F.linear(cross_attention(q, kv, num_heads), weight, bias)``: (B, Nq, C), (B, Nk, 2C) -> (B, Nq, O)."""
     if dispatch.uses_reference() or min(q.shape[1], kv.shape[1]) > TILE:
         return linear(cross_attention(q, kv, num_heads), weight, bias)
-    return _LinearOf.apply(cross_attention, _cross_attention_recompute, (num_heads,), weight, bias, q, kv)
+    return _LinearOf.apply(cross_attention, cross_attention_backward, (num_heads,), weight, bias, q, kv)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -164,11 +163,3 @@ class _LinearOf(torch.autograd.Function):
         weight, *inputs = ctx.saved_tensors
         *grad_inputs, out = ctx.backward_of_op(matmul.to_input(grad, weight).to(inputs[0].dtype), *inputs, *ctx.constants)
         return None, None, None, *_weight_grads(grad, out.to(grad.dtype), weight, ctx.weight, True), *grad_inputs
-
-
-def _region_attention_recompute(grad: Tensor, qkv: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    return region_attention_backward(grad, qkv, heads, recompute=True)
-
-
-def _cross_attention_recompute(grad: Tensor, q: Tensor, kv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    return cross_attention_backward(grad, q, kv, heads, recompute=True)

@@ -1,44 +1,30 @@
 """The reconstruction loss, straight from the source: target and square error in one pass, no target tensor."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from avfmae_kernels.arguments import FLOATS, check_devices, check_range, check_shape
 from avfmae_kernels.crop_clips import check_boxes
-from avfmae_kernels.dispatch import TRITON_USABLE, call, register, register_gradient
+from avfmae_kernels.dispatch import call, register, register_backward_op
 from avfmae_kernels.masked_patch_loss import reference
 
-if TRITON_USABLE:
-    from avfmae_kernels.masked_patch_loss import triton  # noqa: F401  (registers the op)
-
-
-def _fake(pred, source, index, scored, patch, boxes=None, size=()):
-    return pred.new_empty(index.shape, dtype=torch.float32)
-
-
-def _fake_backward(grad, pred, source, index, scored, patch, boxes=None, size=()):
-    return torch.empty_like(pred)
-
-
-_ARGUMENTS = "Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] size=[]"
-_CUDA_FIRST = "reads, or resamples, every pixel once; Triton twice for each channel"
-register("masked_patch_loss", f"({_ARGUMENTS}) -> Tensor", _fake, reference.masked_patch_loss, cuda_first=_CUDA_FIRST)
-register(
-    "masked_patch_loss_backward", f"(Tensor grad, {_ARGUMENTS}) -> Tensor", _fake_backward, reference.masked_patch_loss_backward,
-    cuda_first=_CUDA_FIRST,
-)  # fmt: skip
+ARGUMENTS = "Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] size=[]"
+KERNELS = {
+    "triton": "avfmae_kernels.masked_patch_loss.triton",
+    "cuda_first": "reads, or resamples, every pixel once; Triton twice for each channel, of clips that were cropped before",
+}
+register("masked_patch_loss", f"({ARGUMENTS}) -> Tensor", reference.masked_patch_loss, **KERNELS)
+register("masked_patch_loss_backward", f"(Tensor grad, {ARGUMENTS}) -> Tensor", reference.masked_patch_loss_backward, **KERNELS)
+register_backward_op("masked_patch_loss", 1)
 
 
 def masked_patch_loss(
-    pred: Tensor,
-    source: Tensor,
-    index: Tensor,
-    weight: Tensor,
-    patch: Sequence[int],
-    boxes: Tensor | None = None,
+    pred: Tensor, source: Tensor, index: Tensor, weight: Tensor, patch: Sequence[int], boxes: Tensor | None = None,
     size: Sequence[int] | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     r"""Weighted sum of the tokens' mean square errors against their standardised patches (AVF-MAE++ eq. 3).
 
     Token :math:`n`'s patch :math:`x` is standardised per channel over its :math:`S` pixels, with the unbiased variance,
@@ -54,8 +40,6 @@ def masked_patch_loss(
     Tokens of weight 0 are neither read nor compared. Gradient flows to ``pred`` and to ``weight``.
 
     Floor: bytes. Forward reads the predictions and the source's patches once; backward the same, and writes the gradient.
-    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): the C++ kernel is 11 to 19 times
-    as fast as the reference, through boxes 28 times, at 9 GB/s forward and 15 backward. No GPU yet.
 
     Args:
         pred: (B, N, P) float32, bfloat16 or float16; P numbers in the order (time, row, column, channel).
@@ -70,18 +54,14 @@ def masked_patch_loss(
         A float32 scalar.
 
     Raises:
-        ValueError: an argument has the wrong shape, dtype or device.
         IndexError: an index of a scored token is outside the source (CPU); on a GPU the loss is NaN instead.
     """
     patch = list(patch)
     video = source.ndim == 5
-    if not (video and source.shape[-1] == 3 and source.dtype == torch.uint8) and not (
-        source.ndim == 4 and source.shape[1] == 1 and source.is_floating_point()
-    ):
-        raise ValueError(
-            f"source: got {source.dtype} {tuple(source.shape)}, expected torch.uint8 (B, T, H, W, 3) or floating point (B, "
-            "1, frames, mels)"
-        )
+    if video:
+        check_shape("source", source, ("B", "T", "H", "W", 3), torch.uint8)
+    else:
+        check_shape("source", source, ("B", 1, "frames", "mels"), *FLOATS, torch.float64)
     if not len(source):
         raise ValueError(f"source: got {tuple(source.shape)}, expected a batch of at least 1")
     if boxes is not None and not video:
@@ -89,27 +69,16 @@ def masked_patch_loss(
     seen = (source.shape[1], *check_boxes(source, boxes, size)) if video else tuple(source.shape[2:])
     if len(patch) != len(seen) or any(p < 1 or s % p for p, s in zip(patch, seen, strict=True)):
         raise ValueError(f"patch: got {patch}, expected {len(seen)} sizes that divide the source's {seen}")
-    numbers = torch.Size(patch).numel() * (3 if video else 1)
-    if numbers // (3 if video else 1) < 2:
+    numbers = math.prod(patch) * (3 if video else 1)
+    if math.prod(patch) < 2:
         raise ValueError(f"patch: got {patch}, expected at least two pixels, or there is no variance")
-    if index.ndim != 2 or index.shape[0] != source.shape[0] or index.dtype != torch.int64:
-        raise ValueError(f"index: got {index.dtype} {tuple(index.shape)}, expected torch.int64 ({source.shape[0]}, N)")
-    if tuple(pred.shape) != (*index.shape, numbers) or pred.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise ValueError(
-            f"pred: got {pred.dtype} {tuple(pred.shape)}, expected torch.float32, torch.bfloat16 or torch.float16 "
-            f"{(*index.shape, numbers)}"
-        )
-    if weight.shape != index.shape or not weight.is_floating_point():
-        raise ValueError(f"weight: got {weight.dtype} {tuple(weight.shape)}, expected floating point {tuple(index.shape)}")
-    for name, tensor in (("pred", pred), ("index", index), ("weight", weight)):
-        if tensor.device != source.device:
-            raise ValueError(f"{name}: is on {tensor.device}, expected {source.device} like source")
+    check_shape("index", index, (len(source), "N"), torch.int64)
+    check_shape("pred", pred, (*index.shape, numbers), *FLOATS)
+    check_shape("weight", weight, index.shape, *FLOATS, torch.float64)
+    check_devices(source=source, pred=pred, index=index, weight=weight)
     scored = weight != 0
-    if source.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
-        tokens = torch.Size(s // p for s, p in zip(seen, patch, strict=True)).numel()
-        low, high = torch.where(scored, index, 0).aminmax()
-        if low < 0 or high >= tokens:
-            raise IndexError(f"index: holds {int(low)} to {int(high)}, expected 0 to {tokens - 1}")
+    if source.device.type == "cpu":
+        check_range("index", torch.where(scored, index, 0), math.prod([s // p for s, p in zip(seen, patch, strict=True)]))
     if not video:
         source = source.float()
     errors = call(
@@ -118,20 +87,3 @@ def masked_patch_loss(
         None if boxes is None else boxes.contiguous(), list(seen[-2:]),
     )  # fmt: skip
     return (errors * weight).sum()
-
-
-def _save(ctx, inputs, output):
-    *tensors, ctx.patch, boxes, ctx.size = inputs
-    ctx.save_for_backward(*tensors, boxes)
-
-
-def _gradient(ctx, grad):
-    pred, source, index, scored, boxes = ctx.saved_tensors
-    grad_pred = call(
-        "masked_patch_loss_backward", pred.device,
-        grad.contiguous(), pred, source, index, scored, ctx.patch, boxes, ctx.size,
-    )  # fmt: skip
-    return grad_pred, None, None, None, None, None, None
-
-
-register_gradient("masked_patch_loss", _save, _gradient)

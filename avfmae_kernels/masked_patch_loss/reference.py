@@ -10,16 +10,7 @@ from avfmae_kernels.crop_clips.reference import crop_clips
 def patch_targets(
     source: Tensor, index: Tensor, patch: list[int], boxes: Tensor | None = None, size: list[int] | None = None
 ) -> Tensor:
-    """The standardised targets that masked_patch_loss compares with, in the precision of float32 (or of the source).
-
-    Args:
-        source: (B, T, H, W, 3) uint8 or floating point, or (B, 1, frames, mels) floating point.
-        index: (B, N) int64. patch: (pt, ph, pw), or (frames, mels).
-        boxes, size: see masked_patch_loss.
-
-    Returns:
-        (B, N, P): numbers of a patch in the order (time, row, column, channel). Rows of tokens outside the source are NaN.
-    """
+    """The standardised targets (B, N, P) that masked_patch_loss compares with; those of tokens outside the source are NaN."""
     if boxes is not None:
         source = crop_clips(source, boxes, size)
     if source.ndim == 4:

@@ -11,17 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avfmae_kernels import processor
+from avfmae_kernels.arguments import check_shape
 from avfmae_kernels.dispatch import AUTOMATIC, call, register
 from avfmae_kernels.matmul import reference
 
-
-def _fake(a, b, bias, dtype):
-    return a.new_empty((a.shape[0], b.shape[1]), dtype=dtype)
-
-
 register(
-    "matmul_bf16", "(Tensor a, Tensor b, Tensor? bias, ScalarType dtype) -> Tensor", _fake, reference.matmul_bf16,
-    triton=False, out=True, cpu_levels=("avx512_bf16",),
+    "matmul_bf16", "(Tensor a, Tensor b, Tensor? bias, ScalarType dtype) -> Tensor", reference.matmul_bf16,
+    out=True, cpu_levels=("avx512_bf16",),
 )  # fmt: skip
 
 
@@ -38,14 +34,11 @@ def matmul_bf16(a: Tensor, b: Tensor, bias: Tensor | None = None, dtype: torch.d
 
     Returns:
         (M, N).
-
-    Raises:
-        ValueError: an argument has the wrong shape or dtype.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
         raise ValueError(f"a, b: got {tuple(a.shape)} and {tuple(b.shape)}, expected (M, K) and (K, N)")
-    if bias is not None and bias.shape != b.shape[1:]:
-        raise ValueError(f"bias: got {tuple(bias.shape)}, expected ({b.shape[1]},)")
+    if bias is not None:
+        check_shape("bias", bias, b.shape[1:])
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"dtype: got {dtype}, expected float32 or bfloat16")
     for name, factor in (("a", a), ("b", b)):
@@ -60,8 +53,7 @@ BF16 = AUTOMATIC["matmul_bf16", "cpu"][0] == "cpp"
 
 
 def rounds(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether products in ``dtype`` round float32 weights themselves. Not under torch.compile: a compiled graph updates no
-    weights on its way."""
+    """Whether products in ``dtype`` round float32 weights themselves: not in a compiled graph, which cannot update weights."""
     return BF16 and dtype is torch.bfloat16 and device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -98,13 +90,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def to_input(grad: Tensor, weight: Tensor) -> Tensor:
     """The gradient to a linear layer's input: grad (..., O), weight (O, I) -> (..., I) in the dtype of grad."""
-    if rounds(grad.device, grad.dtype):
-        return torch.ops.avfmae.matmul_bf16(rows(grad), weight, None, grad.dtype).view(*grad.shape[:-1], -1)
-    return linear(grad, weight.mT, None) if has_faster(grad, grad.dtype) else grad @ weight
+    return linear(grad, weight.mT, None)
 
 
 def to_weight(grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
     """The gradient to a linear layer's weight: grad (rows, O), x (rows, I) -> (O, I) in ``dtype``."""
     if rounds(grad.device, grad.dtype):
         return torch.ops.avfmae.matmul_bf16(grad.mT, x, None, dtype)
-    return (linear(grad.mT, x.mT, None) if has_faster(grad, grad.dtype) else grad.mT @ x).to(dtype)
+    return linear(grad.mT, x.mT, None).to(dtype)

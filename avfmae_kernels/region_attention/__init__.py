@@ -3,26 +3,16 @@
 from torch import Tensor
 
 from avfmae_kernels.arguments import TILE, check_attention
-from avfmae_kernels.dispatch import TRITON_USABLE, call, register, register_gradient
+from avfmae_kernels.dispatch import call, register, register_backward_op
 from avfmae_kernels.region_attention import reference
 
-if TRITON_USABLE:
-    from avfmae_kernels.region_attention import triton  # noqa: F401  (registers the op)
-
-
-def _fake(qkv, heads):
-    return qkv.new_empty((*qkv.shape[:2], qkv.shape[2] // 3))
-
-
-def _fake_backward(grad, qkv, heads, recompute):
-    return qkv.new_empty(qkv.shape), qkv.new_empty(grad.shape if recompute else (0,))
-
-
-register("region_attention", "(Tensor qkv, int heads) -> Tensor", _fake, reference.region_attention, out=True)
+TRITON = "avfmae_kernels.region_attention.triton"
+register("region_attention", "(Tensor qkv, int heads) -> Tensor", reference.region_attention, triton=TRITON, out=True)
 register(
-    "region_attention_backward", "(Tensor grad, Tensor qkv, int heads, bool recompute) -> (Tensor, Tensor)", _fake_backward,
-    reference.region_attention_backward, out=True,
+    "region_attention_backward", "(Tensor grad, Tensor qkv, int heads, bool recompute) -> (Tensor, Tensor)",
+    reference.region_attention_backward, triton=TRITON, out=True,
 )  # fmt: skip
+register_backward_op("region_attention", 1, False)
 
 
 def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
@@ -35,9 +25,6 @@ def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
     Floor: bytes. Forward reads 3C numbers a token and writes C; backward reads 4C and writes 3C, as the probabilities
     come from q and k once more and nothing but ``qkv`` is kept. On a GPU whole sequences, several where they are short,
     share a tile of the tensor cores, so that the products stay below the time of the bytes.
-    Measured (two cores of an AMD EPYC with AVX-512, float32, batch 8, ``avfmae bench kernels``): at 8×11 the C++ kernel is 2.5
-    times as fast as the reference forward and 3.2 times backward, at a sixth of the rate of a copy, as a CPU is bound by the
-    products. No GPU yet.
 
     Args:
         qkv: (N, S, 3C) float32, bfloat16 or float16; the columns lie side by side, rows and sequences may lie anywhere, so
@@ -46,34 +33,15 @@ def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
 
     Returns:
         (N, S, C), contiguous, in the dtype of ``qkv``.
-
-    Raises:
-        ValueError: an argument has the wrong shape or dtype.
     """
     if qkv.ndim != 3 or qkv.shape[2] % 3 or not len(qkv) or not qkv.shape[1]:
         raise ValueError(f"qkv: got {tuple(qkv.shape)}, expected (N, S, 3C) with N and S at least 1")
     if qkv.is_cuda and qkv.shape[1] > TILE:
-        raise ValueError(
-            f"qkv: got sequences of {qkv.shape[1]}, expected at most {TILE} on a GPU (longer: scaled_dot_product_attention)"
-        )
+        raise ValueError(f"qkv: got sequences of {qkv.shape[1]}, expected at most {TILE} on a GPU (else use torch's attention)")
     check_attention(num_heads, qkv.shape[2] // 3, qkv=qkv)
     return call("region_attention", qkv.device, qkv, num_heads)
 
 
-def region_attention_backward(grad: Tensor, qkv: Tensor, num_heads: int, recompute: bool = False) -> tuple[Tensor, Tensor]:
-    """Gradient to ``qkv``; with ``recompute`` also the forward's output (else an empty tensor)."""
-    return call(
-        "region_attention_backward", qkv.device, grad.contiguous(), qkv, num_heads, recompute
-    )  # fmt: skip
-
-
-def _save(ctx, inputs, output):
-    qkv, ctx.heads = inputs
-    ctx.save_for_backward(qkv)
-
-
-def _gradient(ctx, grad):
-    return region_attention_backward(grad, *ctx.saved_tensors, ctx.heads)[0], None
-
-
-register_gradient("region_attention", _save, _gradient)
+def region_attention_backward(grad: Tensor, qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor]:
+    """Gradient to ``qkv``, and the forward's output, recomputed."""
+    return call("region_attention_backward", qkv.device, grad.contiguous(), qkv, num_heads, True)

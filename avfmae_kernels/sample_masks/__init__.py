@@ -12,7 +12,7 @@ import torch
 from avfmae_kernels.dispatch import choose, register
 from avfmae_kernels.sample_masks import reference
 
-register("sample_masks", triton=False, host=True, strict=False)
+register("sample_masks", host=True, strict=False)
 CPU = torch.device("cpu")
 
 

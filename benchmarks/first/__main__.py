@@ -93,7 +93,7 @@ def main(given: list[str] | None = None) -> int:
 def environment(args: argparse.Namespace) -> dict[str, str]:
     """Of a part's process. A dry run takes one core, and compiles nothing with torch.compile."""
     dry = {"OMP_NUM_THREADS": "1", "TORCH_COMPILE_DISABLE": "1", "CUDA_VISIBLE_DEVICES": ""} if args.device == "cpu" else {}
-    return os.environ | {"AVFMAE_AUTOTUNE_FILE": str(args.out / "choices.json"), "PYTHONUNBUFFERED": "1", "COLUMNS": "160"} | dry
+    return os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "160"} | dry
 
 
 def supervise(part: Part, limit: float, left: float, journal: Journal, args: argparse.Namespace) -> str:

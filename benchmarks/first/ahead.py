@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,8 +50,9 @@ def of_step(stage: Stage, size: Size, precision: str, batch: int, device: torch.
 
 def of(work: Callable[[], None]) -> list[Request]:
     """What ``work()`` would compile if every op ran in Triton, where it has a kernel."""
-    for file in Path(K.__file__).parent.glob("*/triton.py"):
-        importlib.import_module(f"avfmae_kernels.{file.parent.name}.triton")  # which registers the op's kernel
+    for op in dispatch.OPS.values():
+        if op.triton:
+            dispatch.load_triton(op.name, op.triton)
     from avfmae_kernels.triton_tools import recorded
 
     automatic = dispatch.AUTOMATIC

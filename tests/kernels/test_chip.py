@@ -1,5 +1,7 @@
 """What a chip cannot run is not chosen, and the reason is said: asked of chips that are not there."""
 
+from unittest import mock
+
 import pytest
 import torch
 
@@ -8,6 +10,11 @@ from avfmae_kernels import chip, dispatch
 SMALL, LARGE = (86, 89, 120), (80, 90, 100)
 DIER = torch.empty(4, 80, 3 * 512, dtype=torch.bfloat16, device="meta"), 8  # DiER's 80 tokens
 GPU = torch.device("cuda", 0)
+
+
+def pretended(capability):
+    """Inside, every GPU is taken for one of this compute capability."""
+    return mock.patch.object(chip, "compute_capability", torch.compiler.assume_constant_result(lambda index: capability))
 
 
 @pytest.fixture
@@ -19,7 +26,7 @@ def with_all(monkeypatch):
 
 @pytest.mark.parametrize("capability", [*SMALL, *LARGE])
 def test_eighty_tokens_run_on_every_chip(with_all, capability):
-    with chip.pretended(capability):
+    with pretended(capability):
         assert dispatch.choose("region_attention", GPU, DIER) == ("triton" if capability in SMALL else "cuda")
     reason = chip.why_not("region_attention", "cuda", capability, DIER)
     assert reason is None if capability in LARGE else "needs 128 KiB of shared memory" in reason and reason.endswith("has 99")
@@ -29,13 +36,13 @@ def test_eighty_tokens_run_on_every_chip(with_all, capability):
 def test_short_sequences_run_everywhere(with_all):
     qkv, grad = (torch.empty(8, 64, n * 640, dtype=torch.float16, device="meta") for n in (3, 1))
     for capability in SMALL + LARGE:
-        with chip.pretended(capability):
+        with pretended(capability):
             assert dispatch.choose("region_attention", GPU, (qkv, 8)) == "cuda"
             assert dispatch.choose("region_attention_backward", GPU, (grad, qkv, 8, True)) == "cuda"
 
 
 def test_chips_without_bfloat16_get_the_reference(with_all):
-    with chip.pretended(75):
+    with pretended(75):
         assert dispatch.choose("region_attention", GPU, DIER) == "reference"
     assert "compute capability 8.0 or later, and this GPU has 7.5" in chip.why_not("region_attention", "triton", 75)
 
@@ -43,10 +50,10 @@ def test_chips_without_bfloat16_get_the_reference(with_all):
 def test_float32_gradients_of_long_sequences_are_not_tritons(with_all):
     """They need more registers than any chip has."""
     qkv, grad = (torch.empty(4, 101, n * 512, device="meta") for n in (3, 1))
-    with chip.pretended(90):
+    with pretended(90):
         assert dispatch.choose("region_attention", GPU, (qkv, 8)) == "cuda"
         assert dispatch.choose("region_attention_backward", GPU, (grad, qkv, 8, True)) == "cuda"
-    with chip.pretended(86):
+    with pretended(86):
         assert dispatch.choose("region_attention_backward", GPU, (grad, qkv, 8, True)) == "cuda"  # 80 KiB of logits
     assert "do not fit the registers" in chip.why_not("region_attention_backward", "triton", 90, (grad, qkv, 8, True))
     assert chip.why_not("region_attention_backward", "triton", 90, (grad.bfloat16(), qkv.bfloat16(), 8, True)) is None
@@ -74,7 +81,7 @@ def test_tiles_that_do_not_fit_the_registers_are_not_tritons(queries, keys, D, d
 
 def test_an_implementation_asked_for_by_name_says_why_it_cannot_run(monkeypatch):
     monkeypatch.setattr(dispatch, "why_not", lambda op, implementation, device: None)  # as with everything built
-    with chip.pretended(89), dispatch.use("cuda"), pytest.raises(RuntimeError, match="'cuda' was asked for, but needs 128 KiB"):
+    with pretended(89), dispatch.use("cuda"), pytest.raises(RuntimeError, match="'cuda' was asked for, but needs 128 KiB"):
         dispatch.choose("region_attention", GPU, DIER)
 
 
@@ -97,7 +104,7 @@ def test_torch_compile_traces_the_choice(with_all):
     x, qkv = torch.zeros(1), torch.zeros(2, 80, 3 * 512, dtype=torch.bfloat16)
     for capability, want in ((90, 1), (86, 2)):
         torch._dynamo.reset()
-        with chip.pretended(capability):
+        with pretended(capability):
             assert torch.compile(chosen, fullgraph=True, backend="eager")(x, qkv) == want
 
 

@@ -110,7 +110,8 @@ def test_region_attention_asks_for_shared_memory_as_dispatch_expects(ops, monkey
     """One byte less than ``chip`` says is refused, in words; with as many it runs."""
     qkv = torch.randn(1, 70, 3 * 64).to(torch.bfloat16)
     for op, args in (("region_attention", (qkv, 1)), ("region_attention_backward", (qkv[..., :64].contiguous(), qkv, 1, False))):
-        needed = chip.SHARED_MEMORY[op, "cuda"](*args)
+        backward = op.endswith("_backward")
+        needed = chip.NEEDS["cuda", "region_attention"](backward, *args[backward:])
         assert needed > chip.shared_memory(86)
         monkeypatch.setenv("EMULATED_SHARED_MEMORY", str(needed - 1))
         with pytest.raises(RuntimeError, match=f"needs {-(-needed // 1024)} KiB of shared memory"):

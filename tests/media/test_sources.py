@@ -21,7 +21,7 @@ from avfmae.data.manifest import Clip
 from avfmae.data.prepare import find_clips
 from avfmae.data.sources import MediaError, open_clip, shard_numbers
 from avfmae.inference.evaluate import evaluate
-from avfmae.options import InspectConfig
+from avfmae.options import EvaluateConfig, InspectConfig
 from avfmae.viz.inspection import inspect
 
 TINY = avfmae.ModelConfig.preset("tiny")
@@ -52,7 +52,8 @@ def test_a_source_of_ones_own_is_evaluated_and_inspected(toy, tmp_path):
     torch.manual_seed(0)
     about = {"classes": ["a", "b"], "task": "classification", "modalities": ["video", "audio"]}
     save_weights(avfmae.AVFMAEForFinetuning(TINY, 2), tmp_path / "w.safetensors", **about)
-    evaluate(tmp_path / "w.safetensors", [Path(c.path) for c in toy], tmp_path / "p.csv", 1, 1, "error", workers=0)
+    paths = tuple(Path(c.path) for c in toy)
+    evaluate(EvaluateConfig(tmp_path / "w.safetensors", paths, tmp_path / "p.csv", segments=1, crops=1, workers=0))
     with open(tmp_path / "p.csv", newline="") as file:
         assert [row["path"] for row in csv.DictReader(file)] == [c.path for c in toy]
     page = inspect(InspectConfig((tmp_path,), tmp_path / "page", preset="tiny", workers=1)).read_text()  # in a process

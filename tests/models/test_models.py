@@ -254,7 +254,7 @@ def test_flash_is_refused_where_it_is_not_installed():
     if importlib.util.find_spec("flash_attn"):
         pytest.skip("flash-attn is installed")
     cfg = TINY.replace(attention="flash")
-    with pytest.raises(RuntimeError, match="flash-attn does not import"):
+    with pytest.raises(RuntimeError, match=r"attention='flash' needs flash_attn: pip install 'avfmae\[flash\]'"):
         avfmae.AVFMAEForPretraining(cfg)
 
 

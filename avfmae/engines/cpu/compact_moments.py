@@ -13,7 +13,7 @@ def why_not(betas: tuple[float, float]) -> str | None:
     beta1, beta2 = betas
     if K.chosen() == "reference":
         return "the reference kernels were asked for"
-    if beta1**2 >= beta2 or bound(betas) >= 2:
+    if beta1**2 >= beta2 or bound(*betas) >= 2:
         return f"8 bits are too coarse for betas {beta1:g} and {beta2:g}"
     return None
 

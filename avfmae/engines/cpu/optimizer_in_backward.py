@@ -4,7 +4,7 @@ On a CPU this saves the gradients' memory. Gradients of linear layers are not ev
 the update (:func:`avfmae_kernels.matmul_adamw`).
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -35,18 +35,12 @@ def why_not(step) -> str | None:
 
 
 class BackwardStep:
-    """A training step that updates weights in its backward pass.
-
-    A step whose loss is not finite changes nothing but the counters.
-
-    Args:
-        step: a :class:`avfmae.training.step.TrainingStep`. Its weights get no copies in bfloat16 where products round them.
-    """
+    """A training step that updates weights in its backward pass. One whose loss is not finite changes only the counters."""
 
     def __init__(self, step):
         self.step = step
         products = matmul.rounds(step.device, step.dtype) and step.forward is step.model
-        if products:
+        if products:  # which round float32 weights themselves: no copies in bfloat16 are kept
             step.params = type(step.params)(step.model, torch.float32)
         self.products, self.updates, self.trained = products, None, None
 
@@ -56,12 +50,12 @@ class BackwardStep:
         self.follow_frozen()
         with step.params.in_use():
             loss, values = step.forward_loss(batch)
-            finite = bool(loss.isfinite())
+            finite = values["loss"].isfinite()
             with self.updates.during(step.rate):
                 if finite:
                     loss.backward()
-        grad_norm = self.updates.squares.sqrt() if finite else torch.full_like(self.updates.squares, torch.nan)
-        return values | step.finish(grad_norm, 1 - loss.detach().isfinite().float(), before)
+        grad_norm = torch.where(finite, self.updates.squares.sqrt(), torch.nan)
+        return values | step.finish(grad_norm, 1 - finite.float(), before)
 
     def follow_frozen(self) -> None:
         """Weights may be frozen and thawed between two steps."""
@@ -79,11 +73,6 @@ class EndsAtBadGradients:
         self.step = step
 
     def __call__(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Does the step.
-
-        Raises:
-            RuntimeError: a gradient was not finite. The last checkpoint is good.
-        """
         values = self.step(batches)
         if values["loss"].isfinite() and not values["grad_norm"].isfinite():
             raise RuntimeError(
@@ -94,9 +83,7 @@ class EndsAtBadGradients:
 
 
 class OptimizerInBackward:
-    """Updates an optimizer's parameters during a backward pass.
-
-    Where a gradient is not finite its weights stay as they are; what was updated before stays updated.
+    """Updates an optimizer's parameters during a backward pass; those whose gradient is not finite stay as they are.
 
     Args:
         step: the training step that has the optimizer.
@@ -107,9 +94,7 @@ class OptimizerInBackward:
     def __init__(self, step, products: bool):
         self.optimizer, self.compute = step.optimizer, step.params.of
         self.active, self.counted = False, not products
-        # by group: parameters, and what has their gradients
-        self.pile: dict[int, list[tuple[nn.Parameter, nn.Parameter]]] = defaultdict(list)
-        self.piled = 0
+        self.pile: list[tuple[int, nn.Parameter, nn.Parameter]] = []  # group, parameter, what has its gradient
         self.uses, self.taken = Counter(), set()
         members = [(k, p) for k, group in enumerate(self.optimizer.param_groups) for p in group["params"] if p.requires_grad]
         fits = [(k, p) for k, p in members if products and p.ndim == 2 and p.shape[1] % 32 == 0]
@@ -126,15 +111,14 @@ class OptimizerInBackward:
         """Around a backward pass, at a learning rate of ``rate`` before each group's scale."""
         self.rates = [rate * group["lr_scale"] for group in self.optimizer.param_groups]
         self.squares, self.one = torch.zeros_like(rate), torch.ones_like(rate)
-        self.active = True
+        self.active, self.pile = True, []
         self.taken.clear()
         try:
             with K.gradients_taken(self.takers):
                 yield
             self.flush()
         finally:
-            self.pile.clear()
-            self.piled, self.active = 0, False
+            self.active = False
         if not self.counted and self.uses:
             self.takers = {key: taker for key, taker in self.takers.items() if self.uses[key] == 1}
             self.counted = True
@@ -157,21 +141,20 @@ class OptimizerInBackward:
         if id(parameter) in self.taken:
             shape = tuple(parameter.shape)
             raise RuntimeError(f"a weight of shape {shape} got a gradient from outside the one layer that had used it before")
-        self.pile[number].append((parameter, holder))
-        self.piled += parameter.numel()
-        if self.piled >= PILE:
+        self.pile.append((number, parameter, holder))
+        if sum(p.numel() for _, p, _ in self.pile) >= PILE:
             self.flush()
 
     @torch.no_grad()
     def flush(self) -> None:
         """Updates what has a gradient."""
-        for number, pairs in self.pile.items():
+        for number in {number for number, *_ in self.pile}:
+            pairs = [(parameter, holder) for k, parameter, holder in self.pile if k == number]
             group = self.optimizer.param_groups[number]
             self.optimizer.apply(group, pairs, self.rates[number], self.one, 0 * self.one, self.squares)
             for _, holder in pairs:
                 holder.grad = None
-        self.pile.clear()
-        self.piled = 0
+        self.pile = []
 
 
 def _hook(arrived: WeakMethod, number: int, parameter: nn.Parameter) -> Callable[[nn.Parameter], None]:

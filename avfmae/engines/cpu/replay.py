@@ -46,7 +46,8 @@ class Replay(Captured):
         try:
             return self.play(tensors)
         except Diverged:
-            restore(self.tape.at_stake, before)
+            if before:
+                torch._foreach_copy_(self.tape.at_stake, before)
             return self.step(batches)
 
     def play(self, tensors: list[Tensor]) -> dict[str, Tensor]:
@@ -64,7 +65,7 @@ class Replay(Captured):
         except Exception as error:
             replayed, self.tape = None, None
             say("cpu", f"a replay fails, and steps run eagerly ({type(error).__name__}: {error})")
-        restore(written, before)
+        torch._foreach_copy_(written, before)
         torch.set_rng_state(drawn)
         outputs = self.step(batches)
         if replayed is not None:
@@ -74,11 +75,6 @@ class Replay(Captured):
                 self.tape = None
                 say("cpu", f"a replay differs from the eager step in {differ} of {len(replayed)} tensors; steps run eagerly")
         return outputs
-
-
-def restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.copy_(value)
 
 
 def fingerprints(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ tape is made: blocks that are never needed at the same time share it. So replayi
 planned memory is a tensor made once.
 """
 
-from collections import defaultdict
+from bisect import insort
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -21,18 +21,12 @@ from avfmae.engines.cpu.torch_private import (
     schema,
     tree_iter,
     tree_map,
-)
+)  # fmt: skip
 
 aten = torch.ops.aten
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
-WRITTEN = {
-    aten.add.Tensor,
-    aten.bmm.default,
-    aten.cat.default,
-    aten.gelu.default,
-    aten.mm.default,
-    aten.mul.Tensor,
-}  # their "out" writes at once
+# of torch's ops those whose "out" writes at once
+WRITTEN = {aten.add.Tensor, aten.bmm.default, aten.cat.default, aten.gelu.default, aten.mm.default, aten.mul.Tensor}
 UNDECLARED = {aten.native_batch_norm.default: ("running_mean", "running_var")}  # writes that a schema does not tell of
 ALIGNMENT = 64  # bytes
 
@@ -118,18 +112,12 @@ class Recorder(TorchDispatchMode):
     """Writes down every op that is dispatched while it is active.
 
     A tensor is known by the memory that it views, since autograd gives what it has saved back as another object. What is neither
-    an input nor any op's result was there before: weights, moments, the schedule.
-
-    Args:
-        inputs: tensors that are others in every replay.
-
-    Attributes:
-        fixed: whether all shapes are the same whatever the numbers are; only then there is a tape.
+    an input nor any op's result was there before: weights, moments, the schedule. Inputs are others in every replay.
     """
 
     def __init__(self, inputs: Sequence[Tensor]):
         super().__init__()
-        self.fixed = True
+        self.fixed = True  # whether all shapes are the same whatever the numbers are; only then there is a tape
         self.calls: list[Call] = []
         self.numbers = count()
         self.values: dict[tuple, tuple[Value, StorageWeakRef]] = {}
@@ -177,9 +165,8 @@ class Recorder(TorchDispatchMode):
         if function.is_view and not any((v := self.known(x)) and v.found is None for x in given):
             return function(*args, **kwargs)  # of what was there before: found as it is
         self.fixed = self.fixed and not varies(function, args)
-        call = Call(
-            function, *tree_map(self.value_of, (args, kwargs)), acts=schema(function).is_mutable or function in UNDECLARED
-        )
+        acts = schema(function).is_mutable or function in UNDECLARED
+        call = Call(function, *tree_map(self.value_of, (args, kwargs)), acts)
         out = function(*args, **kwargs)
         results = [x for x in tree_iter(out) if isinstance(x, Tensor)]
         if not call.acts and (all(map(self.known, results)) if results else not given):
@@ -242,41 +229,37 @@ def writer(call: Call) -> Callable | None:
 
 
 def lay_out(calls: dict[int, Call], returned: Iterable[Value]) -> Tensor:
-    """Gives a place in one arena to every block that can have one: where it fits best, in the order of the calls."""
+    """Gives a place in one arena to every block that can have one."""
     for number, call in calls.items():
         for block in blocks_of([*call.reads, *call.results]):
             block.last = number
     for block in blocks_of(returned):
         block.last = max(calls, default=0) + 1
-    gaps: list[tuple[int, int]] = []  # begin and end of what is free below the top
-    top, ends = 0, defaultdict(list)
+    planned: list[Block] = []
     for number, call in calls.items():
-        planned = call.function in EMPTY or writer(call)
-        for block in [block for block in blocks_of(call.results) if planned and block.first == number]:
-            size = -(-block.bytes // ALIGNMENT) * ALIGNMENT
-            fitting = [gap for gap in gaps if gap[1] - gap[0] >= size]
-            if fitting:
-                begin, end = min(fitting, key=lambda gap: gap[1] - gap[0])
-                gaps.remove((begin, end))
-                gaps.append((begin + size, end))
-            else:
-                begin, top = top, top + size
-            block.offset = begin
-            ends[block.last].append((begin, begin + size))
-        for begin, end in ends.pop(number, []):
-            touching = [gap for gap in gaps if gap[1] == begin or gap[0] == end]
-            gaps = [gap for gap in gaps if gap not in touching]
-            gaps.append((min([begin, *(b for b, _ in touching)]), max([end, *(e for _, e in touching)])))
+        if call.function in EMPTY or writer(call):
+            planned += [block for block in blocks_of(call.results) if block.first == number]
+    top, placed = 0, []
+    for block in sorted(planned, key=lambda block: -block.bytes):  # the largest first: at the lowest place that is free meanwhile
+        begin = 0
+        for other in [other for other in placed if other.first <= block.last and block.first <= other.last]:
+            if begin + block.bytes <= other.offset:
+                break
+            begin = max(begin, other.offset + aligned(other.bytes))
+        block.offset, top = begin, max(top, begin + aligned(block.bytes))
+        insort(placed, block, key=lambda block: block.offset)
     return torch.empty(top, dtype=torch.uint8)
+
+
+def aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def blocks_of(values: Iterable[Value | None]) -> list[Block]:
     return list({id(v.block): v.block for v in values if v is not None and v.block is not None}.values())
 
 
-def write(
-    calls: dict[int, Call], inputs: Sequence[Value], returned: dict[str, Value], arena: Tensor
-) -> Callable[..., dict[str, Tensor]]:
+def write(calls: dict[int, Call], inputs: Sequence[Value], returned: dict[str, Value], arena: Tensor) -> Callable:
     """The calls as a Python function, in which values that have no fixed place are dropped after their last use."""
     scope: dict[str, object] = {}
 
@@ -305,14 +288,12 @@ def write(
         if over:
             lines.append(f"del {', '.join(v.name for v in over)}")
         needed.update(call.reads)
-        function = op or call.function
-        outs = (
-            dict(zip((a.name for a in schema(op).arguments[len(schema(call.function).arguments) :]), results, strict=True))
-            if op
-            else {}
-        )
-        arguments = [term(x) for x in call.args] + [f"{k}={term(x)}" for k, x in {**call.kwargs, **outs}.items()]
-        line = f"{term(callable_of(function))}({', '.join(arguments)})"
+        given = call.kwargs
+        if op:
+            outs = schema(op).arguments[len(schema(call.function).arguments) :]
+            given = given | dict(zip((a.name for a in outs), results, strict=True))
+        arguments = [term(x) for x in call.args] + [f"{k}={term(x)}" for k, x in given.items()]
+        line = f"{term(callable_of(op or call.function))}({', '.join(arguments)})"
         if results and not op:
             targets = [term(v) if v is not None else "_" for v in call.results]
             line = f"{', '.join(targets)}{' = ' if call.single else ', = '}{line}"
