@@ -299,10 +299,11 @@ def _order(index: Index, stream: Any, found: _Packets, guessing: bool) -> None:
     """
     # what is before the first key frame, or leads to it, needs what is not there
     first, begin = found.first or (0, min(found.stamps))
-    count, index.late, index.open_groups = len(found.stamps), first > 0, found.open_groups
+    count, index.open_groups = len(found.stamps), found.open_groups
     leading = {k: sum(1 for _ in takewhile(found.backward.__contains__, range(k + 1, count))) for k in found.keys}
     lost = leading.get(first, 0) if found.first and found.stamps[first] == begin else 0
-    stamps, reorders = np.array(found.stamps), any(np.diff(found.stamps) < 0)
+    index.late = first > 0 or lost > 0
+    stamps, reorders = np.array(found.stamps), bool((np.diff(found.stamps) < 0).any())
     # stamps in the order of coding, as a copy from AVI or ASF has them, are not those of showing
     index.exact = not (
         guessing or index.decoding or found.guessed or found.bare or len(set(found.stamps)) < count
@@ -333,7 +334,7 @@ def _order(index: Index, stream: Any, found: _Packets, guessing: bool) -> None:
 
 def _delay(container: av.container.InputContainer, stream: Any, found: _Packets) -> int:
     """By how many frames the decoder lags behind, where stamps are those of decoding and the first one is of the first frame."""
-    if any(np.diff(found.stamps) < 0) or stream.codec_context.codec.canonical_name in IN_ORDER:
+    if (np.diff(found.stamps) < 0).any() or stream.codec_context.codec.canonical_name in IN_ORDER:
         return 0  # the stamps are those of showing
     container.seek(0)
     for given, packet in enumerate(p for p in container.demux(stream) if p.size):
