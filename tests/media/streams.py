@@ -1,11 +1,14 @@
 """Small files of every kind of stream whose frames are easily taken for others: open groups, frames out of order, edit lists."""
 
+import struct
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+
+from avfmae.data.sources import open_clip
 
 FPS = 25
 X264 = "scenecut=0:b-adapt=0:bframes=3:b-pyramid=normal"
@@ -158,3 +161,43 @@ def delay_picture(source_path: str, target_path: str, seconds: float) -> None:
                 packet.dts += round(seconds / packet.time_base)
             packet.stream = streams[packet.stream.index]
             out.mux(packet)
+
+
+def remux(out: Path, *sources: str, change=lambda packet: packet, **options: str) -> str:
+    """The streams of all sources in a new container; ``change`` gives each packet as it is to be, or None to leave it out."""
+    with av.open(str(out), "w", options=options) as target:
+        opened = [av.open(source) for source in sources]
+        packets = []
+        for container in opened:
+            streams = {s.index: target.add_stream_from_template(s) for s in container.streams}
+            packets += [(p, streams[p.stream.index]) for p in container.demux() if p.size]
+        for packet, stream in sorted(packets, key=lambda p: (p[0].pts if p[0].dts is None else p[0].dts) * p[0].time_base):
+            if (packet := change(packet)) is not None:
+                packet.stream = stream
+                target.mux(packet)
+        for container in opened:
+            container.close()
+    return str(out)
+
+
+def shown(path: str | Path, *numbers: int) -> list[int]:
+    source = open_clip(path)
+    return [told(frame) for frame in source.frames(numbers or range(len(source.info.times)))]
+
+
+def in_step(path: str | Path, begin: float = 0.0, length: float = 1.2, first: float = 0.0) -> float:
+    """The largest delay, in seconds, of sound against a picture whose first frame tells the time ``first``."""
+    source = open_clip(path)
+    found = delays(source.sound(source.info.times[0] + begin, source.info.times[0] + begin + length))
+    assert len(found) >= 3
+    return float(np.abs(found + begin + first).max())
+
+
+def wav(path: Path, samples: np.ndarray, rate: int = 16_000) -> str:
+    """A wav file of 32-bit floats."""
+    data = samples.astype("<f4").tobytes()
+    head = struct.pack(
+        "<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", 16, 3, 1, rate, 4 * rate, 4, 32, b"data", len(data)
+    )
+    path.write_bytes(head + data)
+    return str(path)
