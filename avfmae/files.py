@@ -34,3 +34,8 @@ def digest(paths: Iterable[str | os.PathLike]) -> str:
             while block := file.read(1 << 20):
                 total.update(block)
     return total.hexdigest()
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal would obey or cannot show: control characters, bytes that are not UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
