@@ -80,17 +80,11 @@ def view_box(within: Box, view: int, views: int) -> Box:
 
 @dataclass(frozen=True)
 class Draw:
-    """What training with labels does to one clip after the crop.
+    """What training with labels does to one clip after the crop."""
 
-    Attributes:
-        operations: RandAugment's by name, each with its strength 0..1 and its sign.
-        flip: whether the clip is mirrored.
-        erase: top, left and noise (T, h, w, 3) uint8 of the erased rectangle, or None.
-    """
-
-    operations: tuple[tuple[str, float, int], ...]
+    operations: tuple[tuple[str, float, int], ...]  # RandAugment's by name, each with its strength 0..1 and its sign
     flip: bool
-    erase: tuple[int, int, np.ndarray] | None
+    erase: tuple[int, int, np.ndarray] | None  # top, left and noise (T, h, w, 3) uint8 of the erased rectangle
 
 
 def draw(
