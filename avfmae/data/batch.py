@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from avfmae.data.augment import Draw
 
 
+@dataclass
 class OfTensors:
     """A dataclass of tensors, of parts that have some themselves, and of what is neither."""
 

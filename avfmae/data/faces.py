@@ -88,10 +88,6 @@ class Track:
 
     faces: dict[int, Face]
 
-    @property
-    def last(self) -> Face:
-        return self.faces[max(self.faces)]
-
     def area(self) -> float:
         return float(np.median([f.box[2] * f.box[3] for f in self.faces.values()]))
 
@@ -114,9 +110,10 @@ def find_tracks(frames: Iterable[np.ndarray], detector: Detector, every: int) ->
             for f in detector(frame)
         ]
         recent = [t for t in tracks if number - max(t.faces) <= 5 * every]
-        pairs = sorted(((iou(t.last.box, f.box), i, k) for i, t in enumerate(recent) for k, f in enumerate(found)), reverse=True)
+        latest = [t.faces[max(t.faces)].box for t in recent]
+        pairs = [(iou(box, f.box), i, k) for i, box in enumerate(latest) for k, f in enumerate(found)]
         linked: set[int] = set()
-        for overlap, i, k in pairs:  # best first; a face and a track are linked once
+        for overlap, i, k in sorted(pairs, reverse=True):  # best first; a face and a track are linked once
             if overlap >= LINK and number not in recent[i].faces and k not in linked:
                 recent[i].faces[number] = found[k]
                 linked.add(k)

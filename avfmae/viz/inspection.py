@@ -54,7 +54,7 @@ def inspect(run: InspectConfig) -> Path:
             if isinstance(result, Inspection):
                 rows.append({"clip": clip.path} | result.facts)
                 masks = DualMask.for_clips(cfg, [clip.id], run.seed, epoch=0)
-                page.add(clip.path, **{f"clip-{clip.id:06d}": clip_picture(result, cfg, masks)})
+                page.add(clip.path, "", (), **{f"clip-{clip.id:06d}": clip_picture(result, cfg, masks)})
             else:
                 rows.append({"clip": clip.path, "flags": result.reason if isinstance(result, WorkerFailure) else result})
     if not page.sections:
