@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class OfTensors:
+class HasTensors:
     """A dataclass of tensors, of parts that have some themselves, and of what is neither."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """The same with ``function`` of every tensor."""
-        parts = {name: part for name, part in vars(self).items() if isinstance(part, Tensor | OfTensors | DualMask)}
+        parts = {name: part for name, part in vars(self).items() if isinstance(part, Tensor | HasTensors | DualMask)}
         return replace(self, **{n: function(p) if isinstance(p, Tensor) else p.map(function) for n, p in parts.items()})
 
 
 @dataclass
-class Raw(OfTensors):
+class Raw(HasTensors):
     """Clips as they are stored, and what is to be done to them. N windows; each gives ``crops`` views."""
 
     frames: Tensor | None = None  # (N, T, H, W, 3) uint8 as decoded; (N·crops, T, H, W, 3) cut already, where boxes is None
@@ -51,7 +51,7 @@ class Bad:
 
 
 @dataclass
-class Batch(OfTensors):
+class Batch(HasTensors):
     """Clips on their way to the model."""
 
     video: Tensor | None  # (B, T, H, W, 3) uint8, or None where the model does not look; evaluation: B·views

@@ -20,7 +20,7 @@ class Task:
     """A task; data loading sends it to worker processes, so that it must be picklable."""
 
     name: ClassVar[str]  # as registered
-    outputs: int  # O
+    outputs: int  # of the model: O
     select: ClassVar[str]  # the metric that chooses epochs where the user names none
     lower_is_better: ClassVar[frozenset[str]] = frozenset()  # the metrics of which the smallest value is best
     percent: ClassVar[bool] = False  # whether metrics are shares, which tables show in percent
@@ -44,7 +44,7 @@ class Task:
         raise NotImplementedError
 
     def targets(self, labels: Tensor, smoothing: float) -> Tensor:
-        """``Batch.labels`` as the loss takes them, float (B, ...), to be mixed; ``smoothing``: of classes, the share spread."""
+        """``Batch.labels`` as the loss takes them, float (B, ...); ``smoothing``: share spread over all classes."""
         return labels
 
     def loss(self, model: Callable, batch: Batch) -> Loss:
