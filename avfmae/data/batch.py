@@ -5,7 +5,7 @@ Nothing here decodes, crops or draws, so that a step can be run, and measured, w
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,17 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class HasTensors:
-    """A dataclass of tensors, of parts that have some themselves, and of what is neither."""
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """The same with ``function`` of every tensor."""
-        parts = {name: part for name, part in vars(self).items() if isinstance(part, Tensor | HasTensors | DualMask)}
-        return replace(self, **{n: function(p) if isinstance(p, Tensor) else p.map(function) for n, p in parts.items()})
-
-
-@dataclass
-class Raw(HasTensors):
+class Raw:
     """Clips as they are stored, and what is to be done to them. N windows; each gives ``crops`` views."""
 
     frames: Tensor | None = None  # (N, T, H, W, 3) uint8 as decoded; (N·crops, T, H, W, 3) cut already, where boxes is None
@@ -40,6 +30,11 @@ class Raw(HasTensors):
     gain: Tensor | None = None  # (N,), of the sound in pre-training
     crops: int = 1  # views of each window
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Raw":
+        """The same with ``function`` of every tensor."""
+        tensors = {n: getattr(self, n) for n in ("frames", "boxes", "sound", "lengths", "shift", "gain")}
+        return replace(self, **{n: function(t) for n, t in tensors.items() if t is not None})
+
 
 @dataclass(frozen=True)
 class Bad:
@@ -51,7 +46,7 @@ class Bad:
 
 
 @dataclass
-class Batch(HasTensors):
+class Batch:
     """Clips on their way to the model."""
 
     video: Tensor | None  # (B, T, H, W, 3) uint8, or None where the model does not look; evaluation: B·views
@@ -63,6 +58,13 @@ class Batch(HasTensors):
     bad: list[Bad] = field(default_factory=list)  # clips that were to be in it and are not
     boxes: Tensor | None = None  # (B, 4) float32, what the model sees of video (left, top, right, bottom); None: all of it
     raw: Raw | None = None  # what video and audio will be made of (avfmae.data.preprocess.preprocess), or None when they are
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch with ``function`` of every tensor."""
+        tensors = {n: getattr(self, n) for n in ("video", "audio", "labels", "boxes")}
+        parts = {n: getattr(self, n) for n in ("masks", "raw")}
+        return replace(self, **{n: function(t) for n, t in tensors.items() if t is not None},
+                       **{n: p.map(function) for n, p in parts.items() if p is not None})  # fmt: skip
 
     def tensors(self) -> list[Tensor]:
         found: list[Tensor] = []
