@@ -29,3 +29,8 @@ def digest(paths: Iterable[str | os.PathLike]) -> str:
         with open(path, "rb") as file:
             hashlib.file_digest(file, lambda: total)
     return total.hexdigest()
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal would obey or cannot show: control characters, bytes that are not UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -76,6 +76,8 @@ class PrepareConfig:
     size: int = 176  # of the stored frames, pixels.
     quality: int = 21  # x264's rate factor; lower is better and larger.
     min_frames: int = 16  # clips of fewer are short.
+    # which of a file's is taken: a language (eng) or a number from 0; none: the default one.
+    sound_track: str | None = None
     # of the flags no-face, no-audio and short: clips with these are kept (no face: the middle of the frame), others set aside.
     keep: tuple[Literal["no-face", "no-audio", "short"], ...] = ("no-audio",)
     shard_clips: int = 256  # clips of the source a shard.

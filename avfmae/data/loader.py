@@ -9,7 +9,7 @@ from avfmae.data.dataset import ClipDataset
 from avfmae.data.workers import TaskContext, WorkerFailure, Workers
 
 Items = Sequence[tuple[int, int]]  # (epoch, position) of a batch's clips
-Task = tuple[Items, dict[int, str]]  # a batch to read, and what is known to be bad
+Task = tuple[Items, dict[int, str]]  # a batch to read, and clips at which a process hung or died
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class _Reader:
     def read(self, task: Task, context: TaskContext) -> Batch:
         items, bad = task
         self.dataset.note, self.dataset.empty = context.note, context.empty
-        self.dataset.known_bad |= bad
+        self.dataset.fatal |= bad
         return self.dataset.batch(items)
 
 

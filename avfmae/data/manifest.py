@@ -54,11 +54,13 @@ def read_manifest(path: str | os.PathLike) -> list[Clip]:
             raise ValueError(f"{path}: is no readable Parquet file ({error})") from error
     else:
         try:
-            text = data.decode("utf-8-sig")
+            text = data.decode("utf-8-sig", "surrogateescape")  # names of files are bytes
+            if "\0" in text:
+                raise csv.Error("it holds zero bytes")
             if _is_released_list(text.partition("\n")[0]):
                 return read_released_list(path)
             rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        except (UnicodeDecodeError, csv.Error) as error:
+        except csv.Error as error:
             raise ValueError(f"{path}: is no readable CSV file ({error})") from error
     if not rows:
         raise ValueError(f"{path}: holds no clips")
@@ -125,7 +127,7 @@ def write_manifest(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
         table = pyarrow.table({c: [row[c] for row in rows] for c in COLUMNS})
         pyarrow.parquet.write_table(table, path)
         return
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
@@ -142,7 +144,7 @@ def read_released_list(path: str | os.PathLike) -> list[Clip]:
     numbers in place of the label. The 0 of a pre-training list is kept as a label; pre-training ignores labels.
     """
     clips = []
-    for i, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines()):
+    for i, line in enumerate(Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()):
         parts = line.split()
         if not parts:
             continue
