@@ -1,6 +1,5 @@
 """Checkpoints of a run: a folder of weights and training state that appears whole or not at all."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from avfmae.checkpoints.weights import load_released, read_weights, save_weights
+from avfmae.files import atomic_write
 
 WEIGHTS, STATE = "weights.safetensors", "state.pt"
 KEEP = 2
@@ -18,20 +18,13 @@ KEEP = 2
 
 @dataclass
 class TrainingState:
-    """Where a run stands, besides weights and the optimiser's moments.
+    """Where a run stands, besides weights and the optimiser's moments."""
 
-    Attributes:
-        step: optimiser steps done, skipped ones included; the batches, masks and noise of the next follow from it.
-        skipped: steps left out because something was not finite; in_a_row: of these, the latest without a good one between.
-        history: what evaluations found: a dict an evaluated epoch.
-        fingerprint: what the sequence of batches depends on; a run continues only its own kind.
-    """
-
-    step: int = 0
-    skipped: int = 0
-    in_a_row: int = 0
-    history: list[dict] = field(default_factory=list)
-    fingerprint: dict = field(default_factory=dict)
+    step: int = 0  # optimiser steps done, skipped ones included; the next one's batches, masks and noise follow from it
+    skipped: int = 0  # steps left out because something was not finite
+    in_a_row: int = 0  # of these, the latest without a good one between
+    history: list[dict] = field(default_factory=list)  # what evaluations found: a dict an evaluated epoch
+    fingerprint: dict = field(default_factory=dict)  # what the sequence of batches depends on; a run continues only its own kind
 
 
 def save_checkpoint(
@@ -42,14 +35,12 @@ def save_checkpoint(
     temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
     save_weights(model, temporary / WEIGHTS)
     content = {"optimiser": optimiser.state_dict(), "state": asdict(state), "averaged": list(averaged)}
-    torch.save(content, temporary / STATE)
-    for file in (WEIGHTS, STATE):
-        with open(temporary / file, "rb") as handle:
-            os.fsync(handle.fileno())
+    with atomic_write(temporary / STATE) as file:
+        torch.save(content, file)
     final = folder / f"step-{state.step:08d}"
     if final.exists():  # an interrupted run saves the step that it resumed from once more
         shutil.rmtree(final)
-    os.replace(temporary, final)
+    temporary.replace(final)
     for old in checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old)
     for dead in folder.glob(".writing-*"):
@@ -65,11 +56,7 @@ def checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(
     path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, averaged: Sequence[Tensor] = ()
 ) -> TrainingState:
-    """Puts a checkpoint's weights, moments and averages back.
-
-    Raises:
-        ValueError: one of its files is unreadable or does not fit the model.
-    """
+    """Puts a checkpoint's weights, moments and averages back. ValueError: a file is unreadable or does not fit the model."""
     load_released(model, path / WEIGHTS)
     content = read_weights(path / STATE)
     try:
