@@ -193,7 +193,7 @@ class Stages:
         tuned["both"] = [self.finetune("both", both.result(), seed) for seed in seeds]
         probes = {"pre-trained features": features, "random weights": random}
         return (
-            {row: [run.result() for run in runs] for row, runs in tuned.items()},
+            {row: [run.result() for run in tuned[row]] for row in ROWS},
             {name: [run.result() for run in runs] for name, runs in probes.items()},
         )
 

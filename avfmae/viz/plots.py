@@ -107,7 +107,8 @@ def reconstruction(model: AVFMAEForPretraining, dataset: "PretrainDataset", devi
 
     videos = [clip(x)[:, :: max(1, T // 8)] for x in (tubelets, masked, filled)]
     sounds = [spectrogram(x) for x in (patches, silent, sound)]
-    figure, axes = plt.subplots(3 * clips, 2, figsize=(11, 3.75 * clips), width_ratios=(3.4, 1), layout="constrained")
+    ratios = [videos[0].shape[1] * videos[0].shape[3] / videos[0].shape[2], sounds[0].shape[2] / sounds[0].shape[1]]
+    figure, axes = plt.subplots(3 * clips, 2, figsize=(1 + sum(ratios), 3.75 * clips), width_ratios=ratios, layout="constrained")
     for b, k in np.ndindex(clips, 3):
         left, right = axes[3 * b + k]
         left.imshow(np.concatenate(list(videos[k][b]), axis=1))
