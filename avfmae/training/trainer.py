@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -51,7 +52,7 @@ class Trainer:
         self.dataset, self.out = dataset, Path(run.out)
         self.sampler = BatchSampler.fit(
             len(dataset), optim.total_batch, optim.micro_batch, rank=dist.rank, world=dist.world, seed=run.seed,
-            weights=None if weights is None else tuple(weights),
+            weights=None if weights is None else np.array(weights),
             shards=shard_numbers([clip.path for clip in dataset.clips]), mixed_shards=run.data.mixed_shards,
         )  # fmt: skip
         self.steps = optim.epochs * self.sampler.steps_per_epoch
