@@ -2,8 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None
 
 
 class atomic_write:
@@ -34,3 +40,28 @@ def digest(paths: Iterable[str | os.PathLike]) -> str:
             while block := file.read(1 << 20):
                 total.update(block)
     return total.hexdigest()
+
+
+def cell(value: object) -> object:
+    """A value for a CSV file. A text that a spreadsheet would run as a formula gets an apostrophe, which makes it text there."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        [float(part) for part in value.replace(",", " ").split()]
+        return value  # numbers
+    except ValueError:
+        return f"'{value}"
+
+
+@contextmanager
+def locked(path: str | os.PathLike, wait: bool = True) -> Iterator[None]:
+    """Keeps other processes out. The lock ends with the process that holds it, however that ends; the file stays.
+
+    Raises:
+        BlockingIOError: another process holds it, and ``wait`` is False.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield

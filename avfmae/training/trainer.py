@@ -1,7 +1,6 @@
 """The one training loop of all three stages."""
 
 import copy
-import hashlib
 import os
 import signal
 import time
@@ -20,7 +19,7 @@ from avfmae.data.dataset import ATTEMPTS, ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.quarantine import Quarantine
 from avfmae.data.sampler import BatchSampler
-from avfmae.data.sources import shard_numbers
+from avfmae.data.table import COLUMNS
 from avfmae.training.config import RunConfig
 from avfmae.training.dist import Processes
 from avfmae.training.runlog import RunLog, memory_gb
@@ -53,7 +52,7 @@ class Trainer:
         self.sampler = BatchSampler.fit(
             len(dataset), optim.total_batch, optim.micro_batch, rank=dist.rank, world=dist.world, seed=run.seed,
             weights=None if weights is None else np.array(weights),
-            shards=shard_numbers([clip.path for clip in dataset.clips]), mixed_shards=run.data.mixed_shards,
+            shards=dataset.shards(), mixed_shards=run.data.mixed_shards,
         )  # fmt: skip
         self.steps = optim.epochs * self.sampler.steps_per_epoch
         self.step = TrainingStep(
@@ -61,7 +60,7 @@ class Trainer:
             torch.compile(model) if run.compile else None,
         )  # fmt: skip
         self.found: list[Bad] = []  # bad clips since the last line of log
-        clips = hashlib.sha256("\n".join(Path(clip.path).name for clip in dataset.clips).encode()).hexdigest()[:16]
+        clips = dataset.clips.digest(COLUMNS)
         fingerprint = {"clips": clips, "total_batch": optim.total_batch, "seed": run.seed, "epochs": optim.epochs}
         if self.sampler.shards is not None:
             fingerprint["mixed_shards"] = run.data.mixed_shards  # of which the order is a function too

@@ -93,7 +93,10 @@ class Source(ABC):
 
     @classmethod
     def shard(cls, path: str) -> str | None:
-        """The name of the shard that a path lies in, whose clips are best read together; None: in no shard."""
+        """The name of the shard that a path lies in, whose clips are best read together; None: in no shard.
+
+        It is asked of one path of each folder, whose other clips lie in the same shard.
+        """
         return None
 
     @property
