@@ -4,7 +4,7 @@ BIN := .venv/bin
 PARALLEL := -n auto --dist loadgroup
 TESTS ?= tests
 
-.PHONY: demo test test-fast test-isa test-oldest lint types bench wheel gpu-first gpu-wheels cuda-build-check triton-check clean
+.PHONY: demo test test-fast test-long test-isa test-oldest lint types bench wheel gpu-first gpu-wheels cuda-build-check triton-check clean
 
 .venv/.installed: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -19,9 +19,13 @@ demo: .venv/.installed
 test: .venv/.installed lint
 	$(BIN)/pytest $(PARALLEL) -m "not exhaustive"
 
+# What make test leaves out: cases of half a minute and more.
+test-long: .venv/.installed
+	$(BIN)/pytest $(PARALLEL) -m exhaustive
+
 # Every package, without what takes seconds: training runs, media in every format, compilation, other processes.
 test-fast: .venv/.installed
-	$(BIN)/pytest $(PARALLEL) -m "not slow" -k "not interpreted"
+	$(BIN)/pytest $(PARALLEL) -m "not slow and not exhaustive" -k "not interpreted"
 
 # What depends on the processor, as on one that AVFMAE_ISA names (avx2, avx512). Triton's kernels do not.
 test-isa: .venv/.installed

@@ -96,7 +96,7 @@ def test_a_run_is_gone_on_with(tmp_path, unchecked, built):
     assert [r["batch"] for r in results.read("scaling", tmp_path)] == ["2", "4"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_compiled_side_is_measured_with_shapes_that_its_compiler_knows(tmp_path, monkeypatch):
     """Its check runs at another batch before, which would make the batch a symbol."""
     batches = set()

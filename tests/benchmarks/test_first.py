@@ -36,7 +36,7 @@ def wait_for(condition, process, seconds=600):
         time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_dry_run_goes_on_where_it_was_killed(tmp_path):
     """Its parts are processes; those that compare sides are run in this one below."""
     chosen = ("--parts", "hicmae", "kernels", "bf16", "sanitizer")
@@ -78,9 +78,9 @@ def once(subject, folder, *names):
 @pytest.mark.parametrize(
     ("name", "pair"),
     [
-        ("compiled", "ours float32 and hicmae-compiled float32"),
-        ("huge", "ours float32 and released float32"),
-        ("finetuning", "ours float32 and released float32"),
+        pytest.param("compiled", "ours float32 and hicmae-compiled float32", marks=pytest.mark.exhaustive),
+        pytest.param("huge", "ours float32 and released float32", marks=pytest.mark.exhaustive),
+        pytest.param("finetuning", "ours float32 and released float32", marks=pytest.mark.exhaustive),
         ("sides", "ours float32 and ours-eager float32"),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_part_that_compares_two_sides(name, pair, tmp_path, monkeypatch):
     assert {found for found, _ in once("step", tmp_path, "pair", "side")} == {pair}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_parts_that_profile_the_step_and_scale_it(tmp_path):
     parts, run = {part.name: part for part in PARTS}, Run(tmp_path, "cpu")
     assert parts["step"].work(run) and parts["scaling"].work(run).startswith("best: tiny at batch")

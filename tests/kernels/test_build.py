@@ -29,9 +29,9 @@ def test_the_modules_keep_to_the_stable_abi(module):
 needs_compiler = pytest.mark.skipif(not TRITON_INSTALLED or aot.tool("cuobjdump") is None, reason="no Triton, or no cuobjdump")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @needs_compiler
-@pytest.mark.parametrize("arch", [90, pytest.param(86, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize("arch", [90, 86])
 def test_every_kernel_compiles_without_spills(arch):
     """For a data centre's chip, and for one with little shared memory: every Triton kernel in every dtype, of each the largest
     tiles, and (where nvcc is) all CUDA sources. ``python -m avfmae_benchmarks.aot --arch 80 86 89 90 100 120`` does all tiles."""

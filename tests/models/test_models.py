@@ -165,7 +165,7 @@ def gradients(model, *inputs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["pretraining", "finetuning"])
+@pytest.mark.parametrize("stage", ["pretraining", pytest.param("finetuning", marks=pytest.mark.exhaustive)])
 def test_whole_model_compiles_without_a_graph_break(stage):
     """Compiled products are torch's, eager ones oneDNN's: they round differently. Biases before a batch norm have
     gradients that are zero in exact arithmetic, so that each bound counts the largest gradient too."""

@@ -87,7 +87,7 @@ def test_the_first_steps_are_those_of_plain_pytorch(batches, device, clip_grad):
 
 @pytest.mark.xdist_group("loss curves")
 @pytest.mark.slow
-@pytest.mark.parametrize("clip_grad", [1.0, None])
+@pytest.mark.parametrize("clip_grad", [1.0, pytest.param(None, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_loss_curve_lies_within_the_spread_of_seeds(batches, device, clip_grad):
     """Some steps as the device does them best against plain float32: the distance of two seeds' curves is the measure."""
@@ -264,6 +264,7 @@ def test_the_running_average_of_weights():
     assert all(torch.allclose(a, e, atol=1e-6) for a, e in zip(step.averaged, expected, strict=True))
 
 
+@pytest.mark.exhaustive
 def test_a_compiled_forward_gives_the_same_loss(monkeypatch):
     torch.manual_seed(0)
     model = avfmae.AVFMAEForPretraining(
