@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,10 +59,19 @@ def locked(path: str | os.PathLike, wait: bool = True) -> Iterator[None]:
     """Keeps other processes out. The lock ends with the process that holds it, however that ends; the file stays.
 
     Raises:
-        BlockingIOError: another process holds it, and ``wait`` is False.
+        ValueError: another process holds it, and ``wait`` is False; names it.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    with open(path, "a+") as file:
         if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                file.seek(0)
+                raise ValueError(
+                    f"{Path(path).parent}: {file.read() or 'another process'} works there; choose another out"
+                ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} of {platform.node()}")
+        file.flush()
         yield

@@ -1,0 +1,110 @@
+"""What a continued run is compared by, and checkpoints that are there whole at every moment."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from avfmae.checkpoints import state
+from avfmae.checkpoints.state import TrainingState, checkpoints, load_checkpoint, save_checkpoint
+from avfmae.data.table import Clip, ClipTable
+from avfmae.stages.config import FinetuneConfig
+from avfmae.training.resume import OtherRun, check_same, fingerprint
+
+CLIPS = [Clip(i, f"/v/{i}.mp4", label="ab"[i % 2]) for i in range(4)]
+
+
+def of(clips=CLIPS, classes=("a", "b"), **changes):
+    run = FinetuneConfig(preset="tiny")
+    for name, value in changes.items():
+        where, _, field = name.rpartition("__")
+        setattr(getattr(run, where) if where else run, field, value)
+    return fingerprint(run, {"test": ClipTable.of(clips)}, True, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"mixup": 0.0}, "mixup"),
+        ({"data__stride": 2}, "data.stride"),
+        ({"optim__lr": 1.0}, "optim.lr"),
+        ({"clips": [replace(CLIPS[0], label="b"), *CLIPS[1:]]}, "test labels"),
+        ({"clips": [replace(CLIPS[0], path="x"), *CLIPS[1:]]}, "test clips"),
+        ({"clips": CLIPS[:3]}, "test clips and test labels"),
+        ({"classes": ("b", "a")}, "classes"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_results_depend_on_is_named(change, names, tmp_path):
+    with pytest.raises(OtherRun, match=f"another {names} .*now.*--resume-anyway"):
+        check_same(tmp_path, of(), of(**change), anyway=False)
+    check_same(tmp_path, of(), of(**change), anyway=True)
+
+
+@pytest.mark.parametrize(
+    "change", [{"optim__total_batch": 8}, {"model": FinetuneConfig(preset="base").model}], ids=["batch", "model"]
+)
+def test_what_does_not_fit_is_refused_anyway(change, tmp_path):
+    with pytest.raises(OtherRun, match=r"choose another out$"):
+        check_same(tmp_path, of(), of(**change), anyway=True)
+
+
+def test_the_initial_weights_are_compared_by_their_bytes(tmp_path):
+    (tmp_path / "w").write_bytes(b"1")
+    before = of(init=tmp_path / "w")
+    shutil.copy(tmp_path / "w", tmp_path / "moved")
+    check_same(tmp_path, before, of(init=tmp_path / "moved"), anyway=False)
+    (tmp_path / "w").write_bytes(b"2")
+    with pytest.raises(OtherRun, match="another initial weights"):
+        check_same(tmp_path, before, of(init=tmp_path / "w"), anyway=False)
+
+
+@pytest.mark.parametrize("change", [{"data__workers": 7}, {"save_steps": 3}, {"optim__micro_batch": 2}], ids=str)
+def test_what_changes_no_result_is_not_compared(change, tmp_path):
+    check_same(tmp_path, of(), of(**change), anyway=False)
+
+
+@pytest.fixture
+def plain_weights(monkeypatch):
+    """Checkpoints of a single layer, which has no released layout."""
+    monkeypatch.setattr(state, "save_weights", lambda model, path: save_file(model.state_dict(), path))
+    monkeypatch.setattr(state, "load_released", lambda model, path: model.load_state_dict(load_file(path)))
+
+
+def model_and_optimiser(value):
+    model = torch.nn.Linear(2, 2)
+    torch.nn.init.constant_(model.weight, value)
+    return model, torch.optim.AdamW(model.parameters())
+
+
+@pytest.mark.parametrize("moment", range(1, 3), ids=["before", "between"])
+def test_a_step_that_is_saved_once_more_is_there_at_every_moment(moment, tmp_path, monkeypatch, plain_weights):
+    """The process ends at one of the renames: the step is read as it was."""
+    save_checkpoint(tmp_path, *model_and_optimiser(1.0), TrainingState(5))
+    renames, replace_ = [], state.os.replace
+
+    def ends(*paths):
+        renames.append(paths)
+        if len(renames) == moment:
+            raise KeyboardInterrupt
+        replace_(*paths)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(state.os, "replace", ends)
+        save_checkpoint(tmp_path, *model_and_optimiser(2.0), TrainingState(5))
+    (found,), (model, optimiser) = checkpoints(tmp_path), model_and_optimiser(0.0)
+    assert load_checkpoint(found, model, optimiser).step == 5 and model.weight[0, 0] == 1
+    save_checkpoint(tmp_path, *model_and_optimiser(3.0), TrainingState(5))
+    (found,) = checkpoints(tmp_path)
+    assert load_checkpoint(found, model, optimiser).step == 5 and model.weight[0, 0] == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
+def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path, monkeypatch, plain_weights):
+    monkeypatch.setattr(torch, "save", lambda *_: (_ for _ in ()).throw(RuntimeError("enforce fail at inline_container.cc")))
+    with pytest.raises(OSError, match=r"cannot be written, with \d+ MB free \(enforce fail"):
+        save_checkpoint(tmp_path, *model_and_optimiser(1.0), TrainingState(5))
+    assert not list(tmp_path.iterdir())
