@@ -75,3 +75,8 @@ def locked(path: str | os.PathLike, wait: bool = True) -> Iterator[None]:
         file.write(f"process {os.getpid()} of {platform.node()}")
         file.flush()
         yield
+
+
+def printable(text: str) -> str:
+    """The text with escapes for what a terminal would obey or cannot show: control characters, bytes that are not UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

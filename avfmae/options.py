@@ -102,6 +102,7 @@ class PrepareConfig:
         size: of the stored frames, pixels.
         quality: x264's rate factor; lower is better and larger.
         min_frames: clips of fewer are short.
+        sound_track: which of a file's is taken: a language (eng) or a number from 0; none: the default one.
         keep: of the flags no-face, no-audio and short: clips with these are kept (no face: the middle of the frame), others set
             aside.
         shard_clips: clips of the source a shard.
@@ -122,6 +123,7 @@ class PrepareConfig:
     size: int = 176
     quality: int = 21
     min_frames: int = 16
+    sound_track: str | None = None
     keep: tuple[Literal["no-face", "no-audio", "short"], ...] = ("no-audio",)
     shard_clips: int = 256
     workers: int = 0

@@ -27,7 +27,7 @@ from avfmae.data.sampler import BatchSampler
 from avfmae.data.shards import encode_sound
 from avfmae.data.sources import MediaError, open_clip
 from avfmae.data.sources.prepared import PreparedClip, open_prepared
-from avfmae.data.sources.probing import probe
+from avfmae.data.sources.probing import forget
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae_benchmarks import results
 from avfmae_benchmarks.measure import Timing, interleave, machine, show
@@ -175,7 +175,7 @@ def stages(
         dataset = sets[name]
         for number, clip in enumerate(listed):
             first = 4 * np.arange(16) + 11 * number
-            probe.cache_clear()
+            forget()
             open_prepared.cache_clear()
             side = f"ours, {name}"
             source, info = timed(side, "open", opened, clip)
@@ -271,7 +271,7 @@ def soak(run: LoaderConfig, clips: list[Clip], folder: Path) -> dict[str, float]
     files = process.num_fds()
     for k in range(run.opens):
         clip = Clip(k, str(bad[k // 2 % len(bad)])) if k % 2 else clips[k // 2 % len(clips)]
-        probe.cache_clear()
+        forget()
         try:
             dataset.read(clip, k)
         except MediaError:

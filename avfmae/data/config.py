@@ -11,7 +11,8 @@ class DataConfig:
     """How clips are read.
 
     Attributes:
-        stride: frames between two sampled ones at 25 to 30 frames a second; other rates sample the same time span.
+        stride: frames between two sampled ones at a constant 23 to 31 frames a second; at other rates, and at one that varies,
+            25ths of a second.
         sampling: ``"window"``: 16 frames from stride·16; ``"uniform"``: 16 frames spread over all of the clip, for
             micro-expressions of a few frames.
         face_margin: room around a manifest's face box, in shares of its side.
@@ -21,7 +22,8 @@ class DataConfig:
         crop_scale: area shares of the random crop for training with labels.
         flip: probability of a mirrored clip, for training with labels.
         erase: probability of an erased rectangle, for training with labels.
-        missing_audio: ``"error"``: a clip without sound is a bad clip; ``"silence"``: it gets silence.
+        missing_audio: ``"error"``: a window without sound is a bad clip; ``"silence"``: where sound is missing, there is silence.
+        sound_track: which of a file's is read: a language (``"eng"``) or a number from 0; None: the default one.
         max_bad_share: the run stops when more than this share of its clips is bad.
         segments: evaluation views in time.
         crops: evaluation views in space.
@@ -41,6 +43,7 @@ class DataConfig:
     flip: float = 0.5
     erase: float = 0.25
     missing_audio: Literal["error", "silence"] = "error"
+    sound_track: str | None = None
     max_bad_share: float = 0.05
     segments: int = 2
     crops: int = 2

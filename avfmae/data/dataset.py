@@ -16,7 +16,7 @@ from avfmae.data.arena import LARGEST_WHOLE, Arena
 from avfmae.data.audio import SHORTEST
 from avfmae.data.batch import Bad, Batch, Raw
 from avfmae.data.config import SAMPLE_RATE, DataConfig
-from avfmae.data.sources import MediaError, Source, VideoInfo, open_clip, shard_numbers
+from avfmae.data.sources import NOMINAL_FPS, MediaError, Source, VideoInfo, open_clip, shard_numbers
 from avfmae.data.table import Clip, ClipTable
 from avfmae.masking import DualMask
 from avfmae_kernels import random_bits
@@ -63,38 +63,46 @@ def sample_window(info: VideoInfo, clip: Clip, position: float, frames: int, dat
         MediaError: no frame lies between the clip's start and end.
     """
     low, high = frame_range(info, clip)
+    times = info.times[low:high]
     if data.sampling == "uniform":
-        numbers = np.linspace(low, high - 1, frames).round().astype(int)
-        return Window(numbers, float(info.times[low]), float(info.times[high - 1] + 1 / info.fps))
-    rate = 1.0 if 23 <= info.fps <= 31 else info.fps / 25
-    length = frames * data.stride * rate  # of the window, in frames
-    offsets = np.linspace(0, frames * data.stride - 1, frames).round() if spread else np.arange(frames) * data.stride
-    first = low + int(position * max(0, high - low - length))
-    numbers = np.round(first + offsets * rate).astype(int)
-    start = float(info.times[first])
-    end = start + length / info.fps
-    if numbers[-1] < high:  # by the stamps, where the rate varies
-        end = float(info.times[numbers[-1]]) + (length - offsets[-1] * rate) / info.fps
+        numbers = np.linspace(0, len(times) - 1, frames).round().astype(int)
+        return Window(low + numbers, float(times[0]), float(times[-1] + 1 / info.fps))
+    count = frames * data.stride  # frames at a constant rate; else 25ths of a second
+    offsets = np.linspace(0, count - 1, frames).round().astype(int) if spread else np.arange(frames) * data.stride
+    if _is_constant(info):
+        first = int(position * max(0, len(times) - count))
+        numbers = first + offsets
+        last = min(int(numbers[-1]), len(times) - 1)
+        end = float(times[last]) + (first + count - last) / info.fps
+    else:  # the frames that are shown at these times
+        lasts = float(times[-1] - times[0]) + 1 / info.fps
+        first = int(np.searchsorted(times, times[0] + position * max(0.0, lasts - count / NOMINAL_FPS), "right")) - 1
+        numbers = np.searchsorted(times, times[first] + offsets / NOMINAL_FPS + 1e-4, "right") - 1
+        end = float(times[first]) + count / NOMINAL_FPS
     if clip.end is not None:
         end = min(end, info.start + clip.end)
-    return Window(np.minimum(numbers, high - 1), start, end)
+    return Window(low + np.minimum(numbers, len(times) - 1), float(times[first]), end)
+
+
+def _is_constant(info: VideoInfo) -> bool:
+    """Whether frames follow one another at 23 to 31 a second, each less than two frames from where an even clock has it."""
+    even = np.linspace(info.times[0], info.times[-1], len(info.times))
+    return 23 <= info.fps <= 31 and bool(np.abs(info.times - even).max() < 2 / info.fps)
 
 
 def read_window_audio(source: Source, window: Window, missing: str) -> np.ndarray:
-    """The 16 kHz mono sound of a window; silence where the source has no sound and ``missing`` is ``"silence"``.
+    """The 16 kHz mono sound of a window. Where the source has none, there is silence if ``missing`` is ``"silence"``.
 
     Raises:
-        MediaError: there is no sound, or too little for one spectrum.
+        MediaError: there is no sound, or too little for one spectrum, or it is damaged.
     """
-    if not source.info.has_audio:
-        if missing == "silence":
-            return np.zeros(max(SHORTEST, round((window.end - window.start) * SAMPLE_RATE)), np.float32)
-        raise MediaError(source.path, "has no audio track (missing_audio = 'silence' would train on silence)")
-    waveform = source.sound(window.start, window.end)
+    waveform = source.sound(window.start, window.end) if source.info.has_audio else np.zeros(0, np.float32)
+    if missing == "silence":
+        length = max(SHORTEST, round((window.end - window.start) * SAMPLE_RATE))
+        return np.pad(waveform, (0, max(0, length - len(waveform))))
     if len(waveform) < SHORTEST:
-        raise MediaError(
-            source.sound_path, f"has {len(waveform)} samples of sound at {window.start:.2f} s, too few for one spectrum"
-        )
+        what = f"has {len(waveform)} samples of sound at {window.start:.2f} s" if source.info.has_audio else "has no audio track"
+        raise MediaError(source.sound_path, f"{what} (missing_audio = 'silence' would train on silence)")
     return waveform
 
 
@@ -145,7 +153,7 @@ class ClipDataset:
             raise ValueError("clips: the list is empty")
         self.clips, self.cfg, self.data, self.purpose, self.seed = ClipTable.of(clips), cfg, data, purpose, seed
         self.target, self.modalities = target, tuple(modalities)
-        self.known_bad: dict[int, str] = {}  # of this worker
+        self.fatal: dict[int, str] = {}  # clips at which a process hung or died, and why
         self.arena: Arena | None = None  # of the batch that is being read
 
     def __len__(self) -> int:
@@ -185,12 +193,11 @@ class ClipDataset:
                 bits = random_bits(self.seed, epoch, np.array([wanted.id]), REPLACEMENT, ATTEMPTS)[0, attempt]
                 clip = self.clips[int(bits) % len(self.clips)]
             try:
-                if clip.id in self.known_bad:
-                    raise MediaError(clip.path, self.known_bad[clip.id])
+                if clip.id in self.fatal:
+                    raise MediaError(clip.path, self.fatal[clip.id])
                 self.note(clip.id)
                 return self.read(clip, epoch), bad
             except MediaError as error:
-                self.known_bad[clip.id] = error.reason
                 bad.append(Bad(clip.id, error.path, error.reason))
                 if self.purpose == "evaluate":
                     break
@@ -202,7 +209,7 @@ class ClipDataset:
         Raises:
             MediaError: it cannot be read.
         """
-        source, frames = open_clip(clip), self.cfg.video.size[0]
+        source, frames = open_clip(clip, self.data.sound_track), self.cfg.video.size[0]
         info, face = source.info, None if source.is_cropped else clip.face
         if self.purpose == "evaluate":
             rng, segments, crops = None, self.data.segments, self.data.crops

@@ -13,7 +13,7 @@ Items = Sequence[tuple[int, int]]  # (epoch, position) of a batch's clips
 
 @dataclass(frozen=True)
 class _Task:
-    """A batch to read, and what is known to be bad."""
+    """A batch to read, and the clips at which a process hung or died."""
 
     items: Items
     bad: dict[int, str]
@@ -30,7 +30,7 @@ class _Reader:
 
     def read(self, task: _Task, context: TaskContext) -> Batch:
         self.dataset.note, self.dataset.empty = context.note, context.empty
-        self.dataset.known_bad |= task.bad
+        self.dataset.fatal |= task.bad
         return self.dataset.batch(task.items)
 
 

@@ -19,20 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from avfmae.console import console
 from avfmae.data import faces
 from avfmae.data.config import SAMPLE_RATE
 from avfmae.data.dataset import frame_range
 from avfmae.data.manifest import COLUMNS, FACE, MANIFESTS, Clip, read_manifest
-from avfmae.data.shards import Sample, encode_sound, encode_video, write_shard
-from avfmae.data.sources import MediaError, Source, clip_suffixes, open_clip
+from avfmae.data.shards import TICKS, Sample, encode_sound, encode_video, write_shard
+from avfmae.data.sources import MediaError, Source, find_files, open_clip
 from avfmae.data.sources.prepared import Shard
 from avfmae.data.workers import TaskContext, WorkerFailure, Workers
 from avfmae.extras import need
-from avfmae.files import atomic_write
+from avfmae.files import atomic_write, printable
 from avfmae.options import PrepareConfig
 
 DRIFT = 0.04  # seconds by which sound and picture may begin or end apart before it is flagged
@@ -62,13 +63,13 @@ def prepare(run: PrepareConfig) -> Path:
     if run.detector == "manifest" and (missing := [c.path for c in clips if c.face is None]):
         raise ValueError(f"{run.source}: {len(missing)} clips have no face box ({missing[0]}), which detector 'manifest' takes")
     faces.make_detector("precropped" if run.detector == "manifest" else run.detector, run.yunet and str(run.yunet))
-    out, console = Path(run.out), Console(stderr=True)
+    out = Path(run.out)
     _check_settings(out, run, clips)
     groups = {n: clips[n * run.shard_clips :][: run.shard_clips] for n in range(-(-len(clips) // run.shard_clips))}
     rest = {n: group for n, group in groups.items() if not (out / f"{n:06d}.index").exists()}
     if len(rest) < len(groups):
         console.print(f"{out}: {len(groups) - len(rest)} of {len(groups)} shards are there already", highlight=False)
-    with _progress(console, len(clips), sum(map(len, rest.values()))) as advance:
+    with _progress(len(clips), sum(map(len, rest.values()))) as advance:
         results = _results(run, [clip for group in rest.values() for clip in group])
         for number, group in rest.items():
             done = []
@@ -76,20 +77,23 @@ def prepare(run: PrepareConfig) -> Path:
                 done.append(next(results))
                 advance(clip, done[-1])
             aside = [_aside(clip, result) for clip, result in zip(group, done, strict=True) if isinstance(result, Failure)]
-            (out / f"{number:06d}.aside.json").write_text(json.dumps(aside, ensure_ascii=False, indent=1))
+            (out / f"{number:06d}.aside.json").write_text(json.dumps(aside, indent=1))
             write_shard(out / f"{number:06d}.tar", [result for result in done if isinstance(result, Sample)])
-    return _write_set(out, groups, console)
+    return _write_set(out, groups)
 
 
 def find_clips(source: Path) -> list[Clip]:
     """A manifest's clips, or all videos below a folder in the order of their paths."""
     source = Path(source)
     if source.is_dir():
-        suffixes = clip_suffixes()
-        found = sorted(p for p in source.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+        found, others = find_files(source)
+        passed = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(8)) or "no other files"
         if not found:
-            raise ValueError(f"{source}: holds no videos ({', '.join(sorted(suffixes))})")
-        return [Clip(i, str(path)) for i, path in enumerate(found)]
+            raise ValueError(f"{source}: holds no videos ({passed})")
+        if others:
+            said = printable(f"{source}: {len(found)} videos; passed over: {passed}")
+            console.print(said, markup=False, highlight=False)
+        return [Clip(i, path) for i, path in enumerate(found)]
     if source.suffix.lower() not in MANIFESTS:
         raise ValueError(f"{source}: is neither a folder nor a manifest ({', '.join(sorted(MANIFESTS))})")
     return read_manifest(source)
@@ -188,14 +192,15 @@ def prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
 
 
 def _prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
-    source = open_clip(clip)
+    source = open_clip(clip, run.sound_track)
     info = source.info
     low, high = frame_range(info, clip)
     flags, count = [], high - low
     if count < run.min_frames:
         flags.append("short")
     height, width = next(source.frames_between(low, high)).shape[:2]
-    times = np.maximum.accumulate(info.times[low:high]) + np.arange(count) * 1e-6  # stamps that repeat are told apart
+    apart = np.arange(count) * 2 / TICKS  # of stamps that repeat
+    times = np.maximum.accumulate(info.times[low:high] - apart) + apart
     seconds = float(times[-1] - times[0] + 1 / info.fps)
     face, share, seen, warps = _find(source, clip.face, run, low, high, (height, width))
     if face is None and run.detector != "precropped":
@@ -278,14 +283,11 @@ def _find(
 
 def cut_sound(source: Source, start: float, seconds: float) -> tuple[np.ndarray | None, float | None, list[str]]:
     """The sound from the first frame on; by how many seconds it ends before (-) or after the video; and flags."""
-    if not source.info.has_audio:
-        return None, None, ["no-audio"]
-    try:
-        sound = source.sound(start, start + seconds)
-    except MediaError:
-        return None, None, ["no-audio"]
+    sound = source.sound(start, start + seconds) if source.info.has_audio else np.zeros(0, np.float32)
+    if not len(sound):
+        return None, None, ["no-audio", *sorted(source.flags)]
     drift = round(len(sound) / SAMPLE_RATE - seconds, 3)
-    flags = ["sound-ends-early"] if drift < -DRIFT - 1 / source.info.fps else []
+    flags = [*sorted(source.flags), *(["sound-ends-early"] if drift < -DRIFT - 1 / source.info.fps else [])]
     loud = np.flatnonzero(np.abs(sound) > 1e-4)
     if not len(loud):
         flags.append("silent")
@@ -298,7 +300,7 @@ def _aside(clip: Clip, failure: Failure) -> dict:
     return {"source": clip.path, "start": clip.start, "end": clip.end, "reason": failure.reason}
 
 
-def _write_set(out: Path, groups: Iterable[int], console: Console) -> Path:
+def _write_set(out: Path, groups: Iterable[int]) -> Path:
     """Writes the manifest and the list of what was set aside, from what the shards say, and prints the summary."""
     rows, aside, flags, size = [], [], Counter(), 0
     for number in groups:
@@ -317,14 +319,14 @@ def _write_set(out: Path, groups: Iterable[int], console: Console) -> Path:
         table.add_row(flag, f"{count} clips")
     table.add_row("set aside", f"{len(aside)} clips" + (f", with reasons in {out / 'set_aside.csv'}" if aside else ""))
     for entry in aside[:5]:
-        table.add_row("", f"{entry['source']}: {entry['reason']}")
+        table.add_row("", Text(printable(f"{entry['source']}: {entry['reason']}")))
     table.add_row("manifest", str(out / "manifest.csv"))
     console.print(table, highlight=False)
     return out / "manifest.csv"
 
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
-    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
@@ -333,7 +335,7 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None
 class _progress:
     """A bar over all clips, with the number set aside so far; calls add a clip."""
 
-    def __init__(self, console: Console, clips: int, rest: int):
+    def __init__(self, clips: int, rest: int):
         self.bar = Progress(
             TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[aside]} set aside"),
             TimeElapsedColumn(), TimeRemainingColumn(), console=console,

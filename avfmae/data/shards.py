@@ -92,7 +92,7 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
     path, starts = Path(path), []
     with atomic_write(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
-            row = json.dumps(sample.row, ensure_ascii=False, indent=1).encode()
+            row = json.dumps(sample.row, indent=1).encode()
             members = {"json": row, "mp4": sample.video} | ({} if sample.sound is None else {"wav": sample.sound})
             starts.append({})
             for suffix, data in members.items():
@@ -131,4 +131,4 @@ def _index(samples: Sequence[Sample], starts: Sequence[dict[str, int]]) -> bytes
     }
     arrays |= {"packets": np.array(packets, np.int64), "members": np.array(members, np.int64).reshape(-1, 4)}
     arrays |= {"setup": np.array(setup, np.int64).reshape(-1, 2), "setups": np.frombuffer(b"".join(setups), np.uint8).copy()}
-    return save(arrays, {"clips": json.dumps([s.row for s in samples], ensure_ascii=False)})
+    return save(arrays, {"clips": json.dumps([s.row for s in samples])})

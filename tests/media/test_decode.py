@@ -43,7 +43,7 @@ def test_frame_numbers_are_right_and_the_same_in_every_decoder(name, media):
     indices = np.array([0, 1, 2, 7, 11, 13, count // 2, count - 2, count - 1, count - 1])
     chosen, pyav = source.frames(indices), source.frames(indices, backend="pyav")
     assert np.array_equal(chosen, pyav)
-    if source.info.exact_seek and name != "decord_fails_mp4":
+    if Path(media[name]).suffix in (".mp4", ".mkv", ".flv") and name != "decord_fails_mp4":
         assert np.array_equal(source.frames(indices, backend="decord"), pyav)
     height, width = chosen.shape[1:3]
     truth = counted_frames(count, height, width)
@@ -119,8 +119,7 @@ def test_a_separate_sound_file_starts_with_the_video(media):
 
 def test_a_short_track_gives_what_there_is(media):
     assert 0.8 < len(open_clip(media["short_sound_mp4"]).sound(0, 2.56)) / SAMPLE_RATE < 1.0
-    with pytest.raises(MediaError, match=r"has no sound between 2\.00 and 3\.00 s"):
-        open_clip(media["short_sound_mp4"]).sound(2.0, 3.0)
+    assert len(open_clip(media["short_sound_mp4"]).sound(2.0, 3.0)) == 0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from streams import KINDS, decode_all, told
 
 from avfmae.data.sources import MediaError, open_clip, probing
 from avfmae.data.sources import media as media_source
-from avfmae.data.sources.bitstream import KEY_CODECS, is_disposable
+from avfmae.data.sources.bitstream import BACKWARD, IN_ORDER, is_disposable
 from avfmae.data.sources.media import DECORD_EXACT
 
 
@@ -34,6 +34,9 @@ def files(tmp_path_factory):
         return made[key]
 
     return file
+
+
+READ_BY_DECORD = {".mp4", ".mkv", ".mov", ".webm", ".flv"}
 
 
 def windows(count: int) -> list[list[int]]:
@@ -72,9 +75,9 @@ def test_windows_of_shifted_streams(kind, first, files):
 def test_key_frames_are_used_where_that_is_safe(files, monkeypatch):
     """Not vacuous: windows are reached by seeks, except where key frames promise too little."""
     begun = []
-    decoded = media_source._decode
+    decoded = media_source._decoded
     monkeypatch.setattr(
-        media_source, "_decode", lambda path, wanted, info, key: begun.append(key) or decoded(path, wanted, info, key)
+        media_source, "_decoded", lambda source, index, key, wanted: begun.append(key) or decoded(source, index, key, wanted)
     )
     for kind, key in {
         "h264-open-mp4": 48,
@@ -82,7 +85,9 @@ def test_key_frames_are_used_where_that_is_safe(files, monkeypatch):
         "mpeg2-mkv": 49,
         "av1-mp4": 48,
         "h264-refresh": 0,
-        "h264-open-ts": 0,
+        "h264-open-ts": 48,
+        "mpeg4-avi": 49,
+        "wmv2-asf": 48,
     }.items():
         begun.clear()
         open_clip(files(kind)).frames([53])
@@ -98,7 +103,7 @@ def test_a_mark_on_a_frame_that_is_no_key_does_not_mislead(files, tmp_path):
             if packet.size:
                 packet.stream, packet.is_keyframe = stream, True
                 out.mux(packet)
-    assert len(open_clip(path).info.keys) < 10 and differing(path, decode_all(path), "auto") == 0
+    assert len(open_clip(path).index.keys) < 10 and differing(path, decode_all(path), "auto") == 0
 
 
 def copied(source: str, path: Path, change, first: int = 0) -> str:
@@ -123,7 +128,7 @@ def test_stamps_in_the_order_of_coding_are_not_taken_for_those_of_showing(kind, 
 
     path = copied(files(kind), tmp_path / "coded.mp4", shown_when_coded)
     every = decode_all(path)
-    assert [told(frame) for frame in every] == list(range(64)) and not open_clip(path).info.stamped
+    assert [told(frame) for frame in every] == list(range(64)) and not open_clip(path).index.exact
     assert differing(path, every, "auto") == 0
 
 
@@ -140,18 +145,32 @@ def test_a_file_that_was_cut_at_a_key_frame_begins_with_what_decodes(kind, files
     assert differing(path, every, "auto") == 0
 
 
+class _Packet(SimpleNamespace):
+    def __bytes__(self):
+        return b""
+
+
 def test_frames_without_stamps_count():
     """An MPEG program stream need not stamp every frame: they follow one another at their rate."""
     stamps = [None if i % 3 else 3600 * i for i in range(30)]
     packets = [
-        SimpleNamespace(pts=t, dts=t, size=9, duration=3600, time_base=Fraction(1, 90_000), is_keyframe=i == 0, is_discard=False)
+        _Packet(
+            pts=t, dts=t, size=9, duration=3600, time_base=Fraction(1, 90_000), is_keyframe=i == 0, is_discard=False, opaque=None
+        )
         for i, t in enumerate(stamps)
     ]
     codec = SimpleNamespace(
         width=64, height=64, extradata=b"", has_b_frames=True, codec=SimpleNamespace(canonical_name="mpeg2video")
     )
     stream = SimpleNamespace(
-        type="video", codec_context=codec, duration=None, frames=0, time_base=Fraction(1, 90_000), average_rate=Fraction(25)
+        type="video",
+        codec_context=codec,
+        duration=None,
+        frames=0,
+        time_base=Fraction(1, 90_000),
+        average_rate=Fraction(25),
+        index=0,
+        disposition=0,
     )
     for packet in packets:
         packet.stream = stream
@@ -162,34 +181,23 @@ def test_frames_without_stamps_count():
         start_time=0,
         duration=0,
     )
-    info = probing.probe_container("x.vob", container, [])
-    assert len(info.times) == 30 and np.allclose(np.diff(info.times), 0.04) and not info.stamped
+    index = probing.probe_container("x.vob", container, probing._Packets())
+    assert len(index.info.times) == 30 and np.allclose(np.diff(index.info.times), 0.04) and not index.exact
 
 
 def test_every_key_codec_was_tried(files):
-    names = {
-        "flv": "flv1",
-        "libx264": "h264",
-        "libx265": "hevc",
-        "libvpx": "vp8",
-        "libvpx-vp9": "vp9",
-        "libsvtav1": "av1",
-        "prores_ks": "prores",
-    }
-    tried = {
-        names.get(encoder, encoder)
-        for suffix, encoder, _ in KINDS.values()
-        if suffix in (".mp4", ".mkv", ".mov", ".webm", ".flv")
-    }
-    assert tried >= KEY_CODECS and tried >= DECORD_EXACT
+    names = {"flv": "flv1", "libx264": "h264", "libx265": "hevc", "libvpx": "vp8", "libvpx-vp9": "vp9", "libsvtav1": "av1",
+             "prores_ks": "prores", "msmpeg4": "msmpeg4v3"}  # fmt: skip
+    tried = {names.get(encoder, encoder) for _, encoder, _ in KINDS.values()}
+    assert tried >= IN_ORDER | set(BACKWARD) and tried >= DECORD_EXACT
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_decord_is_right_or_refuses(kind, files):
     """The streams that it may read, by the table, are read rightly, frame by frame; of the others it is kept away."""
     path = files(kind)
-    info = open_clip(path).info
-    if info.exact_seek and info.codec in DECORD_EXACT and not info.open_groups:
+    index = open_clip(path).index
+    if Path(path).suffix in READ_BY_DECORD and index.codec in DECORD_EXACT and not index.open_groups:
         for path in (files(kind), files(kind, first=30)):
             assert differing(path, decode_all(path), "decord") == 0
     else:

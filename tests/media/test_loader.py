@@ -16,7 +16,7 @@ from avfmae.data.loader import loader
 from avfmae.data.manifest import Clip
 from avfmae.data.sampler import BatchSampler
 from avfmae.data.sources import MediaError, shard_numbers
-from avfmae.data.sources.probing import probe
+from avfmae.data.sources.probing import forget
 
 TINY = ModelConfig.preset("tiny")
 
@@ -119,7 +119,7 @@ def test_memory_stays_flat_and_no_file_stays_open(stored, tmp_path):
     process, sizes, refused = psutil.Process(), [], 0
     for k in range(1200):
         kinds = (stored[k % 48], Clip(k, good), Clip(k, str(tmp_path / f"{k % 4}.mp4")))
-        probe.cache_clear()
+        forget()
         try:
             data.read(kinds[k % 3], k)
         except MediaError:

@@ -5,6 +5,7 @@
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,12 +14,13 @@ import numpy as np
 
 from avfmae.data.sources import frames, prepared  # noqa: F401  (they register themselves)
 from avfmae.data.sources.media import MediaFile
+from avfmae.data.sources.probing import NOMINAL_FPS
 from avfmae.data.sources.source import KINDS, MediaError, Source, VideoInfo, register
 
 if TYPE_CHECKING:
     from avfmae.data.manifest import Clip
 
-__all__ = ["KINDS", "MediaError", "Source", "VideoInfo", "clip_suffixes", "open_clip", "register", "shard_numbers"]
+__all__ = ["KINDS", "NOMINAL_FPS", "MediaError", "Source", "VideoInfo", "find_files", "open_clip", "register", "shard_numbers"]
 
 
 def kind_of(path: str) -> type[Source]:
@@ -26,19 +28,27 @@ def kind_of(path: str) -> type[Source]:
     return next((kind for kind in KINDS if kind.takes(path)), MediaFile)
 
 
-def open_clip(clip: "Clip | str | os.PathLike") -> Source:
+def open_clip(clip: "Clip | str | os.PathLike", sound_track: str | None = None) -> Source:
     """The source of a clip, or of a path. A clip's separate sound file (``clip.audio_path``) is its source's sound.
 
     Frames and times are those of the whole file; a clip's ``start`` and ``end`` are for the caller to apply.
 
+    Args:
+        sound_track: which of several to read: a language (``"eng"``) or a number from 0; None: the default one.
+
     Raises:
         MediaError: a prepared set's shard or clip is not there. Other files are opened when something of them is asked for.
     """
+
+    def opened(path: str) -> Source:
+        source = kind_of(path).open(path)
+        if sound_track is not None:
+            source.sound_track = sound_track
+        return source
+
     if isinstance(clip, str | os.PathLike):
-        path = os.fspath(clip)
-        return kind_of(path).open(path)
-    source = kind_of(clip.path).open(clip.path)
-    return source if clip.audio_path is None else SeparateSound(source, kind_of(clip.audio_path).open(clip.audio_path))
+        return opened(os.fspath(clip))
+    return opened(clip.path) if clip.audio_path is None else SeparateSound(opened(clip.path), opened(clip.audio_path))
 
 
 class SeparateSound(Source):
@@ -47,7 +57,7 @@ class SeparateSound(Source):
     def __init__(self, video: Source, audio: Source):
         super().__init__(video.path)
         self.sound_path, self.video, self.audio = audio.path, video, audio
-        self.is_cropped, self.stored = video.is_cropped, video.stored
+        self.is_cropped, self.stored, self.flags = video.is_cropped, video.stored, audio.flags
         self.frames_between, self.damaged, self.digest = video.frames_between, video.damaged, video.digest
 
     @property
@@ -58,8 +68,8 @@ class SeparateSound(Source):
         return self.video.frames(numbers, arena)
 
     def sound(self, start, end):
-        begin = self.video.info.start
-        return self.audio.sound(start - begin, end - begin)
+        later = self.audio.info.start - self.video.info.start
+        return self.audio.sound(start + later, end + later)
 
 
 def shard_numbers(paths: Iterable[str]) -> np.ndarray | None:
@@ -73,6 +83,22 @@ def shard_numbers(paths: Iterable[str]) -> np.ndarray | None:
     return np.array(found)
 
 
-def clip_suffixes() -> frozenset[str]:
-    """The suffixes by which a folder's files are known to be clips."""
-    return MediaFile.suffixes.union(*(kind.suffixes for kind in KINDS))
+def find_files(folder: str | os.PathLike) -> tuple[list[str], Counter[str]]:
+    """All clips below a folder, in the order of their paths, and how many other files there are of each suffix.
+
+    Files are known by their suffixes, in capitals too; hidden ones are left out. Linked folders are followed, each folder once.
+    """
+    suffixes, found, others, seen = MediaFile.suffixes.union(*(kind.suffixes for kind in KINDS)), [], Counter(), set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith(".") or suffix not in suffixes:
+                others[suffix or "no suffix"] += 1
+            else:
+                found.append(os.path.join(root, name))
+    return sorted(found), others

@@ -9,12 +9,16 @@ from collections.abc import Iterator
 
 import av
 
-KEY_CODECS = {"mpeg1video", "mpeg2video", "mpeg4", "flv1", "vp8", "vp9", "av1", "mjpeg", "prores", "ffv1"}
-"""Codecs whose key frames all keep that promise: nothing after them in the order of showing refers to what was before."""
+BACKWARD = {"mpeg1video": b"\0\0\1\0", "mpeg2video": b"\0\0\1\0", "mpeg4": b"\0\0\1\xb6"}
+"""Codecs whose B pictures are shown before the picture that is coded before them, and the code at which a picture begins."""
+
+IN_ORDER = {"flv1", "vp8", "vp9", "av1", "mjpeg", "prores", "ffv1", "rawvideo", "wmv1", "wmv2", "msmpeg4v2", "msmpeg4v3",
+            "png", "huffyuv"}  # fmt: skip
+"""Codecs whose packets come in the order of showing, and behind whose key frames nothing refers to what was before."""
 
 SLICE, IDR_SLICE, SUPPLEMENT = 1, 5, 6  # H.264's types of units
 RECOVERY_POINT = 6  # H.264's type of supplement
-HEVC_ACCESS = range(16, 24)  # HEVC's types of pictures for random access
+HEVC_ACCESS, HEVC_IDR_ALONE = range(16, 24), 20  # HEVC's types of pictures for random access; the one without leading pictures
 
 
 def length_size(stream: av.VideoStream) -> int:
@@ -25,9 +29,12 @@ def length_size(stream: av.VideoStream) -> int:
 
 
 def units(packet: bytes | av.Packet, size: int) -> Iterator[memoryview]:
-    """The units of a packet whose lengths take ``size`` bytes each; none where ``size`` is 0, since start codes part them."""
+    """The units of a packet whose lengths take ``size`` bytes each; where ``size`` is 0, start codes part them."""
+    if not size:
+        yield from map(memoryview, bytes(packet).split(b"\0\0\1")[1:])
+        return
     data, at = memoryview(packet), 0
-    while size and at + size < len(data):
+    while at + size < len(data):
         end = at + size + int.from_bytes(data[at : at + size], "big")
         yield data[at + size : end]
         at = end
@@ -39,8 +46,25 @@ def is_disposable(packet: bytes | av.Packet, size: int = 4) -> bool:
     return bool(ranks) and not any(ranks)
 
 
-def is_reset(packet: av.Packet, size: int) -> bool:
-    """Whether nothing that follows this H.264 picture, in whatever order, depends on what was before it: an IDR picture."""
+def is_backward(packet: av.Packet, codec: str) -> bool:
+    """Whether this is a B picture of MPEG-1, 2 or 4."""
+    data = bytes(packet)
+    at = data.find(BACKWARD[codec]) + 4
+    if at < 4 or at + 1 >= len(data):
+        return False
+    return data[at] >> 6 == 2 if codec == "mpeg4" else data[at + 1] >> 3 & 7 == 3
+
+
+def is_packed(packet: av.Packet, codec: str) -> bool:
+    """Whether a packet of MPEG-4 holds two pictures, as XviD's in AVI may: the order of showing cannot be told from outside."""
+    return codec == "mpeg4" and bytes(packet).count(BACKWARD[codec]) > 1
+
+
+def is_reset(packet: av.Packet, codec: str, size: int) -> bool:
+    """Whether nothing that follows this H.264 or HEVC picture, in whatever order, depends on what was before it, nor is shown
+    before it."""
+    if codec == "hevc":
+        return any(unit[0] >> 1 & 63 == HEVC_IDR_ALONE for unit in units(packet, size) if len(unit))
     return any(unit[0] & 31 == IDR_SLICE for unit in units(packet, size) if len(unit))
 
 
@@ -53,14 +77,12 @@ def begins_anew(packet: av.Packet, codec: str, size: int) -> bool:
     if not packet.is_keyframe:
         return False
     if codec not in ("h264", "hevc"):
-        return codec in KEY_CODECS
-    if not size:
-        return False
+        return codec in IN_ORDER or codec in BACKWARD
     coded = [unit for unit in units(packet, size) if len(unit) > 1]
     if codec == "hevc":
         kinds = [unit[0] >> 1 & 63 for unit in coded]
         return any(kind in HEVC_ACCESS for kind in kinds if kind < 32)
-    return is_reset(packet, size) or any(_recovers(bytes(unit)) for unit in coded if unit[0] & 31 == SUPPLEMENT)
+    return is_reset(packet, codec, size) or any(_recovers(bytes(unit)) for unit in coded if unit[0] & 31 == SUPPLEMENT)
 
 
 def _recovers(unit: bytes) -> bool:

@@ -1,7 +1,7 @@
 """A media file as a clip: PyAV decodes it.
 
-A frame's number is its place in the order of showing. Time stamps give it or, where they are not those of showing (AVI), the
-order in which frames come when all of the file is decoded. A window is decoded from the last key frame before it at which
+A frame's number is its place in the order of showing. Time stamps give it or, where they repeat or are not those of showing
+(AVI), the order in which frames come from a key frame on. A window is decoded from the last key frame before it at which
 decoding may begin, and H.264's frames that are neither wanted nor needed by others are left out. Either way a frame is bit for
 bit what decoding the whole file gives.
 
@@ -10,15 +10,16 @@ the key frame that they are coded after, it gives wrong ones without an error.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 from av.video.reformatter import VideoReformatter
 
-from avfmae.data.arena import Arena
 from avfmae.data.sources.bitstream import is_disposable, length_size
-from avfmae.data.sources.probing import open_media, probe
+from avfmae.data.sources.probing import SEEKABLE, Index, continuous, formats, open_media, probe
 from avfmae.data.sources.sound import read_sound
 from avfmae.data.sources.source import MediaError, Source, VideoInfo, as_media_error
 from avfmae.extras import need
@@ -33,12 +34,19 @@ class MediaFile(Source):
     """A file that PyAV opens, with video, sound or both; what no other source takes."""
 
     suffixes = frozenset(
-        (".mp4", ".mkv", ".webm", ".flv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v", ".wmv", ".3gp", ".ts", ".ogv")
-    )
+        (".mp4", ".mkv", ".webm", ".flv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v", ".wmv", ".3gp", ".ts", ".ogv", ".mts",
+         ".m2ts", ".asf", ".vob", ".dv", ".3g2")
+    )  # fmt: skip
+
+    @property
+    def index(self) -> Index:
+        index = probe(self.path, self.sound_track)
+        self.flags |= {*index.flags}
+        return index
 
     @property
     def info(self) -> VideoInfo:
-        return probe(self.path)
+        return self.index.info
 
     def frames(self, numbers, arena=None, backend: str = "auto"):
         """As the interface says.
@@ -50,28 +58,20 @@ class MediaFile(Source):
         if backend not in BACKENDS:
             raise ValueError(f"backend: got {backend!r}, expected one of {', '.join(map(repr, BACKENDS))}")
         self.check_video()
-        read = self._read_decord if backend == "decord" else self._read_pyav
-        return read(self.checked(numbers), arena)
+        numbers = self.checked(numbers)
+        if backend == "decord":
+            return self._read_decord(numbers)
+        wanted, rows = np.unique(numbers, return_inverse=True)
+        shown = list(self._shown(wanted.tolist()))
+        out = None if arena is None else arena.place((len(numbers), *shown[0].shape))
+        return np.stack([shown[row] for row in rows], out=out)
 
     def sound(self, start, end):
-        return read_sound(self.path, start, end)
+        return read_sound(self.path, self.index, start, end, self.flags)
 
     def frames_between(self, low, high):
         self.check_video()
-        expected, shape = low, None
-        for number, frame in _decoded_frames(self.path, self.info, 0, None):
-            if number < expected:
-                continue
-            if number > expected or number >= high:
-                break
-            if shape not in (None, frame.shape):
-                raise MediaError(self.path, "changes its frame size on the way")
-            shape, expected = frame.shape, expected + 1
-            yield frame
-            if expected == high:
-                return
-        if expected < high:
-            raise MediaError(self.path, f"frame {expected} of {len(self.info.times)} does not decode")
+        return self._shown(range(low, high))
 
     def size_hint(self):
         return os.path.getsize(self.path) if os.path.isfile(self.path) else 0
@@ -83,125 +83,113 @@ class MediaFile(Source):
         if not self.info.has_video:
             raise MediaError(self.path, "has no video track")
 
-    def _read_decord(self, numbers: np.ndarray, arena: Arena | None) -> np.ndarray:
-        info = self.info
-        if not (info.exact_seek and info.codec in DECORD_EXACT and not info.open_groups):
-            raise MediaError(self.path, f"decord gives wrong frames of such files ({info.codec}); read it with backend='pyav'")
-        decord = need("decord", "decord", "backend='decord'")
-        with as_media_error(self.path, "decord cannot read it"):
-            reader = decord.VideoReader(self.path, num_threads=1)
-            if len(reader) != len(info.times):
-                raise ValueError(f"decord counts {len(reader)} frames, the container {len(info.times)}")
-            return reader.get_batch(numbers.tolist()).asnumpy()
+    def _read_decord(self, numbers: np.ndarray) -> np.ndarray:
+        index = self.index
+        with open_media(self.path) as container:
+            can_seek = bool(formats(container) & SEEKABLE)
+        if can_seek and index.exact and index.codec in DECORD_EXACT and not index.open_groups:
+            decord = need("decord", "decord", "backend='decord'")
+            with as_media_error(self.path, "decord cannot read it"):
+                reader = decord.VideoReader(self.path, num_threads=1)
+                if len(reader) != len(index.stamps):
+                    raise ValueError(f"decord counts {len(reader)} frames, the container {len(index.stamps)}")
+                frames = reader.get_batch(numbers.tolist()).asnumpy()
+            if np.array_equal(frames[0], self.frames(numbers[:1])[0]):  # it mirrors and stretches nothing
+                return frames
+        raise MediaError(self.path, f"decord gives wrong frames of such files ({index.codec}); read it with backend='pyav'")
 
-    def _read_pyav(self, numbers: np.ndarray, arena: Arena | None) -> np.ndarray:
-        wanted, frames, info = set(numbers.tolist()), {}, self.info
-        for key in _starts(info, int(numbers[0])):
+    def _shown(self, numbers: Sequence[int]) -> Iterator[np.ndarray]:
+        """The frames of ascending numbers, one after the other.
+
+        Raises:
+            MediaError: one of them does not decode.
+        """
+        index, given, wanted = self.index, 0, numbers if isinstance(numbers, range) else set(numbers)
+        for begin in index.starts(numbers[0]):
             try:
-                frames = _decode(self.path, wanted, info, key)
+                for number, frame in _decoded(self, index, begin, wanted):
+                    if number > numbers[given]:
+                        break
+                    if number == numbers[given]:
+                        given += 1
+                        yield frame
+                        if given == len(numbers):
+                            return
             except MediaError:
-                if not key:
+                if not begin:
                     raise
-            if not wanted - set(frames):
-                break
-        if missing := sorted(wanted - set(frames)):
-            raise MediaError(self.path, f"frame {missing[0]} of {len(info.times)} does not decode")
-        if len({frame.shape for frame in frames.values()}) > 1:
-            raise MediaError(self.path, "changes its frame size on the way")
-        shown = [frames[i] for i in numbers.tolist()]
-        return np.stack(shown, out=None if arena is None else arena.place((len(shown), *shown[0].shape)))
+        raise MediaError(self.path, f"frame {numbers[given]} of {len(index.stamps)} does not decode")
 
 
-def _starts(info: VideoInfo, first: int) -> Iterator[int]:
-    """The key frames to begin at for frame ``first``: the last before it, then ever earlier ones, at the end 0 for the file's
-    beginning.
-
-    Containers mark key frames wrongly, and their indices mislead: where a wanted frame does not come, decoding begins earlier.
-    """
-    place, back = int(np.searchsorted(info.keys, first, "right")) - 1, 0
-    while place - back >= 0 and info.keys[place - back]:
-        yield int(info.keys[place - back])
-        back = 2 * back + 1
-    yield 0
-
-
-def _decode(path: str, wanted: set[int], info: VideoInfo, key: int) -> dict[int, np.ndarray]:
-    """The wanted frames by number, as far as decoding from frame ``key`` gives them."""
-    frames = {}
-    for number, frame in _decoded_frames(path, info, key, wanted):
-        frames[number] = frame
-        if len(frames) == len(wanted):
-            break
-    return frames
-
-
-def _decoded_frames(path: str, info: VideoInfo, key: int, wanted: set[int] | None) -> Iterator[tuple[int, np.ndarray]]:
-    """(number, frame) of the wanted frames, or of all, from key frame ``key``, or from the file's beginning where that is 0."""
-    with as_media_error(path, "does not decode"), open_media(path) as container:
-        stream = container.streams.video[0]
+def _decoded(source: MediaFile, index: Index, begin: int, wanted: Collection[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(number, frame) of the wanted frames from key frame ``begin`` on, or from the file's beginning where that is 0."""
+    with as_media_error(source.path, "does not decode"), open_media(source.path) as container:
+        stream = container.streams[index.video]
         stream.thread_type = "NONE"
-        counter = _FrameCounter(info, stream)
-        if key:
-            container.seek(int(counter.ticks[key]), stream=stream)
-        size = length_size(stream) if info.codec == "h264" and info.stamped and wanted is not None else 0
-        begun = not key
-        for packet in container.demux(stream):
+        if begin:
+            index.seek(container, begin)
+        size = length_size(stream) if index.codec == "h264" and index.exact else 0
+        begun, number, picture = not begin and not index.late, None, _Picture(source, stream, len(wanted))
+        for packet in continuous(container, stream):
             # Theora repeats a frame by an empty packet; an empty one without a stamp flushes the decoder
             if not packet.size and packet.dts is not None:
                 continue
-            if not begun:  # a seek may end elsewhere
-                if (number := counter.key(packet)) is None:
+            if not begun:
+                place = index.keys.get((index.stamp(packet), packet.size), -1)
+                if place > begin:
+                    return  # the seek ended too late
+                if place < begin or (not begin and not packet.is_keyframe):
                     continue
-                key, begun = number, True
-            stamped = size and packet.size and packet.pts is not None
-            if stamped and counter.nearest(packet.pts) not in wanted and is_disposable(packet, size):
+                begun = True
+            skippable = size and packet.size and packet.pts is not None
+            if skippable and _nearest(index.stamps, packet.pts) not in wanted and is_disposable(packet, size):
                 continue
             for frame in packet.decode():
-                number = counter.number(frame)
+                if index.exact and frame.pts is not None:
+                    number = _nearest(index.stamps, frame.pts)
+                    if frame.pts < index.stamps[0]:  # it needs what was cut off the file
+                        continue
+                elif number is not None:
+                    number += 1
+                elif frame.key_frame or not (begin or index.late):
+                    number = begin
                 # frames before the key frame are leading ones, which it does not make decodable
-                if number >= key and not counter.before(frame) and (wanted is None or number in wanted):
-                    yield number, np.rot90(_to_rgb(frame), round(frame.rotation / 90))
+                if number is not None and number >= begin and number in wanted:
+                    yield number, picture(frame)
 
 
-class _FrameCounter:
-    """Gives the numbers of packets and frames as they come, in the order of showing.
-
-    Attributes:
-        ticks: (n,) time stamps of all frames, ascending.
-        latest: number of the latest frame; None before the first.
-    """
-
-    def __init__(self, info: VideoInfo, stream: av.VideoStream):
-        self.ticks = np.rint(info.times / float(stream.time_base)).astype(np.int64)
-        self.stamped, self.keys, self.latest = info.stamped, info.keys, None
-
-    def number(self, frame: av.VideoFrame) -> int:
-        """The frame's, by its stamp; or where stamps do not give it, the next, after the first."""
-        if frame.pts is not None and (self.stamped or self.latest is None):
-            self.latest = self.nearest(frame.pts)
-        else:
-            self.latest = 0 if self.latest is None else self.latest + 1
-        return self.latest
-
-    def before(self, frame: av.VideoFrame) -> bool:
-        """Whether the frame is shown before the first that counts: it needs what was cut off the file."""
-        return self.stamped and frame.pts is not None and frame.pts < self.ticks[0]
-
-    def nearest(self, tick: int) -> int:
-        after = int(np.searchsorted(self.ticks, tick))
-        before = after == len(self.ticks) or (after and tick - self.ticks[after - 1] < self.ticks[after] - tick)
-        return after - 1 if before else after
-
-    def key(self, packet: av.Packet) -> int | None:
-        """The number of a packet at which decoding can begin."""
-        if packet.pts is None or not packet.is_keyframe:
-            return None
-        number = self.nearest(packet.pts)
-        return number if self.ticks[number] == packet.pts and number in self.keys else None
+def _nearest(stamps: np.ndarray, stamp: int) -> int:
+    """The number of the frame whose stamp is nearest."""
+    after = int(np.searchsorted(stamps, stamp))
+    before = after == len(stamps) or (after and stamp - stamps[after - 1] < stamps[after] - stamp)
+    return after - 1 if before else after
 
 
 _reformatter = VideoReformatter()  # making one for every frame takes longer than its work
 
 
-def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    return _reformatter.reformat(frame, format="rgb24").to_ndarray()
+class _Picture:
+    """Makes the picture of a frame that a player shows: RGB, of square pixels, turned and mirrored as the file says, and as large
+    as the file's first one.
+
+    Args:
+        count: how many there will be.
+    """
+
+    def __init__(self, source: MediaFile, stream: av.VideoStream, count: int):
+        self.source, self.width, self.height = source, stream.codec_context.width, stream.codec_context.height
+        aspect = stream.sample_aspect_ratio or 1
+        self.shown = round(self.width * aspect)
+        source.check_size(min(count, 1 << 10), self.shown, self.height)
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        if (frame.width, frame.height) != (self.width, self.height):
+            self.source.flags.add("picture-size-changes")
+        rgb = _reformatter.reformat(frame, self.shown, self.height, format="rgb24").to_ndarray()
+        matrix: Any = frame.side_data.get(Type.DISPLAYMATRIX)
+        if matrix is None:
+            return rgb
+        a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()  # a pixel at (x, y) is shown at (ax + cy, bx + dy)
+        if abs(b) + abs(c) > abs(a) + abs(d):
+            rgb, a, d = rgb.swapaxes(0, 1), c, b
+        return rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

@@ -96,7 +96,7 @@ class PreparedClip(Source):
         self.sound_at, self.samples = self.members[2] + WAV_HEADER, max(0, self.members[3] - WAV_HEADER) // 2
         times = index["time"][mine]
         fps = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else float(self.stored["fps"])
-        self._info = VideoInfo(times, 0.0, fps, self.samples > 0, True, np.sort(self.number[self.kind == KEY]), "h264")
+        self._info = VideoInfo(times, 0.0, fps, self.samples > 0)
 
     @classmethod
     def takes(cls, path: str) -> bool:
@@ -155,8 +155,6 @@ class PreparedClip(Source):
         if not self.samples:
             raise MediaError(self.path, "has no audio track")
         low, high = (min(max(0, round(t * SAMPLE_RATE)), self.samples) for t in (start, end))
-        if high <= low:
-            raise MediaError(self.path, f"has no sound between {start:.2f} and {end:.2f} s")
         pcm = np.frombuffer(self.archive.read(self.sound_at + 2 * low, self.sound_at + 2 * high), "<i2")
         return pcm.astype(np.float32) / 32768
 

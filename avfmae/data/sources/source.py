@@ -3,18 +3,22 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from avfmae.data.arena import Arena
+from avfmae.files import printable
+
+LARGEST_FRAME = 40_000_000  # pixels
+LARGEST_CLIP = 2_000_000_000  # bytes of the frames that are read at once
 
 
 class MediaError(RuntimeError):
     """A file cannot be used; the message names it and says why."""
 
     def __init__(self, path: str, reason: str):
-        super().__init__(f"{path}: {reason}")
+        super().__init__(printable(f"{path}: {reason}"))
         self.path, self.reason = path, reason
 
     def __reduce__(self):  # so that other processes get both arguments
@@ -39,16 +43,10 @@ class VideoInfo:
     """What a source says of its video.
 
     Attributes:
-        times: (n,) seconds, presentation time of every frame, ascending, on the file's clock.
+        times: (n,) seconds at which each frame is shown, in the order of showing, on the file's clock.
         start: seconds on that clock at which the file's first track begins.
         fps: average frames a second.
         has_audio: whether there is a sound track.
-        exact_seek: whether windows are reached by a seek: the container says of every packet when its frame is shown.
-        keys: numbers of the frames at which decoding can begin (:func:`avfmae.data.sources.bitstream.begins_anew`); where
-            ``exact_seek`` is not given, the first.
-        codec: of the video; "" where there is none.
-        open_groups: whether an H.264 key frame is there that frames coded after it look back across.
-        stamped: whether a frame's number follows from its time stamp; else from its place in the order of decoding all.
         has_video: False for sound alone, whose ``times`` are those that a video of 25 frames a second would have.
     """
 
@@ -56,11 +54,6 @@ class VideoInfo:
     start: float
     fps: float
     has_audio: bool
-    exact_seek: bool = False
-    keys: np.ndarray = field(default_factory=lambda: np.zeros(1, int))
-    codec: str = ""
-    open_groups: bool = False
-    stamped: bool = True
     has_video: bool = True
 
 
@@ -70,6 +63,8 @@ class Source(ABC):
     Attributes:
         path: of the clip. sound_path: of the file that its sound is read from.
         suffixes: of the files of a folder that are clips of this kind.
+        sound_track: which of several is read: a language (``"eng"``) or a number from 0; None: the default one.
+        flags: what is odd about the file, as far as it was met in reading; the file was read as a player plays it.
         is_cropped: the frames are cut to the face already.
         stored: the row of a prepared set's manifest; None for other sources.
     """
@@ -77,9 +72,11 @@ class Source(ABC):
     suffixes: frozenset[str] = frozenset()
     is_cropped: bool = False
     stored: dict | None = None
+    sound_track: str | None = None
 
     def __init__(self, path: str):
         self.path = self.sound_path = path
+        self.flags: set[str] = set()
 
     @classmethod
     def takes(cls, path: str) -> bool:
@@ -130,10 +127,10 @@ class Source(ABC):
         Where the track has gaps, or begins inside the window, there is silence; nothing is appended after its last sample.
 
         Returns:
-            (samples,) float32 in -1..1, at most (end - start)·16000 long.
+            (samples,) float32 in -1..1, at most (end - start)·16000 long; none where the track does not reach into the window.
 
         Raises:
-            MediaError: there is no sound track, it does not decode, or none of it lies in the window.
+            MediaError: there is no sound track, it does not decode, or it holds samples that are no numbers.
         """
         raise MediaError(self.path, "has no audio track")
 
@@ -156,6 +153,16 @@ class Source(ABC):
     def digest(self) -> str | None:
         """SHA-256 of the file that the clip was made of; None where there is no such file."""
         return None
+
+    def check_size(self, frames: int, width: int, height: int) -> None:
+        """Refuses frames that would take too much memory.
+
+        Raises:
+            MediaError: they would.
+        """
+        if width * height > LARGEST_FRAME or 3 * frames * width * height > LARGEST_CLIP:
+            limits = f"{LARGEST_FRAME // 10**6} million pixels a frame, {LARGEST_CLIP // 10**9} GB a clip"
+            raise MediaError(self.path, f"{frames} frames of {width} x {height} pixels are more than is read ({limits})")
 
     def checked(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """The frame numbers as an array.
