@@ -33,7 +33,7 @@ from avfmae.data.sources import MediaError, Source, find_files, open_clip
 from avfmae.data.sources.prepared import Shard
 from avfmae.data.workers import TaskContext, WorkerFailure, Workers
 from avfmae.extras import need
-from avfmae.files import atomic_write, printable
+from avfmae.files import atomic_write, cell, locked, printable
 from avfmae.options import PrepareConfig
 
 DRIFT = 0.04  # seconds by which sound and picture may begin or end apart before it is flagged
@@ -64,6 +64,11 @@ def prepare(run: PrepareConfig) -> Path:
         raise ValueError(f"{run.source}: {len(missing)} clips have no face box ({missing[0]}), which detector 'manifest' takes")
     faces.make_detector("precropped" if run.detector == "manifest" else run.detector, run.yunet and str(run.yunet))
     out = Path(run.out)
+    with locked(out / ".lock", wait=False):
+        return _prepare(out, run, clips)
+
+
+def _prepare(out: Path, run: PrepareConfig, clips: Sequence[Clip]) -> Path:
     _check_settings(out, run, clips)
     groups = {n: clips[n * run.shard_clips :][: run.shard_clips] for n in range(-(-len(clips) // run.shard_clips))}
     rest = {n: group for n, group in groups.items() if not (out / f"{n:06d}.index").exists()}
@@ -156,8 +161,8 @@ def _ray(run: PrepareConfig, clips: list[Clip]) -> Iterator[Sample | Failure]:
             include_dashboard=False,
         )
     try:
-        # A task that crashes its process is tried once more by nobody: the file is at fault.
-        task = ray.remote(max_retries=0, num_cpus=1)(prepare_clip)
+        # A worker may be lost with its machine; a file that ends three of them is at fault.
+        task = ray.remote(max_retries=2, num_cpus=1)(prepare_clip)
         ahead = 4 * int(ray.cluster_resources().get("CPU", 1))
         waiting: list = []
         for clip in [*clips, None]:
@@ -329,7 +334,7 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
 
 
 class _progress:

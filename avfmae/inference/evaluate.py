@@ -18,6 +18,7 @@ from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.manifest import MANIFESTS, Clip, read_manifest
 from avfmae.data.preprocess import preprocess
+from avfmae.files import cell, printable
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.options import EvaluateConfig
 from avfmae.tasks import task_class
@@ -75,14 +76,14 @@ def evaluate(run: EvaluateConfig) -> list[dict]:
     dataset = ClipDataset(listed, model.cfg, data, "evaluate", modalities=model.modalities)
     outputs, bad = predict(model, dataset, range(len(listed)), 1, device)
     for b in bad:
-        print(f"cannot read {b.path}: {b.reason}", file=sys.stderr)
+        print(printable(f"cannot read {b.path}: {b.reason}"), file=sys.stderr)
     if not outputs:
         raise ValueError(f"none of the {len(listed)} clips can be read")
     rows = [task.prediction(clip, outputs[clip.id]) for clip in listed if clip.id in outputs]
-    with open(run.out, "w", newline="") if run.out else nullcontext(sys.stdout) as file:
+    with open(run.out, "w", newline="", errors="surrogateescape") if run.out else nullcontext(sys.stdout) as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
     read = [c for c in listed if c.id in outputs]
     if all(_is_labelled(c, task) for c in read):
         values = task.metrics(read, np.array([outputs[c.id] for c in read]))

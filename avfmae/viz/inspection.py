@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from avfmae.config import ModelConfig
 from avfmae.console import console
@@ -21,6 +22,7 @@ from avfmae.data.manifest import MANIFESTS, Clip, read_manifest
 from avfmae.data.prepare import cut_sound, find_clips
 from avfmae.data.sources import MediaError, Source, open_clip
 from avfmae.data.workers import TaskContext, WorkerFailure, Workers
+from avfmae.files import printable
 from avfmae.masking import DualMask
 from avfmae.options import InspectConfig
 from avfmae.viz.pages import Page
@@ -81,7 +83,7 @@ def inspect(run: InspectConfig) -> Path:
     page.sections += drawn
     path = page.write()
     console.print(clips_table(rows))
-    console.print(f"open [bold]{path}[/bold]", highlight=False)
+    console.print(f"open {path}", highlight=False)
     return path
 
 
@@ -91,7 +93,7 @@ def clips_table(rows: Sequence[dict[str, str]]) -> Table:
     for column in rows[0]:
         table.add_column(column, overflow="fold", no_wrap=column not in ("clip", "flags"))
     for row in rows:
-        table.add_row(*({**row, "clip": Path(row["clip"]).name}.values()))
+        table.add_row(*(Text(printable(v)) for v in ({**row, "clip": Path(row["clip"]).name}.values())))
     return table
 
 

@@ -1,17 +1,38 @@
 """What a continued run is compared by, and checkpoints that are there whole at every moment."""
 
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from processes import PROGRAMS
 from safetensors.torch import load_file, save_file
 
 from avfmae.checkpoints import state
 from avfmae.checkpoints.state import TrainingState, checkpoints, load_checkpoint, save_checkpoint
+from avfmae.data.config import DataConfig
 from avfmae.data.table import Clip, ClipTable
-from avfmae.stages.config import FinetuneConfig
+from avfmae.stages.config import FinetuneConfig, PretrainConfig
+from avfmae.stages.pretrain import pretrain
+from avfmae.stages.splits import Split, fold_of, hold_out
+from avfmae.training.config import OptimConfig
 from avfmae.training.resume import OtherRun, check_same, fingerprint
+from avfmae.training.runlog import read_log
+
+
+def pretraining(manifest, out, **changes):
+    """A run of six steps with a checkpoint after every second one."""
+    optim = OptimConfig(lr=1e-2, epochs=2, warmup_epochs=0.5, total_batch=6, micro_batch=3)
+    data = DataConfig(workers=0)
+    run = {"precision": "float32", "save_steps": 2, "log_steps": 1} | changes
+    return PretrainConfig(preset="tiny", manifest=manifest, out=out, data=data, optim=optim, **run)
+
+
+def losses(out):
+    return [(line["step"], line["loss"]) for line in read_log(out / "log.jsonl") if "loss" in line]
+
 
 CLIPS = [Clip(i, f"/v/{i}.mp4", label="ab"[i % 2]) for i in range(4)]
 
@@ -108,3 +129,38 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path, monkeypatch
     with pytest.raises(OSError, match=r"cannot be written, with \d+ MB free \(enforce fail"):
         save_checkpoint(tmp_path, *model_and_optimiser(1.0), TrainingState(5))
     assert not list(tmp_path.iterdir())
+
+
+def test_segments_of_a_recording_stay_together():
+    clips = [Clip(i, f"/v/{i % 5}.mp4", start=float(i), label="a") for i in range(40)]
+    fold = fold_of(clips, 3)
+    assert len(set(fold.values())) == 3 and all(fold[i] == fold[i % 5] for i in range(40))
+    split = hold_out(Split("s", clips, [], clips[:1]), FinetuneConfig(preset="tiny", val_share=0.4))
+    assert split.val and not {c.path for c in split.val} & {c.path for c in split.train}
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(drawn, tmp_path, capsys):
+    """The losses are those of an unbroken run; a folder that somebody has put aside is no checkpoint."""
+    pretrain(pretraining(drawn, tmp_path / "whole"))
+    pretrain(pretraining(drawn, tmp_path / "parts", stop_after=4))
+    folder = tmp_path / "parts" / "checkpoints"
+    (folder / "step-old").mkdir()
+    newest = folder / "step-00000004" / "weights.safetensors"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    capsys.readouterr()
+    pretrain(pretraining(drawn, tmp_path / "parts"))
+    said = "".join(capsys.readouterr().err.split())
+    assert f"{newest}:isnoreadablecheckpoint" in said and "continuingfromstep-00000002" in said
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+def test_a_folder_belongs_to_one_process(drawn, tmp_path):
+    """Another process that works there is named; one that was killed is no obstacle."""
+    holder = subprocess.Popen([sys.executable, str(PROGRAMS / "hold_a_lock.py"), str(tmp_path / ".lock")], stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(ValueError, match=f"process {holder.pid} of .* works there"):
+        pretrain(pretraining(drawn, tmp_path, stop_after=1))
+    holder.kill()
+    holder.wait()
+    pretrain(pretraining(drawn, tmp_path, stop_after=1))
+    assert len(losses(tmp_path)) == 1

@@ -21,7 +21,6 @@ from avfmae.data.batch import Batch
 from avfmae.data.config import DataConfig
 from avfmae.data.manifest import Clip, read_manifest, write_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
-from avfmae.datasets.drawn import DemoSet, make_demo_set
 from avfmae.stages.config import FinetuneConfig, HeldOut, PretrainConfig, PSIConfig
 from avfmae.stages.finetune import finetune
 from avfmae.stages.pretrain import pretrain
@@ -36,15 +35,6 @@ pytestmark = pytest.mark.slow  # trains, mostly in runs of their own
 
 TINY = avfmae.ModelConfig.preset("tiny")
 DATA = DataConfig(workers=0, segments=1, crops=1)
-
-
-@pytest.fixture(scope="session")
-def drawn(tmp_path_factory):
-    """A drawn data set of three people: 18 clips, the last person for testing."""
-    from avfmae.datasets.drawn import EMOTIONS
-
-    folder = tmp_path_factory.mktemp("drawn")
-    return make_demo_set(folder, DemoSet("faces", first=7, people=3, labels={e: e for e in EMOTIONS}), test_people=1)
 
 
 def pretraining(manifest, out, **changes):
@@ -123,33 +113,6 @@ def test_a_run_of_another_kind_is_not_continued(drawn, tmp_path):
     pretrain(pretraining(drawn, tmp_path, stop_after=2))
     with pytest.raises(ValueError, match="belongs to a run with another seed"):
         pretrain(pretraining(drawn, tmp_path, seed=1))
-
-
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(drawn, tmp_path, capsys):
-    """The losses are those of an unbroken run; a folder that somebody has put aside is no checkpoint."""
-    pretrain(pretraining(drawn, tmp_path / "whole"))
-    pretrain(pretraining(drawn, tmp_path / "parts", stop_after=4))
-    folder = tmp_path / "parts" / "checkpoints"
-    (folder / "step-old").mkdir()
-    newest = folder / "step-00000004" / "weights.safetensors"
-    newest.write_bytes(newest.read_bytes()[:1000])
-    capsys.readouterr()
-    pretrain(pretraining(drawn, tmp_path / "parts"))
-    said = "".join(capsys.readouterr().err.split())
-    assert f"{newest}:isnoreadablecheckpoint" in said and "continuingfromstep-00000002" in said
-    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
-
-
-def test_a_folder_belongs_to_one_process(drawn, tmp_path):
-    """Another process that works there is named; one that was killed is no obstacle."""
-    holder = subprocess.Popen([sys.executable, str(PROGRAMS / "hold_a_lock.py"), str(tmp_path / ".lock")], stdout=subprocess.PIPE)
-    assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(ValueError, match=f"process {holder.pid} of .* works there"):
-        pretrain(pretraining(drawn, tmp_path, stop_after=1))
-    holder.kill()
-    holder.wait()
-    pretrain(pretraining(drawn, tmp_path, stop_after=1))
-    assert len(losses(tmp_path)) == 1
 
 
 def test_a_corrupt_checkpoint_is_named(drawn, tmp_path):
