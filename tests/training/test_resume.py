@@ -139,6 +139,7 @@ def test_segments_of_a_recording_stay_together():
     assert split.val and not {c.path for c in split.val} & {c.path for c in split.train}
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(drawn, tmp_path, capsys):
     """The losses are those of an unbroken run; a folder that somebody has put aside is no checkpoint."""
     pretrain(pretraining(drawn, tmp_path / "whole"))
@@ -154,6 +155,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(drawn, tmp_path, caps
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_a_folder_belongs_to_one_process(drawn, tmp_path):
     """Another process that works there is named; one that was killed is no obstacle."""
     holder = subprocess.Popen([sys.executable, str(PROGRAMS / "hold_a_lock.py"), str(tmp_path / ".lock")], stdout=subprocess.PIPE)
