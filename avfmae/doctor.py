@@ -64,9 +64,7 @@ def doctor() -> None:
     console, states = Console(), avfmae_kernels.explain()
     for name, value in facts().items():
         console.print(f"[bold]{name:>21}[/bold]  {escape(value)}", highlight=False, soft_wrap=True)
-    table = Table(title="Which implementation of an op runs here", title_justify="left")
-    for column in ("op", "runs", "can run too"):
-        table.add_column(column)
+    table = Table("op", "runs", "can run too", title="Which implementation of an op runs here", title_justify="left")
     for op, of_op in states.items():
         chosen, others = ([i for i, state in of_op.items() if state == wanted] for wanted in ("runs", "can run"))
         table.add_row(op, f"[bold green]{chosen[0]}[/]", ", ".join(others))

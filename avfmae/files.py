@@ -13,24 +13,19 @@ except ImportError:  # Windows, where nothing is locked
     fcntl = None
 
 
-class atomic_write:
+@contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a temporary path beside ``path``; on a clean exit it is synced to disk and takes the place of ``path``."""
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        self.temporary = Path(f"{path}.part")
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        return self.temporary
-
-    def __exit__(self, kind, value, traceback):
-        if kind is not None:
-            self.temporary.unlink(missing_ok=True)
-            return
-        with open(self.temporary, "rb+") as file:
+    path, temporary = Path(path), Path(f"{path}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(self.temporary, self.path)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def digest(paths: Iterable[str | os.PathLike]) -> str:
@@ -38,8 +33,7 @@ def digest(paths: Iterable[str | os.PathLike]) -> str:
     total = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                total.update(block)
+            hashlib.file_digest(file, lambda: total)
     return total.hexdigest()
 
 

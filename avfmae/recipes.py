@@ -1,5 +1,6 @@
 """Configuration files: the published recipes, and TOML files as typed dataclasses."""
 
+import contextlib
 import dataclasses
 import tomllib
 import types
@@ -13,9 +14,8 @@ T = TypeVar("T")
 
 def recipe_folder() -> Path:
     """Where the published recipes lie: ``avfmae/configs`` of an installed package, ``train/configs`` of a source tree."""
-    package = Path(__file__).parent
-    installed = package / "configs"
-    return installed if installed.is_dir() else package.parent / "train" / "configs"
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else installed.parents[1] / "train" / "configs"
 
 
 def recipes(stage: str) -> list[str]:
@@ -36,10 +36,8 @@ def configuration(
     """
     files = [] if recipe is None else [recipe_folder() / f"{recipe}_{stage}.toml"]
     if recipe is not None and recipe not in recipes(stage):
-        raise ValueError(
-            f"--recipe: got {recipe!r}, expected one of {', '.join(recipes(stage))} for {stage} (from {recipe_folder()}); "
-            "a file of your own goes by --config"
-        )
+        known = f"{', '.join(recipes(stage))} for {stage} (from {recipe_folder()})"
+        raise ValueError(f"--recipe: got {recipe!r}, expected one of {known}; a file of your own goes by --config")
     files += [] if config is None else [Path(config)]
     tables = {str(path): _read(path) for path in files}
     presets = [_convert(str, table["preset"], f"{where}: preset") for where, table in tables.items() if "preset" in table]
@@ -65,17 +63,16 @@ def _read(path: Path) -> dict:
 def _build(default: Any, table: dict, where: str) -> Any:
     """A copy of ``default`` with what the table gives; what the table leaves out stays."""
     known = typing.get_type_hints(type(default))
-    unknown = sorted(set(table) - set(known))
-    if unknown:
+    if unknown := sorted(set(table) - set(known)):
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
     changes = {}
     for key, value in table.items():
-        if dataclasses.is_dataclass(known[key]):
-            if not isinstance(value, dict):
-                raise ValueError(f"{where}: {key} is {value!r}, expected a table")
+        if not dataclasses.is_dataclass(known[key]):
+            changes[key] = _convert(known[key], value, f"{where}: {key}")
+        elif isinstance(value, dict):
             changes[key] = _build(getattr(default, key), value, f"{where} [{key}]")
         else:
-            changes[key] = _convert(known[key], value, f"{where}: {key}")
+            raise ValueError(f"{where}: {key} is {value!r}, expected a table")
     try:
         return dataclasses.replace(default, **changes)
     except ValueError as error:
@@ -86,10 +83,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
-            try:
+            with contextlib.suppress(ValueError):
                 return _convert(option, value, where)
-            except ValueError:
-                continue
     elif origin is Literal:
         if value in arguments:
             return value

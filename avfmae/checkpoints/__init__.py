@@ -11,11 +11,5 @@ from avfmae.checkpoints.weights import (
 )
 
 __all__ = [
-    "LoadReport",
-    "load_released",
-    "read_about",
-    "read_weights",
-    "released_gradients",
-    "released_state_dict",
-    "save_weights",
-]
+    "LoadReport", "load_released", "read_about", "read_weights", "released_gradients", "released_state_dict", "save_weights",
+]  # fmt: skip

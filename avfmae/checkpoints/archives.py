@@ -27,48 +27,28 @@ from avfmae.checkpoints.pickles import MAKERS, Global, Stub
 ZIP = b"PK\x03\x04"
 LEGACY, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001  # the first two pickles of a file from before the zip archives
 STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "ComplexFloatStorage": torch.complex64,
-    "ComplexDoubleStorage": torch.complex128,
-    "UntypedStorage": torch.uint8,
-}
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
+    "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool, "UntypedStorage": torch.uint8,
+    "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Storage:
-    """Memory that tensors share.
-
-    Attributes:
-        memory: its bytes. dtype: of its elements, where a tensor does not say otherwise.
-    """
+    """Memory that tensors share; their elements are of ``dtype``, where a tensor does not say otherwise."""
 
     memory: torch.UntypedStorage
     dtype: torch.dtype
 
 
 def read(path: str | os.PathLike, mapped: bool = False) -> object:
-    """What ``torch.save`` wrote, on the CPU, parameters as tensors without gradients.
+    """What ``torch.save`` wrote, on the CPU, parameters as tensors without gradients. ValueError: it is no such file, or damaged.
 
-    Args:
-        mapped: tensors are views of the file, without a copy in memory; they must not outlive it. Else they are in
-            memory.
-
-    Raises:
-        ValueError: it is no such file, or a damaged one.
+    ``mapped``: tensors are views of the file, without a copy in memory; they must not outlive it.
     """
     with open(path, "rb") as file:
-        start = file.read(len(ZIP))
-        file.seek(0)
-        if start == ZIP:
+        if file.peek(len(ZIP)).startswith(ZIP):
             return _read_zip(file, np.memmap(path, np.uint8, "c") if mapped else None)
         return _read_legacy(file)
 
@@ -90,11 +70,8 @@ def _read_zip(file: BinaryIO, whole: np.ndarray | None) -> object:
             return np.frombuffer(bytearray(archive.read(info)), np.uint8)
         file.seek(info.header_offset + 26)  # the lengths of the name and of what else stands before the bytes
         start = info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
-        if whole is not None:
-            found = whole[start : start + info.file_size]
-        else:
-            file.seek(start)
-            found = np.fromfile(file, np.uint8, info.file_size)
+        file.seek(start)
+        found = np.fromfile(file, np.uint8, info.file_size) if whole is None else whole[start : start + info.file_size]
         if info.CRC and zlib.crc32(found) != info.CRC:  # 0 where torch was told not to compute it
             raise ValueError(f"record {name} is damaged: its bytes do not give the checksum that was saved with them")
         return found
@@ -116,7 +93,7 @@ def _read_zip(file: BinaryIO, whole: np.ndarray | None) -> object:
 
 
 def _read_legacy(file: BinaryIO) -> object:
-    size = Path(file.name).stat().st_size
+    total = Path(file.name).stat().st_size
     try:
         head = [pickles.load(file) for _ in range(3)]  # the third tells of the machine that wrote it
     except ValueError:
@@ -126,7 +103,7 @@ def _read_legacy(file: BinaryIO) -> object:
     storages: dict[str, Storage] = {}
 
     def storage(dtype: torch.dtype, key: str, count: int) -> Storage:
-        if count * dtype.itemsize > size:
+        if count * dtype.itemsize > total:
             raise ValueError(f"storage {key} has {count} elements, more than the file")
         return Storage(torch.UntypedStorage(count * dtype.itemsize), dtype)
 
@@ -137,8 +114,8 @@ def _read_legacy(file: BinaryIO) -> object:
         if isinstance(whole, Stub) or len(saved) <= 5 or saved[5] is None:
             return whole
         _, offset, count = saved[5]  # a view, of a time when storages had them
-        dtype, *_ = _reference(saved)
-        return Storage(whole.memory[offset * dtype.itemsize : (offset + count) * dtype.itemsize], dtype)
+        size = whole.dtype.itemsize
+        return Storage(whole.memory[offset * size : (offset + count) * size], whole.dtype)
 
     content = pickles.load(file, persistent)
     keys = pickles.load(file)
@@ -161,10 +138,8 @@ def _each_made_once(make: Callable[[torch.dtype, str, int], Storage], storages: 
         reference = _reference(saved)
         if reference is None:
             return Stub("persistent", saved)
-        _, key, _ = reference
-        if key not in storages:
-            storages[key] = make(*reference)
-        return storages[key]
+        key = reference[1]
+        return storages.get(key) or storages.setdefault(key, make(*reference))
 
     return persistent
 

@@ -10,6 +10,7 @@ lists can lie in one another. Nothing here or in the callers may therefore walk 
 nor ``hash`` of what a pickle holds, unless its type is known to be a plain one.
 """
 
+import math
 import pickletools
 import re
 from collections.abc import Callable, Mapping
@@ -25,11 +26,11 @@ VALUES = {
     "BINBYTES8", "BYTEARRAY8",
 }  # fmt: skip
 """The op codes that push their own argument."""
-CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
+PUSHED: dict[str, Callable[[], object]] = {
+    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
+    "EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set,
+}  # fmt: skip
 PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # names of modules up to protocol 2
-
-
 KEY_PARTS = 1000  # values that a key of a dict or set may consist of
 
 
@@ -39,19 +40,10 @@ class Global:
     def __init__(self, name: str):
         self.name = name
 
-    def __repr__(self) -> str:
-        return f"<{self.name}, not imported>"
-
 
 class Stub:
-    """What a pickle would have made by a call that is not allowed.
-
-    Attributes:
-        name: of the class or function, ``"argparse.Namespace"``.
-        args: what it would have been called with.
-        state: what its attributes would have been set from, most often a dict of them.
-        items: what would have been put into it: values of a list or set, pairs of a mapping.
-    """
+    """What a pickle would have made by a call that is not allowed: the name "argparse.Namespace", its arguments, what its
+    attributes would have been set from, and what would have been put into it (values, or pairs of a mapping)."""
 
     def __init__(self, name: str, args: object = ()):
         self.name, self.args, self.state, self.items = name, args, None, []
@@ -65,13 +57,9 @@ class _EmptyArray:
 
 
 def load(file: BinaryIO, persistent: Callable[[object], object] = lambda saved: Stub("persistent", saved)) -> object:
-    """The value of the pickle that begins where the file stands; the file is left behind its end.
+    """The value of the pickle that begins where the file stands; the file is left behind its end. ValueError: there is none.
 
-    Args:
-        persistent: gives the value that stands outside the pickle under an identity; of a checkpoint, a storage.
-
-    Raises:
-        ValueError: the pickle breaks off, or is none.
+    ``persistent`` gives the value that stands outside the pickle under an identity; of a checkpoint, a storage.
     """
     machine = _Machine(persistent)
     try:
@@ -88,28 +76,21 @@ class _Machine:
         self.persistent, self.memo = persistent, {}
         self.stack, self.outer = [], []  # values since the last mark, and the stacks below each mark
 
-    def step(self, name: str, argument: object) -> None:
+    def step(self, op: str, argument: object) -> None:
         stack = self.stack
-        if name in VALUES:
-            stack.append(argument)
-            return
-        if name in CONSTANTS:
-            stack.append(CONSTANTS[name])
-            return
-        if name in EMPTY:
-            stack.append(EMPTY[name]())
-            return
-        match name:
+        match op:
+            case _ if op in VALUES:
+                stack.append(argument)
+            case _ if op in PUSHED:
+                stack.append(PUSHED[op]())
             case "PROTO" | "FRAME":
                 pass
             case "MARK":
                 self.outer.append(stack)
                 self.stack = []
-            case "POP" if not stack:
-                self.to_mark()
-            case "POP":
+            case "POP" if stack:
                 stack.pop()
-            case "POP_MARK":
+            case "POP" | "POP_MARK":
                 self.to_mark()
             case "DUP":
                 stack.append(stack[-1])
@@ -120,26 +101,24 @@ class _Machine:
             case "GET" | "BINGET" | "LONG_BINGET":
                 stack.append(self.memo[argument])
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack[-int(name[-1]) :] = [tuple(stack[-int(name[-1]) :])]
-            case "TUPLE" | "LIST" | "FROZENSET":
-                values = self.to_mark()
-                make = {"TUPLE": tuple, "LIST": list, "FROZENSET": lambda values: frozenset(map(_key, values))}[name]
-                self.stack.append(make(values))
+                stack[-int(op[-1]) :] = [tuple(stack[-int(op[-1]) :])]
+            case "TUPLE":
+                self.push(tuple(self.to_mark()))
+            case "LIST":
+                self.push(self.to_mark())
+            case "FROZENSET":
+                self.push(frozenset(map(_key, self.to_mark())))
             case "DICT":
-                values = self.to_mark()
-                self.stack.append(_dict(_pairs(values)))
+                self.push(_dict(_pairs(self.to_mark())))
             case "APPEND":
-                value = stack.pop()
-                _put(stack[-1], [value])
+                self.put([stack.pop()])
             case "APPENDS" | "ADDITEMS":
-                values = self.to_mark()
-                _put(self.stack[-1], values)
+                self.put(self.to_mark())
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                _put(stack[-1], [(key, value)])
+                self.put([(key, value)])
             case "SETITEMS":
-                values = self.to_mark()
-                _put(self.stack[-1], _pairs(values))
+                self.put(_pairs(self.to_mark()))
             case "GLOBAL":
                 stack.append(_named(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
@@ -152,11 +131,10 @@ class _Machine:
                 keywords, args, function = stack.pop(), stack.pop(), stack.pop()
                 stack.append(made(function, args) if not keywords else Stub(_name(function), (args, keywords)))
             case "INST":
-                args = tuple(self.to_mark())
-                self.stack.append(made(_named(*argument.split(" ", 1)), args))
+                self.push(made(_named(*argument.split(" ", 1)), tuple(self.to_mark())))
             case "OBJ":
                 function, *args = self.to_mark()
-                self.stack.append(made(function, tuple(args)))
+                self.push(made(function, tuple(args)))
             case "BUILD":
                 state = stack.pop()
                 self.replace(_built(stack[-1], state))
@@ -167,11 +145,28 @@ class _Machine:
             case "EXT1" | "EXT2" | "EXT4":
                 stack.append(Global(f"extension {argument}"))
             case _:
-                raise ValueError(f"op code {name} is not allowed")
+                raise ValueError(f"op code {op} is not allowed")
+
+    def push(self, value: object) -> None:
+        self.stack.append(value)
 
     def to_mark(self) -> list:
         values, self.stack = self.stack, self.outer.pop()
         return values
+
+    def put(self, values: list) -> None:
+        """Puts values, or pairs of a mapping, into the last value."""
+        target = self.stack[-1]
+        if type(target) is list:
+            target.extend(values)
+        elif type(target) is dict:
+            target.update(_dict(values))
+        elif type(target) is set:
+            target.update(map(_key, values))
+        elif type(target) is Stub:
+            target.items.extend(values)
+        else:
+            raise ValueError(f"a {type(target).__name__} takes no items")
 
     def replace(self, value: object) -> None:
         """Puts another object in the place of the last one, which nothing but the memo can refer to yet."""
@@ -197,19 +192,6 @@ def _key(value: object) -> object:
         if isinstance(part, tuple):
             parts += part[: KEY_PARTS + 1]
     return value
-
-
-def _put(target: object, values: list) -> None:
-    if type(target) is list:
-        target.extend(values)
-    elif type(target) is dict:
-        target.update(_dict(values))
-    elif type(target) is set:
-        target.update(map(_key, values))
-    elif type(target) is Stub:
-        target.items.extend(values)
-    else:
-        raise ValueError(f"a {type(target).__name__} takes no items")
 
 
 def _name(function: object) -> str:
@@ -260,31 +242,23 @@ def _collection(kind: type) -> Callable:
     return make
 
 
+def _checked(make: Callable, *kinds: type | tuple[type, ...]) -> Callable:
+    """``make`` of arguments of these types, no more and no fewer of them."""
+    return lambda *args: make(*args) if len(args) == len(kinds) and all(map(isinstance, args, kinds)) else NotImplemented
+
+
+def _encoded(text: str, encoding: str) -> object:
+    """Bytes, as protocols below 3 spell them."""
+    return text.encode("latin1") if encoding in ("latin1", "latin-1") else NotImplemented
+
+
+def _bytearray(*args: object) -> object:
+    data = MAKERS["_codecs.encode"](*args) if len(args) == 2 else args[0] if args else b""
+    return bytearray(data) if isinstance(data, (bytes, bytearray)) else NotImplemented
+
+
 def _path(kind: type) -> Callable:
     return lambda *parts: kind(*parts) if all(isinstance(p, str) for p in parts) else NotImplemented
-
-
-def _encoded(*args: object) -> object:
-    """Bytes, as protocols below 3 spell them."""
-    fits = len(args) == 2 and isinstance(args[0], str) and args[1] in ("latin1", "latin-1")
-    return args[0].encode("latin1") if fits else NotImplemented
-
-
-def _bytes(kind: type) -> Callable:
-    def make(*args: object) -> object:
-        if len(args) == 2:
-            args = (_encoded(*args),)
-        return kind(*args) if not args or isinstance(args[0], (bytes, bytearray)) else NotImplemented
-
-    return make
-
-
-def _complex(*args: object) -> object:
-    return complex(*args) if len(args) == 2 and all(type(a) in (int, float) for a in args) else NotImplemented
-
-
-def _size(*args: object) -> object:
-    return torch.Size(args[0]) if len(args) == 1 and _counts(args[0]) else NotImplemented
 
 
 def _device(*args: object) -> object:
@@ -298,25 +272,15 @@ def _counts(values: object) -> bool:
     return isinstance(values, (tuple, list)) and all(type(v) is int and v >= 0 for v in values)
 
 
-def _dtype(*args: object) -> object:
+def _dtype(name: object = None, *copied: object) -> object:
     """A NumPy type of numbers or text; never of objects or of records."""
-    fits = args and isinstance(args[0], str) and re.fullmatch(r"b1|[iu][1248]|f(2|4|8|16)|c(8|16|32)|[SU]\d{1,6}", args[0])
-    return np.dtype(args[0]) if fits else NotImplemented
+    fits = isinstance(name, str) and re.fullmatch(r"b1|[iu][1248]|f(2|4|8|16)|c(8|16|32)|[SU]\d{1,6}", name)
+    return np.dtype(name) if fits else NotImplemented
 
 
 def _scalar(*args: object) -> object:
-    fits = len(args) == 2 and isinstance(args[0], np.dtype) and isinstance(args[1], bytes)
-    return np.frombuffer(args[1], args[0], 1)[0] if fits and len(args[1]) == args[0].itemsize else NotImplemented
-
-
-def _filled(state: object) -> object:
-    if not (isinstance(state, tuple) and len(state) == 5):
-        return Stub("numpy.ndarray", state)
-    _, shape, dtype, fortran, data = state
-    if isinstance(data, str):  # of Python 2
-        data = data.encode("latin1")
-    array = _array(data, dtype, shape, "F" if fortran else "C")
-    return Stub("numpy.ndarray", state) if array is NotImplemented else array
+    array = _array(*args[::-1], (), "C")
+    return array[()] if isinstance(array, np.ndarray) else NotImplemented
 
 
 def _array(*args: object) -> object:
@@ -324,9 +288,18 @@ def _array(*args: object) -> object:
         return NotImplemented
     data, dtype, shape, order = args
     fits = isinstance(data, (bytes, bytearray)) and isinstance(dtype, np.dtype) and _counts(shape)
-    if not fits or len(data) != dtype.itemsize * int(np.prod(shape, dtype=object)):
+    if not fits or len(data) != dtype.itemsize * math.prod(shape):
         return NotImplemented
     return np.frombuffer(bytearray(data), dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _filled(state: object) -> object:
+    array = NotImplemented
+    if isinstance(state, tuple) and len(state) == 5:
+        _, shape, dtype, fortran, data = state
+        data = data.encode("latin1") if isinstance(data, str) else data  # of Python 2
+        array = _array(data, dtype, shape, "F" if fortran else "C")
+    return Stub("numpy.ndarray", state) if array is NotImplemented else array
 
 
 DTYPES: Mapping[str, torch.dtype] = {f"torch.{n}": d for n, d in vars(torch).items() if isinstance(d, torch.dtype)}
@@ -338,11 +311,11 @@ MAKERS: dict[str, Callable] = {
     "builtins.frozenset": _collection(frozenset),
     "builtins.list": _collection(list),
     "builtins.dict": _mapping,
-    "builtins.bytes": _bytes(bytes),
-    "builtins.bytearray": _bytes(bytearray),
-    "builtins.complex": _complex,
-    "_codecs.encode": _encoded,
-    "torch.Size": _size,
+    "builtins.bytes": _checked(bytes),  # no bytes; others go by encode
+    "builtins.bytearray": _bytearray,
+    "builtins.complex": _checked(complex, (int, float), (int, float)),
+    "_codecs.encode": _checked(_encoded, str, str),
+    "torch.Size": lambda *args: torch.Size(args[0]) if len(args) == 1 and _counts(args[0]) else NotImplemented,
     "torch.device": _device,
     "numpy.dtype": _dtype,
 }
@@ -352,6 +325,5 @@ for _module in ("numpy.core", "numpy._core"):
     MAKERS[f"{_module}.multiarray._reconstruct"] = lambda *args: _EmptyArray()
     MAKERS[f"{_module}.numeric._frombuffer"] = _array
 for _module in ("pathlib", "pathlib._local"):
-    for _kind, _pure in {"Posix": PurePosixPath, "Windows": PureWindowsPath}.items():
+    for _kind, _pure in {"": PurePosixPath, "Posix": PurePosixPath, "Windows": PureWindowsPath}.items():
         MAKERS[f"{_module}.{_kind}Path"] = MAKERS[f"{_module}.Pure{_kind}Path"] = _path(_pure)
-    MAKERS[f"{_module}.Path"] = MAKERS[f"{_module}.PurePath"] = _path(PurePosixPath)

@@ -34,24 +34,16 @@ def find_weights(content: object, source: str) -> tuple[dict[str, Tensor], str, 
 
 
 def _places(top: Mapping) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The tensors under each key, "net", and then under each key of what is there, "state.net".
-
-    What is there twice comes once, so that the search takes no longer than reading the file did.
-    """
-    level, seen = [("", top)], set()
+    """The tensors under each key, "net", and then under each key of these, "state.net". What is there twice comes once."""
+    level, seen = [("", top)], set()  # what was seen is not searched again: that would take longer than reading the file did
     for _ in range(2):
-        below = [
-            (f"{place}.{key}" if place else key, value)
-            for place, parent in level
-            for key, value in (_entries(parent) or {}).items()
-            if isinstance(key, str)
-        ]
-        level = []
-        for place, value in below:
-            if id(value) not in seen:
-                seen.add(id(value))
-                level.append((place, value))
-                yield place, _tensors(value)
+        above, level = level, []
+        for place, parent in above:
+            for key, value in (_entries(parent) or {}).items():
+                if isinstance(key, str) and id(value) not in seen:
+                    seen.add(id(value))
+                    level.append((f"{place}.{key}" if place else key, value))
+                    yield level[-1][0], _tensors(value)
 
 
 def _entries(value: object) -> Mapping | None:
@@ -60,15 +52,17 @@ def _entries(value: object) -> Mapping | None:
         return value
     if not isinstance(value, Stub):
         return None
-    pairs = [item for item in value.items if isinstance(item, tuple) and len(item) == 2]
-    if pairs and len(pairs) == len(value.items) and all(isinstance(n, str) and isinstance(t, Tensor) for n, t in pairs):
-        return dict(pairs)
+    if value.items and all(_names_a_tensor(item) for item in value.items):
+        return dict(value.items)
     return value.state if isinstance(value.state, Mapping) else None
 
 
+def _names_a_tensor(item: object) -> bool:
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], Tensor)
+
+
 def _tensors(value: object) -> dict[str, Tensor]:
-    entries = (_entries(value) or {}).items()
-    return {PREFIXES.sub("", n): t for n, t in entries if isinstance(n, str) and isinstance(t, Tensor)}
+    return {PREFIXES.sub("", item[0]): item[1] for item in (_entries(value) or {}).items() if _names_a_tensor(item)}
 
 
 def _look_like_weights(state: Mapping[str, Tensor]) -> bool:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from avfmae.checkpoints.weights import load_released, read_weights, save_weights
+from avfmae.files import atomic_write
 
 WEIGHTS, STATE = "weights.safetensors", "state.pt"
 KEEP = 2
@@ -19,20 +20,13 @@ KEEP = 2
 
 @dataclass
 class TrainingState:
-    """Where a run stands, besides weights and the optimiser's moments.
+    """Where a run stands, besides weights and the optimiser's moments."""
 
-    Attributes:
-        step: optimiser steps done, skipped ones included; the batches, masks and noise of the next follow from it.
-        skipped: steps left out because something was not finite; in_a_row: of these, the latest without a good one between.
-        history: what evaluations found: a dict an evaluated epoch.
-        fingerprint: what the sequence of batches depends on; a run continues only its own kind.
-    """
-
-    step: int = 0
-    skipped: int = 0
-    in_a_row: int = 0
-    history: list[dict] = field(default_factory=list)
-    fingerprint: dict = field(default_factory=dict)
+    step: int = 0  # optimiser steps done, skipped ones included; the next one's batches, masks and noise follow from it
+    skipped: int = 0  # steps left out because something was not finite
+    in_a_row: int = 0  # of these, the latest without a good one between
+    history: list[dict] = field(default_factory=list)  # what evaluations found: a dict an evaluated epoch
+    fingerprint: dict = field(default_factory=dict)  # what the sequence of batches depends on; a run continues only its own kind
 
 
 def save_checkpoint(
@@ -46,20 +40,18 @@ def save_checkpoint(
     try:
         save_weights(model, temporary / WEIGHTS)
         content = {"optimiser": optimiser.state_dict(), "state": asdict(state), "averaged": list(averaged)}
-        torch.save(content, temporary / STATE)
-        for file in (WEIGHTS, STATE):
-            with open(temporary / file, "rb") as handle:
-                os.fsync(handle.fileno())
+        with atomic_write(temporary / STATE) as file:
+            torch.save(content, file)
     except (OSError, RuntimeError, SafetensorError) as error:  # of a full disk both libraries speak in their own words
         shutil.rmtree(temporary, ignore_errors=True)
         free = shutil.disk_usage(folder).free / 1e6
-        raise OSError(f"{temporary.parent}: a checkpoint cannot be written, with {free:.0f} MB free ({error})") from error
+        raise OSError(f"{folder}: a checkpoint cannot be written, with {free:.0f} MB free ({error})") from error
     final = folder / f"step-{state.step:08d}"
     former = folder / f"{final.name}.old"  # which is read where the process ends before the new one is there
     if final.exists():  # a run that went on from an earlier step saves this one once more
         shutil.rmtree(former, ignore_errors=True)
-        os.replace(final, former)
-    os.replace(temporary, final)
+        final.replace(former)
+    temporary.replace(final)
     shutil.rmtree(former, ignore_errors=True)
     for old in checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old)
@@ -80,8 +72,7 @@ def load_checkpoint(
 ) -> TrainingState:  # fmt: skip
     """Puts a checkpoint's weights, moments and averages back, after ``accept`` has seen its fingerprint.
 
-    Raises:
-        ValueError: one of its files is unreadable or does not fit the model.
+    ValueError: a file is unreadable or does not fit the model.
     """
     content = read_weights(path / STATE)
     try:

@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import safetensors.torch
@@ -34,17 +34,11 @@ def released_gradients(model: nn.Module) -> dict[str, Tensor]:
 
 @dataclass
 class LoadReport:
-    """What became of every tensor, under released names. ``print`` it.
+    """What became of every tensor, under released names. ``print`` it."""
 
-    Attributes:
-        source: the file.
-        place: the key under which the weights were, "model" or "state.net"; "" where they were bare.
-        others: the keys under which the file has further weights, which were not taken, such as an average's.
-    """
-
-    source: str
-    place: str = ""
-    others: list[str] = field(default_factory=list)
+    source: str  # the file
+    place: str = ""  # the key under which the weights were, "model" or "state.net"; "" where they were bare
+    others: list[str] = field(default_factory=list)  # keys of further weights, such as an average's, which were not taken
     matched: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)  # in the file, not in the model
     missing: list[str] = field(default_factory=list)  # in the model, not in the file: left as initialised
@@ -55,8 +49,7 @@ class LoadReport:
         others = f"; not from {', '.join(map(repr, self.others))}, which is there too" if self.others else ""
         lines = [f"{self.source}: {len(self.matched)} tensors loaded{place}{others}"]
         for kind in ("dropped", "missing", "resized"):
-            names = getattr(self, kind)
-            if names:
+            if names := getattr(self, kind):
                 groups = Counter(n.split(".")[0] for n in names)
                 lines.append(f"  {len(names)} {kind}: " + ", ".join(f"{g} ({c})" for g, c in groups.items()))
         return "\n".join(lines)
@@ -91,31 +84,22 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
     for name, tensor in own.items():
         names = released_names(model.cfg, name)
         used.update(names)
-        absent = [n for n in names if n not in state]
-        if absent:
+        if absent := [n for n in names if n not in state]:
             report.missing += absent
             lost += [] if name.startswith(fresh) else absent
-            continue
-        wrong = [n for n in names if state[n].shape != shapes[n]]
-        if wrong and name.startswith(fresh):
+        elif wrong := [n for n in names if state[n].shape != shapes[n]]:
             report.resized += wrong
-            continue
-        if wrong:
-            raise ValueError(
-                f"{source}: {wrong[0]} is {tuple(state[wrong[0]].shape)}, expected {tuple(shapes[wrong[0]])}: another model size?"
-            )
-        loaded[name] = (
-            torch.cat([state[n] for n in names]).reshape(tensor.shape)
-            if len(names) > 1
-            else state[names[0]].reshape(tensor.shape)
-        )
-        report.matched += names
+            if not name.startswith(fresh):
+                got, expected = tuple(state[wrong[0]].shape), tuple(shapes[wrong[0]])
+                raise ValueError(f"{source}: {wrong[0]} is {got}, expected {expected}: another model size?")
+        else:
+            parts = [state[n] for n in names]
+            loaded[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(tensor.shape)
+            report.matched += names
     report.dropped = [n for n in state if n not in used]
     if lost:
-        raise ValueError(
-            f"{source}: lacks {len(lost)} of the model's tensors, {lost[0]} first; it has "
-            f"{', '.join(sorted({n.split('.')[0] for n in state})) or 'nothing'}"
-        )
+        has = ", ".join(sorted({n.split(".")[0] for n in state})) or "nothing"
+        raise ValueError(f"{source}: lacks {len(lost)} of the model's tensors, {lost[0]} first; it has {has}")
     model.load_state_dict(loaded, strict=False)
     return report
 
@@ -123,12 +107,7 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
 def read_weights(path: str | os.PathLike, mapped: bool = False) -> object:
     """A checkpoint file's content: safetensors, or what ``torch.save`` wrote, of which nothing is executed.
 
-    Args:
-        mapped: tensors of ``torch.save`` are views of the file (:func:`avfmae.checkpoints.archives.read`).
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is empty, truncated or something else.
+    ``mapped``: tensors of ``torch.save`` are views of the file. ValueError: it is empty, truncated or something else.
     """
     path = Path(path)
     if not path.is_file():
@@ -177,22 +156,11 @@ def read_about(path: str | os.PathLike) -> dict:
         raise ValueError(f"{path}: is no readable safetensors checkpoint ({error})") from error
     if "config" not in about:
         raise ValueError(f"{path}: carries no model configuration; was it written by avfmae?")
-    about["config"] = _config(about["config"])
+    config = _with_tuples(about["config"])
+    about["config"] = ModelConfig(**config | {m: ModalityConfig(**_with_tuples(config[m])) for m in ("video", "audio")})
     return about
 
 
-def _config(saved: dict) -> ModelConfig:
-    """A configuration from metadata, in which tuples are lists; files from before encoders had names say ``family``."""
-
-    def tuples(values: dict) -> dict:
-        return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-
-    cfg = tuples(saved)
-    hicmae = cfg.pop("family", None) == "hicmae"
-    for modality in ("video", "audio"):
-        cfg[modality] = ModalityConfig(**tuples(saved[modality]))
-        if hicmae:
-            cfg[modality] = replace(cfg[modality], decoded=cfg[modality].tokens - cfg[modality].visible)
-    if hicmae:
-        cfg |= {"encoder": "vit", "fusion": "cross", "balanced_masks": False, "decoder_masks": False}
-    return ModelConfig(**cfg)
+def _with_tuples(values: dict) -> dict:
+    """In the place of lists, which is what JSON makes of them."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

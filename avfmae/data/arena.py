@@ -8,12 +8,7 @@ LARGEST_WHOLE = 256 * 256  # pixels; of larger frames only the crop leaves the w
 
 
 class Arena:
-    """Memory for ``count`` windows of frames.
-
-    Args:
-        count: number of windows.
-        empty: makes an uint8 array of a shape.
-    """
+    """Memory for ``count`` windows of frames; ``empty`` makes an uint8 array of a shape."""
 
     def __init__(self, count: int, empty: Callable[[tuple[int, ...]], np.ndarray] = lambda shape: np.empty(shape, np.uint8)):
         self.count, self.empty, self.used, self.memory = count, empty, 0, None

@@ -4,6 +4,7 @@ A *box* is (left, top, right, bottom) in pixels of the decoded frame. Shapes: T 
 is treated alike. The operations are Pillow's, on uint8 tensors, to within a level of rounding.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,8 +18,7 @@ Box = tuple[float, float, float, float]
 
 
 def face_box(face: Box | None, size: tuple[int, int], margin: float = 0.3) -> Box:
-    """The square around a face (x, y, w, h) with ``margin`` of its side on each side, inside a frame of (H, W); or all of the
-    frame."""
+    """The square around a face (x, y, w, h), wider by ``margin`` of its side on each side, in a frame of (H, W), or all of it."""
     height, width = size
     if face is None:
         return 0, 0, width, height
@@ -30,9 +30,8 @@ def face_box(face: Box | None, size: tuple[int, int], margin: float = 0.3) -> Bo
 
 
 def crop(frames: np.ndarray, box: Box, size: tuple[int, int], filter: str) -> np.ndarray:
-    """Cuts ``box`` out of (T, H, W, 3) frames and resizes it to ``size`` (rows, columns), with Pillow: where clips of a batch
-    differ in size, and cannot be cropped together on the device."""
-    resample = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}[filter]
+    """``box`` of (T, H, W, 3) frames in ``size`` (rows, columns), by Pillow: clips of several sizes are not cropped together."""
+    resample = Image.Resampling[filter.upper()]
     return np.stack([np.asarray(Image.fromarray(f).resize(size[::-1], resample, box=box)) for f in frames])
 
 
@@ -81,17 +80,11 @@ def view_box(within: Box, view: int, views: int) -> Box:
 
 @dataclass(frozen=True)
 class Draw:
-    """What training with labels does to one clip after the crop.
+    """What training with labels does to one clip after the crop."""
 
-    Attributes:
-        operations: RandAugment's, each with its strength 0..10 and its sign.
-        flip: whether the clip is mirrored.
-        erase: top, left and noise (T, h, w, 3) uint8 of the erased rectangle, or None.
-    """
-
-    operations: tuple[tuple[int, float, int], ...]
+    operations: tuple[tuple[str, float, int], ...]  # RandAugment's by name, each with its strength 0..1 and its sign
     flip: bool
-    erase: tuple[int, int, np.ndarray] | None
+    erase: tuple[int, int, np.ndarray] | None  # top, left and noise (T, h, w, 3) uint8 of the erased rectangle
 
 
 def draw(
@@ -103,22 +96,18 @@ def draw(
     within 0..10. The erased rectangle is 2 to 33 % of the frame.
     """
     magnitude, count = rand_augment
-    chosen = []
+    names, chosen = list(OPERATIONS), []
     for _ in range(count):
-        operation = int(rng.integers(len(OPERATIONS)))
-        strength, sign, applied = float(np.clip(rng.normal(magnitude, 0.5), 0, 10)), int(rng.choice((-1, 1))), rng.random() < 0.5
-        if applied:
-            chosen.append((operation, strength, sign))
+        name = names[rng.integers(len(names))]
+        strength, sign = float(np.clip(rng.normal(magnitude, 0.5), 0, 10)) / 10, int(rng.choice((-1, 1)))
+        if rng.random() < 0.5:
+            chosen.append((name, strength, sign))
     return Draw(tuple(chosen), bool(rng.random() < flip), _rectangle(rng, frames, size, erase))
 
 
-def _rectangle(
-    rng: np.random.Generator, frames: int, size: tuple[int, int], probability: float
-) -> tuple[int, int, np.ndarray] | None:
-    if rng.random() >= probability:
-        return None
+def _rectangle(rng: np.random.Generator, frames: int, size: tuple[int, int], share: float) -> tuple[int, int, np.ndarray] | None:
     height, width = size
-    for _ in range(10):
+    for _ in range(10 if rng.random() < share else 0):
         area = height * width * rng.uniform(0.02, 1 / 3)
         aspect = np.exp(rng.uniform(np.log(0.3), -np.log(0.3)))
         h, w = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
@@ -134,8 +123,8 @@ def apply(video: Tensor, draws: list[Draw]) -> Tensor:
     """(B, T, H, W, 3) uint8 clips with what was drawn for each done to it."""
     out = []
     for clip, drawn in zip(video, draws, strict=True):
-        for operation, strength, sign in drawn.operations:
-            clip = OPERATIONS[operation](clip, strength / 10, sign)
+        for name, strength, sign in drawn.operations:
+            clip = OPERATIONS[name](clip, strength, sign * strength)
         if drawn.flip:
             clip = clip.flip(2)
         if drawn.erase is not None:
@@ -146,62 +135,33 @@ def apply(video: Tensor, draws: list[Draw]) -> Tensor:
     return torch.stack(out)
 
 
-# RandAugment's operations on a clip (T, H, W, 3) uint8, at strength m in 0..1, in the "increasing" set: each does more as m
-# grows.
-
 FILL = (124.0, 116.0, 104.0)  # what comes into view from outside the frame
 
 
+def _channels(clip: Tensor) -> Tensor:
+    """(T, H, W, 3) -> (T, 3, H·W)."""
+    return clip.permute(0, 3, 1, 2).flatten(2)
+
+
 def _look_up(clip: Tensor, table: Tensor) -> Tensor:
-    """Replaces every level by its entry in ``table``: (256,), or (T, 3, 256) for each frame's channels."""
-    if table.ndim == 1:
-        return table[clip.int()]
-    levels = clip.permute(0, 3, 1, 2).flatten(2).long()
-    return table.gather(2, levels).unflatten(2, clip.shape[1:3]).permute(0, 2, 3, 1)
+    """Replaces every level by its entry in ``table``: (T, 3, 256), of each frame's channels."""
+    levels = table.clamp(0, 255).byte().gather(2, _channels(clip).long())
+    return levels.unflatten(2, clip.shape[1:3]).permute(0, 2, 3, 1)
 
 
-def _levels(clip: Tensor) -> Tensor:
-    return torch.arange(256, device=clip.device, dtype=torch.float64)
+def _auto_contrast(clip: Tensor) -> Tensor:
+    low, high = _channels(clip).double().aminmax(dim=2, keepdim=True)
+    scale = torch.where(high > low, 255 / (high - low).clamp(min=1), 1)
+    return _look_up(clip, torch.arange(256, device=clip.device) * scale - torch.where(high > low, low, 0) * scale)
 
 
-def _histogram(clip: Tensor) -> Tensor:
-    """(T, 3, 256) counts of each frame's channels."""
-    levels = clip.permute(0, 3, 1, 2).flatten(2).long()
-    return torch.zeros(*levels.shape[:2], 256, device=clip.device, dtype=torch.int64).scatter_add_(
-        2, levels, torch.ones_like(levels)
-    )
-
-
-def _auto_contrast(clip: Tensor, m: float, sign: int) -> Tensor:
-    low, high = (f(clip.flatten(1, 2).double(), 1) for f in (torch.amin, torch.amax))
-    scale = torch.where(high > low, 255 / (high - low).clamp(min=1), 1)[..., None]
-    shift = torch.where(high > low, -low, 0)[..., None] * scale
-    return _look_up(clip, (_levels(clip) * scale + shift).trunc().clamp(0, 255).byte())
-
-
-def _equalize(clip: Tensor, m: float, sign: int) -> Tensor:
-    count = _histogram(clip)
-    last = torch.where(count > 0, torch.arange(256, device=clip.device), -1).amax(-1, keepdim=True)
+def _equalize(clip: Tensor) -> Tensor:
+    channels, levels = _channels(clip).long(), torch.arange(256, device=clip.device)
+    count = levels.new_zeros(*channels.shape[:2], 256).scatter_add_(2, channels, torch.ones_like(channels))
+    last = torch.where(count > 0, levels, -1).amax(-1, keepdim=True)
     step = (count.sum(-1, keepdim=True) - count.gather(2, last)) // 255
     before = count.cumsum(-1) - count
-    table = ((step // 2 + before) // step.clamp(min=1)).clamp(max=255)
-    return _look_up(clip, torch.where(step > 0, table, torch.arange(256, device=clip.device)).byte())
-
-
-def _invert(clip: Tensor, m: float, sign: int) -> Tensor:
-    return 255 - clip
-
-
-def _posterize(clip: Tensor, m: float, sign: int) -> Tensor:
-    return clip & (256 - 2 ** (8 - max(1, 4 - int(m * 4))))
-
-
-def _solarize(clip: Tensor, m: float, sign: int) -> Tensor:
-    return torch.where(clip.int() < max(0, 256 - int(m * 256)), clip, 255 - clip)
-
-
-def _solarize_add(clip: Tensor, m: float, sign: int) -> Tensor:
-    return torch.where(clip < 128, (clip.int() + int(m * 110)).clamp(max=255).byte(), clip)
+    return _look_up(clip, torch.where(step > 0, (step // 2 + before) // step.clamp(min=1), levels))
 
 
 def _grey(clip: Tensor) -> Tensor:
@@ -210,52 +170,38 @@ def _grey(clip: Tensor) -> Tensor:
     return ((clip.int() * weights).sum(-1, keepdim=True) + 0x8000) >> 16
 
 
-def _blend(plain: Tensor, clip: Tensor, factor: float) -> Tensor:
-    plain = plain.float()
-    return (plain + factor * (clip.float() - plain)).clamp(0, 255).byte()
+def _mean_grey(clip: Tensor) -> Tensor:
+    return (_grey(clip).double().mean((1, 2, 3), keepdim=True) + 0.5).trunc()
 
 
-def _colour(clip: Tensor, m: float, sign: int) -> Tensor:
-    return _blend(_grey(clip), clip, 1 + sign * 0.9 * m)
-
-
-def _contrast(clip: Tensor, m: float, sign: int) -> Tensor:
-    return _blend((_grey(clip).double().mean((1, 2, 3), keepdim=True) + 0.5).trunc(), clip, 1 + sign * 0.9 * m)
-
-
-def _brightness(clip: Tensor, m: float, sign: int) -> Tensor:
-    return _blend(torch.zeros_like(clip), clip, 1 + sign * 0.9 * m)
-
-
-def _sharpness(clip: Tensor, m: float, sign: int) -> Tensor:
+def _smooth(clip: Tensor) -> Tensor:
     planes = clip.permute(0, 3, 1, 2).flatten(0, 1)[:, None].float()
     kernel = torch.tensor([[1.0, 1, 1], [1, 5, 1], [1, 1, 1]], device=clip.device)[None, None] / 13
-    smooth = planes.clone()  # at the edges, as it is
-    smooth[:, :, 1:-1, 1:-1] = (F.conv2d(planes, kernel) + 0.5).trunc()
-    return _blend(smooth[:, 0].unflatten(0, (-1, 3)).permute(0, 2, 3, 1), clip, 1 + sign * 0.9 * m)
+    planes[:, :, 1:-1, 1:-1] = (F.conv2d(planes, kernel) + 0.5).trunc()  # the edges stay as they are
+    return planes[:, 0].unflatten(0, (-1, 3)).permute(0, 2, 3, 1)
+
+
+def _enhance(plain: Tensor, clip: Tensor, s: float) -> Tensor:
+    """Away from ``plain``, or towards it where ``s`` is negative."""
+    plain = plain.float()
+    return (plain + (1 + 0.9 * s) * (clip.float() - plain)).clamp(0, 255).byte()
 
 
 def _affine(clip: Tensor, a: float, b: float, c: float, d: float, e: float, f: float) -> Tensor:
-    """Output place (x, y) shows (a·x + b·y + c, d·x + e·y + f), places being pixels' centres; bicubic (a = -1, as Pillow
-    transforms)."""
+    """Output place (x, y) shows (a·x + b·y + c, d·x + e·y + f), places being pixels' centres; bicubic as Pillow's (a = -1)."""
     height, width = clip.shape[1:3]
-    y, x = torch.meshgrid(
-        *(torch.arange(n, device=clip.device, dtype=torch.float64) + 0.5 for n in (height, width)), indexing="ij"
-    )
+    centres = [torch.arange(n, device=clip.device, dtype=torch.float64) + 0.5 for n in (height, width)]
+    y, x = torch.meshgrid(*centres, indexing="ij")
     from_x, from_y = a * x + b * y + c, d * x + e * y + f
     inside = (from_x >= 0) & (from_x < width) & (from_y >= 0) & (from_y < height)
     columns, weights_x = _cubic_taps(from_x - 0.5, width)
     rows, weights_y = _cubic_taps(from_y - 0.5, height)
-    pixels = clip.permute(0, 3, 1, 2).flatten(2).float()  # (T, 3, H·W)
+    pixels = _channels(clip).float().unflatten(2, (height, width))
     out = torch.zeros_like(pixels)
-    for i in range(4):
-        line = sum(
-            weights_x[k] * pixels[..., (rows[i] * width + columns[k]).flatten()].unflatten(2, (height, width)) for k in range(4)
-        )
-        out = out + (weights_y[i] * line).flatten(2)
-    out = out.unflatten(2, (height, width)).permute(0, 2, 3, 1)
+    for row, weight in zip(rows, weights_y, strict=True):
+        out += weight * sum(w * pixels[..., row, column] for column, w in zip(columns, weights_x, strict=True))
     fill = torch.tensor(FILL, device=clip.device)
-    return torch.where(inside[..., None], out.clamp(0, 255), fill).byte()
+    return torch.where(inside[..., None], out.permute(0, 2, 3, 1).clamp(0, 255), fill).byte()
 
 
 def _cubic_taps(place: Tensor, size: int) -> tuple[list[Tensor], list[Tensor]]:
@@ -266,30 +212,28 @@ def _cubic_taps(place: Tensor, size: int) -> tuple[list[Tensor], list[Tensor]]:
     return [(first.long() + k).clamp(0, size - 1) for k in (-1, 0, 1, 2)], weights
 
 
-def _rotate(clip: Tensor, m: float, sign: int) -> Tensor:
-    angle = np.radians(-sign * 30 * m)
-    cos, sin = float(np.cos(angle)), float(np.sin(angle))
+def _rotate(clip: Tensor, s: float) -> Tensor:
+    cos, sin = math.cos(math.radians(-30 * s)), math.sin(math.radians(-30 * s))
     y, x = clip.shape[1] / 2, clip.shape[2] / 2
     return _affine(clip, cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y)
 
 
-def _shear_x(clip: Tensor, m: float, sign: int) -> Tensor:
-    return _affine(clip, 1, sign * 0.3 * m, 0, 0, 1, 0)
-
-
-def _shear_y(clip: Tensor, m: float, sign: int) -> Tensor:
-    return _affine(clip, 1, 0, 0, sign * 0.3 * m, 1, 0)
-
-
-def _translate_x(clip: Tensor, m: float, sign: int) -> Tensor:
-    return _affine(clip, 1, 0, sign * 0.45 * m * clip.shape[2], 0, 1, 0)
-
-
-def _translate_y(clip: Tensor, m: float, sign: int) -> Tensor:
-    return _affine(clip, 1, 0, 0, 0, 1, sign * 0.45 * m * clip.shape[1])
-
-
-OPERATIONS: tuple[Callable[[Tensor, float, int], Tensor], ...] = (
-    _auto_contrast, _equalize, _invert, _rotate, _posterize, _solarize, _solarize_add, _colour, _contrast,
-    _brightness, _sharpness, _shear_x, _shear_y, _translate_x, _translate_y,
-)  # fmt: skip
+# RandAugment's operations on a clip (T, H, W, 3) uint8, in the "increasing" set: each does more as the strength m in 0..1
+# grows. s: m with the sign that was drawn.
+OPERATIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
+    "auto contrast": lambda clip, m, s: _auto_contrast(clip),
+    "equalize": lambda clip, m, s: _equalize(clip),
+    "invert": lambda clip, m, s: 255 - clip,
+    "rotate": lambda clip, m, s: _rotate(clip, s),
+    "posterize": lambda clip, m, s: clip & (256 - 2 ** (8 - max(1, 4 - int(m * 4)))),
+    "solarize": lambda clip, m, s: torch.where(clip.int() < max(0, 256 - int(m * 256)), clip, 255 - clip),
+    "solarize add": lambda clip, m, s: torch.where(clip < 128, (clip.int() + int(m * 110)).clamp(max=255).byte(), clip),
+    "colour": lambda clip, m, s: _enhance(_grey(clip), clip, s),
+    "contrast": lambda clip, m, s: _enhance(_mean_grey(clip), clip, s),
+    "brightness": lambda clip, m, s: _enhance(torch.zeros_like(clip), clip, s),
+    "sharpness": lambda clip, m, s: _enhance(_smooth(clip), clip, s),
+    "shear x": lambda clip, m, s: _affine(clip, 1, 0.3 * s, 0, 0, 1, 0),
+    "shear y": lambda clip, m, s: _affine(clip, 1, 0, 0, 0.3 * s, 1, 0),
+    "translate x": lambda clip, m, s: _affine(clip, 1, 0, 0.45 * s * clip.shape[2], 0, 1, 0),
+    "translate y": lambda clip, m, s: _affine(clip, 1, 0, 0, 0, 1, 0.45 * s * clip.shape[1]),
+}

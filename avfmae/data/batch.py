@@ -18,27 +18,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Raw:
-    """Clips as they are stored, and what is to be done to them. N windows; each gives ``crops`` views.
+    """Clips as they are stored, and what is to be done to them. N windows; each gives ``crops`` views."""
 
-    Attributes:
-        frames: (N, T, H, W, 3) uint8 as decoded, or (N·crops, T, H, W, 3) cut already, where ``boxes`` is None.
-        boxes: (N·crops, 4) float32: left, top, right, bottom of each view.
-        filter: ``"bilinear"`` or ``"bicubic"``, of the crop.
-        draws: what training with labels does to each clip, or None.
-        sound: (N, samples) float32, 16 kHz; lengths: (N,) int64, how many of these each has.
-        shift, gain: (N,) pre-training's of the sound, or None.
-        crops: views of each window.
-    """
-
-    frames: Tensor | None = None
-    boxes: Tensor | None = None
-    filter: str = "bilinear"
-    draws: "list[Draw] | None" = None
-    sound: Tensor | None = None
-    lengths: Tensor | None = None
-    shift: Tensor | None = None
-    gain: Tensor | None = None
-    crops: int = 1
+    frames: Tensor | None = None  # (N, T, H, W, 3) uint8 as decoded; (N·crops, T, H, W, 3) cut already, where boxes is None
+    boxes: Tensor | None = None  # (N·crops, 4) float32: left, top, right, bottom of each view
+    filter: str = "bilinear"  # or "bicubic", of the crop
+    draws: "list[Draw] | None" = None  # what training with labels does to each clip
+    sound: Tensor | None = None  # (N, samples) float32, 16 kHz
+    lengths: Tensor | None = None  # (N,) int64, how many samples each has
+    shift: Tensor | None = None  # (N,), of the sound in pre-training
+    gain: Tensor | None = None  # (N,), of the sound in pre-training
+    crops: int = 1  # views of each window
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Raw":
         """The same with ``function`` of every tensor."""
@@ -57,29 +47,17 @@ class Bad:
 
 @dataclass
 class Batch:
-    """Clips on their way to the model.
+    """Clips on their way to the model."""
 
-    Attributes:
-        video: (B, T, H, W, 3) uint8, or None where the model does not look; evaluation: B·views.
-        audio: (B, 1, frames, mels) float32, or None.
-        labels: (B,) int64 classes or (B, outputs) float32 values, or None in pre-training.
-        masks: pre-training's.
-        clips: ids of the clips that are in it.
-        views: evaluation views a clip, consecutive in ``video`` and ``audio``.
-        bad: clips that were to be in it and are not.
-        boxes: (B, 4) float32, what the model sees of ``video`` (left, top, right, bottom); None: all of it.
-        raw: what ``video`` and ``audio`` will be made of (:func:`avfmae.data.preprocess.preprocess`), or None when they are.
-    """
-
-    video: Tensor | None
-    audio: Tensor | None
-    labels: Tensor | None
-    masks: DualMask | None
-    clips: list[int]
-    views: int = 1
-    bad: list[Bad] = field(default_factory=list)
-    boxes: Tensor | None = None
-    raw: Raw | None = None
+    video: Tensor | None  # (B, T, H, W, 3) uint8, or None where the model does not look; evaluation: B·views
+    audio: Tensor | None  # (B, 1, frames, mels) float32, or None
+    labels: Tensor | None  # (B,) int64 classes or (B, outputs) float32 values, or None in pre-training
+    masks: DualMask | None  # pre-training's
+    clips: list[int]  # ids of the clips that are in it
+    views: int = 1  # of a clip in evaluation, consecutive in video and audio
+    bad: list[Bad] = field(default_factory=list)  # clips that were to be in it and are not
+    boxes: Tensor | None = None  # (B, 4) float32, what the model sees of video (left, top, right, bottom); None: all of it
+    raw: Raw | None = None  # what video and audio will be made of (avfmae.data.preprocess.preprocess), or None when they are
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """The same batch with ``function`` of every tensor."""

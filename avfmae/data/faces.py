@@ -4,7 +4,7 @@ Boxes are (x, y, width, height) in pixels of the frame.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -49,18 +49,13 @@ class HaarDetector:
     def __call__(self, frame: np.ndarray) -> list[Face]:
         grey = cv2.equalizeHist(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
         side = max(20, round(SMALLEST * min(grey.shape)))
-        boxes, _, scores = self.cascade.detectMultiScale3(
-            grey, scaleFactor=1.1, minNeighbors=5, minSize=(side, side), outputRejectLevels=True
-        )
+        options = {"scaleFactor": 1.1, "minNeighbors": 5, "minSize": (side, side), "outputRejectLevels": True}
+        boxes, _, scores = self.cascade.detectMultiScale3(grey, **options)
         return [Face(tuple(map(float, box)), float(score)) for box, score in zip(boxes, scores, strict=True)]
 
 
 class YuNetDetector:
-    """YuNet (Wu et al., 2023): five landmarks, turned and small faces too.
-
-    Args:
-        model: its ONNX file, which OpenCV's model zoo has.
-    """
+    """YuNet (Wu et al., 2023): five landmarks, turned and small faces too. OpenCV's model zoo has its ONNX file."""
 
     def __init__(self, model: Path):
         if not Path(model).is_file():
@@ -73,9 +68,8 @@ class YuNetDetector:
     def __call__(self, frame: np.ndarray) -> list[Face]:
         self.net.setInputSize(frame.shape[1::-1])
         found = self.net.detect(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))[1]
-        return [
-            Face(tuple(map(float, row[:4])), float(row[14]), row[4:14].reshape(5, 2)) for row in ([] if found is None else found)
-        ]
+        rows = [] if found is None else found
+        return [Face(tuple(map(float, row[:4])), float(row[14]), row[4:14].reshape(5, 2)) for row in rows]
 
 
 @lru_cache(maxsize=2)
@@ -92,11 +86,7 @@ def make_detector(name: str, model: str | None = None) -> Detector | None:
 class Track:
     """Detections of one face, by frame number."""
 
-    faces: dict[int, Face] = field(default_factory=dict)
-
-    @property
-    def last(self) -> Face:
-        return self.faces[max(self.faces)]
+    faces: dict[int, Face]
 
     def area(self) -> float:
         return float(np.median([f.box[2] * f.box[3] for f in self.faces.values()]))
@@ -120,9 +110,10 @@ def find_tracks(frames: Iterable[np.ndarray], detector: Detector, every: int) ->
             for f in detector(frame)
         ]
         recent = [t for t in tracks if number - max(t.faces) <= 5 * every]
-        pairs = sorted(((iou(t.last.box, f.box), i, k) for i, t in enumerate(recent) for k, f in enumerate(found)), reverse=True)
+        latest = [t.faces[max(t.faces)].box for t in recent]
+        pairs = [(iou(box, f.box), i, k) for i, box in enumerate(latest) for k, f in enumerate(found)]
         linked: set[int] = set()
-        for overlap, i, k in pairs:  # best first; a face and a track are linked once
+        for overlap, i, k in sorted(pairs, reverse=True):  # best first; a face and a track are linked once
             if overlap >= LINK and number not in recent[i].faces and k not in linked:
                 recent[i].faces[number] = found[k]
                 linked.add(k)
@@ -141,14 +132,10 @@ def choose(tracks: list[Track], by: str) -> Track | None:
 
 
 def smooth_squares(track: Track, frames: int, margin: float, follow: bool, window: int = 25) -> np.ndarray:
-    """The square around the face in every frame.
+    """The square around the face in every frame: (frames, 3) centre x, centre y, side.
 
     The side is the same in all frames, the median one with ``margin`` of it on each side: a side that breathes would show the
-    model motion that nobody made. The centre stands still too, or, where ``follow``, moves with the face, smoothed by a Hann
-    window of ``window`` frames.
-
-    Returns:
-        (frames, 3): centre x, centre y, side.
+    model motion that nobody made. The centre stands still too, or ``follow``s the face, smoothed by a Hann window.
     """
     x, y, width, height = track.box()
     side = max(width, height) * (1 + 2 * margin)
@@ -164,8 +151,7 @@ def smooth_squares(track: Track, frames: int, margin: float, follow: bool, windo
 
 
 def square_warps(squares: np.ndarray, frame_size: tuple[int, int], size: int) -> Iterator[np.ndarray]:
-    """For each frame of (H, W) the (2, 3) map from the stored picture to its square, which is moved inside the frame where it
-    sticks out."""
+    """For each frame of (H, W) the (2, 3) map from the stored picture to its square, which is moved inside the frame."""
     height, width = frame_size
     for x, y, side in squares:
         side = min(side, height, width)
@@ -208,6 +194,5 @@ def warp(frame: np.ndarray, to_frame: np.ndarray, size: int) -> np.ndarray:
         to_frame = to_frame / step
     matrix = to_frame.copy()
     matrix[:, 2] += to_frame[:, :2] @ [0.5, 0.5] - 0.5  # OpenCV's places are pixels' centres
-    return cv2.warpAffine(
-        frame, matrix, (size, size), flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
-    )
+    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(frame, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)

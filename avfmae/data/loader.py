@@ -9,14 +9,7 @@ from avfmae.data.dataset import ClipDataset
 from avfmae.data.workers import TaskContext, WorkerFailure, Workers
 
 Items = Sequence[tuple[int, int]]  # (epoch, position) of a batch's clips
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A batch to read, and the clips at which a process hung or died."""
-
-    items: Items
-    bad: dict[int, str]
+Task = tuple[Items, dict[int, str]]  # a batch to read, and clips at which a process hung or died
 
 
 @dataclass(frozen=True)
@@ -28,19 +21,17 @@ class _Reader:
     def __call__(self):
         return self.read
 
-    def read(self, task: _Task, context: TaskContext) -> Batch:
+    def read(self, task: Task, context: TaskContext) -> Batch:
+        items, bad = task
         self.dataset.note, self.dataset.empty = context.note, context.empty
-        self.dataset.fatal |= task.bad
-        return self.dataset.batch(task.items)
+        self.dataset.fatal |= bad
+        return self.dataset.batch(items)
 
 
 def loader(dataset: ClipDataset, batches: Iterable[Items], workers: int, pin: bool = False) -> Generator[Batch, None, None]:
     """Reads batches in order, a few ahead. A clip at which a process hangs or dies is set aside like any other bad clip.
 
-    Args:
-        dataset: what reads them. batches: (epoch, position)s of each.
-        workers: processes; 0: read here, unwatched.
-        pin: batches are in page-locked memory, from which a GPU fetches them by itself.
+    ``workers``: processes; 0: read here, unwatched. ``pin``: into page-locked memory, from which a GPU fetches by itself.
     """
     if not workers:
         for items in batches:
@@ -49,14 +40,14 @@ def loader(dataset: ClipDataset, batches: Iterable[Items], workers: int, pin: bo
         return
     bad: dict[int, str] = {}
 
-    def without(task: _Task, failure: WorkerFailure) -> _Task:
+    def without(task: Task, failure: WorkerFailure) -> Task:
         bad[failure.item] = failure.reason
-        return _Task(task.items, dict(bad))
+        return task[0], dict(bad)
 
     batches = iter(batches)
     if (first := next(batches, None)) is None:
         return
     recycle = max(1, dataset.data.recycle // len(first))
     with Workers(_Reader(dataset), workers, dataset.data.clip_seconds, recycle, without, pin) as processes:
-        for _, batch in processes.results(_Task(items, dict(bad)) for items in chain([first], batches)):
+        for _, batch in processes.results((items, dict(bad)) for items in chain([first], batches)):
             yield batch

@@ -14,11 +14,7 @@ from avfmae_kernels import crop_clips
 
 
 def preprocess(batch: Batch, cfg: ModelConfig, fused: bool = False) -> Batch:
-    """Makes a batch's ``video`` and ``audio`` of what was read of its clips.
-
-    Args:
-        fused: leave crops to the kernels: ``video`` is the stored frames, and ``boxes`` say what to look at.
-    """
+    """A batch's ``video`` and ``audio`` of what was read. ``fused``: crops, which ``boxes`` tell, are left to the kernels."""
     raw = batch.raw
     if raw is None:
         return batch

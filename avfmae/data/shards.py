@@ -35,11 +35,7 @@ TICKS = 90_000  # of a frame's time stamp, a second
 
 @dataclass
 class Sample:
-    """A clip as it is stored.
-
-    Attributes:
-        row: of the manifest, with its ``key``. video: an mp4 file. sound: a wav file, or None.
-    """
+    """A clip as it is stored: its row of the manifest with its ``key``, an mp4 file, and a wav file or None."""
 
     row: dict
     video: bytes
@@ -47,12 +43,7 @@ class Sample:
 
 
 def encode_video(frames: Iterable[np.ndarray], times: np.ndarray, size: tuple[int, int], quality: int = 21) -> bytes:
-    """The stored stream of (H, W, 3) uint8 frames of ``size`` at ``times`` (seconds, from 0): an mp4 file, the same bytes every
-    time.
-
-    Args:
-        quality: x264's constant rate factor; lower is better and larger.
-    """
+    """An mp4 file of (H, W, 3) uint8 frames at ``times`` (seconds, from 0), the same bytes every time. ``quality``: of x264."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         rate = Fraction((len(times) - 1) / (times[-1] - times[0])).limit_denominator(1001) if len(times) > 1 else Fraction(25)
@@ -60,16 +51,11 @@ def encode_video(frames: Iterable[np.ndarray], times: np.ndarray, size: tuple[in
         stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
         stream.codec_context.thread_count = 1
         stream.codec_context.time_base = Fraction(1, TICKS)
-        structure = (
-            f"keyint={KEY_INTERVAL}:min-keyint={KEY_INTERVAL}:scenecut=0:open-gop=0:bframes={STRIDE - 1}:b-adapt=0:b-pyramid=none"
-        )
+        gop = f"keyint={KEY_INTERVAL}:min-keyint={KEY_INTERVAL}:scenecut=0:open-gop=0"
+        structure = f"{gop}:bframes={STRIDE - 1}:b-adapt=0:b-pyramid=none"
         # Without cpu-independent, x264's AVX-512 code gives other bytes from run to run.
-        stream.options = {
-            "preset": "slow",
-            "tune": "fastdecode",
-            "crf": str(quality),
-            "x264-params": f"{structure}:cpu-independent=1",
-        }
+        stream.options = {"preset": "slow", "tune": "fastdecode", "crf": str(quality),
+                          "x264-params": f"{structure}:cpu-independent=1"}  # fmt: skip
         for frame, time in zip(frames, times, strict=True):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
             picture.pts, picture.time_base = round(time * TICKS), Fraction(1, TICKS)
@@ -120,8 +106,7 @@ def _index(samples: Sequence[Sample], starts: Sequence[dict[str, int]]) -> bytes
             columns.append((places, [p.size for p in found], number, kinds, seconds - seconds[0]))
             extradata = bytes(stream.codec_context.extradata)
         packets.append(packets[-1] + len(found))
-        end = len(b"".join(setups))
-        begin = setups.setdefault(extradata, end)
+        begin = setups.setdefault(extradata, len(b"".join(setups)))
         setup.append((begin, begin + len(extradata)))
         members.append((start["mp4"], len(sample.video), start.get("wav", 0), len(sample.sound or b"")))
     types = {"offset": np.int64, "size": np.int32, "number": np.int32, "kind": np.uint8, "time": np.float64}

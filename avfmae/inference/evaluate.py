@@ -41,11 +41,7 @@ def load_finetuned(weights: Path) -> tuple[AVFMAEForFinetuning, Task, DataConfig
 def predict(
     model: AVFMAEForFinetuning, dataset: ClipDataset, positions: Sequence[int], clips_a_pass: int, device: torch.device
 ) -> tuple[dict[int, np.ndarray], list[Bad]]:
-    """Outputs (outputs,) averaged over views, by clip id, and the clips that cannot be read.
-
-    Args:
-        dataset: for the purpose ``"evaluate"``. positions: which of its clips. clips_a_pass: clips a forward pass.
-    """
+    """Outputs (outputs,) averaged over views, by clip id, and the clips that cannot be read. ``positions``: in the dataset."""
     model.eval()
     batches = [[(0, i) for i in positions[k : k + clips_a_pass]] for k in range(0, len(positions), clips_a_pass)]
     outputs, bad = {}, []
@@ -60,11 +56,7 @@ def predict(
 
 
 def evaluate(run: EvaluateConfig) -> list[dict]:
-    """Prints or writes a row a clip; then metrics if every clip has a label that fits the task.
-
-    Raises:
-        ValueError: no clip can be read, or the weights are no fine-tuning's.
-    """
+    """Prints or writes a row a clip; then metrics if every clip has a label that fits the task."""
     model, task, data = load_finetuned(run.weights)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
@@ -79,25 +71,21 @@ def evaluate(run: EvaluateConfig) -> list[dict]:
         print(printable(f"cannot read {b.path}: {b.reason}"), file=sys.stderr)
     if not outputs:
         raise ValueError(f"none of the {len(listed)} clips can be read")
-    rows = [task.prediction(clip, outputs[clip.id]) for clip in listed if clip.id in outputs]
+    read = [clip for clip in listed if clip.id in outputs]
+    rows = [task.prediction(clip, outputs[clip.id]) for clip in read]
     with open(run.out, "w", newline="", errors="surrogateescape") if run.out else nullcontext(sys.stdout) as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
-    read = [c for c in listed if c.id in outputs]
-    if all(_is_labelled(c, task) for c in read):
-        values = task.metrics(read, np.array([outputs[c.id] for c in read]))
-        print("  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)), file=sys.stderr)
-        if recall := values.get("recall"):
-            print("recall:  " + "  ".join(f"{c} {v:.4f}" for c, v in recall.items() if v is not None), file=sys.stderr)
-    return rows
-
-
-def _is_labelled(clip: Clip, task: Task) -> bool:
-    if clip.label is None:
-        return False
+    if any(c.label is None for c in read):
+        return rows
     try:
-        task.target(clip)
-    except ValueError:
-        return False
-    return True
+        for clip in read:
+            task.target(clip)
+    except ValueError:  # labels of another task
+        return rows
+    values = task.metrics(read, np.array([outputs[c.id] for c in read]))
+    print("  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)), file=sys.stderr)
+    if recall := values.get("recall"):
+        print("recall:  " + "  ".join(f"{c} {v:.4f}" for c, v in recall.items() if v is not None), file=sys.stderr)
+    return rows

@@ -25,10 +25,7 @@ def linear_probe(
 ) -> float:
     """UAR on the clips of split ``test`` of a ridge classifier that was fitted on those of split ``train``.
 
-    Args:
-        weights: of any stage; None: random ones, drawn as fine-tuning from scratch draws them.
-        clips: with labels and subjects.
-        seed: of random weights.
+    ``weights``: of any stage; None: random ones, drawn from ``seed`` as fine-tuning from scratch draws them.
     """
     torch.manual_seed(seed)
     model = AVFMAEForFinetuning(cfg, len(classes))
@@ -56,11 +53,7 @@ def linear_probe(
 
 
 def ridge_recall(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray, strength: float, classes: int) -> float:
-    """UAR of one-hot ridge regression on standardised features.
-
-    Args:
-        x, x_test: (N, C) features. y, y_test: (N,) class numbers. strength: relative to the features' variance of a clip.
-    """
+    """UAR of one-hot ridge regression on standardised (N, C) features; ``strength``: relative to their variance of a clip."""
     mean, spread = x.mean(0), x.std(0) + 1e-9
     a, b, targets = (x - mean) / spread, (x_test - mean) / spread, np.eye(classes)[y]
     weights = a.T @ np.linalg.solve(a @ a.T + strength * a.shape[1] * np.eye(len(a)), targets - targets.mean(0))

@@ -21,11 +21,7 @@ def task_class(name: str) -> type[Task]:
 
 
 def make_task(name: str, clips: Sequence[Clip], source: object, classes: Sequence[str] = ()) -> Task:
-    """The task that labelled clips pose.
-
-    Args:
-        name: as registered. clips: with a label each. source: names the clips in errors. classes: their names in index
-            order; none: as the labels say.
+    """The task that labelled clips pose. ``classes``: their names in index order; none: as the labels say.
 
     Raises:
         ValueError: no such task, or a label is not of it; names source and row.

@@ -17,20 +17,13 @@ Loss = tuple[Tensor, dict[str, Tensor]]
 
 
 class Task:
-    """A task; data loading sends it to worker processes, so that it must be picklable.
+    """A task; data loading sends it to worker processes, so that it must be picklable."""
 
-    Attributes:
-        name: as registered. outputs: O.
-        select: the metric that chooses epochs where the user names none.
-        lower_is_better: the metrics of which the smallest value is best.
-        percent: whether metrics are shares, which tables show in percent.
-    """
-
-    name: ClassVar[str]
-    outputs: int
-    select: ClassVar[str]
-    lower_is_better: ClassVar[frozenset[str]] = frozenset()
-    percent: ClassVar[bool] = False
+    name: ClassVar[str]  # as registered
+    outputs: int  # of the model: O
+    select: ClassVar[str]  # the metric that chooses epochs where the user names none
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()  # the metrics of which the smallest value is best
+    percent: ClassVar[bool] = False  # whether metrics are shares, which tables show in percent
 
     @classmethod
     def of_clips(cls, clips: Sequence[Clip], classes: Sequence[str] = ()) -> Self:
@@ -47,19 +40,11 @@ class Task:
         return {}
 
     def target(self, clip: Clip) -> int | list[float]:
-        """A clip's label as a number or a vector, which loaders collect in ``Batch.labels``.
-
-        Raises:
-            ValueError: the label is not of this task.
-        """
+        """A clip's label as a number or a vector, as loaders collect them. ValueError: the label is not of this task."""
         raise NotImplementedError
 
     def targets(self, labels: Tensor, smoothing: float) -> Tensor:
-        """``Batch.labels`` as the loss takes them, float (B, ...); mixing blends them linearly.
-
-        Args:
-            smoothing: the share of a class target that is spread over all classes.
-        """
+        """``Batch.labels`` as the loss takes them, float (B, ...); ``smoothing``: share spread over all classes."""
         return labels
 
     def loss(self, model: Callable, batch: Batch) -> Loss:
@@ -80,11 +65,7 @@ class Task:
 
     @classmethod
     def tables(cls, pooled: dict[str, dict]) -> dict[str, list[dict]]:
-        """Tables beside the result table, rows by title.
-
-        Args:
-            pooled: what :meth:`pooled` gave, by the way of choosing the epoch, as tables name it.
-        """
+        """Tables beside the result table, rows by title; from what :meth:`pooled` gave, by the way of choosing the epoch."""
         return {}
 
     def prediction(self, clip: Clip, output: np.ndarray) -> dict[str, str]:

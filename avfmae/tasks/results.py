@@ -15,11 +15,7 @@ KINDS = {"last": "last epoch", "best_on_held_out": "best on held-out", "best_on_
 def chosen_epochs(task: Task, history: list[dict], select: str) -> dict[str, dict]:
     """The three reports of one fold: test metrics of the last epoch, of the best on held-out, and of the best on test.
 
-    Args:
-        history: by evaluated epoch ``epoch``, ``test`` metrics and perhaps ``val`` metrics. select: the metric that chooses.
-
-    Raises:
-        ValueError: ``select`` is no metric of the task.
+    ``history``: by evaluated epoch ``epoch``, ``test`` metrics and perhaps ``val`` metrics; ``select``: the metric that chooses.
     """
     known = [name for name, value in history[-1]["test"].items() if isinstance(value, float)]
     if select not in known:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.progress import track
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from avfmae.config import ModelConfig
@@ -30,30 +30,19 @@ from avfmae.viz.pages import Page
 
 @dataclass
 class Inspection:
-    """One clip as the model will see it.
+    """One clip as the model will see it."""
 
-    Attributes:
-        frames: (T, H, W, 3) uint8 in the model's size. times: (T,) seconds of each on the file's clock.
-        spectrogram: (frames, mels), not normalised; missing sound is NaN. span: seconds where the window begins and ends.
-        original: (H, W, 3) the middle frame, before cropping. face: its box in it (x, y, width, height), where there is one.
-        facts: for the table.
-    """
-
-    frames: np.ndarray
-    times: np.ndarray
-    spectrogram: np.ndarray
-    span: tuple[float, float]
-    original: np.ndarray
-    face: tuple[float, float, float, float] | None
-    facts: dict[str, str]
+    frames: np.ndarray  # (T, H, W, 3) uint8 in the model's size
+    times: np.ndarray  # (T,) seconds of each on the file's clock
+    spectrogram: np.ndarray  # (frames, mels), not normalised; missing sound is NaN
+    span: tuple[float, float]  # seconds where the window begins and ends
+    original: np.ndarray  # (H, W, 3) the middle frame, before cropping
+    face: tuple[float, float, float, float] | None  # its box in the original (x, y, width, height)
+    facts: dict[str, str]  # for the table
 
 
 def inspect(run: InspectConfig) -> Path:
-    """Draws and writes the page. Returns ``out/report.html``.
-
-    Raises:
-        FileNotFoundError, ValueError: a source is not there, holds no clips, or none that can be read.
-    """
+    """Draws and writes the page ``out/report.html``. ValueError: no clip of the sources can be read."""
     from avfmae.viz.plots import clip_picture
 
     cfg, clips, is_set = ModelConfig.preset(run.preset), *listed(run.sources)
@@ -64,12 +53,12 @@ def inspect(run: InspectConfig) -> Path:
     rows = []
     with Workers(_Inspector(cfg, run.face_margin), min(run.workers, len(chosen)), run.time_limit) as workers:
         for clip, result in track(workers.results(chosen), "reading", len(chosen), console=console):
-            if not isinstance(result, Inspection):
+            if isinstance(result, Inspection):
+                rows.append({"clip": clip.path} | result.facts)
+                masks = DualMask.for_clips(cfg, [clip.id], run.seed, epoch=0)
+                page.add(clip.path, "", (), **{f"clip-{clip.id:06d}": clip_picture(result, cfg, masks)})
+            else:
                 rows.append({"clip": clip.path, "flags": result.reason if isinstance(result, WorkerFailure) else result})
-                continue
-            rows.append({"clip": clip.path} | result.facts)
-            masks = DualMask.for_clips(cfg, [clip.id], run.seed, epoch=0)
-            page.add(clip.path, "", (), **{f"clip-{clip.id:06d}": clip_picture(result, cfg, masks)})
     if not page.sections:
         reasons = [f"{row['clip']}: {row['flags']}" for row in rows]
         count = f"none of the {len(rows)} clips can be read: " if len(rows) > 1 else ""
@@ -89,9 +78,7 @@ def inspect(run: InspectConfig) -> Path:
 
 def clips_table(rows: Sequence[dict[str, str]]) -> Table:
     """The table for the terminal. Of a path the file's name is shown whole, as other columns are not told apart without it."""
-    table = Table()
-    for column in rows[0]:
-        table.add_column(column, overflow="fold", no_wrap=column not in ("clip", "flags"))
+    table = Table(*(Column(name, overflow="fold", no_wrap=name not in ("clip", "flags")) for name in rows[0]))
     for row in rows:
         table.add_row(*(Text(printable(v)) for v in ({**row, "clip": Path(row["clip"]).name}.values())))
     return table
@@ -102,25 +89,22 @@ def listed(sources: Sequence[Path]) -> tuple[list[Clip], bool]:
     if not sources:
         raise ValueError("sources: give videos, a prepared set, a manifest or a folder")
     first = Path(sources[0])
-    if len(sources) == 1 and (first / "manifest.csv").is_file():
-        return read_manifest(first / "manifest.csv"), True
-    if len(sources) == 1 and (first.is_dir() or first.suffix.lower() in MANIFESTS):
-        return find_clips(first), True
-    return [Clip(i, str(path)) for i, path in enumerate(sources)], False
+    if len(sources) > 1 or not (first.is_dir() or first.suffix.lower() in MANIFESTS):
+        return [Clip(i, str(path)) for i, path in enumerate(sources)], False
+    prepared = first / "manifest.csv"
+    return (read_manifest(prepared) if prepared.is_file() else find_clips(first)), True
 
 
 def set_facts(clips: Sequence[Clip], source: Path) -> tuple[str, list[dict]]:
     """A sentence on a set, and a row for each flag of its clips and each reason for which some were set aside."""
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
-    text, counts = f"{len(clips)} clips.", Counter()
     stored = [row for clip in clips if (row := open_clip(clip).stored) is not None]
-    if stored:
-        text = f"{len(clips)} clips, {sum(row['seconds'] for row in stored) / 3600:.2f} hours."
-        counts.update(flag for row in stored for flag in row["flags"].split())
+    counts = Counter(flag for row in stored for flag in row["flags"].split())
     if stored and (folder / "set_aside.csv").is_file():
         with open(folder / "set_aside.csv", newline="", encoding="utf-8") as file:
             counts.update(f"set aside: {row['reason']}" for row in csv.DictReader(file))
-    return text, [{"flag": flag, "clips": count} for flag, count in counts.most_common(20)]
+    hours = f", {sum(row['seconds'] for row in stored) / 3600:.2f} hours" if stored else ""
+    return f"{len(clips)} clips{hours}.", [{"flag": flag, "clips": count} for flag, count in counts.most_common(20)]
 
 
 @dataclass(frozen=True)
@@ -143,11 +127,7 @@ class _Inspector:
 
 
 def inspect_clip(clip: Clip, cfg: ModelConfig, margin: float) -> Inspection:
-    """The middle window of a clip, as the model will see it.
-
-    Raises:
-        MediaError: it cannot be read.
-    """
+    """The middle window of a clip, as the model will see it. MediaError: it cannot be read."""
     source, (count, height, width) = open_clip(clip), cfg.video.size
     info = source.info
     window = sample_window(info, clip, 0.5, count, DataConfig(), spread=False)

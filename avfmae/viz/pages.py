@@ -22,9 +22,7 @@ from avfmae.viz.plots import confusion_picture, loss_curves, reconstruction
 def print_results(results: dict) -> None:
     """The result tables on the terminal; nothing of a run that was stopped."""
     for title, rows in (result_tables(results) if results else {}).items():
-        table = Table(title=title, title_justify="left")
-        for column in rows[0]:
-            table.add_column(column)
+        table = Table(*rows[0], title=title, title_justify="left")
         for row in rows:
             table.add_row(*row.values())
         Console(quiet=not IS_MAIN, markup=False).print(table)
@@ -86,19 +84,16 @@ def stage_report(
     out: Path, stage: str, preset: str, manifests: Sequence[Path], results: dict | None = None,
     model: AVFMAEForPretraining | None = None, dataset: PretrainDataset | None = None, device: torch.device | None = None,
 ) -> Path:  # fmt: skip
-    """One stage's page, ``out/report.html``.
-
-    Args:
-        stage: its name. preset: of the model. manifests: of the sets that it was trained on.
-        results: of fine-tuning. model, dataset, device: of pre-training, for reconstructions.
-    """
+    """One stage's page, ``out/report.html``. ``results``: of fine-tuning; ``model, dataset, device``: of pre-training."""
     sets = ", ".join(m.parent.name if m.stem == "manifest" else m.stem for m in map(Path, manifests))
     page = Page(out, f"{stage}, model {preset}, on {sets}", f"Run {out}, trained on {', '.join(map(str, manifests))}")
     out = Path(out)
     if results:
         for name, rows in result_tables(results).items():
             page.add(name, rows=rows)
-        add_confusion(page, results)
+        if confusion := results["summary"]["last"].get("pooled", {}).get("confusion"):
+            picture = confusion_picture(confusion, results["classes"], "last epoch")
+            page.add("Confusion", "All evaluated clips, last epoch.", confusion=picture)
     logs = {log.parent.name: log for log in sorted([*out.glob("log.jsonl"), *out.glob("*/log.jsonl")])}
     names = ("loss", "loss_video", "loss_audio") if model is not None else ("loss",)
     page.add("Loss", losses=loss_curves(dict(list(logs.items())[:3]), names))
@@ -108,9 +103,3 @@ def stage_report(
         page.add("Reconstruction", text, reconstruction=reconstruction(model, dataset, device))
     add_quarantine(page, [log.parent for log in logs.values()])
     return page.write()
-
-
-def add_confusion(page: Page, results: dict) -> None:
-    if confusion := results["summary"]["last"].get("pooled", {}).get("confusion"):
-        picture = confusion_picture(confusion, results["classes"], "last epoch")
-        page.add("Confusion", "All evaluated clips, last epoch.", confusion=picture)

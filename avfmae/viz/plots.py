@@ -11,9 +11,10 @@ from einops import rearrange
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from avfmae.config import ModelConfig
+from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.data.preprocess import preprocess
 from avfmae.masking import DualMask, ModalityMask
 from avfmae.models.embed import audio_patches
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from avfmae.data.dataset import PretrainDataset
     from avfmae.viz.inspection import Inspection
 
-FEW_STEPS = 40  # logged ones, up to which a loss curve shows each by a dot
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
 plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110})
 
@@ -42,7 +42,7 @@ def loss_curves(logs: dict[str, Path], names: Sequence[str] = ("loss",)) -> Figu
                 steps, values = [line["step"] for line in lines], np.array([line[name] for line in lines])
                 window = max(1, len(values) // 40)
                 smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-                marker = "o" if len(values) <= FEW_STEPS else ""  # a line through one step alone is not seen
+                marker = "o" if len(values) <= 40 else ""  # a line through one step alone is not seen
                 (drawn,) = axis.plot(steps[window - 1 :], smooth, marker=marker, markersize=3, label=name.removeprefix("loss_"))
                 if window > 1:
                     axis.plot(steps, values, color=drawn.get_color(), alpha=0.2, linewidth=0.8)
@@ -59,10 +59,9 @@ def confusion_picture(matrix: Sequence[Sequence[int]], classes: Sequence[str], t
     side = 1.6 + 0.55 * len(classes)
     figure, axis = plt.subplots(figsize=(side, side * 0.9), layout="constrained")
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axis.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel="predicted", ylabel="true", title=title)
-    axis.set_xticklabels(classes, rotation=45, ha="right")
-    axis.set_yticklabels(classes)
-    axis.spines[:].set_visible(False)
+    _bare(axis, xlabel="predicted", ylabel="true", title=title)
+    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axis.set_yticks(range(len(classes)), classes)
     for i, j in np.ndindex(counts.shape):
         axis.text(j, i, str(counts[i, j]), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
     return figure
@@ -87,28 +86,25 @@ def reconstruction(model: AVFMAEForPretraining, dataset: "PretrainDataset", devi
     (T, _, _), (pt, ph, pw), (gt, gh, _) = cfg.video.size, cfg.video.patch, cfg.video.grid
     tubelets = rearrange(batch.video.float(), "b (t p) (h q) (w r) c -> b (t h w) p (q r) c", p=pt, q=ph, r=pw)
     mean, std = tubelets.mean((2, 3), keepdim=True), tubelets.flatten(2, 3).std(2)[:, :, None, None] + 1e-6
-    filled, masked = tubelets.clone(), tubelets.clone()
-    for b in range(len(tubelets)):
+    patches = audio_patches(batch.audio, cfg.audio.patch)
+    scale = patches.std(-1, keepdim=True) + 1e-6
+    filled, masked, sound, silent = tubelets.clone(), tubelets.clone(), patches.clone(), patches.clone()
+    for b in range(clips):
         index = masks.video.decoded[b]
         frames = rearrange(pred_video[b].float(), "n (p s c) -> n p s c", p=pt, c=3).cumsum(1)  # undo the frame difference
         filled[b, index] = frames * std[b, index] + mean[b, index]
         masked[b, index] = 128
+        index = masks.audio.decoded[b]
+        sound[b, index] = pred_audio[b].float() * scale[b, index] + patches[b, index].mean(-1, keepdim=True)
+        silent[b, index] = torch.nan
 
     def clip(x):
         frames = rearrange(x, "b (t h w) p (q r) c -> b (t p) (h q) (w r) c", t=gt, h=gh, q=ph, r=pw)
         return frames.clamp(0, 255).byte().cpu().numpy()
 
     def spectrogram(x):
-        (gf, _), (p, q) = cfg.audio.grid, cfg.audio.patch
-        return rearrange(x, "b (t f) (p q) -> b (f q) (t p)", t=gf, p=p, q=q).cpu().numpy()
+        return rearrange(x, "b (t f) (p q) -> b (f q) (t p)", t=cfg.audio.grid[0], p=cfg.audio.patch[0]).cpu().numpy()
 
-    patches = audio_patches(batch.audio, cfg.audio.patch)
-    scale = patches.std(-1, keepdim=True) + 1e-6
-    sound, silent = patches.clone(), patches.clone()
-    for b in range(len(patches)):
-        index = masks.audio.decoded[b]
-        sound[b, index] = pred_audio[b].float() * scale[b, index] + patches[b, index].mean(-1, keepdim=True)
-        silent[b, index] = torch.nan
     videos = [clip(x)[:, :: max(1, T // 8)] for x in (tubelets, masked, filled)]
     sounds = [spectrogram(x) for x in (patches, silent, sound)]
     figure, axes = plt.subplots(3 * clips, 2, figsize=(11, 3.75 * clips), width_ratios=(3.4, 1), layout="constrained")
@@ -118,11 +114,14 @@ def reconstruction(model: AVFMAEForPretraining, dataset: "PretrainDataset", devi
         low, high = np.percentile(sounds[0][b], (2, 99.5))
         colours = matplotlib.colormaps["magma"].with_extremes(bad="#808080")
         right.imshow(sounds[k][b], origin="lower", aspect="auto", cmap=colours, vmin=low, vmax=high)
-        left.set_ylabel(("original", "masked", "reconstructed")[k])
-        for axis in (left, right):
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+        _bare(left, xticks=[], yticks=[], ylabel=("original", "masked", "reconstructed")[k])
+        _bare(right, xticks=[], yticks=[])
     return figure
+
+
+def _bare(axis: Axes, **settings: object) -> None:
+    axis.set(**settings)
+    axis.spines[:].set_visible(False)
 
 
 def comparison(runs: dict[str, list[float]], chance: float, label: str) -> Figure:
@@ -145,17 +144,14 @@ def clip_picture(clip: "Inspection", cfg: ModelConfig, masks: DualMask) -> Figur
 
     Hidden tokens are grey; of those, the ones that no decoder is asked for are darker.
     """
-    (pt, ph, pw), (gt, gh, gw) = cfg.video.patch, cfg.video.grid
-    (frames, mels), (pf, pm), (gf, gm) = cfg.audio.size, cfg.audio.patch, cfg.audio.grid
-    shade = np.repeat(np.repeat(np.repeat(_shades(masks.video, cfg.video.tokens).reshape(gt, gh, gw), pt, 0), ph, 1), pw, 2)
+    frames, mels = cfg.audio.size
+    shade, heard = _shades(masks.video, cfg.video), _shades(masks.audio, cfg.audio)
     masked = np.where(shade[..., None] > 0, np.choose(shade, (0, 150, 95))[..., None], clip.frames).astype(np.uint8)
-    heard = np.repeat(np.repeat(_shades(masks.audio, cfg.audio.tokens).reshape(gf, gm), pf, 0), pm, 1)
     figure = plt.figure(figsize=(15, 3.9), layout="constrained")  # frames of 25 a second are square
     left, right = list(figure.subfigures(1, 2, width_ratios=(1, 4.6)))  # pyright: ignore[reportArgumentType]  an array
     axis = left.subplots()
     axis.imshow(clip.original)
-    axis.set(xticks=[], yticks=[], title="no face is found" if clip.face is None else "source, face")
-    axis.spines[:].set_visible(False)
+    _bare(axis, xticks=[], yticks=[], title="no face is found" if clip.face is None else "source, face")
     if clip.face is not None:
         x, y, w, h = clip.face
         axis.add_patch(plt.Rectangle((x, y), w, h, fill=False, color=ORANGE, linewidth=2))
@@ -164,31 +160,26 @@ def clip_picture(clip: "Inspection", cfg: ModelConfig, masks: DualMask) -> Figur
     # A frame is drawn over the time until the next one, so that what is under it is what is heard meanwhile.
     for row, pictures in zip(rows, (clip.frames, masked), strict=False):
         row.imshow(np.concatenate(list(pictures), axis=1), aspect="auto", extent=(begin, end, 0, 1), interpolation="antialiased")
-        row.set(yticks=[])
     valid = np.isfinite(clip.spectrogram)
     low, high = np.percentile(clip.spectrogram[valid], (2, 99.5)) if valid.any() else (0, 1)
     last = begin + frames / 100  # ten milliseconds a column
-    for row, hidden in zip(rows[2:], (None, heard), strict=True):
+    for row in rows[2:]:
         row.imshow(clip.spectrogram.T, origin="lower", aspect="auto", extent=(begin, last, 0, mels), vmin=low, vmax=high,
                    cmap=matplotlib.colormaps["magma"].with_extremes(bad="#e2e8f0"))  # fmt: skip
-        if hidden is not None:
-            cover = np.zeros((*hidden.T.shape, 4))
-            cover[hidden.T > 0] = (0.59, 0.59, 0.59, 1)
-            cover[hidden.T > 1] = (0.37, 0.37, 0.37, 1)
-            row.imshow(cover, origin="lower", aspect="auto", extent=(begin, last, 0, mels))
-        row.set(yticks=[])
+    cover = np.array([(0, 0, 0, 0), (0.59, 0.59, 0.59, 1), (0.37, 0.37, 0.37, 1)])[heard.T]
+    rows[3].imshow(cover, origin="lower", aspect="auto", extent=(begin, last, 0, mels))
     for row, name in zip(rows, ("seen", "left by\nthe masks", "heard", "left by\nthe masks"), strict=True):
+        _bare(row, yticks=[])
         row.set_ylabel(name, rotation=0, ha="right", va="center")
-        row.spines[:].set_visible(False)
     rows[-1].set(xlim=(begin, max(end, last)), xlabel="seconds")
     if not valid.any():
         rows[2].text((begin + last) / 2, mels / 2, "no sound", ha="center", va="center")
     return figure
 
 
-def _shades(mask: ModalityMask, tokens: int) -> np.ndarray:
-    """(tokens,) of the first clip: 0 visible, 1 hidden and decoded, 2 hidden and not asked for."""
-    shade = np.full(tokens, 2)
+def _shades(mask: ModalityMask, modality: ModalityConfig) -> np.ndarray:
+    """Of the first clip, in the size of its pixels: 0 visible, 1 hidden and decoded, 2 hidden and not asked for."""
+    shade = np.full(modality.tokens, 2)
     shade[mask.decoded[0].cpu().numpy()] = 1
     shade[mask.visible[0].cpu().numpy()] = 0
-    return shade
+    return np.kron(shade.reshape(modality.grid), np.ones(modality.patch, int))

@@ -229,7 +229,7 @@ def test_detection_on_large_frames_is_in_their_own_pixels():
         return [Face((10.0, 20.0, 30.0, 40.0), 1.0, np.ones((5, 2)))]
 
     (track,) = faces.find_tracks(iter([np.zeros((720, 1280, 3), np.uint8)]), detector, 1)
-    assert seen == [(360, 640, 3)] and track.box() == (20, 40, 60, 80) and (track.last.landmarks == 2).all()
+    assert seen == [(360, 640, 3)] and track.box() == (20, 40, 60, 80) and (track.faces[0].landmarks == 2).all()
 
 
 def test_crops_stand_still_or_follow_smoothly():

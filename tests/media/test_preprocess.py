@@ -36,7 +36,7 @@ def plainly(dataset, items):
             video = augment.crop(sample.windows[k // crops], box, size, "bicubic" if dataset.purpose == "train" else "bilinear")
             if sample.draw is not None:
                 for operation, strength, sign in sample.draw.operations:
-                    pillow = RAND_AUGMENT[operation](strength, sign, size[::-1])
+                    pillow = RAND_AUGMENT[operation](10 * strength, sign, size[::-1])
                     video = np.stack([np.asarray(pillow(Image.fromarray(f))) for f in video])
                 video = video[:, :, ::-1] if sample.draw.flip else video
                 if sample.draw.erase is not None:
