@@ -116,7 +116,7 @@ def _is_current(shard: Path, group: Sequence[Clip]) -> bool:
     return True
 
 
-def find_clips(source: Path) -> list[Clip]:
+def find_clips(source: Path) -> Sequence[Clip]:
     """A manifest's clips, or all videos below a folder in the order of their paths."""
     source = Path(source)
     if source.is_dir():

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import pyarrow as pa
@@ -103,6 +104,10 @@ class ClipTable(Sequence[Clip]):
     def __len__(self) -> int:
         return int(self.starts[-1])
 
+    @overload
+    def __getitem__(self, place: int) -> Clip: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Clip]: ...
     def __getitem__(self, place):
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
@@ -133,7 +138,10 @@ class ClipTable(Sequence[Clip]):
         numbers: dict[str, int] = {}
         firsts, found = [], []
         for batch, start in zip(self.batches, self.starts.tolist(), strict=False):
-            folder = pc.list_element(pc.split_pattern(batch["path"].view(pa.string()), "/", max_splits=1, reverse=True), 0)
+            parts = pc.split_pattern(  # pyright: ignore[reportAttributeAccessIssue]  (made when pyarrow is imported, as the next)
+                batch["path"].view(pa.string()), "/", max_splits=1, reverse=True
+            )
+            folder = pc.list_element(parts, 0)  # pyright: ignore[reportAttributeAccessIssue]
             coded = folder.view(pa.binary()).dictionary_encode()
             indices, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
             first = np.unique(indices, return_index=True)[1]
@@ -145,19 +153,19 @@ class ClipTable(Sequence[Clip]):
         return firsts, np.concatenate(found)
 
     def digest(self, columns: Iterable[str]) -> str:
-        """Of the columns' values as they are in the manifest, whatever format it has."""
+        """Of the columns' values, paths as they are in the manifest."""
         total = hashlib.sha256()
         for name in columns:
             sizes, content = hashlib.sha256(), hashlib.sha256()
             for batch in self.batches if name in self.columns else ():
                 column = batch[name]
-                sizes.update(column.is_null().to_numpy(zero_copy_only=False))
+                sizes.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
                 if name in NUMBERS:
-                    content.update(column.fill_null(0).to_numpy())
+                    content.update(column.fill_null(0).to_numpy().tobytes())
                 else:
                     column = column.fill_null(b"")
                     ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset :][: len(column) + 1]
-                    sizes.update(np.diff(ends))
+                    sizes.update(np.diff(ends).tobytes())
                     content.update(memoryview(column.buffers()[2] or b"")[ends[0] : ends[-1]])
             total.update(name.encode() + sizes.digest() + content.digest())
         return total.hexdigest()[:16]
@@ -171,7 +179,7 @@ def batches_of(clips: Iterable[Clip]) -> Iterator[pa.RecordBatch]:
         for c in COLUMNS:
             if c not in NUMBERS:
                 columns[c] = [None if v is None else v.encode("utf-8", "surrogateescape") for v in columns[c]]
-        columns |= zip(FACE, zip(*(clip.face or (None,) * 4 for clip in some), strict=True), strict=True)
+        columns.update(zip(FACE, map(list, zip(*(clip.face or (None,) * 4 for clip in some), strict=True)), strict=True))
         yield pa.record_batch([pa.array(columns[c], TYPES[c]) for c in TYPES], names=[*TYPES])
 
 

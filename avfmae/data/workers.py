@@ -186,7 +186,7 @@ class _Process:
             reason = f"its decoder crashes ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
             if not self.noted[1] or -code in KILLED:
                 killed = (
-                    f"data workers are killed ({signal.Signals(-code).name}); is there memory enough?"
+                    f"data workers are killed ({signal.Signals(-code).name}); is there enough memory?"
                     if -code in KILLED
                     else None
                 )

@@ -84,7 +84,7 @@ def clips_table(rows: Sequence[dict[str, str]]) -> Table:
     return table
 
 
-def listed(sources: Sequence[Path]) -> tuple[list[Clip], bool]:
+def listed(sources: Sequence[Path]) -> tuple[Sequence[Clip], bool]:
     """The clips of the sources, and whether they are a set to sample from."""
     if not sources:
         raise ValueError("sources: give videos, a prepared set, a manifest or a folder")
