@@ -31,33 +31,32 @@ from avfmae.stages.psi import psi
 from avfmae.training.config import OptimConfig
 from avfmae.training.runlog import read_log
 
-PRESET = "tiny"
+PRESET = "demo"
 # Two labelled sets name the same emotions differently; the label map brings them together.
 STUDIO = dict(zip(EMOTIONS, ("calm-happy", "joy", "grief", "rage", "astonished", "terror"), strict=True))
 STAGE = dict(zip(EMOTIONS, ("serene", "elated", "sorrow", "fury", "amazed", "panic"), strict=True))
 SETS = {
-    "wild": DemoSet("wild", first=0, people=30),
-    "studio": DemoSet("studio", first=100, people=36, held_out=3, labels=STUDIO),
-    "stage": DemoSet("stage", first=200, people=36, held_out=3, labels=STAGE),
-    "target": DemoSet("target", first=300, people=20, labels={e: e for e in EMOTIONS}),
+    "wild": DemoSet("wild", first=0, people=70),
+    "studio": DemoSet("studio", first=100, people=6, held_out=2, labels=STUDIO),
+    "stage": DemoSet("stage", first=200, people=6, held_out=2, labels=STAGE),
+    "target": DemoSet("target", first=300, people=28, labels={e: e for e in EMOTIONS}),
 }
-TEST_PEOPLE = 14
+TEST_PEOPLE = 20
 # Short schedules for a small model: high rates, no regularisation that takes an epoch's length to pay.
-PRETRAINING = OptimConfig(lr=2.4e-2, epochs=8, warmup_epochs=1, total_batch=32, clip_grad=1.0)
-INJECTION = OptimConfig(epochs=20, warmup_epochs=2, total_batch=24, clip_grad=1.0)
-FINETUNING = OptimConfig(epochs=10, warmup_epochs=2, total_batch=12, clip_grad=1.0, layer_decay=0.9)
-# What is compared, and each one's learning rates of PSI and of fine-tuning. Those of the last two rows were tuned by hand on an
-# earlier schedule. ``avfmae demo --choose-rates`` prints the best of RATES by the recall on people who are held out of PSI's and
-# of the target's training clips.
+PRETRAINING = OptimConfig(lr=3.2e-2, epochs=55, warmup_epochs=5, total_batch=32, clip_grad=1.0, weight_decay=0.0)
+INJECTION = OptimConfig(epochs=25, warmup_epochs=3, total_batch=24, clip_grad=1.0, layer_decay=0.5)
+FINETUNING = OptimConfig(epochs=25, warmup_epochs=3, total_batch=12, clip_grad=1.0, layer_decay=0.5)
+# What is compared, and each one's learning rates of PSI and of fine-tuning: of RATES, the best by the recall on people who are
+# held out of PSI's and of the target's training clips, as ``avfmae demo --choose-rates`` prints it.
 ROWS = {
     "scratch": "from scratch",
     "pretraining": "after pre-training alone",
     "psi": "after PSI alone",
     "both": "after pre-training and PSI",
 }
-PSI_RATES = {"psi": 1.1e-2, "both": 1.1e-2}
-FINETUNING_RATES = {"scratch": 2e-2, "pretraining": 2e-2, "psi": 5e-3, "both": 5e-3}
-RATES = (5e-3, 1e-2, 2e-2, 4e-2, 8e-2)
+PSI_RATES = {"psi": 2e-2, "both": 2e-2}
+FINETUNING_RATES = {"scratch": 2e-2, "pretraining": 8e-2, "psi": 2e-2, "both": 8e-2}
+RATES = (2e-2, 4e-2, 8e-2, 1.6e-1)
 FOLDS = 3  # of the training people, for choosing
 
 
@@ -75,8 +74,8 @@ def draw(run: DemoConfig) -> dict[str, Path]:
     """Draws the sets and prepares them as one.
 
     Returns:
-        Manifests: of each set, of all clips but the test people's (``unlabelled``), and of the target's training people
-        (``training``), among whom rates are chosen.
+        Manifests: of each set; of all clips but the test people's (``unlabelled``); of all that have labels, under the target's
+        names (``labelled``); and of the target's training people (``training``), among whom rates are chosen.
     """
     media = run.out / "media"
     drawn = [
@@ -86,10 +85,13 @@ def draw(run: DemoConfig) -> dict[str, Path]:
     everything = [clip for manifest in drawn for clip in read_manifest(manifest)]
     write_manifest(media / "drawn.csv", [replace(clip, id=i) for i, clip in enumerate(everything)])
     # The drawn manifests know where the faces are.
-    prepared = PrepareConfig(media / "drawn.csv", media / "prepared", detector="manifest", margin=0.05, size=96, quality=16)
+    prepared = PrepareConfig(media / "drawn.csv", media / "prepared", detector="manifest", margin=0.05, size=80, quality=16)
     clips = read_manifest(prepare(prepared))
     parts = {name: [c for c in clips if c.dataset == name] for name in SETS}
     parts["unlabelled"] = [c for c in clips if c.split != "test"]
+    emotion = {name: emotion for labels in (STUDIO, STAGE) for emotion, name in labels.items()}
+    others = [replace(c, label=emotion[c.label], split="train") for name in ("studio", "stage") for c in parts[name]]
+    parts["labelled"] = [replace(c, id=i) for i, c in enumerate(others + parts["target"])]
     parts["training"] = [c for c in parts["target"] if c.split == "train"]
     for name, part in parts.items():
         write_manifest(media / f"{name}-prepared.csv", part)
@@ -108,8 +110,8 @@ class Stages:
     def __init__(self, run: DemoConfig, manifests: dict[str, Path]):
         self.run, self.manifests = run, manifests
         self.lanes = ProcessPoolExecutor(lanes(), mp_context=get_context("spawn"))
-        data = DataConfig(workers=0, segments=1, crops=1, rand_augment=(0.0, 0), crop_scale=(0.75, 1.0), erase=0.0,
-                          multi_scales=(1.0, 0.875))  # fmt: skip
+        data = DataConfig(workers=0, stride=8, segments=1, crops=1, roll=False, rand_augment=(0.0, 0), crop_scale=(0.75, 1.0),
+                          erase=0.0, multi_scales=(1.0, 0.875))  # fmt: skip
         self.common = {"preset": PRESET, "data": data, "save_steps": 10_000, "log_steps": 5}
         self.labelled = self.common | {"model": ModelConfig.preset(PRESET), "mixup": 0.0, "cutmix": 0.0}
 
@@ -154,19 +156,17 @@ class Stages:
         return self.submit(f"fine-tuning {ROWS[row]}, seed {seed}", finetune, config)
 
     def probe(self, title: str, weights: Path | None, seed: int) -> Future:
-        clips = read_manifest(self.manifests["target"])
+        clips = read_manifest(self.manifests["labelled"])
         arguments = (ModelConfig.preset(PRESET), weights, clips, self.common["data"], tuple(EMOTIONS), seed)
         return self.lanes.submit(in_lane, f"linear probe of {title}", linear_probe, *arguments)
 
     def choose_rates(self) -> None:
         """Trains with every rate, and prints each row's recall on people who were held out of training."""
         folder, pretrained = self.run.out / "rates", self.pretrain()
-        start: dict[str, Path | None] = {"scratch": None, "pretraining": pretrained.result()}
-        runs = {
-            (row, rate): self.psi(row, init, rate, f"rates/psi-{row}-{rate}")
-            for row, init in (("psi", None), ("both", start["pretraining"]))
-            for rate in RATES
-        }
+        start: dict[str, Path | None] = {"scratch": None}
+        runs = {("psi", rate): self.psi("psi", None, rate, f"rates/psi-psi-{rate}") for rate in RATES}  # beside pre-training
+        start["pretraining"] = pretrained.result()
+        runs |= {("both", rate): self.psi("both", start["pretraining"], rate, f"rates/psi-both-{rate}") for rate in RATES}
         print_rates("PSI", {key: psi_recall(folder / f"psi-{key[0]}-{key[1]}", run) for key, run in runs.items()})
         for row, rate in PSI_RATES.items():
             start[row] = runs[row, rate].result()
@@ -186,10 +186,10 @@ class Stages:
         seeds = self.run.seeds
         random = [self.probe("random weights", None, seed) for seed in seeds]
         tuned = {"scratch": [self.finetune("scratch", None, seed) for seed in seeds]}
+        tuned["psi"] = [self.finetune("psi", injected.result(), seed) for seed in seeds]  # while pre-training goes on
         both = self.psi("both", pretrained.result(), PSI_RATES["both"])
-        tuned["pretraining"] = [self.finetune("pretraining", pretrained.result(), seed) for seed in seeds]
         features = [self.probe("pre-trained features", pretrained.result(), 0)]
-        tuned["psi"] = [self.finetune("psi", injected.result(), seed) for seed in seeds]
+        tuned["pretraining"] = [self.finetune("pretraining", pretrained.result(), seed) for seed in seeds]
         tuned["both"] = [self.finetune("both", both.result(), seed) for seed in seeds]
         probes = {"pre-trained features": features, "random weights": random}
         return (

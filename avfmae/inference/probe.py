@@ -1,11 +1,11 @@
-"""A linear probe: how much of the classes can be read off a model's features by a linear map, with nothing else trained."""
+"""A linear probe: how much of the classes a linear map reads off the encoders' features, with nothing else trained."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from avfmae import metrics
 from avfmae.checkpoints import load_released
@@ -14,10 +14,23 @@ from avfmae.data.config import DataConfig
 from avfmae.data.dataset import ClipDataset
 from avfmae.data.manifest import Clip
 from avfmae.inference.evaluate import predict
-from avfmae.models.finetuning import AVFMAEForFinetuning
+from avfmae.models.finetuning import AVFMAEForFinetuning, FinetuningOutput
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # of the ridge, chosen on held-out people
 FOLDS = 4
+
+
+class Pooled(nn.Module):
+    """Both encoders without the fusion: (B, 2C), the mean of each one's tokens, where predictions have logits."""
+
+    def __init__(self, model: AVFMAEForFinetuning):
+        super().__init__()
+        self.model, self.cfg = model, model.cfg
+
+    def forward(self, video: Tensor, audio: Tensor) -> FinetuningOutput:
+        encoded = self.model.video_encoder.encode_all(video), self.model.audio_encoder.encode_all(audio)
+        features = torch.cat([modality.tokens.mean(1) for modality in encoded], dim=-1)
+        return FinetuningOutput(features, features)
 
 
 def linear_probe(
@@ -31,9 +44,8 @@ def linear_probe(
     model = AVFMAEForFinetuning(cfg, len(classes))
     if weights is not None:
         load_released(model, weights)
-    model.head = nn.Identity()
     dataset = ClipDataset(clips, cfg, data, "evaluate", modalities=model.modalities)
-    found, _ = predict(model, dataset, range(len(clips)), 16, torch.device("cpu"))
+    found, _ = predict(Pooled(model), dataset, range(len(clips)), 16, torch.device("cpu"))
     train, test = ([c for c in clips if c.split == split and c.id in found] for split in ("train", "test"))
     x = {c.id: found[c.id].astype(np.float64) for c in train + test}
     people = sorted({str(c.subject) for c in train})

@@ -52,7 +52,7 @@ class RunConfig:
             it.
         config: a TOML file with any of these settings; the command line overrides it.
         out: the run's folder: logs, checkpoints, weights, report. A run found there is continued.
-        preset: model size: tiny, base, large, huge (pre-training also hicmae_base).
+        preset: model size: tiny, demo, base, large, huge (pre-training also hicmae_base).
         model: the model; by default the preset's, of which single fields are changed by ``[model]`` and ``--model.FIELD``.
         init: weights to start from (safetensors or a released pickle).
         seed: of weights, order, masks and augmentation.
