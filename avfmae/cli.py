@@ -147,5 +147,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _can_be_put_right(error: Exception) -> bool:
     """Whether the message alone tells a user what to do."""
-    told = (ValueError, FileNotFoundError, RuntimeError)  # a MediaError is a RuntimeError
+    told = (ValueError, OSError, RuntimeError)  # a MediaError is a RuntimeError
     return isinstance(error, told) and not isinstance(error, NotImplementedError) and str(error) != ""

@@ -5,4 +5,4 @@ import os
 from rich.console import Console
 
 IS_MAIN = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
-console = Console(stderr=True, quiet=not IS_MAIN)
+console = Console(stderr=True, quiet=not IS_MAIN, markup=False)  # names of files have brackets

@@ -242,7 +242,7 @@ def report(run: DemoConfig, stages: Stages, begun: float) -> Path:
     for name, recalls in probes.items():
         console.print(f"linear probe of {name}: UAR {spread(recalls)}", highlight=False)
     path = demo_report(run.out, {ROWS[row]: runs for row, runs in results.items()}, probes, time.monotonic() - begun)
-    console.print(f"{time.monotonic() - begun:.0f} s; open [bold]{path}[/bold]", highlight=False)
+    console.print(f"{time.monotonic() - begun:.0f} s; open {path}", highlight=False)
     return path
 
 

@@ -2,9 +2,15 @@
 
 import hashlib
 import os
+import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing is locked
+    fcntl = None
 
 
 @contextmanager
@@ -29,6 +35,40 @@ def digest(paths: Iterable[str | os.PathLike]) -> str:
         with open(path, "rb") as file:
             hashlib.file_digest(file, lambda: total)
     return total.hexdigest()
+
+
+def cell(value: object) -> object:
+    """A value for a CSV file. A text that a spreadsheet would run as a formula gets an apostrophe, which makes it text there."""
+    if not isinstance(value, str) or not value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return value
+    try:
+        [float(part) for part in value.replace(",", " ").split()]
+        return value  # numbers
+    except ValueError:
+        return f"'{value}"
+
+
+@contextmanager
+def locked(path: str | os.PathLike, wait: bool = True) -> Iterator[None]:
+    """Keeps other processes out. The lock ends with the process that holds it, however that ends; the file stays.
+
+    Raises:
+        ValueError: another process holds it, and ``wait`` is False; names it.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                file.seek(0)
+                raise ValueError(
+                    f"{Path(path).parent}: {file.read() or 'another process'} works there; choose another out"
+                ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} of {platform.node()}")
+        file.flush()
+        yield
 
 
 def printable(text: str) -> str:

@@ -26,7 +26,7 @@ from avfmae.data.preprocess import preprocess
 from avfmae.data.sampler import BatchSampler
 from avfmae.data.shards import encode_sound
 from avfmae.data.sources import MediaError, open_clip
-from avfmae.data.sources.prepared import PreparedClip, open_prepared
+from avfmae.data.sources.prepared import OPENED, PreparedClip
 from avfmae.data.sources.probing import forget
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae_benchmarks import results
@@ -176,7 +176,7 @@ def stages(
         for number, clip in enumerate(listed):
             first = 4 * np.arange(16) + 11 * number
             forget()
-            open_prepared.cache_clear()
+            OPENED.clear()
             side = f"ours, {name}"
             source, info = timed(side, "open", opened, clip)
             timed(side, "decode", source.frames, first)

@@ -98,6 +98,19 @@ class LoaderConfig:
 
 
 @dataclass
+class ManifestConfig:
+    """Time and memory that a long list of prepared clips takes, beside what one of a single clip takes.
+
+    Attributes:
+        clips: rows of the list, which is written to a temporary folder with all columns of a prepared set.
+        batch: clips a step.
+    """
+
+    clips: int = 1_360_000
+    batch: int = 256
+
+
+@dataclass
 class ScalingConfig:
     """Our step at growing batches, for each model size; a size ends where its batch does not fit.
 

@@ -1,12 +1,14 @@
 """Checkpoints of a run: a folder of weights and training state that appears whole or not at all."""
 
+import os
+import re
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from avfmae.checkpoints.weights import load_released, read_weights, save_weights
@@ -32,15 +34,25 @@ def save_checkpoint(
 ) -> Path:
     """Writes ``folder/step-NNNNNNNN`` atomically and keeps the newest two."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
-    save_weights(model, temporary / WEIGHTS)
-    content = {"optimiser": optimiser.state_dict(), "state": asdict(state), "averaged": list(averaged)}
-    with atomic_write(temporary / STATE) as file:
-        torch.save(content, file)
+    temporary = folder / f".writing-{os.getpid()}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        save_weights(model, temporary / WEIGHTS)
+        content = {"optimiser": optimiser.state_dict(), "state": asdict(state), "averaged": list(averaged)}
+        with atomic_write(temporary / STATE) as file:
+            torch.save(content, file)
+    except (OSError, RuntimeError, SafetensorError) as error:  # of a full disk both libraries speak in their own words
+        shutil.rmtree(temporary, ignore_errors=True)
+        free = shutil.disk_usage(folder).free / 1e6
+        raise OSError(f"{folder}: a checkpoint cannot be written, with {free:.0f} MB free ({error})") from error
     final = folder / f"step-{state.step:08d}"
-    if final.exists():  # an interrupted run saves the step that it resumed from once more
-        shutil.rmtree(final)
+    former = folder / f"{final.name}.old"  # which is read where the process ends before the new one is there
+    if final.exists():  # a run that went on from an earlier step saves this one once more
+        shutil.rmtree(former, ignore_errors=True)
+        final.replace(former)
     temporary.replace(final)
+    shutil.rmtree(former, ignore_errors=True)
     for old in checkpoints(folder)[:-KEEP]:
         shutil.rmtree(old)
     for dead in folder.glob(".writing-*"):
@@ -49,21 +61,31 @@ def save_checkpoint(
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
-    return sorted(folder.glob("step-*"))
+    """Checkpoints, oldest first."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+(\.old)?", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: (int(path.name[5:].removesuffix(".old")), path.suffix != ".old"))
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, averaged: Sequence[Tensor] = ()
-) -> TrainingState:
-    """Puts a checkpoint's weights, moments and averages back. ValueError: a file is unreadable or does not fit the model."""
-    load_released(model, path / WEIGHTS)
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, averaged: Sequence[Tensor] = (),
+    accept: Callable[[dict], None] = lambda fingerprint: None,
+) -> TrainingState:  # fmt: skip
+    """Puts a checkpoint's weights, moments and averages back, after ``accept`` has seen its fingerprint.
+
+    ValueError: a file is unreadable or does not fit the model.
+    """
     content = read_weights(path / STATE)
+    try:
+        saved = TrainingState(**content["state"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path / STATE}: holds no state of training ({error!r})") from error
+    accept(saved.fingerprint)
+    load_released(model, path / WEIGHTS)
     try:
         optimiser.load_state_dict(content["optimiser"])
         if averaged:  # an average that was not kept before begins with the weights
-            saved = content.get("averaged") or [p.detach() for p in model.parameters()]
-            torch._foreach_copy_(list(averaged), saved)
-        return TrainingState(**content["state"])
+            kept = content.get("averaged") or [p.detach() for p in model.parameters()]
+            torch._foreach_copy_(list(averaged), kept)
+        return saved
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path / STATE}: does not fit this run ({error})") from error

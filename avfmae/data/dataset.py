@@ -16,8 +16,8 @@ from avfmae.data.arena import LARGEST_WHOLE, Arena
 from avfmae.data.audio import SHORTEST
 from avfmae.data.batch import Bad, Batch, Raw
 from avfmae.data.config import SAMPLE_RATE, DataConfig
-from avfmae.data.manifest import Clip
-from avfmae.data.sources import NOMINAL_FPS, MediaError, Source, VideoInfo, open_clip
+from avfmae.data.sources import NOMINAL_FPS, MediaError, Source, VideoInfo, open_clip, shard_numbers
+from avfmae.data.table import Clip, ClipTable
 from avfmae.masking import DualMask
 from avfmae_kernels import random_bits
 
@@ -151,13 +151,21 @@ class ClipDataset:
     ):
         if not clips:
             raise ValueError("clips: the list is empty")
-        self.clips, self.cfg, self.data, self.purpose, self.seed = list(clips), cfg, data, purpose, seed
+        self.clips, self.cfg, self.data, self.purpose, self.seed = ClipTable.of(clips), cfg, data, purpose, seed
         self.target, self.modalities = target, tuple(modalities)
         self.fatal: dict[int, str] = {}  # clips at which a process hung or died, and why
         self.arena: Arena | None = None  # of the batch that is being read
 
     def __len__(self) -> int:
         return len(self.clips)
+
+    def shards(self) -> np.ndarray | None:
+        """(clips,) the number of each clip's shard; None where not all clips lie in shards."""
+        if shard_numbers([self.clips[0].path]) is None:
+            return None
+        paths, folders = self.clips.folders()
+        numbers = shard_numbers(paths)
+        return None if numbers is None else numbers[folders]
 
     def note(self, clip: int) -> None:
         """Is told of each clip before it is touched; a process that is watched puts its own in this place."""

@@ -2,161 +2,207 @@
 
 Columns: ``path`` (required), ``audio_path`` (sound from another file), ``start`` and ``end`` (seconds into the file),
 ``label`` (a class name, or numbers separated by spaces or commas for regression), ``split``, ``subject``, ``dataset``,
-``face_x, face_y, face_w, face_h`` (pixels). Other columns are kept in the file and ignored here. Relative paths are
+``face_x, face_y, face_w, face_h`` (pixels). Other columns are kept in the file and not read. Relative paths are
 relative to the manifest. The manifest, and clips of prepared sets, may lie at any URL that fsspec opens.
+
+CSV is UTF-8 with commas, semicolons or tabs. Spaces around values are no part of them; an empty cell and NaN are no value.
 """
 
 import csv
-import io
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
-MANIFESTS = (".csv", ".parquet", ".txt")  # suffixes
-FACE = ("face_x", "face_y", "face_w", "face_h")
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
 
+from avfmae.data.table import COLUMNS, FACE, NUMBERS, SHARED, TYPES, Clip, ClipTable, batches_of
+from avfmae.files import cell
 
-@dataclass(frozen=True)
-class Clip:
-    """One row. ``id`` is its place in the manifest and the key of all its random numbers."""
+__all__ = ["COLUMNS", "FACE", "MANIFESTS", "Clip", "read_manifest", "read_released_list", "write_manifest"]
 
-    id: int
-    path: str
-    audio_path: str | None = None
-    start: float | None = None
-    end: float | None = None
-    label: str | None = None
-    split: str | None = None
-    subject: str | None = None
-    dataset: str | None = None
-    face: tuple[float, float, float, float] | None = None
+MANIFESTS = (".csv", ".parquet", ".txt", ".tsv")  # suffixes
+BLOCK = 1 << 23  # bytes that are read at a time
 
 
-COLUMNS = tuple(f.name for f in fields(Clip) if f.name not in ("id", "face")) + FACE
-
-
-def read_manifest(path: str | os.PathLike) -> list[Clip]:
+def read_manifest(path: str | os.PathLike) -> ClipTable:
     """Reads a manifest, or a released space-separated list (``.txt``, or ``.csv`` without a header).
+
+    A large one is read once a machine: its table is kept in the user's cache folder, until the file changes.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a column is missing, a value is no number, or there are no rows; names file and row.
     """
-    data, path = _read(path)
-    if str(path).endswith(".parquet"):
-        import pyarrow.parquet
-
-        try:
-            rows = pyarrow.parquet.read_table(io.BytesIO(data)).to_pylist()
-        except Exception as error:
-            raise ValueError(f"{path}: is no readable Parquet file ({error})") from error
-    else:
-        try:
-            text = data.decode("utf-8-sig", "surrogateescape")  # names of files are bytes
-            if "\0" in text:
-                raise csv.Error("it holds zero bytes")
-            if _is_released_list(text.partition("\n")[0]):
-                return read_released_list(path)
-            rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        except csv.Error as error:
-            raise ValueError(f"{path}: is no readable CSV file ({error})") from error
-    if not rows:
-        raise ValueError(f"{path}: holds no clips")
-    if "path" not in rows[0]:
-        raise ValueError(f"{path}: column 'path' is missing; it has {', '.join(map(str, rows[0]))}")
-    return [_clip(i, row, path) for i, row in enumerate(rows)]
-
-
-def _read(path: str | os.PathLike) -> tuple[bytes, Path | str]:
-    """A manifest's bytes, and its path or URL. A URL that has been a Path has lost a slash, which is put back."""
     url = re.match(r"([a-z][a-z0-9+.-]+(?:::[a-z0-9+.-]+)*):/+(.+)", str(path))
-    if url is None:
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such manifest")
-        return Path(path).read_bytes(), Path(path)
-    import fsspec
+    if url is not None:  # a URL that has been a Path has lost a slash, which is put back
+        where = f"{url[1]}://{url[2]}"
+        import fsspec
 
-    where = f"{url[1]}://{url[2]}"
-    try:
-        with fsspec.open(where) as file:
-            return file.read(), where
-    except (OSError, ImportError, ValueError) as error:
-        raise FileNotFoundError(f"{where}: cannot be opened ({type(error).__name__}: {error})") from error
-
-
-def _clip(i: int, row: dict, manifest: Path | str) -> Clip:
-    row = {k: None if v is None or str(v).strip() == "" else str(v).strip() for k, v in row.items() if k is not None}
-
-    def number(column: str) -> float | None:
-        value = row.get(column)
         try:
-            return None if value is None else float(value)
-        except ValueError:
-            raise ValueError(f"{manifest}, row {i + 1}: {column} is {value!r}, expected a number") from None
+            with fsspec.open(where) as file:
+                return ClipTable(pa.Table.from_batches(_batches(file, where)), where.rpartition("/")[0])
+        except (OSError, ImportError) as error:
+            raise FileNotFoundError(f"{where}: cannot be opened ({type(error).__name__}: {error})") from error
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such manifest")
 
-    def resolve(column: str) -> str | None:
-        value = row.get(column)
-        if value is None or "://" in value:
-            return value
-        return f"{manifest.rpartition('/')[0]}/{value}" if isinstance(manifest, str) else str(manifest.parent / value)
+    def batches() -> Iterator[pa.RecordBatch]:
+        with open(path, "rb") as file:
+            yield from _batches(file, str(path))
 
-    if row["path"] is None:
-        raise ValueError(f"{manifest}, row {i + 1}: path is empty")
-    face = tuple(number(c) for c in FACE)
-    text = {c: row.get(c) for c in ("label", "split", "subject", "dataset")}
-    return Clip(i, resolve("path"), resolve("audio_path"), number("start"), number("end"),
-                face=None if None in face else face, **text)  # fmt: skip
+    base, stat = os.path.dirname(path), os.stat(path)
+    if stat.st_size < SHARED:
+        return ClipTable(pa.Table.from_batches(batches()), base)
+    key = f"2 {os.path.realpath(path)} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+    return ClipTable.cached(key, base, batches)
+
+
+def _batches(file: IO[bytes], path: str) -> Iterator[pa.RecordBatch]:
+    """The table of a manifest, part after part."""
+    read, rows = 0, _parquet(file, path) if path.endswith(".parquet") else _csv(file, path)
+    try:
+        for batch in rows:
+            if len(batch):
+                yield batch if "id" in batch.schema.names else _checked(batch, read, path)  # a released list has numbers
+                read += len(batch)
+    except pa.ArrowInvalid as error:
+        kind = "Parquet" if path.endswith(".parquet") else "CSV"
+        raise ValueError(f"{path}: is no readable {kind} file ({error})") from error
+    if not read:
+        raise ValueError(f"{path}: holds no clips")
+
+
+def _parquet(file: IO[bytes], path: str) -> Iterator[pa.RecordBatch]:
+    parquet = pa.parquet.ParquetFile(file)
+    for batch in parquet.iter_batches(columns=_used(parquet.schema_arrow.names, path)):
+        yield pa.record_batch([column.cast(pa.string(), safe=False) for column in batch.columns], names=batch.schema.names)
+
+
+def _csv(file: IO[bytes], path: str) -> Iterator[pa.RecordBatch]:
+    head = file.read(1 << 16)
+    if b"\0" in head:
+        raise ValueError(f"{path}: is no readable CSV file (it holds zero bytes; expected UTF-8, not UTF-16)")
+    lines = head.decode("utf-8-sig", "surrogateescape").splitlines() or [""]
+    says = re.fullmatch(r'"?sep=(.)"?[,;\t]*', lines[0])  # as some spreadsheets write before the header
+    line = lines[1] if says and len(lines) > 1 else lines[0]
+    separator = says[1] if says else max(",;\t", key=line.count)
+    names = [name.strip() for name in next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])]
+    file.seek(0)
+    if "path" not in names and separator not in line and len(line.split()) >= 2:
+        if "path" in line.split():
+            raise ValueError(f"{path}: its header is separated by spaces ({line[:80]!r}), expected commas, semicolons or tabs")
+        yield from batches_of(_released(file, path))
+        return
+    if not line:
+        return
+    used = _used(names, path)
+    reader = pa.csv.open_csv(
+        file,
+        pa.csv.ReadOptions(block_size=BLOCK, column_names=names, skip_rows=2 if says else 1, use_threads=False),
+        pa.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+        pa.csv.ConvertOptions(include_columns=used, column_types=dict.fromkeys(used, pa.string()), check_utf8=False),
+    )
+    for batch in reader:
+        if separator == ";":  # where decimals have commas
+            columns = [pc.replace_substring(batch[c], ",", ".") if c in NUMBERS else batch[c] for c in used]
+            batch = pa.record_batch(columns, names=used)
+        yield batch
+
+
+def _used(names: list[str], path: str) -> list[str]:
+    used = [c for c in COLUMNS if c in names]
+    if "path" not in used:
+        raise ValueError(f"{path}: column 'path' is missing; it has {', '.join(names)}")
+    if twice := next((c for c in used if names.count(c) > 1), None):
+        raise ValueError(f"{path}: has the column {twice!r} {names.count(twice)} times, expected once")
+    return used
+
+
+def _checked(batch: pa.RecordBatch, read: int, path: str) -> pa.RecordBatch:
+    """Text as it was written, as the table has it. ``read``: rows before these."""
+    columns = {"id": pa.array(np.arange(read, read + len(batch)))}
+    for name in batch.schema.names:
+        text = pc.ascii_trim_whitespace(batch[name])
+        if pc.any(pc.starts_with(text, '"')).as_py():  # a quote after a space is none to the reader of CSV
+            text = pc.ascii_trim(text, '"')
+        text = pc.replace_substring_regex(text, "^'([-=+@])", r"\1")  # as files.cell() writes it
+        text = pc.if_else(pc.is_in(text, pa.array(["", "nan", "NaN", "NAN"])), None, text)
+        if name not in NUMBERS:
+            columns[name] = text.view(pa.binary())
+            continue
+        try:
+            columns[name] = text.cast(pa.float64())
+        except pa.ArrowInvalid:
+            values = [value and value.decode("utf-8", "replace") for value in text.view(pa.binary()).to_pylist()]
+            row, wrong = next((i, v) for i, v in enumerate(values) if v and not re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?", v))
+            raise ValueError(f"{path}, row {read + row + 1}: {name} is {wrong!r}, expected a number") from None
+    if columns["path"].null_count:
+        raise ValueError(f"{path}, row {read + pc.index(columns['path'].is_null(), True).as_py() + 1}: path is empty")
+    return pa.record_batch(list(columns.values()), schema=pa.schema([(c, TYPES[c]) for c in columns]))
 
 
 def write_manifest(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
     """Writes clips as CSV (or Parquet, by the suffix); paths become relative to the file where they lie below it."""
-    path, rows = Path(path), []
-    for clip in clips:
-        row = {c: getattr(clip, c) for c in COLUMNS if c not in FACE}
-        row |= dict(zip(FACE, clip.face or [None] * 4, strict=True))
-        for c in ("path", "audio_path"):
-            if row[c] and Path(row[c]).is_relative_to(path.parent):
-                row[c] = str(Path(row[c]).relative_to(path.parent))
-        rows.append(row)
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
 
-        table = pyarrow.table({c: [row[c] for row in rows] for c in COLUMNS})
-        pyarrow.parquet.write_table(table, path)
+    def relative(place: str | None) -> str | None:
+        return str(Path(place).relative_to(path.parent)) if place and Path(place).is_relative_to(path.parent) else place
+
+    moved = (replace(clip, path=relative(clip.path), audio_path=relative(clip.audio_path)) for clip in clips)
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pa.Table.from_batches(map(_text, batches_of(moved))).drop_columns("id"), path)
         return
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        writer.writerows(rows)
+        for clip in moved:
+            cells = {c: cell(getattr(clip, c)) for c in COLUMNS if c not in FACE}
+            writer.writerow(cells | dict(zip(FACE, clip.face or [None] * 4, strict=True)))
 
 
-def _is_released_list(line: str) -> bool:
-    return "," not in line and len(line.split()) >= 2
+def _text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with strings for bytes; where a name is no UTF-8 it fits no string, and its column stays."""
+    columns = batch.columns
+    for i, column in enumerate(columns):
+        with suppress(pa.ArrowInvalid):
+            columns[i] = column.cast(pa.string()) if column.type == pa.binary() else column
+    return pa.record_batch(columns, names=batch.schema.names)
 
 
-def read_released_list(path: str | os.PathLike) -> list[Clip]:
+def read_released_list(path: str | os.PathLike) -> ClipTable:
     """A list of the released code: no header, fields separated by spaces.
 
     ``<video> 0`` (pre-training), ``<video or frame folder> <wav> <label>``, ``<frame folder> <label>``, or three
     numbers in place of the label. The 0 of a pre-training list is kept as a label; pre-training ignores labels.
     """
-    clips = []
-    for i, line in enumerate(Path(path).read_text(encoding="utf-8", errors="surrogateescape").splitlines()):
-        parts = line.split()
+    with open(path, "rb") as file:
+        clips = ClipTable(pa.Table.from_batches(batches_of(_released(file, str(path))), pa.schema(TYPES)), os.path.dirname(path))
+    if not len(clips):
+        raise ValueError(f"{path}: holds no clips")
+    return clips
+
+
+def _released(file: Iterable[bytes], path: str) -> Iterator[Clip]:
+    count = 0
+    for i, line in enumerate(file):
+        parts = line.decode("utf-8-sig", "surrogateescape").split()
         if not parts:
             continue
         audio = parts[1] if len(parts) > 2 and not _is_number(parts[1]) else None
         label = parts[2:] if audio else parts[1:]
         if not label:
-            raise ValueError(f"{path}, line {i + 1}: got {line!r}, expected <video> [<wav>] <label>")
-        base = Path(path).parent
-        clips.append(Clip(len(clips), str(base / parts[0]), str(base / audio) if audio else None, label=" ".join(label)))
-    if not clips:
-        raise ValueError(f"{path}: holds no clips")
-    return clips
+            raise ValueError(f"{path}, line {i + 1}: got {parts[0]!r}, expected <video> [<wav>] <label>")
+        yield Clip(count, parts[0], audio, label=" ".join(label))
+        count += 1
 
 
 def _is_number(text: str) -> bool:

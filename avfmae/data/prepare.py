@@ -14,6 +14,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from avfmae.data.sources import MediaError, Source, find_files, open_clip
 from avfmae.data.sources.prepared import Shard
 from avfmae.data.workers import TaskContext, WorkerFailure, Workers
 from avfmae.extras import need
-from avfmae.files import atomic_write, printable
+from avfmae.files import atomic_write, cell, locked, printable
 from avfmae.options import PrepareConfig
 
 DRIFT = 0.04  # seconds by which sound and picture may begin or end apart before it is flagged
@@ -64,11 +65,21 @@ def prepare(run: PrepareConfig) -> Path:
         raise ValueError(f"{run.source}: {len(missing)} clips have no face box ({missing[0]}), which detector 'manifest' takes")
     faces.make_detector("precropped" if run.detector == "manifest" else run.detector, run.yunet and str(run.yunet))
     out = Path(run.out)
+    with locked(out / ".lock", wait=False):
+        return _prepare(out, run, clips)
+
+
+def _prepare(out: Path, run: PrepareConfig, clips: Sequence[Clip]) -> Path:
     _check_settings(out, run, clips)
     groups = {n: clips[n * run.shard_clips :][: run.shard_clips] for n in range(-(-len(clips) // run.shard_clips))}
-    rest = {n: group for n, group in groups.items() if not (out / f"{n:06d}.index").exists()}
-    if len(rest) < len(groups):
-        console.print(f"{out}: {len(groups) - len(rest)} of {len(groups)} shards are there already", highlight=False)
+    there = [n for n in groups if (out / f"{n:06d}.index").exists()]
+    broken = [n for n in there if not _is_current(out / f"{n:06d}.tar", groups[n])]
+    for number in broken:
+        (out / f"{number:06d}.index").unlink()  # so that no index of other bytes is there while the shard is made
+    rest = {n: group for n, group in groups.items() if n in broken or n not in there}
+    if there:
+        anew = f"; {len(broken)} of these are damaged, or their sources have changed, and are made anew" if broken else ""
+        console.print(f"{out}: {len(there)} of {len(groups)} shards are there already{anew}", highlight=False)
     with _progress(len(clips), sum(map(len, rest.values()))) as advance:
         results = _results(run, [clip for group in rest.values() for clip in group])
         for number, group in rest.items():
@@ -82,7 +93,30 @@ def prepare(run: PrepareConfig) -> Path:
     return _write_set(out, groups)
 
 
-def find_clips(source: Path) -> list[Clip]:
+def _is_current(shard: Path, group: Sequence[Clip]) -> bool:
+    """Whether a shard is whole, and made of its sources as they are. Sources are read only where they are newer than it.
+
+    A source that is there no longer is no reason to lose what was made of it.
+    """
+    try:
+        stored, aside = Shard(str(shard)), json.loads(shard.with_suffix(".aside.json").read_text())
+        ends = stored.index["members"].reshape(-1, 2).sum(1)
+        digests = {row["source"]: row["source_sha256"] for row in stored.rows}
+        made, size = shard.with_suffix(".index").stat().st_mtime, shard.stat().st_size
+    except (MediaError, OSError, ValueError, KeyError, TypeError):
+        return False
+    if len(stored.rows) + len(aside) != len(group) or size < ends.max(initial=0):
+        return False
+    for path in {path for clip in group for path in (clip.path, clip.audio_path) if path}:
+        with suppress(OSError):
+            stat = os.stat(path)
+            changed = max(stat.st_mtime, stat.st_ctime) > made  # the latter also where an older file has come in its place
+            if changed and (path not in digests or open_clip(path).digest() != digests[path]):
+                return False
+    return True
+
+
+def find_clips(source: Path) -> Sequence[Clip]:
     """A manifest's clips, or all videos below a folder in the order of their paths."""
     source = Path(source)
     if source.is_dir():
@@ -110,7 +144,12 @@ def _check_settings(out: Path, run: PrepareConfig, clips: Sequence[Clip]) -> Non
     if not file.exists():
         with atomic_write(file) as temporary:
             temporary.write_text(claim)
-    elif (there := json.loads(file.read_text())) != (wanted := json.loads(claim)):
+        return
+    try:
+        there, wanted = json.loads(file.read_text()), json.loads(claim)
+    except ValueError as error:
+        raise ValueError(f"{file}: is damaged ({error}); choose another out") from error
+    if there != wanted:
         changed = [f"{k} {there.get(k)}, now {wanted[k]}" for k in wanted if there.get(k) != wanted[k]]
         raise ValueError(f"{out}: holds a set prepared otherwise ({'; '.join(changed)}); choose another out")
 
@@ -156,8 +195,8 @@ def _ray(run: PrepareConfig, clips: list[Clip]) -> Iterator[Sample | Failure]:
             include_dashboard=False,
         )
     try:
-        # A task that crashes its process is tried once more by nobody: the file is at fault.
-        task = ray.remote(max_retries=0, num_cpus=1)(prepare_clip)
+        # A worker may be lost with its machine; a file that ends three of them is at fault.
+        task = ray.remote(max_retries=2, num_cpus=1)(prepare_clip)
         ahead = 4 * int(ray.cluster_resources().get("CPU", 1))
         waiting: list = []
         for clip in [*clips, None]:
@@ -329,7 +368,7 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
 
 
 class _progress:

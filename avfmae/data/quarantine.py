@@ -7,7 +7,7 @@ from pathlib import Path
 
 from avfmae.console import console
 from avfmae.data.batch import Bad
-from avfmae.files import atomic_write
+from avfmae.files import atomic_write, cell, printable
 
 
 class Quarantine:
@@ -32,11 +32,11 @@ class Quarantine:
             return
         self.bad |= new
         if self.active:
-            with atomic_write(self.path) as temporary, open(temporary, "w", newline="") as file:
+            with atomic_write(self.path) as temporary, open(temporary, "w", newline="", errors="surrogateescape") as file:
                 writer = csv.writer(file)
-                writer.writerows([("id", "path", "reason"), *(astuple(b) for b in self.bad.values())])
+                writer.writerows([("id", "path", "reason"), *([*map(cell, astuple(b))] for b in self.bad.values())])
             for b in new.values():
-                console.print(f"set aside: {b.path}: {b.reason}", style="yellow", highlight=False)
+                console.print(printable(f"set aside: {b.path}: {b.reason}"), style="yellow", highlight=False)
         if len(self.bad) > self.max_share * self.clips:
             last = next(reversed(self.bad.values()))
             raise RuntimeError(
@@ -49,5 +49,5 @@ def read_quarantine(path: Path) -> list[Bad]:
     """The clips that a run has set aside; none where it has no list."""
     if not path.exists():
         return []
-    with open(path, newline="") as file:
+    with open(path, newline="", errors="surrogateescape") as file:
         return [Bad(int(row["id"]), row["path"], row["reason"]) for row in csv.DictReader(file)]

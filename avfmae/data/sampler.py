@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 ORDER = 17  # a stream of random numbers; 0 to 3 are the masks', 16 is the replacements' of bad clips
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchSampler:
     """Which clips make up each step, whatever the number of processes and of accumulated micro-batches.
 
@@ -26,8 +27,8 @@ class BatchSampler:
     rank: int = 0
     world: int = 1
     seed: int = 0
-    weights: tuple[float, ...] | None = None
-    shards: tuple[int, ...] | None = None
+    weights: np.ndarray | None = None
+    shards: np.ndarray | None = None
     mixed_shards: int = 64
 
     @classmethod
@@ -56,30 +57,30 @@ class BatchSampler:
         """The clips' order in an epoch; a list shorter than one batch goes round."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, 0, ORDER, 2**63]))
         if self.weights is not None:
-            p = np.asarray(self.weights) / np.sum(self.weights)
+            p = self.weights / np.sum(self.weights)
             return rng.choice(self.clips, size=max(self.clips, self.total_batch), p=p)
         if self.shards is not None and self.clips >= self.total_batch:
             return self._by_shards(rng)
         return np.resize(rng.permutation(self.clips), max(self.clips, self.total_batch))
 
-    @property
+    @cached_property
     def lanes(self) -> int:
         """Parts of the total batch that read shards of their own. A process has some lanes; their number does not depend on
         it."""
-        most = min(64, len(set(self.shards or ())))
+        most = min(64, 1 if self.shards is None else len(np.unique(self.shards)))
         return next(n for n in range(max(1, most), 0, -1) if self.total_batch % n == 0)
 
     def _by_shards(self, rng: np.random.Generator) -> np.ndarray:
         """Shards are dealt to lanes; each lane goes through its shards by lots, the clips of a lot shuffled together."""
-        shards = np.asarray(self.shards)
-        names, sizes = np.unique(shards, return_counts=True)
+        assert self.shards is not None
+        names, sizes = np.unique(self.shards, return_counts=True)
         dealt: list[list[int]] = [[] for _ in range(self.lanes)]
         held = np.zeros(self.lanes, int)
         for k in rng.permutation(len(names)):
             lane = int(held.argmin())
             dealt[lane].append(int(names[k]))
             held[lane] += sizes[k]
-        members = dict(zip(names, np.split(np.argsort(shards, kind="stable"), sizes.cumsum()[:-1]), strict=True))
+        members = dict(zip(names, np.split(np.argsort(self.shards, kind="stable"), sizes.cumsum()[:-1]), strict=True))
         lot = max(1, self.mixed_shards // self.lanes)
         lanes = []
         for mine in dealt:
@@ -91,9 +92,15 @@ class BatchSampler:
         return np.concatenate([head.ravel(), rng.permutation(np.concatenate([lane[whole:] for lane in lanes]))])
 
     def micro_batches(self, first_step: int, last_step: int) -> Iterator[list[tuple[int, int]]]:
-        """This process's (epoch, position) lists from one step up to another, ``accumulation`` of them a step."""
+        """This process's (epoch, position) lists from one step up to another, ``accumulation`` of them a step.
+
+        An epoch's order is made once, when its first step is asked for.
+        """
+        ordered, order = -1, np.zeros(0, int)
         for step in range(first_step, last_step):
             epoch, within = divmod(step, self.steps_per_epoch)
-            rows = self.order(epoch)[within * self.total_batch :][: self.total_batch]
-            for part in rows.reshape(self.world, self.accumulation, self.micro_batch)[self.rank]:
-                yield [(epoch, int(i)) for i in part]
+            if epoch != ordered:
+                ordered, order = epoch, self.order(epoch)
+            rows = order[within * self.total_batch :][: self.total_batch]
+            for part in rows.reshape(self.world, self.accumulation, self.micro_batch)[self.rank].tolist():
+                yield [(epoch, i) for i in part]

@@ -30,11 +30,13 @@ import numpy as np
 import torch
 
 from avfmae.data.sources import KINDS, Source
+from avfmae.data.sources.source import is_system_fault
 
 AHEAD = 2  # tasks that a process has
 LEASES = 2  # slots of a process that results may hold besides
 ALIGNMENT = 64  # bytes, of every tensor in a slot
-STARTS = 3  # a process that dies so often before it touched anything is not the files' fault
+STARTS = 3  # so often a task is tried where the machine is at fault, or a process dies before it touched anything
+KILLED = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)  # no decoder ends itself so; for want of memory processes are killed
 
 Handler = Callable[[Any, "TaskContext"], Any]
 
@@ -170,6 +172,8 @@ class _Process:
                 number, header, size, failed = self.connection.recv()
                 task, slot = self.queue[0][1:]
                 result = self._unpack(header, slot, size)
+                if failed == "machine":
+                    return self.again(f"a data worker cannot go on: {result}")
                 if failed:
                     raise RuntimeError(f"a data worker failed:\n{result}")
                 self.queue.popleft()
@@ -180,14 +184,15 @@ class _Process:
             self.process.join()
             code = self.process.exitcode
             reason = f"its decoder crashes ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
-        item, touched = int(self.noted[0]), self.noted[1] > 0
+            if not self.noted[1] or -code in KILLED:
+                killed = (
+                    f"data workers are killed ({signal.Signals(-code).name}); is there enough memory?"
+                    if -code in KILLED
+                    else None
+                )
+                return self.again(killed or f"data workers die before they read anything: {reason}")
+        item = int(self.noted[0])
         self.kill()
-        if not touched:
-            self.deaths += 1
-            if self.deaths == STARTS:
-                raise RuntimeError(f"data workers die before they read anything: {reason}")
-            self.start()
-            return {}
         number, task, slot = self.queue.popleft()
         failure, result = WorkerFailure(item, reason), {}
         if (instead := self.workers.retry(task, failure)) is None:
@@ -196,6 +201,19 @@ class _Process:
             self.queue.appendleft((number, instead, slot))
         self.start()
         return result
+
+    def again(self, reason: str) -> dict:
+        """Gives the process's tasks to a new one, for a fault that is no clip's.
+
+        Raises:
+            RuntimeError: it is not the first time.
+        """
+        self.kill()
+        self.deaths += 1
+        if self.deaths == STARTS:
+            raise RuntimeError(f"{reason} ({STARTS} times)")
+        self.start()
+        return {}
 
     def _unpack(self, header: bytes, slot: int, size: int) -> Any:
         """The result, its tensors in the slot, which is leased until they are gone, or copied out of it."""
@@ -313,9 +331,11 @@ def _work(make: Callable[[], Handler], connection, noted, slots: list["_Slot"], 
         slot = slots[which]
         slot.clear()
         try:
-            result, failed = handle(task, TaskContext(noted, slot)), False
-        except Exception:
-            result, failed = traceback.format_exc(), True
+            result, failed = handle(task, TaskContext(noted, slot)), ""
+        except Exception as error:
+            machine = is_system_fault(error)
+            result = f"{type(error).__name__}: {error}" if machine else traceback.format_exc()
+            failed = "machine" if machine else "code"
         noted[1] = 0.0
         header = pickle.dumps(result.map(slot.place) if hasattr(result, "map") else result)
         connection.send((number, header, slot.used, failed))

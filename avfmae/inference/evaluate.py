@@ -18,6 +18,7 @@ from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.manifest import MANIFESTS, Clip, read_manifest
 from avfmae.data.preprocess import preprocess
+from avfmae.files import cell, printable
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.options import EvaluateConfig
 from avfmae.tasks import task_class
@@ -67,15 +68,15 @@ def evaluate(run: EvaluateConfig) -> list[dict]:
     dataset = ClipDataset(listed, model.cfg, data, "evaluate", modalities=model.modalities)
     outputs, bad = predict(model, dataset, range(len(listed)), 1, device)
     for b in bad:
-        print(f"cannot read {b.path}: {b.reason}", file=sys.stderr)
+        print(printable(f"cannot read {b.path}: {b.reason}"), file=sys.stderr)
     if not outputs:
         raise ValueError(f"none of the {len(listed)} clips can be read")
     read = [clip for clip in listed if clip.id in outputs]
     rows = [task.prediction(clip, outputs[clip.id]) for clip in read]
-    with open(run.out, "w", newline="") if run.out else nullcontext(sys.stdout) as file:
+    with open(run.out, "w", newline="", errors="surrogateescape") if run.out else nullcontext(sys.stdout) as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
     if any(c.label is None for c in read):
         return rows
     try:

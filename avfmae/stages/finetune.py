@@ -58,8 +58,9 @@ class SupervisedStage:
             norm.frozen = run.freeze_batch_norm
         weights = task.sampling_weights(split.train) if run.class_balanced else None
         self.trainer = Trainer(
-            run, dist, title, self.model, self.dataset(split.train, "train"), task.loss, self.evaluate, weights, self.prepare
-        )
+            run, dist, title, self.model, self.dataset(split.train, "train"), task.loss, self.evaluate, weights, self.prepare,
+            {"held-out": split.val, "test": split.test}, task.about(),
+        )  # fmt: skip
         evaluated = len(split.val) + len(split.test)
         resumed = self.trainer.state.step > 0
         self.bad = Quarantine(Path(run.out) / "evaluation", evaluated, run.data.max_bad_share, dist.is_main, resumed)

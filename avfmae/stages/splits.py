@@ -1,11 +1,13 @@
 """Who is trained on, who chooses the epoch, who is tested: folds and given splits, never through a person."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
 from avfmae.data.manifest import Clip
+from avfmae.data.sources import MediaError, open_clip
 from avfmae.stages.config import FinetuneConfig
 
 
@@ -19,18 +21,28 @@ class Split:
     test: list[Clip]
 
 
-def unit(clip: Clip) -> str:
-    """What must not be torn apart: a subject, or a clip of nobody known."""
-    return clip.subject or f"clip {clip.id}"
+def units(clips: Sequence[Clip]) -> dict[int, str]:
+    """Clip id -> what must not be torn apart: a subject, or, of nobody known, the recording that the clip is a part of."""
+    firsts: dict[str, str] = {}
+    return {c.id: c.subject or firsts.setdefault(recording(c), f"clip {c.id}") for c in clips}
+
+
+def recording(clip: Clip) -> str:
+    """The path of the file that a clip lies in; of a prepared clip, that it was made of, if the set is there to tell."""
+    with suppress(MediaError):
+        if (stored := open_clip(clip).stored) is not None:
+            return stored.get("source") or clip.path
+    return clip.path
 
 
 def fold_of(clips: Sequence[Clip], folds: int | str) -> dict[int, int]:
-    """Clip id -> fold. Subjects in sorted order are cut into runs, a clip without a subject being its own.
+    """Clip id -> fold. Subjects in sorted order are cut into runs, of clips without a subject each recording is its own.
 
     The runs are those of the published folds of CREMA-D (91 actors: 18, 18, 18, 18, 19) and RAVDESS. ``"loso"``: one subject a
     fold.
     """
-    subjects = sorted({unit(c) for c in clips}, key=lambda s: (len(s), s))
+    of = units(clips)
+    subjects = sorted(set(of.values()), key=lambda s: (len(s), s))
     if folds == "loso":
         if any(c.subject is None for c in clips):
             raise ValueError("folds: 'loso' needs a subject for every clip")
@@ -38,7 +50,7 @@ def fold_of(clips: Sequence[Clip], folds: int | str) -> dict[int, int]:
     if not 2 <= (count := int(folds)) <= len(subjects):
         raise ValueError(f"folds: got {folds}, expected 2 to {len(subjects)}, the number of subjects")
     number = {s: ((i + 1) * count - 1) // len(subjects) for i, s in enumerate(subjects)}
-    return {c.id: number[unit(c)] for c in clips}
+    return {c.id: number[of[c.id]] for c in clips}
 
 
 def make_splits(clips: Sequence[Clip], run: FinetuneConfig) -> list[Split]:
@@ -66,11 +78,12 @@ def make_splits(clips: Sequence[Clip], run: FinetuneConfig) -> list[Split]:
 
 def hold_out(split: Split, run: FinetuneConfig) -> Split:
     """The split with some training subjects moved to ``val``, unless it has held-out clips already."""
-    subjects = sorted({unit(c) for c in split.train})
+    of = units(split.train)
+    subjects = sorted(set(of.values()))
     if split.val or run.val_share <= 0 or len(subjects) < 2:
         return split
     rng = np.random.Generator(np.random.Philox(key=[run.seed, 0]))
     held = set(rng.permutation(subjects)[: max(1, round(run.val_share * len(subjects)))])
     return Split(
-        split.name, [c for c in split.train if unit(c) not in held], [c for c in split.train if unit(c) in held], split.test
+        split.name, [c for c in split.train if of[c.id] not in held], [c for c in split.train if of[c.id] in held], split.test
     )

@@ -63,6 +63,7 @@ class RunConfig:
         save_steps: a checkpoint every so many steps, and at the end.
         log_steps: a line of log every so many steps, and in short runs 20 times; between them nothing waits for the device.
         tensorboard: write TensorBoard event files too, beside log.jsonl (``pip install 'avfmae[tensorboard]'``).
+        resume_anyway: continue the run that is found in ``out`` though clips, labels or settings that change its results differ.
         stop_after: end the run after this many steps, as if interrupted; for tests and probes.
     """
 
@@ -79,6 +80,7 @@ class RunConfig:
     save_steps: int = 500
     log_steps: int = 10
     tensorboard: bool = False
+    resume_anyway: bool = False
     stop_after: int | None = None
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

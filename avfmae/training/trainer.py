@@ -1,27 +1,33 @@
 """The one training loop of all three stages."""
 
 import copy
-import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from rich.text import Text
 from torch import nn
 
 from avfmae import engines
 from avfmae.checkpoints import save_weights
 from avfmae.checkpoints.state import TrainingState, checkpoints, load_checkpoint, save_checkpoint
+from avfmae.console import console
 from avfmae.data.batch import Bad, Batch
 from avfmae.data.dataset import ATTEMPTS, ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.quarantine import Quarantine
 from avfmae.data.sampler import BatchSampler
-from avfmae.data.sources import shard_numbers
+from avfmae.data.table import Clip, ClipTable
+from avfmae.files import locked
 from avfmae.training.config import RunConfig
 from avfmae.training.dist import Processes
+from avfmae.training.resume import OtherRun, check_same, fingerprint
 from avfmae.training.runlog import RunLog, memory_gb
 from avfmae.training.step import LossFunction, TrainingStep
 from avfmae.training.upload import uploaded
@@ -39,20 +45,22 @@ class Trainer:
         prepare: what is done to a batch on its device before the loss, given the number of the micro-batch.
         evaluate: called with the epoch's number when one is done; its dict goes into the history.
         weights: sampling weights of the clips.
+        others: lists that are evaluated, by name; classes: what the labels mean. A run is continued with the same ones only.
     """
 
     def __init__(
         self, run: RunConfig, dist: Processes, title: str, model: nn.Module, dataset: ClipDataset, loss: LossFunction,
         evaluate: Callable[[int], dict | None] = lambda epoch: None, weights: list[float] | None = None,
         prepare: Callable[[Batch, int], Batch] = lambda batch, number: batch,
+        others: Mapping[str, Sequence[Clip]] | None = None, classes: object = None,
     ):  # fmt: skip
         optim = run.optim
         self.run, self.dist, self.title, self.model, self.prepare, self.evaluate = run, dist, title, model, prepare, evaluate
         self.dataset, self.out = dataset, Path(run.out)
         self.sampler = BatchSampler.fit(
             len(dataset), optim.total_batch, optim.micro_batch, rank=dist.rank, world=dist.world, seed=run.seed,
-            weights=None if weights is None else tuple(weights),
-            shards=shard_numbers([clip.path for clip in dataset.clips]), mixed_shards=run.data.mixed_shards,
+            weights=None if weights is None else np.array(weights),
+            shards=dataset.shards(), mixed_shards=run.data.mixed_shards,
         )  # fmt: skip
         self.steps = optim.epochs * self.sampler.steps_per_epoch
         self.step = TrainingStep(
@@ -60,29 +68,44 @@ class Trainer:
             torch.compile(model) if run.compile else None,
         )  # fmt: skip
         self.found: list[Bad] = []  # bad clips since the last line of log
-        clips = hashlib.sha256("\n".join(Path(clip.path).name for clip in dataset.clips).encode()).hexdigest()[:16]
-        fingerprint = {"clips": clips, "total_batch": optim.total_batch, "seed": run.seed, "epochs": optim.epochs}
-        if self.sampler.shards is not None:
-            fingerprint["mixed_shards"] = run.data.mixed_shards  # of which the order is a function too
-        self.state = TrainingState(fingerprint=fingerprint)
-        self.resume(fingerprint)
+        lists = {"training": dataset.clips} | {name: ClipTable.of(clips) for name, clips in (others or {}).items()}
+        self.state = TrainingState(fingerprint=fingerprint(run, lists, self.sampler.shards is not None, classes=classes))
+        self.resume()
         self.execute = engines.build(run.engine, self.step)
         resumed = self.state.step > 0
         self.quarantine = Quarantine(self.out, len(dataset), run.data.max_bad_share, dist.is_main, resumed)
 
-    def resume(self, fingerprint: dict) -> None:
-        found = checkpoints(self.out / "checkpoints")
-        if not found:
+    def resume(self) -> None:
+        """Goes on from the newest checkpoint that is whole; says which are not."""
+        mine, damaged = self.state.fingerprint, []
+        for path in reversed(checkpoints(self.out / "checkpoints")):
+            try:
+                accept = partial(check_same, path, now=mine, anyway=self.run.resume_anyway)
+                self.state = load_checkpoint(path, self.model, self.step.optimizer, self.step.averaged, accept)
+                break
+            except OtherRun:
+                raise
+            except (ValueError, FileNotFoundError) as error:
+                damaged.append(error)
+        else:
+            if damaged:
+                raise damaged[0]
             return
-        self.state = load_checkpoint(found[-1], self.model, self.step.optimizer, self.step.averaged)
-        if self.state.fingerprint != fingerprint:
-            changed = [k for k in fingerprint if self.state.fingerprint.get(k) != fingerprint[k]]
-            values = ", ".join(f"{k} {self.state.fingerprint.get(k)}, now {fingerprint[k]}" for k in changed)
-            raise ValueError(f"{found[-1]}: belongs to a run with another {' and '.join(changed)} ({values}); choose another out")
+        for error in damaged:
+            console.print(Text(f"{error}; continuing from {path.name}", style="yellow"))
+        self.state.fingerprint = mine
         self.step.restart(self.state.step, self.state.skipped, self.state.in_a_row)
 
     def fit(self) -> list[dict]:
-        """Trains to the end, or from where an earlier run stopped. Returns the evaluations' history."""
+        """Trains to the end, or from where an earlier run stopped. Returns the evaluations' history.
+
+        Raises:
+            ValueError: another process trains in the same folder.
+        """
+        with locked(self.out / ".lock", wait=False) if self.dist.is_main else nullcontext():
+            return self._fit()
+
+    def _fit(self) -> list[dict]:
         first = self.state.step
         last = self.steps if self.run.stop_after is None else min(self.steps, self.run.stop_after)
         per_epoch = self.sampler.steps_per_epoch

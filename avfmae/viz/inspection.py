@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from rich.progress import track
 from rich.table import Column, Table
+from rich.text import Text
 
 from avfmae.config import ModelConfig
 from avfmae.console import console
@@ -21,6 +22,7 @@ from avfmae.data.manifest import MANIFESTS, Clip, read_manifest
 from avfmae.data.prepare import cut_sound, find_clips
 from avfmae.data.sources import MediaError, Source, open_clip
 from avfmae.data.workers import TaskContext, WorkerFailure, Workers
+from avfmae.files import printable
 from avfmae.masking import DualMask
 from avfmae.options import InspectConfig
 from avfmae.viz.pages import Page
@@ -70,7 +72,7 @@ def inspect(run: InspectConfig) -> Path:
     page.sections += drawn
     path = page.write()
     console.print(clips_table(rows))
-    console.print(f"open [bold]{path}[/bold]", highlight=False)
+    console.print(f"open {path}", highlight=False)
     return path
 
 
@@ -78,11 +80,11 @@ def clips_table(rows: Sequence[dict[str, str]]) -> Table:
     """The table for the terminal. Of a path the file's name is shown whole, as other columns are not told apart without it."""
     table = Table(*(Column(name, overflow="fold", no_wrap=name not in ("clip", "flags")) for name in rows[0]))
     for row in rows:
-        table.add_row(*({**row, "clip": Path(row["clip"]).name}.values()))
+        table.add_row(*(Text(printable(v)) for v in ({**row, "clip": Path(row["clip"]).name}.values())))
     return table
 
 
-def listed(sources: Sequence[Path]) -> tuple[list[Clip], bool]:
+def listed(sources: Sequence[Path]) -> tuple[Sequence[Clip], bool]:
     """The clips of the sources, and whether they are a set to sample from."""
     if not sources:
         raise ValueError("sources: give videos, a prepared set, a manifest or a folder")

@@ -25,7 +25,7 @@ def print_results(results: dict) -> None:
         table = Table(*rows[0], title=title, title_justify="left")
         for row in rows:
             table.add_row(*row.values())
-        Console(quiet=not IS_MAIN).print(table)
+        Console(quiet=not IS_MAIN, markup=False).print(table)
 
 
 PAGE = jinja2.Template("""<!doctype html><html lang="en"><meta charset="utf-8"><title>{{ title }}</title>

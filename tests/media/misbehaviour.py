@@ -29,6 +29,14 @@ def misbehave(task, context):
         time.sleep(600)
     if what == "die":
         os.kill(os.getpid(), 11)
+    if what.startswith("killed") or what.startswith("full"):
+        _, _, once = what.partition(" ")
+        if not once or not os.path.exists(once):
+            if once:
+                open(once, "w").close()
+            if what.startswith("killed"):
+                os.kill(os.getpid(), 9)
+            raise OSError(24, "Too many open files")
     if what == "fail":
         raise KeyError("no such thing")
     if what == "in place":

@@ -145,7 +145,7 @@ def test_samplers_fit_any_number_of_processes():
 
 
 def test_class_balance_draws_classes_equally():
-    sampler = BatchSampler(100, 100, 100, weights=(1 / 90,) * 90 + (1 / 10,) * 10)
+    sampler = BatchSampler(100, 100, 100, weights=np.array([1 / 90] * 90 + [1 / 10] * 10))
     drawn = np.concatenate([sampler.order(e) for e in range(50)])
     assert 0.45 < (drawn >= 90).mean() < 0.55
 
@@ -163,6 +163,17 @@ def test_a_bad_clip_is_replaced_whole_and_always_by_the_same(clips, media):
             assert np.array_equal(sample.sounds, again.sounds)  # picture and sound of one clip
         assert found[0] == found[1] and found[0][0] not in (8, 9) and found[0][1][0] == position
     assert "no audio track" in set_aside[0].reason
+
+
+@pytest.mark.parametrize(
+    "kind", [{}, {"shards": np.arange(100) // 5}, {"weights": np.linspace(1, 2, 100)}], ids=lambda k: str([*k])
+)
+def test_an_epoch_is_ordered_once(kind, monkeypatch):
+    """Asked for a step at a time, or for all steps at once: the same, but the order of 100 clips is made once an epoch."""
+    apart = [next(BatchSampler(100, 10, 5, seed=2, **kind).micro_batches(step, step + 1)) for step in range(20)]
+    made, order = [], BatchSampler.order
+    monkeypatch.setattr(BatchSampler, "order", lambda self, epoch: made.append(epoch) or order(self, epoch))
+    assert list(BatchSampler(100, 10, 5, seed=2, **kind).micro_batches(0, 20))[::2] == apart and made == [0, 1]
 
 
 def test_silence_is_an_option(media):

@@ -79,7 +79,7 @@ def test_batches_are_the_same_for_any_number_of_ranks(stored):
 
 def test_a_rank_keeps_to_its_shards(stored):
     """Shards are split over ranks, but for what is left over where the lanes' shards differ in size."""
-    numbers = np.array(shard_numbers([c.path for c in stored]))
+    numbers = shard_numbers([c.path for c in stored])
     touched = [[set(numbers[[i for m in plan.micro_batches(0, 3) for _, i in m]])] for plan in plans(stored, 2)]
     assert not touched[0][0] & touched[1][0] and touched[0][0] | touched[1][0] <= set(range(6))
 

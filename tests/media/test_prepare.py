@@ -4,6 +4,7 @@ picture."""
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def test_segments_of_a_file_become_clips(media, tmp_path):
 
 
 def contents(folder):
-    return {p.name: p.read_bytes() for p in Path(folder).iterdir()}
+    return {p.name: p.read_bytes() for p in Path(folder).iterdir() if p.name != ".lock"}
 
 
 @pytest.mark.slow
@@ -134,6 +135,31 @@ def test_a_killed_run_ends_with_the_bytes_of_an_unbroken_one(source, prepared, t
     got = contents(tmp_path / "out")
     assert {n: len(b) for n, b in got.items()} == {n: len(b) for n, b in want.items()} and got == want
     assert left[0] < 6 and left[1] < 6  # it really was broken off
+
+
+def test_what_is_damaged_gone_or_made_of_other_files_is_made_anew(media, tmp_path, capsys):
+    """And that alone; in the end the bytes are those of a set that is made at once."""
+    for number in range(5):
+        shutil.copy(media["good_mp4"], tmp_path / f"{number}.mp4")
+    (tmp_path / "5.mp4").write_bytes(b"")
+    write_manifest(tmp_path / "m.csv", [Clip(i, str(tmp_path / f"{i}.mp4")) for i in range(6)])
+    run = settings(tmp_path / "m.csv", tmp_path / "set", shard_clips=1, min_frames=4)
+    prepare.prepare(run)
+    cut, gone, index = (tmp_path / "set" / name for name in ("000000.tar", "000001.tar", "000002.index"))
+    cut.write_bytes(cut.read_bytes()[:-9_000])
+    gone.unlink()
+    index.write_bytes(index.read_bytes()[:-50])
+    shutil.copy(media["odd_size_mp4"], tmp_path / "3.mp4")
+    os.utime(tmp_path / "3.mp4", (1, 1))
+    os.utime(tmp_path / "4.mp4")  # touched, but the same
+    shutil.copy(media["good_mp4"], tmp_path / "5.mp4")
+    kept = (tmp_path / "set" / "000004.tar").stat().st_mtime_ns
+    capsys.readouterr()
+    prepare.prepare(run)
+    assert "6 of 6 shards are there already; 5 of these are damaged" in " ".join(capsys.readouterr().err.split())
+    assert (tmp_path / "set" / "000004.tar").stat().st_mtime_ns == kept
+    prepare.prepare(settings(tmp_path / "m.csv", tmp_path / "other", shard_clips=1, min_frames=4))
+    assert contents(tmp_path / "set") == contents(tmp_path / "other") and rows_of(tmp_path / "set" / "set_aside.csv") == []
 
 
 def test_a_folder_of_another_set_is_refused(source, prepared):

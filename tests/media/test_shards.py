@@ -1,5 +1,7 @@
 """The stored format: every frame is what decoding in order gives, few packets are needed, and any tool reads it."""
 
+import errno
+import gc
 import hashlib
 import io
 import tarfile
@@ -8,6 +10,7 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+import psutil
 import pytest
 import webdataset
 
@@ -197,3 +200,33 @@ def test_damage_that_still_decodes_is_found_by_its_sum(stored, tmp_path):
         file.seek(clip.sound_at + 1000)
         file.write(b"\x55\xaa")
     assert clip.damaged() == ["sound"]
+
+
+def test_few_shards_are_kept_open(tmp_path, monkeypatch):
+    """By number and by bytes; what a clip's shard was forgotten of can still be read."""
+    video = shards.encode_video(talking(20, 64), np.arange(20) / 25, (64, 64))
+    for number in range(12):
+        shards.write_shard(tmp_path / f"{number:06d}.tar", [shards.Sample({"key": "a", "fps": 25}, video, None)])
+    prepared.OPENED.clear()
+    monkeypatch.setattr(prepared, "OPEN_SHARDS", 4)
+    before = psutil.Process().num_fds()
+    for number in [*range(12), 0]:
+        assert open_clip(f"{tmp_path}/{number:06d}.tar/a").frames([3]).shape[0] == 1
+    gc.collect()
+    assert psutil.Process().num_fds() - before == 4
+    monkeypatch.setattr(prepared, "OPEN_BYTES", 1)
+    open_clip(f"{tmp_path}/000005.tar/a")
+    assert len(prepared.OPENED) == 1
+
+
+def test_too_many_open_files_are_no_clips_fault(tmp_path, monkeypatch):
+    video = shards.encode_video(talking(20, 64), np.arange(20) / 25, (64, 64))
+    shards.write_shard(tmp_path / "0.tar", [shards.Sample({"key": "a", "fps": 25}, video, None)])
+
+    def full(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    prepared.OPENED.clear()
+    monkeypatch.setattr("builtins.open", full)
+    with pytest.raises(OSError, match="Too many open files"):
+        open_clip(f"{tmp_path}/0.tar/a")

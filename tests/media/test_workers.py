@@ -97,3 +97,15 @@ def test_processes_that_cannot_start_are_no_fault_of_the_files():
         pytest.raises(RuntimeError, match=r"die before they read anything: .*exit code 3"),
     ):
         next(workers.results([("fine", 0)]))
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"), [("killed", r"killed \(SIGKILL\); is there enough memory"), ("full", "Too many open files")]
+)
+def test_faults_of_the_machine_are_retried_and_then_told(fault, words, tmp_path):
+    """They are laid on no clip: the task is done by a new process, or the run stops."""
+    tasks = [("fine", 0), (f"{fault} {tmp_path / 'once'}", 1), ("fine", 2)]
+    results = run(tasks, count=1, retry=lambda task, failure: pytest.fail(failure.reason))
+    assert [task for task, _ in results] == tasks and [result[1] for _, result in results] == [0, 1, 2]
+    with pytest.raises(RuntimeError, match=rf"{words}.*3 times"):
+        run([("fine", 0), (fault, 1)], count=1, retry=lambda task, failure: pytest.fail(failure.reason))

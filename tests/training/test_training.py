@@ -21,7 +21,6 @@ from avfmae.data.batch import Batch
 from avfmae.data.config import DataConfig
 from avfmae.data.manifest import Clip, read_manifest, write_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
-from avfmae.datasets.drawn import DemoSet, make_demo_set
 from avfmae.stages.config import FinetuneConfig, HeldOut, PretrainConfig, PSIConfig
 from avfmae.stages.finetune import finetune
 from avfmae.stages.pretrain import pretrain
@@ -36,15 +35,6 @@ pytestmark = pytest.mark.slow  # trains, mostly in runs of their own
 
 TINY = avfmae.ModelConfig.preset("tiny")
 DATA = DataConfig(workers=0, segments=1, crops=1)
-
-
-@pytest.fixture(scope="session")
-def drawn(tmp_path_factory):
-    """A drawn data set of three people: 18 clips, the last person for testing."""
-    from avfmae.datasets.drawn import EMOTIONS
-
-    folder = tmp_path_factory.mktemp("drawn")
-    return make_demo_set(folder, DemoSet("faces", first=7, people=3, labels={e: e for e in EMOTIONS}), test_people=1)
 
 
 def pretraining(manifest, out, **changes):

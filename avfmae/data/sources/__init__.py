@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from avfmae.data.sources import frames, prepared  # noqa: F401  (they register themselves)
 from avfmae.data.sources.media import MediaFile
 from avfmae.data.sources.probing import NOMINAL_FPS
@@ -70,7 +72,7 @@ class SeparateSound(Source):
         return self.audio.sound(start + later, end + later)
 
 
-def shard_numbers(paths: Iterable[str]) -> tuple[int, ...] | None:
+def shard_numbers(paths: Iterable[str]) -> np.ndarray | None:
     """A number for each clip's shard; None where not all clips lie in shards. Opens no file."""
     numbers: dict[str, int] = {}
     found = []
@@ -78,7 +80,7 @@ def shard_numbers(paths: Iterable[str]) -> tuple[int, ...] | None:
         if (shard := kind_of(path).shard(path)) is None:
             return None
         found.append(numbers.setdefault(shard, len(numbers)))
-    return tuple(found)
+    return np.array(found)
 
 
 def find_files(folder: str | os.PathLike) -> tuple[list[str], Counter[str]]:

@@ -7,6 +7,7 @@ says why their format is as it is.
 import hashlib
 import json
 import os
+from collections import OrderedDict
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from avfmae.data.sources.source import MediaError, Source, VideoInfo, as_media_e
 
 REFERENCE, KEY, DISPOSABLE = 0, 1, 2  # kinds of frames in an index
 WAV_HEADER = 44  # bytes of a stored wav file before its samples
-OPEN_SHARDS = 64  # indices and files that a process keeps
+OPEN_SHARDS = 64  # files and their indices that a process keeps at the most
+OPEN_BYTES = 1 << 26  # of these indices
 
 
 class Shard:
@@ -43,6 +45,7 @@ class Shard:
                 file = open(path, "rb", buffering=0)  # noqa: SIM115  (closed when the shard is forgotten)
                 self._read = lambda start, end: os.pread(file.fileno(), end - start, start)
                 index = Path(path).with_suffix(".index").read_bytes()
+        self.size = 3 * len(index)  # bytes in memory, about: arrays as stored, and the rows as objects
         with as_media_error(path, "its index does not open"):
             self.index = load(index)
             header = json.loads(index[8 : 8 + int.from_bytes(index[:8], "little")])
@@ -62,12 +65,18 @@ class Shard:
         return data
 
 
-@lru_cache(maxsize=OPEN_SHARDS)
+OPENED: OrderedDict[str, Shard] = OrderedDict()  # the latest at the end
+
+
 def open_shard(path: str) -> Shard:
-    return Shard(path)
+    if (shard := OPENED.pop(path, None)) is None:
+        shard = Shard(path)
+        while OPENED and (len(OPENED) >= OPEN_SHARDS or shard.size + sum(s.size for s in OPENED.values()) > OPEN_BYTES):
+            OPENED.popitem(last=False)
+    OPENED[path] = shard
+    return shard
 
 
-@lru_cache(maxsize=4096)
 def open_prepared(path: str) -> "PreparedClip":
     """The clip at ``FOLDER/SHARD.tar/KEY``.
 

@@ -1,5 +1,6 @@
 """The interface of a source of clips, what it says of its video, and the error that names a file."""
 
+import errno
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import numpy as np
 from avfmae.data.arena import Arena
 from avfmae.files import printable
 
+SYSTEM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
 LARGEST_FRAME = 40_000_000  # pixels
 LARGEST_CLIP = 2_000_000_000  # bytes of the frames that are read at once
 
@@ -25,14 +27,27 @@ class MediaError(RuntimeError):
         return MediaError, (self.path, self.reason)
 
 
+def is_system_fault(error: BaseException) -> bool:
+    """Whether an error is the machine's: no memory, too many open files, no space; and no file's. FFmpeg's lack of memory is a
+    file's: damaged ones claim sizes that are not there."""
+    if type(error).__module__.startswith("av."):
+        return getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) in SYSTEM
+
+
 @contextmanager
 def as_media_error(path: str, fault: str | Callable[[], str]) -> Iterator[None]:
-    """Turns whatever a library raises inside into a MediaError: broken files make libraries raise anything, IndexError too."""
+    """Turns whatever a library raises inside into a MediaError: broken files make libraries raise anything, IndexError too.
+
+    What is the machine's fault (:func:`is_system_fault`) stays as it is.
+    """
     try:
         yield
     except MediaError:
         raise
     except Exception as error:
+        if is_system_fault(error):
+            raise
         said = (getattr(error, "strerror", None) or str(error)).strip().splitlines()
         reason = f"{type(error).__name__}: {said[0][:160]}" if said else type(error).__name__
         raise MediaError(path, f"{fault if isinstance(fault, str) else fault()} ({reason})") from error
@@ -90,7 +105,10 @@ class Source(ABC):
 
     @classmethod
     def shard(cls, path: str) -> str | None:
-        """The name of the shard that a path lies in, whose clips are best read together; None: in no shard."""
+        """The name of the shard that a path lies in, whose clips are best read together; None: in no shard.
+
+        It is asked of one path of each folder, whose other clips lie in the same shard.
+        """
         return None
 
     @property
