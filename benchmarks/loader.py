@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
@@ -60,7 +61,7 @@ def bench_loader(run: LoaderConfig) -> list[dict]:
     return rows
 
 
-def make_clips(run: LoaderConfig, folder: Path) -> list[Clip]:
+def make_clips(run: LoaderConfig, folder: Path) -> Sequence[Clip]:
     """Clips of one kind, each an mp4 with its wav file beside it, which the published loader reads."""
     if run.source is None:
         people = -(-run.clips // len(EMOTIONS))
@@ -105,7 +106,7 @@ def ordinary(frames: np.ndarray, quality: int, sound: np.ndarray | None = None) 
     return file.getvalue()
 
 
-def one_core(run: LoaderConfig, clips: list[Clip], prepared: list[Clip]) -> list[dict]:
+def one_core(run: LoaderConfig, clips: Sequence[Clip], prepared: Sequence[Clip]) -> list[dict]:
     """All sides on one core in turns, and where each spends its time."""
     cfg = ModelConfig.preset("base")
     published = PublishedLoader()
@@ -153,7 +154,7 @@ def one_core(run: LoaderConfig, clips: list[Clip], prepared: list[Clip]) -> list
 
 
 def stages(
-    published: PublishedLoader, sets: dict[str, PretrainDataset], clips: list[Clip], prepared: list[Clip]
+    published: PublishedLoader, sets: dict[str, PretrainDataset], clips: Sequence[Clip], prepared: Sequence[Clip]
 ) -> dict[str, dict[str, float]]:
     """Median milliseconds of each part, by side."""
     spent: dict[str, dict[str, list[float]]] = {}
@@ -187,7 +188,7 @@ def stages(
     return {side: {part: 1e3 * Timing.of(s).median for part, s in parts.items()} for side, parts in spent.items()}
 
 
-def storage(clips: list[Clip], prepared: list[Clip]) -> None:
+def storage(clips: Sequence[Clip], prepared: Sequence[Clip]) -> None:
     """Bytes and quality of the stored streams, beside ordinary encodes of the same frames at the same quality."""
     sizes, equal, quality = 0, 0, []
     for clip, stored in zip(clips, prepared, strict=True):
@@ -223,7 +224,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(10 * np.log10(255**2 / np.square(a.astype(np.float32) - b).mean()))
 
 
-def whole_loader(run: LoaderConfig, prepared: list[Clip]) -> list[dict]:
+def whole_loader(run: LoaderConfig, prepared: Sequence[Clip]) -> list[dict]:
     """Clips a second of the loader with its processes, copies included."""
     cfg, where, rows = ModelConfig.preset("base"), machine(torch.device("cpu")), []
     sampler = BatchSampler(len(prepared), len(prepared), len(prepared))
@@ -257,7 +258,7 @@ def whole_loader(run: LoaderConfig, prepared: list[Clip]) -> list[dict]:
     return rows
 
 
-def soak(run: LoaderConfig, clips: list[Clip], folder: Path) -> dict[str, float]:
+def soak(run: LoaderConfig, clips: Sequence[Clip], folder: Path) -> dict[str, float]:
     """Opens good and bad files in turns in this process; prints how memory and open files went. Returns megabytes and files."""
     bad = []
     for k, clip in enumerate(clips):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from avfmae import metrics
 from avfmae.checkpoints import load_released
@@ -20,15 +20,12 @@ STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # of the ridge, chosen on held-out people
 FOLDS = 4
 
 
-class Pooled(nn.Module):
-    """Both encoders without the fusion: (B, 2C), the mean of each one's tokens, where predictions have logits."""
+class Pooled(AVFMAEForFinetuning):
+    """Gives, in place of logits, the mean of each encoder's tokens before the fusion: (B, 2C)."""
 
-    def __init__(self, model: AVFMAEForFinetuning):
-        super().__init__()
-        self.model, self.cfg = model, model.cfg
-
-    def forward(self, video: Tensor, audio: Tensor) -> FinetuningOutput:
-        encoded = self.model.video_encoder.encode_all(video), self.model.audio_encoder.encode_all(audio)
+    def forward(self, video: Tensor | None = None, audio: Tensor | None = None) -> FinetuningOutput:
+        assert video is not None and audio is not None
+        encoded = self.video_encoder.encode_all(video), self.audio_encoder.encode_all(audio)
         features = torch.cat([modality.tokens.mean(1) for modality in encoded], dim=-1)
         return FinetuningOutput(features, features)
 
@@ -41,11 +38,11 @@ def linear_probe(
     ``weights``: of any stage; None: random ones, drawn from ``seed`` as fine-tuning from scratch draws them.
     """
     torch.manual_seed(seed)
-    model = AVFMAEForFinetuning(cfg, len(classes))
+    model = Pooled(cfg, len(classes))
     if weights is not None:
         load_released(model, weights)
     dataset = ClipDataset(clips, cfg, data, "evaluate", modalities=model.modalities)
-    found, _ = predict(Pooled(model), dataset, range(len(clips)), 16, torch.device("cpu"))
+    found, _ = predict(model, dataset, range(len(clips)), 16, torch.device("cpu"))
     train, test = ([c for c in clips if c.split == split and c.id in found] for split in ("train", "test"))
     x = {c.id: found[c.id].astype(np.float64) for c in train + test}
     people = sorted({str(c.subject) for c in train})

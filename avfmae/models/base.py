@@ -20,6 +20,9 @@ class AudioVisualModel(nn.Module):
         modalities: both, or one of them.
     """
 
+    video_encoder: Encoder
+    audio_encoder: Encoder
+
     def __init__(self, cfg: ModelConfig, modalities: Sequence[str] = MODALITIES):
         super().__init__()
         if not modalities or set(modalities) - set(MODALITIES):
