@@ -8,7 +8,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -157,7 +157,11 @@ def read_about(path: str | os.PathLike) -> dict:
     if "config" not in about:
         raise ValueError(f"{path}: carries no model configuration; was it written by avfmae?")
     config = _with_tuples(about["config"])
-    about["config"] = ModelConfig(**config | {m: ModalityConfig(**_with_tuples(config[m])) for m in ("video", "audio")})
+    modalities = {m: ModalityConfig(**_with_tuples(config[m])) for m in ("video", "audio")}
+    if config.pop("family", None) == "hicmae":  # a file from before encoders had names
+        config |= {"encoder": "vit", "fusion": "cross", "balanced_masks": False, "decoder_masks": False}
+        modalities = {name: replace(m, decoded=m.tokens - m.visible) for name, m in modalities.items()}
+    about["config"] = ModelConfig(**config | modalities)
     return about
 
 

@@ -1,5 +1,7 @@
 """An encoder that one file adds does all that the others do."""
 
+import dataclasses
+
 import pytest
 import torch
 import toys.toy_encoder  # noqa: F401  (registers itself)
@@ -97,3 +99,30 @@ def test_layer_numbers_are_those_of_the_recipe():
     assert {name: model.layer_of(name) for name in wanted} == wanted
     cross = avfmae.AVFMAEForPretraining(TINY.replace(fusion="cross"))
     assert cross.layer_of("fusion.audio_blocks.1.attn.q_bias") == 6 and cross.layer_of("fusion.audio_norm.weight") == 7
+
+
+@pytest.mark.parametrize("family", ["avfmae", "hicmae"])
+def test_files_that_name_a_family_load(family, tmp_path):
+    """As they were written before encoders and fusions had names."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    cfg = TINY
+    if family == "hicmae":
+        modalities = {
+            n: dataclasses.replace(m, decoded=m.tokens - m.visible) for n, m in (("video", TINY.video), ("audio", TINY.audio))
+        }
+        cfg = TINY.replace(encoder="vit", fusion="cross", balanced_masks=False, decoder_masks=False, **modalities)
+    model = avfmae.AVFMAEForPretraining(cfg)
+    save_weights(model, tmp_path / "new.safetensors")
+    saved = dataclasses.asdict(cfg)
+    for name in ("encoder", "fusion", "balanced_masks", "decoder_masks"):
+        del saved[name]
+    saved["family"] = family
+    save_file(load_file(tmp_path / "new.safetensors"), tmp_path / "old.safetensors", {"config": json.dumps(saved), "steps": "7"})
+    about = read_about(tmp_path / "old.safetensors")
+    assert about == {"config": cfg, "steps": 7}
+    other = avfmae.AVFMAEForPretraining(about["config"])
+    avfmae.load_released(other, tmp_path / "old.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
