@@ -239,10 +239,10 @@ def draw_clip(path: Path, who: Identity, emotion: str, rng: np.random.Generator)
         pose |= {"scale": scale, "light": light, "gaze": gaze, "lids": 0.1 if abs(t - blink) < 0.07 else 1.0}
         frames.append(np.asarray(face(who, pose, expression, float(envelope[int(t * RATE)]))))
     frames = (np.stack(frames) * shade).clip(0, 255).astype(np.uint8)
-    encode(path, frames, waveform)
+    encode(path, frames, waveform, FPS)
 
 
-def encode(path: Path, frames: np.ndarray, waveform: np.ndarray | None, fps: int | Fraction = FPS, rate: int = RATE) -> None:
+def encode(path: Path, frames: np.ndarray, waveform: np.ndarray | None, fps: int | Fraction = 25, rate: int = RATE) -> None:
     """Writes (T, H, W, 3) uint8 frames and a (samples,) or (channels, samples) waveform; codecs by the file's suffix."""
     video_codec, audio_codec = {".mp4": ("libx264", "aac"), ".mkv": ("libx264", "aac"), ".flv": ("flv1", "libmp3lame"),
                                 ".mpg": ("mpeg1video", "mp2"), ".avi": ("mjpeg", "pcm_s16le")}[path.suffix]  # fmt: skip
