@@ -19,9 +19,10 @@ from rich.table import Table
 from avfmae.config import ModelConfig
 from avfmae.console import console
 from avfmae.data import augment
+from avfmae.data.clip import Clip
 from avfmae.data.dataset import PretrainDataset
 from avfmae.data.loader import loader
-from avfmae.data.manifest import Clip, read_manifest
+from avfmae.data.manifest import read_manifest
 from avfmae.data.prepare import PrepareConfig, find_clips, prepare
 from avfmae.data.preprocess import preprocess
 from avfmae.data.sampler import BatchSampler

@@ -27,6 +27,7 @@ NEEDED = {
     "stages": DATA_PATH,
     "tasks": (*DATA_PATH, "matplotlib"),
     "test_packaging.py": DATA_PATH,
+    "training/test_resume.py": DATA_PATH,
     "training/test_runlog.py": DATA_PATH,
     "training/test_training.py": DATA_PATH,
     "benchmarks/test_bench.py": (*DATA_PATH, "matplotlib"),

@@ -13,7 +13,8 @@ import avfmae
 import avfmae_kernels
 from avfmae.checkpoints import save_weights
 from avfmae.cli import COMMANDS, main, parse
-from avfmae.data.manifest import Clip, read_manifest, write_manifest
+from avfmae.data.clip import Clip
+from avfmae.data.manifest import read_manifest, write_manifest
 from avfmae.help import FIRST, options
 from avfmae.recipes import configuration, recipe_folder, recipes
 from avfmae.stages.config import FinetuneConfig, PretrainConfig, PSIConfig
@@ -143,10 +144,9 @@ def test_recipes_lie_where_they_are_edited():
 
 
 def test_a_package_that_is_not_installed_is_named(capsys, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    (tmp_path / "list.txt").write_text("/v/a.mp4 0\n")
-    message = fails(capsys, "import-list", tmp_path / "list.txt", tmp_path / "m.parquet")
-    assert message == "avfmae import-list: the package pyarrow is not installed"
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    message = fails(capsys, "pretrain", "--preset", "tiny", "--manifest", "memory://clips.csv", "--out", tmp_path)
+    assert message == "avfmae pretrain: the package fsspec is not installed"
 
 
 def test_an_unknown_recipe_is_named_with_those_there_are(capsys):

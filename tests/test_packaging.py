@@ -14,7 +14,8 @@ import processes
 import pytest
 import torch
 
-from avfmae.data.manifest import Clip, write_manifest
+from avfmae.data.clip import Clip
+from avfmae.data.manifest import write_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
 from avfmae.training.runlog import RunLog
 from avfmae_kernels import processor

@@ -15,9 +15,10 @@ from avfmae.data import augment
 from avfmae.data.arena import LARGEST_WHOLE, Arena
 from avfmae.data.audio import SHORTEST
 from avfmae.data.batch import Bad, Batch, Raw
+from avfmae.data.clip import Clip
 from avfmae.data.config import SAMPLE_RATE, DataConfig
 from avfmae.data.sources import NOMINAL_FPS, MediaError, Source, VideoInfo, open_clip, shard_numbers
-from avfmae.data.table import Clip, ClipTable
+from avfmae.data.table import ClipTable
 from avfmae.masking import DualMask
 from avfmae_kernels import random_bits
 

@@ -26,9 +26,10 @@ from rich.text import Text
 
 from avfmae.console import console
 from avfmae.data import faces
+from avfmae.data.clip import Clip
 from avfmae.data.config import SAMPLE_RATE
 from avfmae.data.dataset import frame_range
-from avfmae.data.manifest import COLUMNS, FACE, MANIFESTS, Clip, read_manifest
+from avfmae.data.manifest import COLUMNS, FACE, MANIFESTS, read_manifest
 from avfmae.data.shards import TICKS, Sample, encode_sound, encode_video, write_shard
 from avfmae.data.sources import MediaError, Source, find_files, open_clip
 from avfmae.data.sources.prepared import Shard

@@ -11,7 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 from typing import overload
@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from avfmae.data.clip import Clip
 from avfmae.files import atomic_write, locked
 
 FACE = ("face_x", "face_y", "face_w", "face_h")
@@ -27,22 +28,6 @@ NUMBERS = ("start", "end", *FACE)
 SHARED = 1 << 22  # bytes; a larger table is shared by file, and not sent
 ROWS = 1 << 16  # of a batch
 UNUSED = 30 * 86_400  # seconds after which a file of the cache is removed
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One row. ``id`` is its place in the manifest and the key of all its random numbers."""
-
-    id: int
-    path: str
-    audio_path: str | None = None
-    start: float | None = None
-    end: float | None = None
-    label: str | None = None
-    split: str | None = None
-    subject: str | None = None
-    dataset: str | None = None
-    face: tuple[float, float, float, float] | None = None
 
 
 COLUMNS = tuple(f.name for f in fields(Clip) if f.name not in ("id", "face")) + FACE

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from rich.progress import track
 
-from avfmae.data.manifest import Clip, write_manifest
+from avfmae.data.clip import Clip
+from avfmae.data.manifest import write_manifest
 
 SIZE, FPS, SECONDS, RATE = 96, Fraction(25, 2), 1.44, 16_000
 HOP = 80  # samples

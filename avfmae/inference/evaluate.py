@@ -13,10 +13,11 @@ from safetensors import safe_open
 
 from avfmae.checkpoints import load_released, read_about
 from avfmae.data.batch import Bad
+from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
-from avfmae.data.manifest import MANIFESTS, Clip, read_manifest
+from avfmae.data.manifest import MANIFESTS, read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.files import cell, printable
 from avfmae.models.finetuning import AVFMAEForFinetuning

@@ -10,9 +10,9 @@ from torch import Tensor
 from avfmae import metrics
 from avfmae.checkpoints import load_released
 from avfmae.config import ModelConfig
+from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import ClipDataset
-from avfmae.data.manifest import Clip
 from avfmae.inference.evaluate import predict
 from avfmae.models.finetuning import AVFMAEForFinetuning, FinetuningOutput
 

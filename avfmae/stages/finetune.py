@@ -12,9 +12,10 @@ from avfmae.checkpoints import load_released, save_weights
 from avfmae.checkpoints.state import checkpoints
 from avfmae.console import console
 from avfmae.data.batch import Batch
+from avfmae.data.clip import Clip
 from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
-from avfmae.data.manifest import Clip, read_manifest
+from avfmae.data.manifest import read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.data.quarantine import Quarantine
 from avfmae.files import atomic_write

@@ -13,7 +13,8 @@ from functools import cache
 from pathlib import Path
 
 from avfmae.console import console
-from avfmae.data.manifest import Clip, read_manifest
+from avfmae.data.clip import Clip
+from avfmae.data.manifest import read_manifest
 from avfmae.data.sources import open_clip
 from avfmae.recipes import recipe_folder
 from avfmae.stages.config import HeldOut, PSIConfig

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from avfmae.data.manifest import Clip
+from avfmae.data.clip import Clip
 from avfmae.data.sources import MediaError, open_clip
 from avfmae.stages.config import FinetuneConfig
 

@@ -5,7 +5,7 @@ To add one, write its file and a line here; code outside this package assigns ``
 
 from collections.abc import Sequence
 
-from avfmae.data.manifest import Clip
+from avfmae.data.clip import Clip
 from avfmae.tasks.classification import Classification
 from avfmae.tasks.interface import Task
 from avfmae.tasks.regression import Regression

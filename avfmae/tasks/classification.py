@@ -11,7 +11,7 @@ from torch import Tensor
 
 from avfmae import metrics
 from avfmae.data.batch import Batch
-from avfmae.data.manifest import Clip
+from avfmae.data.clip import Clip
 from avfmae.tasks.interface import Loss, Task
 
 

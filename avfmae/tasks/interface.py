@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avfmae.data.batch import Batch
-from avfmae.data.manifest import Clip
+from avfmae.data.clip import Clip
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 

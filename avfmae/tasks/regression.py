@@ -7,7 +7,7 @@ from typing import Self
 import numpy as np
 
 from avfmae import metrics
-from avfmae.data.manifest import Clip
+from avfmae.data.clip import Clip
 from avfmae.tasks.interface import Task
 
 

@@ -19,11 +19,12 @@ from avfmae.checkpoints import save_weights
 from avfmae.checkpoints.state import TrainingState, checkpoints, load_checkpoint, save_checkpoint
 from avfmae.console import console
 from avfmae.data.batch import Bad, Batch
+from avfmae.data.clip import Clip
 from avfmae.data.dataset import ATTEMPTS, ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.quarantine import Quarantine
 from avfmae.data.sampler import BatchSampler
-from avfmae.data.table import Clip, ClipTable
+from avfmae.data.table import ClipTable
 from avfmae.files import locked
 from avfmae.training.config import RunConfig
 from avfmae.training.dist import Processes

@@ -16,9 +16,10 @@ from avfmae.config import ModelConfig
 from avfmae.console import console
 from avfmae.data import augment, faces
 from avfmae.data.audio import SHORTEST, filterbank
+from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import Window, read_window_audio, sample_window
-from avfmae.data.manifest import MANIFESTS, Clip, read_manifest
+from avfmae.data.manifest import MANIFESTS, read_manifest
 from avfmae.data.prepare import cut_sound, find_clips
 from avfmae.data.sources import MediaError, Source, open_clip
 from avfmae.data.workers import TaskContext, WorkerFailure, Workers

@@ -8,10 +8,11 @@ import torch
 
 from avfmae.config import ModelConfig
 from avfmae.data import augment
+from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import ClipDataset, PretrainDataset, sample_window
 from avfmae.data.loader import loader
-from avfmae.data.manifest import Clip, read_manifest, read_released_list, write_manifest
+from avfmae.data.manifest import read_manifest, read_released_list, write_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.data.sampler import BatchSampler
 from avfmae.data.sources import VideoInfo

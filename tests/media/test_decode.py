@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from media_files import RATE, counted_frames
 
+from avfmae.data.clip import Clip
 from avfmae.data.config import SAMPLE_RATE, DataConfig
 from avfmae.data.dataset import read_window_audio, sample_window
-from avfmae.data.manifest import Clip
 from avfmae.data.sources import MediaError, open_clip, sound
 from avfmae.datasets.drawn import encode
 

@@ -14,9 +14,9 @@ import streams
 from PIL import Image
 from streams import CLOSED, OPEN, bursts, delays, in_step, remux, shown, told, wav
 
+from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import sample_window
-from avfmae.data.manifest import Clip
 from avfmae.data.sources import MediaError, find_files, open_clip, probing
 
 X264 = ("libx264", CLOSED)

@@ -13,10 +13,10 @@ from PIL import Image
 from streams import CLOSED, bursts, delays, remux, voice, wav
 
 from avfmae.config import ModelConfig
+from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import PretrainDataset, read_window_audio, sample_window
 from avfmae.data.loader import loader
-from avfmae.data.manifest import Clip
 from avfmae.data.sources import MediaError, open_clip
 
 X264 = ("libx264", CLOSED)

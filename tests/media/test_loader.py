@@ -10,10 +10,10 @@ from test_shards import talking
 
 from avfmae.config import ModelConfig
 from avfmae.data import shards
+from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import ClipDataset, PretrainDataset
 from avfmae.data.loader import loader
-from avfmae.data.manifest import Clip
 from avfmae.data.sampler import BatchSampler
 from avfmae.data.sources import MediaError, shard_numbers
 from avfmae.data.sources.probing import forget

@@ -8,9 +8,10 @@ import pytest
 
 from avfmae.config import ModelConfig
 from avfmae.data import manifest, table
+from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import PretrainDataset
-from avfmae.data.manifest import Clip, read_manifest, write_manifest
+from avfmae.data.manifest import read_manifest, write_manifest
 from avfmae.data.table import COLUMNS, ClipTable
 
 WANTED = [Clip(0, "a b.mp4", start=0.5, label="happy, or not"), Clip(1, "c.mp4", face=(1.0, 2.0, 3.0, 4.5))]

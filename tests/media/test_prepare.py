@@ -19,8 +19,9 @@ from processes import environment
 from streams import delay_picture
 
 from avfmae.data import faces, prepare
+from avfmae.data.clip import Clip
 from avfmae.data.faces import Face, Track
-from avfmae.data.manifest import Clip, read_manifest, write_manifest
+from avfmae.data.manifest import read_manifest, write_manifest
 from avfmae.data.prepare import Failure, PrepareConfig, prepare_clip
 from avfmae.data.sources import open_clip
 from avfmae.datasets.drawn import encode

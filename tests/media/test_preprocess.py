@@ -11,9 +11,9 @@ import avfmae
 from avfmae.data import augment
 from avfmae.data import dataset as datasets
 from avfmae.data.audio import AUDIOSET_MEAN, AUDIOSET_STD
+from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import ClipDataset, PretrainDataset
-from avfmae.data.manifest import Clip
 from avfmae.data.preprocess import preprocess
 from avfmae_benchmarks.peers.filterbank import fbank
 

@@ -16,9 +16,10 @@ import webdataset
 
 from avfmae.config import ModelConfig
 from avfmae.data import shards
+from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import ClipDataset
-from avfmae.data.manifest import Clip, read_manifest
+from avfmae.data.manifest import read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.data.sources import MediaError, open_clip, prepared
 

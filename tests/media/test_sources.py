@@ -14,10 +14,10 @@ from media_files import counted_frames
 import avfmae
 from avfmae.checkpoints import save_weights
 from avfmae.data import sources
+from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
-from avfmae.data.manifest import Clip
 from avfmae.data.prepare import find_clips
 from avfmae.data.sources import MediaError, open_clip, shard_numbers
 from avfmae.inference.evaluate import evaluate

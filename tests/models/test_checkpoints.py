@@ -19,7 +19,8 @@ from media_files import counted_frames
 import avfmae
 from avfmae.checkpoints import read_about, read_weights, save_weights
 from avfmae.cli import main
-from avfmae.data.manifest import Clip, write_manifest
+from avfmae.data.clip import Clip
+from avfmae.data.manifest import write_manifest
 from avfmae.datasets.drawn import encode
 
 TINY = avfmae.ModelConfig.preset("tiny")

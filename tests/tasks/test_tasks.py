@@ -11,7 +11,8 @@ import torch
 from toys.toy_task import Ordinal
 
 from avfmae.cli import main
-from avfmae.data.manifest import Clip, read_manifest, write_manifest
+from avfmae.data.clip import Clip
+from avfmae.data.manifest import read_manifest, write_manifest
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae.tasks import make_task
 from avfmae.tasks.classification import Classification

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from avfmae.checkpoints import state
 from avfmae.checkpoints.state import TrainingState, checkpoints, load_checkpoint, save_checkpoint
+from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
-from avfmae.data.table import Clip, ClipTable
+from avfmae.data.table import ClipTable
 from avfmae.stages.config import FinetuneConfig, PretrainConfig
 from avfmae.stages.pretrain import pretrain
 from avfmae.stages.splits import Split, fold_of, hold_out

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 
 import avfmae
 from avfmae.data.batch import Batch
+from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
-from avfmae.data.manifest import Clip, read_manifest, write_manifest
+from avfmae.data.manifest import read_manifest, write_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
 from avfmae.stages.config import FinetuneConfig, HeldOut, PretrainConfig, PSIConfig
 from avfmae.stages.finetune import finetune
