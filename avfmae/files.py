@@ -1,11 +1,13 @@
 """Files that are there whole or not at all, and what is in them."""
 
+import csv
 import hashlib
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Literal
 
 try:
     import fcntl
@@ -46,6 +48,15 @@ def cell(value: object) -> object:
         return value  # numbers
     except ValueError:
         return f"'{value}"
+
+
+def write_rows(
+    file: IO[str], columns: Sequence[str], rows: Iterable[Mapping[str, object]], others: Literal["raise", "ignore"] = "raise"
+) -> None:
+    """Writes a CSV table with a header. ``others``: what becomes of values that are in no column."""
+    writer = csv.DictWriter(file, columns, extrasaction=others)
+    writer.writeheader()
+    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
 
 
 @contextmanager

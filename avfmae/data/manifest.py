@@ -23,10 +23,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from avfmae.data.table import COLUMNS, FACE, NUMBERS, SHARED, TYPES, Clip, ClipTable, batches_of
-from avfmae.files import cell
+from avfmae.data.clip import Clip
+from avfmae.data.table import COLUMNS, FACE, NUMBERS, SHARED, TYPES, ClipTable, batches_of
+from avfmae.files import write_rows
 
-__all__ = ["COLUMNS", "FACE", "MANIFESTS", "Clip", "read_manifest", "read_released_list", "write_manifest"]
+__all__ = ["COLUMNS", "FACE", "MANIFESTS", "read_manifest", "read_released_list", "write_manifest"]
 
 MANIFESTS = (".csv", ".parquet", ".txt", ".tsv")  # suffixes
 BLOCK = 1 << 23  # bytes that are read at a time
@@ -162,11 +163,12 @@ def write_manifest(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
         pyarrow.parquet.write_table(pa.Table.from_batches(map(_text, batches_of(moved))).drop_columns("id"), path)
         return
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for clip in moved:
-            cells = {c: cell(getattr(clip, c)) for c in COLUMNS if c not in FACE}
-            writer.writerow(cells | dict(zip(FACE, clip.face or [None] * 4, strict=True)))
+        write_rows(file, COLUMNS, map(_row, moved))
+
+
+def _row(clip: Clip) -> dict[str, object]:
+    face = dict(zip(FACE, clip.face or [None] * 4, strict=True))
+    return {c: face[c] if c in FACE else getattr(clip, c) for c in COLUMNS}
 
 
 def _text(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -6,7 +6,6 @@ A shard's bytes depend on its clips and the settings alone. So a run that was ki
 there, and ends with the bytes of an unbroken one.
 """
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -35,7 +34,7 @@ from avfmae.data.sources import MediaError, Source, find_files, open_clip
 from avfmae.data.sources.prepared import Shard
 from avfmae.data.workers import TaskContext, WorkerFailure, Workers
 from avfmae.extras import need
-from avfmae.files import atomic_write, cell, locked, printable
+from avfmae.files import atomic_write, locked, printable, write_rows
 from avfmae.options import PrepareConfig
 
 DRIFT = 0.04  # seconds by which sound and picture may begin or end apart before it is flagged
@@ -127,7 +126,7 @@ def find_clips(source: Path) -> Sequence[Clip]:
             raise ValueError(f"{source}: holds no videos ({passed})")
         if others:
             said = printable(f"{source}: {len(found)} videos; passed over: {passed}")
-            console.print(said, markup=False, highlight=False)
+            console.print(said, highlight=False)
         return [Clip(i, path) for i, path in enumerate(found)]
     if source.suffix.lower() not in MANIFESTS:
         raise ValueError(f"{source}: is neither a folder nor a manifest ({', '.join(sorted(MANIFESTS))})")
@@ -367,9 +366,7 @@ def _write_set(out: Path, groups: Iterable[int]) -> Path:
 
 def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
     with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
+        write_rows(file, columns, rows, others="ignore")
 
 
 class _progress:

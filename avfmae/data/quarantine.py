@@ -2,12 +2,12 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import asdict
 from pathlib import Path
 
 from avfmae.console import console
 from avfmae.data.batch import Bad
-from avfmae.files import atomic_write, cell, printable
+from avfmae.files import atomic_write, printable, write_rows
 
 
 class Quarantine:
@@ -33,8 +33,7 @@ class Quarantine:
         self.bad |= new
         if self.active:
             with atomic_write(self.path) as temporary, open(temporary, "w", newline="", errors="surrogateescape") as file:
-                writer = csv.writer(file)
-                writer.writerows([("id", "path", "reason"), *([*map(cell, astuple(b))] for b in self.bad.values())])
+                write_rows(file, ("id", "path", "reason"), map(asdict, self.bad.values()))
             for b in new.values():
                 console.print(printable(f"set aside: {b.path}: {b.reason}"), style="yellow", highlight=False)
         if len(self.bad) > self.max_share * self.clips:

@@ -1,6 +1,5 @@
 """A fine-tuned model on one's own videos: predictions a clip, and metrics where there are labels."""
 
-import csv
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,7 +18,7 @@ from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.manifest import MANIFESTS, read_manifest
 from avfmae.data.preprocess import preprocess
-from avfmae.files import cell, printable
+from avfmae.files import printable, write_rows
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.options import EvaluateConfig
 from avfmae.tasks import task_class
@@ -75,9 +74,7 @@ def evaluate(run: EvaluateConfig) -> list[dict]:
     read = [clip for clip in listed if clip.id in outputs]
     rows = [task.prediction(clip, outputs[clip.id]) for clip in read]
     with open(run.out, "w", newline="", errors="surrogateescape") if run.out else nullcontext(sys.stdout) as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
+        write_rows(file, list(rows[0]), rows)
     if any(c.label is None for c in read):
         return rows
     try:

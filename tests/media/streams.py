@@ -15,6 +15,7 @@ X264 = "scenecut=0:b-adapt=0:bframes=3:b-pyramid=normal"
 X265 = "log-level=none:scenecut=0:bframes=4:min-keyint=12:keyint=12"
 OPEN = {"x264-params": f"{X264}:keyint=12:open-gop=1"}
 CLOSED = {"x264-params": f"{X264}:keyint=12:open-gop=0"}
+H264 = ("libx264", CLOSED)
 HIDDEN = {"g": "24", "auto-alt-ref": "1", "lag-in-frames": "16", "deadline": "good", "cpu-used": "5", "b": "200k"}
 BACKWARD = {"g": "12", "bf": "2"}
 

@@ -12,23 +12,12 @@ import numpy as np
 import pytest
 import streams
 from PIL import Image
-from streams import CLOSED, OPEN, bursts, delays, in_step, remux, shown, told, wav
+from streams import H264, OPEN, bursts, delays, in_step, remux, shown, told, wav
 
 from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import sample_window
 from avfmae.data.sources import MediaError, find_files, open_clip, probing
-
-X264 = ("libx264", CLOSED)
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> str:
-    """64 clocks with their bursts."""
-    path = tmp_path_factory.mktemp("field") / "plain.mp4"
-    streams.write(path, *X264, sound="aac")
-    return str(path)
-
 
 # The display matrix: what is stored is turned or mirrored as the matrix says; a pixel at (x, y) is shown at (ax + cy, bx + dy).
 MATRICES = {
@@ -73,7 +62,7 @@ def test_pixels_that_are_not_square(encoder, suffix, tmp_path):
 def test_a_rate_that_varies(tmp_path):
     """A window of picture and its sound span the same 2.56 s: 6.25 frames a second, then 25."""
     stamps = [*range(0, 80, 4), *range(80, 160)]
-    streams.write(tmp_path / "vfr.mkv", *X264, count=100, stamps=stamps)
+    streams.write(tmp_path / "vfr.mkv", *H264, count=100, stamps=stamps)
     info = open_clip(tmp_path / "vfr.mkv").info
     for position in (0.0, 0.5, 1.0):
         window = sample_window(info, Clip(0, "x"), position, 16, DataConfig(), spread=False)
@@ -88,7 +77,7 @@ def test_stamps_that_repeat(tmp_path):
         packet.pts += round((3 - (packet.pts * packet.time_base * 25 % 10 == 9)) / 25 / packet.time_base)
         return packet
 
-    streams.write(tmp_path / "silent.mp4", *X264)
+    streams.write(tmp_path / "silent.mp4", *H264)
     path = remux(tmp_path / "dup.mkv", str(tmp_path / "silent.mp4"), change=repeat)
     assert shown(path) == [*range(64)] and shown(path, 25, 40, 59) == [25, 40, 59]
     assert max(open_clip(path).index.targets) >= 48 and "stamps-repeat" in {*open_clip(path).index.flags}
@@ -112,7 +101,7 @@ def test_a_recording_that_begins_between_key_frames(how, tmp_path):
 
 
 def test_an_edit_list_hides_the_first_frames(tmp_path):
-    streams.write(tmp_path / "cut.mp4", *X264, first=-9, sound="aac", avoid_negative_ts="disabled")
+    streams.write(tmp_path / "cut.mp4", *H264, first=-9, sound="aac", avoid_negative_ts="disabled")
     assert shown(tmp_path / "cut.mp4") == [*range(9, 64)] and in_step(tmp_path / "cut.mp4", 0.1, first=0.36) < 0.01
 
 
@@ -137,7 +126,7 @@ def test_pictures_of_another_size_come_in_the_first_one(tmp_path):
 def test_recordings_in_a_row(ahead, tmp_path):
     """The clock jumps back, goes on, or jumps ahead; the sound changes from 48 kHz to 44.1."""
     for name, first, rate in (("a", 0, 48_000), ("b", ahead, 44_100)):
-        streams.write(tmp_path / f"{name}.ts", *X264, sound="aac", first=first, rate=rate)
+        streams.write(tmp_path / f"{name}.ts", *H264, sound="aac", first=first, rate=rate)
     path = tmp_path / "both.ts"
     path.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
     source = open_clip(path)
@@ -225,7 +214,7 @@ def test_frames_that_would_fill_the_memory_are_refused(tmp_path):
 def test_an_hour_costs_what_a_minute_costs(suffix, tmp_path):
     """A segment of 3 s, its sound included, at second 1 and at second 3,590."""
     stretched = tmp_path / "a.mp4"
-    streams.write(stretched, *X264, sound="aac", rate=8_000, stamps=range(0, 320, 5))
+    streams.write(stretched, *H264, sound="aac", rate=8_000, stamps=range(0, 320, 5))
     with av.open(str(stretched)) as given, av.open(str(tmp_path / f"hour.{suffix}"), "w") as out:
         packets = [p for p in given.demux() if p.size and (p.stream.type == "video" or 0 <= p.pts * p.time_base < 12.8)]
         target, begun = {s.index: out.add_stream_from_template(s) for s in given.streams}, [(p.pts, p.dts) for p in packets]

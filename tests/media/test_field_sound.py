@@ -10,7 +10,7 @@ import pytest
 import streams
 from av.stream import Disposition
 from PIL import Image
-from streams import CLOSED, bursts, delays, remux, voice, wav
+from streams import H264, bursts, delays, remux, voice, wav
 
 from avfmae.config import ModelConfig
 from avfmae.data.clip import Clip
@@ -18,16 +18,6 @@ from avfmae.data.config import DataConfig
 from avfmae.data.dataset import PretrainDataset, read_window_audio, sample_window
 from avfmae.data.loader import loader
 from avfmae.data.sources import MediaError, open_clip
-
-X264 = ("libx264", CLOSED)
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory) -> str:
-    """64 clocks with their bursts."""
-    path = tmp_path_factory.mktemp("field") / "plain.mp4"
-    streams.write(path, *X264, sound="aac")
-    return str(path)
 
 
 @pytest.mark.parametrize("late", ["video", "audio"])
@@ -124,7 +114,7 @@ def test_a_separate_sound_file_has_its_own_clock(plain, tmp_path):
 @pytest.mark.slow
 def test_sound_that_ends_early_and_what_a_worker_met_before(plain, tmp_path):
     """Windows without sound go by the option; a batch is the same in whatever order and by however many it is read."""
-    streams.write(tmp_path / "long.mp4", *X264, count=200, sound=None)
+    streams.write(tmp_path / "long.mp4", *H264, count=200, sound=None)
     with av.open(str(tmp_path / "long.mp4")) as given, av.open(str(tmp_path / "early.mkv"), "w") as out:
         video, audio = out.add_stream_from_template(given.streams.video[0]), out.add_stream("aac", rate=48_000, layout="mono")
         for packet in given.demux(video=0):

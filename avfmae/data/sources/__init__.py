@@ -18,7 +18,7 @@ from avfmae.data.sources.probing import NOMINAL_FPS
 from avfmae.data.sources.source import KINDS, MediaError, Source, VideoInfo, register
 
 if TYPE_CHECKING:
-    from avfmae.data.manifest import Clip
+    from avfmae.data.clip import Clip
 
 __all__ = ["KINDS", "NOMINAL_FPS", "MediaError", "Source", "VideoInfo", "find_files", "open_clip", "register", "shard_numbers"]
 
