@@ -6,6 +6,40 @@ from typing import Literal
 SAMPLE_RATE = 16_000  # of all sound, in samples a second
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """How faces were cut out of the clips that a model was trained on. It is stored with a prepared set, and with weights.
+
+    Attributes:
+        detector: ``"haar"``, ``"yunet"`` (faces are aligned by its landmarks), ``"manifest"`` (boxes that were given), or
+            ``"precropped"``: the frames were taken as they are.
+        yunet: the file of YuNet's model.
+        every, choose, follow: how the face is looked for and followed, see :class:`avfmae.options.PrepareConfig`.
+        margin: room around the face, in shares of its side.
+        size: of the square frames that were stored, in pixels; None: none were stored, the crop is made from the file's frames.
+        sound_track: which of a file's was taken; None: the default one.
+        place: where boxes that were given usually lie, the median: centre x, centre y, width, height in shares of the frame.
+        spread: of these four, half the range that holds the middle nine tenths, the largest of them.
+    """
+
+    detector: str
+    yunet: str | None = None
+    every: int = 5
+    choose: str = "persistent"
+    follow: bool = False
+    margin: float = 0.3
+    size: int | None = None
+    sound_track: str | None = None
+    place: tuple[float, float, float, float] | None = None
+    spread: float = 0.0
+
+    def __str__(self) -> str:
+        if self.detector == "precropped":
+            return "whole frames"
+        by = {"manifest": "the manifest's boxes", "yunet": "yunet, aligned"}.get(self.detector, self.detector)
+        return f"faces by {by}, margin {self.margin:g}" + (f", {self.size} pixels" if self.size else "")
+
+
 @dataclass
 class DataConfig:
     """How clips are read.
