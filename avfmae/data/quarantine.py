@@ -44,12 +44,12 @@ class Quarantine:
             )
 
     def _write(self, new: Iterable[Bad]) -> None:
-        columns, options = ("id", "path", "reason"), {"newline": "", "errors": "surrogateescape"}
+        columns = ("id", "path", "reason")
         if self.begun:
-            with open(self.path, "a", **options) as file:
+            with open(self.path, "a", newline="", errors="surrogateescape") as file:
                 write_rows(file, columns, map(asdict, new), header=False)
             return
-        with atomic_write(self.path) as temporary, open(temporary, "w", **options) as file:
+        with atomic_write(self.path) as temporary, open(temporary, "w", newline="", errors="surrogateescape") as file:
             write_rows(file, columns, map(asdict, self.bad.values()))
         self.begun = True
 
