@@ -22,6 +22,7 @@ WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_c
 """What torch.compile, parallel training and recomputation put before the names of a whole model or of a part of it."""
 LEVELS = 3  # of keys in keys that are searched, "state.net.module"
 MODULES = 32  # of modules in modules; encoders have a dozen
+PARTS = 8  # of a name that may be a prefix; a bound, since a damaged file's names may have very many parts
 
 
 def find_weights(content: object, source: str, names: Collection[str]) -> tuple[dict[str, Tensor], str, list[str]]:
@@ -41,8 +42,8 @@ def find_weights(content: object, source: str, names: Collection[str]) -> tuple[
         prefix, fitting[place] = _prefix(tensors, names)
         found[place] = {name.removeprefix(prefix): t for name, t in tensors.items()}
     most = max(fitting.values(), default=0)
+    # In the order of PLACES, as _places gives them.
     likely = [place for place in found if 2 * fitting[place] >= most and (most or _look_like_weights(found[place]))]
-    likely.sort(key=_rank)
     if not likely:
         has = ", ".join(f"{reprlib.repr(key)} ({_kind(value)})" for key, value in islice(top.items(), 8)) or "nothing"
         raise ValueError(f"{source}: holds no weights, neither bare nor under keys like 'model' and 'state_dict'; it has {has}")
@@ -61,14 +62,15 @@ def _prefix(tensors: Mapping[str, Tensor], names: Collection[str]) -> tuple[str,
     counts = Counter()
     for name in tensors:
         start = 0
-        for _ in range(8):  # a name has no end of parts where somebody means harm
+        for _ in range(PARTS):
             if name[start:] in names:
                 counts[name[:start]] += 1
                 break
             start = name.find(".", start) + 1
             if not start:
                 break
-    prefix = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")  # "model." before "ema_model."
+    # Of prefixes that stand before as many names the shortest: "model.", not "ema_model.".
+    prefix = max(counts, key=lambda prefix: (counts[prefix], -len(prefix)), default="")
     return prefix, counts[prefix]
 
 
@@ -96,7 +98,7 @@ def _entries(value: object) -> Mapping | None:
         return None
     if isinstance(value.state, Mapping) and isinstance(value.state.get("_modules"), Mapping):
         return _state_dict(value)
-    if value.items and all(_named_tensor(item) is not None for item in value.items):
+    if value.items and all(_names_a_tensor(item) for item in value.items):
         return dict(value.items)
     return value.state if isinstance(value.state, Mapping) else None
 
@@ -110,27 +112,35 @@ def _state_dict(module: Stub) -> dict[str, Tensor]:
             state = part.state if isinstance(part, Stub) and isinstance(part.state, Mapping) else {}
             for kind in ("_parameters", "_buffers", "_modules"):
                 for name, value in (_entries(state.get(kind)) or {}).items():
-                    if (tensor := _named_tensor((name, value))) is not None:
+                    if not isinstance(name, str):
+                        continue
+                    if (tensor := _tensor(value)) is not None:
                         found[prefix + name] = tensor
-                    elif isinstance(name, str) and id(value) not in seen:
+                    elif id(value) not in seen:
                         seen.add(id(value))
                         below.append((f"{prefix}{name}.", value))
         level = below
     return found
 
 
-def _named_tensor(item: object) -> Tensor | None:
-    """The tensor, or the NumPy array as one, of a name and a value; None: it is something else."""
-    if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)):
-        return None
-    if isinstance(item[1], np.ndarray) and item[1].dtype.kind in "fiub" and item[1].dtype.isnative:
-        return torch.from_numpy(item[1])
-    return item[1] if isinstance(item[1], Tensor) else None
+def _names_a_tensor(item: object) -> bool:
+    return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and _tensor(item[1]) is not None
+
+
+def _tensor(value: object) -> Tensor | None:
+    """A tensor, or a NumPy array as one; None: the value is something else."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub" and value.dtype.isnative:
+        return torch.from_numpy(value)
+    return value if isinstance(value, Tensor) else None
 
 
 def _tensors(value: object) -> dict[str, Tensor]:
-    found = ((item[0], _named_tensor(item)) for item in (_entries(value) or {}).items())
-    return {WRAPPERS.sub("", name): tensor for name, tensor in found if tensor is not None}
+    entries = (_entries(value) or {}).items()
+    return {
+        WRAPPERS.sub("", name): tensor
+        for name, each in entries
+        if isinstance(name, str) and (tensor := _tensor(each)) is not None
+    }
 
 
 def _look_like_weights(state: Mapping[str, Tensor]) -> bool:

@@ -161,9 +161,9 @@ def write_manifest(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
     with atomic_write(path) as whole:
         if path.suffix == ".parquet":
             pyarrow.parquet.write_table(pa.Table.from_batches(map(_text, batches_of(moved))).drop_columns("id"), whole)
-            return
-        with open(whole, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            write_rows(file, COLUMNS, map(_row, moved))
+        else:
+            with open(whole, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                write_rows(file, COLUMNS, map(_row, moved))
 
 
 def _row(clip: Clip) -> dict[str, object]:

@@ -217,7 +217,7 @@ def _fetch(ray: Any, clip: Clip, reference: Any, limit: float) -> Sample | Failu
         return Failure(f"takes longer than {limit:g} s")
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
         # Ray does not tell a decoder's crash from a kill for want of memory or a lost machine: it is held against no clip.
-        raise RuntimeError(f"{clip.path}: three Ray workers were lost at it: {str(error).splitlines()[0]}") from error
+        raise RuntimeError(f"{clip.path}: Ray lost three workers on this clip: {str(error).splitlines()[0]}") from error
 
 
 def prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
