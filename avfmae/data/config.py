@@ -1,7 +1,7 @@
 """How clips are read, as a run is told. Importing it loads neither torch, nor a decoder, nor what reads command lines."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 SAMPLE_RATE = 16_000  # of all sound, in samples a second
 
@@ -33,6 +33,14 @@ class Preparation:
     place: tuple[float, float, float, float] | None = None
     spread: float = 0.0
 
+    @classmethod
+    def of(cls, values: dict | None) -> "Preparation | None":
+        """From the fields as JSON has them; None stays None."""
+        if values is None:
+            return None
+        given: dict[str, Any] = values | {"place": values.get("place") and tuple(values["place"])}
+        return cls(**given)
+
     def __str__(self) -> str:
         if self.detector == "precropped":
             return "whole frames"
@@ -50,6 +58,9 @@ class DataConfig:
         sampling: ``"window"``: 16 frames from stride·16; ``"uniform"``: 16 frames spread over all of the clip, for
             micro-expressions of a few frames.
         face_margin: room around a manifest's face box, in shares of its side.
+        find_faces: where the initial weights were trained on faces, raw clips are cut to theirs likewise, and the face is looked
+            for where the manifest has no box. False: a clip's own box is taken, or else the whole frame.
+        yunet: the file of YuNet's model, if it is not where it was when the initial weights were trained.
         roll: shift pre-training sound in time (the released code does not, in effect).
         multi_scales: shares of the short side that pre-training crops have.
         rand_augment: magnitude and number of operations for training with labels; 0 operations: none.
@@ -70,6 +81,8 @@ class DataConfig:
     stride: int = 4
     sampling: Literal["window", "uniform"] = "window"
     face_margin: float = 0.3
+    find_faces: bool = True
+    yunet: str | None = None
     roll: bool = True
     multi_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     rand_augment: tuple[float, int] = (7.0, 4)

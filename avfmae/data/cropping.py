@@ -62,6 +62,7 @@ def find_face(source: Source, box: Box | None, how: Preparation, low: int, high:
         assert box is not None, "box: is None, but the detector is 'manifest'"
         return FoundFace(box, 1.0, 1, faces.Track({0: faces.Face(box, 1.0)}), size)
     detector = faces.make_detector(how.detector, how.yunet)
+    assert detector is not None
     tracks = faces.find_tracks(source.frames_between(low, high), detector, how.every)
     looked = -(-(high - low) // how.every)
     track = faces.choose(tracks, how.choose)
@@ -166,9 +167,9 @@ def seen_by_training(clips: Sequence[Clip], data: DataConfig) -> tuple[Preparati
             ways[how] += 1
             if how is not None and how.detector == "manifest":
                 boxes.append((how, _relative(source, clip)))
-    if not ways:
-        return None, 0
-    how = ways.most_common(1)[0][0]
+    how = ways.most_common(1)[0][0] if ways else None
+    if how is None:
+        return None, len(ways)
     if mine := np.array([box for way, box in boxes if way == how]).reshape(-1, 4).tolist():
         low, middle, high = np.percentile(mine, (5, 50, 95), axis=0)
         how = replace(how, place=tuple(middle.round(4).tolist()), spread=float(((high - low) / 2).max().round(4)))
@@ -181,20 +182,21 @@ def _relative(source: Source, clip: Clip) -> list[float]:
         height, width = source.stored["source_height"], source.stored["source_width"]
         x, y, w, h = (source.stored[name] for name in ("face_x", "face_y", "face_w", "face_h"))
     else:
+        assert clip.face is not None
         height, width = source.frames([0]).shape[1:3]
         x, y, w, h = clip.face
     return [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
 
 
-def with_a_detector(how: Preparation, yunet: Path | None) -> tuple[Preparation, str | None]:
+def with_a_detector(how: Preparation, yunet: str | None) -> tuple[Preparation, str | None]:
     """The same with a detector that is here, and a word if it is not the one that training's faces were found by.
 
     ``yunet``: where its model lies, if it is not where it was.
     """
     if how.detector != "yunet":
         return how, None
-    model = yunet or Path(how.yunet or "")
-    if model.is_file():
-        return replace(how, yunet=str(model)), None
-    word = f"yunet's model {how.yunet} is not here (--yunet FILE.onnx): haar finds the faces, and they are not aligned"
+    model = yunet or how.yunet or ""
+    if Path(model).is_file():
+        return replace(how, yunet=model), None
+    word = f"yunet's model {model} is not here (--yunet FILE.onnx): haar finds the faces, and they are not aligned"
     return replace(how, detector="haar", yunet=None), word

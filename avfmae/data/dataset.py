@@ -253,7 +253,8 @@ class ClipDataset:
 
     def box(self, frames: np.ndarray, face: augment.Box | None, crop: int, rng: np.random.Generator | None) -> augment.Box:
         """What is seen of the frames: this purpose's crop, or evaluation's ``crop``-th view. ``face``: its box, or None."""
-        within = augment.face_box(face, frames.shape[1:3], self.data.face_margin)
+        margin = self.data.face_margin if self.preparation is None else self.preparation.margin
+        within = augment.face_box(face, frames.shape[1:3], margin)
         if self.purpose == "evaluate":
             return augment.view_box(within, crop, self.data.crops)
         if self.purpose == "pretrain":

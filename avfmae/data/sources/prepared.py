@@ -51,7 +51,7 @@ class Shard:
             header = json.loads(index[8 : 8 + int.from_bytes(index[:8], "little")])
             self.rows = json.loads(header["__metadata__"]["clips"])
             how = self.index.get("preparation")  # which the first sets did not store
-            self.preparation = None if how is None else Preparation(**json.loads(how.tobytes()))
+            self.preparation = None if how is None else Preparation.of(json.loads(how.tobytes()))
         self.places = {row["key"]: i for i, row in enumerate(self.rows)}
 
     def read(self, start: int, end: int) -> bytes:
