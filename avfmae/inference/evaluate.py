@@ -25,10 +25,22 @@ from avfmae.options import EvaluateConfig
 from avfmae.tasks import task_class
 from avfmae.tasks.interface import Task
 from avfmae.training.dist import Processes, processes
+from avfmae.training.precision import compute_dtype
 
 
-def load_finetuned(weights: Path) -> tuple[AVFMAEForFinetuning, Task, DataConfig, Preparation | None]:
-    """The model of a fine-tuning's ``weights.safetensors``, its task, and how clips were read and cut to faces."""
+@dataclass
+class Finetuned:
+    """A fine-tuned model, its task, and how its clips were read, cut to faces and computed with."""
+
+    model: AVFMAEForFinetuning
+    task: Task
+    data: DataConfig
+    preparation: Preparation | None
+    precision: str
+
+
+def load_finetuned(weights: Path) -> Finetuned:
+    """From a fine-tuning's ``weights.safetensors``."""
     about = read_about(weights)
     if "task" not in about:
         raise ValueError(f"{weights}: is not the result of a fine-tuning; it carries no task")
@@ -37,7 +49,8 @@ def load_finetuned(weights: Path) -> tuple[AVFMAEForFinetuning, Task, DataConfig
     model = AVFMAEForFinetuning(about["config"], outputs, about["task"], about["modalities"])
     load_released(model, weights)
     task = task_class(about["task"]).of_weights(about, outputs)
-    return model.eval(), task, DataConfig(**about.get("data", {})), Preparation.of(about.get("preparation"))
+    data, how = DataConfig(**about.get("data", {})), Preparation.of(about.get("preparation"))
+    return Finetuned(model.eval(), task, data, how, about.get("precision", "float32"))
 
 
 @dataclass
@@ -99,14 +112,15 @@ def evaluate(run: EvaluateConfig) -> list[dict]:
         The rows; none where this is not the main process.
     """
     with processes() as dist:
-        model, task, data, how = load_finetuned(run.weights)
-        model.to(dist.device)
-        clips = find_clips(run)
+        tuned = load_finetuned(run.weights)
+        model, task, clips = tuned.model.to(dist.device), tuned.task, find_clips(run)
         given = {name: getattr(run, name) for name in ("segments", "crops", "missing_audio", "workers")}
-        data = replace(data, **{name: value for name, value in given.items() if value is not None})
-        how, words = as_trained(clips, data, how, run)
+        data = replace(tuned.data, **{name: value for name, value in given.items() if value is not None})
+        how, words = as_trained(clips, data, tuned.preparation, run)
         dataset = ClipDataset(clips, model.cfg, data, "evaluate", modalities=model.modalities, preparation=how)
-        found = predict(model, dataset, range(dist.rank, len(clips), dist.world), 1, dist.device).gathered(dist)
+        mine, dtype = range(dist.rank, len(clips), dist.world), compute_dtype(tuned.precision, dist.device)
+        with torch.autocast(dist.device.type, dtype, enabled=dtype != torch.float32):
+            found = predict(model, dataset, mine, 1, dist.device).gathered(dist)
         if not found.outputs:
             raise ValueError(f"none of the {len(clips)} clips can be read; the first: {found.bad[0].path}: {found.bad[0].reason}")
         if not dist.is_main:

@@ -32,5 +32,5 @@ def preparation_of_run(run: RunConfig, clips: Sequence[Clip]) -> Preparation | N
 
 
 def how_clips_were_read(run: RunConfig, how: Preparation | None) -> dict:
-    """What evaluation and later stages are told of the training clips: sampling, views and crop."""
-    return {"data": dataclasses.asdict(run.data), "preparation": how and dataclasses.asdict(how)}
+    """What evaluation and later stages are told of the training clips: sampling, views, crop, and what they were computed in."""
+    return {"data": dataclasses.asdict(run.data), "preparation": how and dataclasses.asdict(how), "precision": run.precision}

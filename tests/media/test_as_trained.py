@@ -136,7 +136,8 @@ def test_raw_training_clips_with_boxes_are_remembered_too(drawn, bare):
     how, _ = seen_by_training(read_manifest(drawn), replace(ONE_VIEW, face_margin=0.05))
     assert how is not None and (how.detector, how.margin, how.size) == ("manifest", 0.05, None)
     boxes = [[sample.boxes for sample in samples(list(read_manifest(manifest))[:6], how)] for manifest in (drawn, bare)]
-    assert len(boxes[0]) == 6 and np.allclose(*boxes, atol=0.1) and np.ptp(boxes[0][0]) < 96  # a part of the frame
+    boxes = np.array(boxes)
+    assert boxes.shape == (2, 6, 1, 4) and np.allclose(*boxes, atol=0.1) and boxes.max() < 96  # a part of the frame
     whole, _ = seen_by_training(read_manifest(bare), ONE_VIEW)
     assert str(whole) == "whole frames"
     assert samples(list(read_manifest(drawn))[:1], whole)[0].boxes == [(0, 0, 96, 96)]
