@@ -11,6 +11,7 @@ usage: avfmae bench SUBJECT [options]        (avfmae bench SUBJECT --help for th
   kernels   every op at Base's shapes, every implementation, against the machine's bandwidth
   loader    clips a second from files, by number of decoding processes
   manifest  what a list of a million clips costs: to the first batch, at each step, for each worker
+  trace     launches, bytes and operations of a step on a GPU, counted without one, and a model of their time
   scaling   our step over model and batch sizes
   plot      pictures and the README's table from the rows that the others have saved
 """
@@ -39,6 +40,7 @@ SUBJECTS = {
     "kernels": ("KernelsConfig", "kernels:kernels"),
     "loader": ("LoaderConfig", "loader:bench_loader"),
     "manifest": ("ManifestConfig", "manifest:manifest"),
+    "trace": ("TraceConfig", "tracing:trace"),
     "scaling": ("ScalingConfig", "scaling:scaling"),
     "plot": ("PlotConfig", "plots:plot"),
 }
