@@ -54,6 +54,8 @@ class InspectConfig:
     clips: int = 8  # how many of a set are drawn.
     seed: int = 0  # of the choice, and of the masks.
     face_margin: float = 0.3  # around the face of clips that are not prepared.
+    detector: Literal["auto", "mtcnn", "haar", "yunet"] = "auto"  # of the face of clips that are not prepared, see ``prepare``.
+    yunet: Path | None = None  # YuNet's .onnx file.
     time_limit: float = 60.0  # seconds that one clip may take.
     workers: int = 2  # processes.
 
@@ -66,8 +68,9 @@ class PrepareConfig:
     # a manifest (.csv, .parquet, .txt), or a folder, all of whose videos are taken.
     source: Annotated[Path, tyro.conf.Positional]
     out: Path  # the folder of the prepared set; train with its manifest.csv.
-    # haar comes with OpenCV; yunet needs its model; precropped takes the frames as faces; manifest takes its boxes.
-    detector: Literal["haar", "yunet", "precropped", "manifest"] = "haar"
+    # auto: mtcnn if its package is installed, else haar, which comes with OpenCV; yunet needs its model; precropped takes the
+    # frames as faces; manifest takes its boxes.
+    detector: Literal["auto", "mtcnn", "haar", "yunet", "precropped", "manifest"] = "auto"
     yunet: Path | None = None  # YuNet's .onnx file.
     every: int = 5  # frames from one in which the face is looked for to the next.
     choose: Literal["persistent", "largest"] = "persistent"  # of several faces, the one seen most, or the largest.

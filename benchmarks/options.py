@@ -98,6 +98,28 @@ class LoaderConfig:
 
 
 @dataclass
+class FacesConfig:
+    """Detectors of faces, in turns on one core: the share that is found, overlap with the given box, false alarms and
+    milliseconds a frame; on frames as they are, turned, narrowed, blurred, darkened, and shrunk to a crowd.
+
+    Attributes:
+        source: a manifest of clips with the boxes of their faces, one face a clip.
+        frames: of each clip.
+        rounds: timed turns.
+        yunet: YuNet's .onnx file; none: it is left out.
+        save: append rows to the results.
+        out: the folder of results.
+    """
+
+    source: Path
+    frames: int = 4
+    rounds: int = 3
+    yunet: Path | None = None
+    save: bool = True
+    out: Path = results.FOLDER
+
+
+@dataclass
 class ManifestConfig:
     """Time and memory that a long list of prepared clips takes, beside what one of a single clip takes.
 
