@@ -164,8 +164,8 @@ def gradients(model, *inputs):
     return [loss.detach()] + [p.grad for p in model.parameters() if p.grad is not None]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["pretraining", pytest.param("finetuning", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("stage", ["pretraining", "finetuning"])
 def test_whole_model_compiles_without_a_graph_break(stage):
     """Compiled products are torch's, eager ones oneDNN's: they round differently. Biases before a batch norm have
     gradients that are zero in exact arithmetic, so that each bound counts the largest gradient too."""
