@@ -6,13 +6,14 @@ one archive. To add one, write such a file; nothing else lists them.
 
 import importlib
 import pkgutil
+import unicodedata
 from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from avfmae.datasets.interface import Dataset
 
-OTHERS = {"command", "drawn", "interface", "media", "reading"}  # the files here that are no data set
+OTHERS = {"checking", "command", "drawn", "interface", "media", "reading"}  # the files here that are no data set
 
 
 @cache
@@ -24,7 +25,16 @@ def datasets() -> dict[str, "Dataset"]:
 
 
 def find_dataset(name: str) -> "Dataset":
-    """Raises ValueError for a name that no file here has."""
-    if name not in datasets():
+    """The data set of a name, or of the title before its comma, without regard to capitals, spaces and signs: CAS(ME)^3, crema_d.
+
+    Raises ValueError for a name that no file here has.
+    """
+    every = list(datasets().values())
+    known = {_plain(one.title.split(",")[0]): one for one in reversed(every)} | {_plain(one.name): one for one in every}
+    if _plain(name) not in known:
         raise ValueError(f"dataset: got {name!r}, expected one of {', '.join(datasets())}")
-    return datasets()[name]
+    return known[_plain(name)]
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", name).casefold()))

@@ -13,6 +13,7 @@ from avfmae.data.clip import Clip
 from avfmae.data.manifest import write_manifest
 from avfmae.datasets import datasets, find_dataset
 from avfmae.datasets.interface import Dataset, Options
+from avfmae.datasets.media import missing, placed
 from avfmae.files import printable, write_rows
 from avfmae.options import DatasetConfig
 
@@ -30,8 +31,6 @@ def dataset(run: DatasetConfig) -> None:
         return
     if run.out is None and not run.verify:
         raise ValueError("out: none is given, expected the manifest to write (or --verify)")
-    from avfmae.datasets.media import faults, missing, placed  # imports torch, which the list need not wait for
-
     options = Options(run.classes, run.annotation, run.faces, run.sound)
     clips = [placed(clip, run.root, options) for clip in chosen.annotated(run.root, options)]
     reasons = {clip.id: reason for clip in clips if (reason := missing(clip))}
@@ -48,6 +47,8 @@ def dataset(run: DatasetConfig) -> None:
             console.print(f"{settings}: how it is fine-tuned on, for avfmae finetune --config", highlight=False)
     differing = []
     if run.verify:
+        from avfmae.datasets.checking import faults  # imports torch, for which nothing else here waits
+
         found += faults(chosen, present, run.detector, run.yunet and str(run.yunet), run.workers, run.time_limit)
         differing = compare(chosen, clips, present)
     report = run.faults or (run.out and run.out.with_suffix(".faults.csv"))
