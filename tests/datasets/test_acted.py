@@ -33,7 +33,7 @@ def test_ravdess(tree):
         ("Actor_05/02-01-08-02-02-02-05.mp4", "surprised", "Audio/Actor_05/03-01-08-02-02-02-05.wav", "2", "05"),
         ("Actor_24/01-01-02-01-01-01-24.mp4", "calm", None, "6", "24"),
     ]
-    assert tree.settings["classes"] == "neutral calm happy sad angry fearful disgust surprised".split()
+    assert tree.settings["classes"] == ["neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"]
 
 
 def test_enterface(tree):

@@ -7,7 +7,16 @@ THREE = ["negative", "positive", "surprise"]
 
 def samm(tree, root=""):
     note = [(f"line {i} of the notes above the table",) for i in range(12)]
-    header = ("Subject", "Filename", "Inducement Code", "Onset Frame", "Apex Frame", "Offset Frame", "Duration", "Estimated Emotion")
+    header = (
+        "Subject",
+        "Filename",
+        "Inducement Code",
+        "Onset Frame",
+        "Apex Frame",
+        "Offset Frame",
+        "Duration",
+        "Estimated Emotion",
+    )
     rows = [("006", "006_1_2", 1, 562, 565, 567, 6, "Anger"), (7, "007_3_1", 1, 11, 12, 13, 3, "Other"),
             ("036", "036_7_3", 1, 4, 5, 6, 3, "Fear"), ("037", "037_3_1", 1, 4, 5, 6, 3, "Happiness")]  # fmt: skip
     tree.sheet(f"{root}SAMM_Micro_FACS_Codes_v2.xlsx", *note, header, *rows)

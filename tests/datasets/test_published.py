@@ -19,8 +19,9 @@ LISTED = ("crema-d", "dfew", "enterface", "ferv39k", "mafw", "msp-improv", "ravd
 # What HiCMAE's lists lack: what its face detector or sound tools did not get through; of MAFW, clips without sound.
 LOST = {
     "crema-d": {"1040_ITH_SAD_XX", "1064_IEO_DIS_MD", "1064_TIE_SAD_XX", "1076_MTI_NEU_XX", "1076_MTI_SAD_XX"},
-    "mafw": {"00232"},
-}
+    "mafw": {"00903", "03414", "03440", "03721", "03724", "03726", "03727", "03728",
+             "03730", "03732", "03810", "03855", "03927", "03928", "03931", "09529"},
+}  # fmt: skip
 
 
 def published(name):
@@ -78,7 +79,7 @@ def ferv39k(tree):
 
 def msp_improv(tree):
     lines = [
-        f"UTD-{row['clip'].rpartition('/')[2].removeprefix('MSP-')}.avi; {'AHNS'[int(row['label'])]}; A:2.5; V:NaN; D:3.0 ; N:3.1;"
+        f"UTD-{row['clip'].rpartition('/')[2].removeprefix('MSP-')}.avi; {'AHNS'[int(row['label'])]}; A:2.5; V:NaN; D:3.0 ; N:3;"
         for row in published("msp-improv").values()
     ]
     tree.text("Evalution.txt", *lines)
