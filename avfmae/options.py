@@ -11,6 +11,30 @@ import tyro
 
 
 @dataclass
+class DatasetConfig:
+    """A named data set as a manifest. Without a name all are listed; without a root, what is known of one is printed."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    root: Path | None = None  # the folder of the downloaded and unpacked archive.
+    # the manifest to write (.csv or .parquet); FILE.toml beside it says how it is fine-tuned on, FILE.faults.csv what is amiss.
+    out: Path | None = None
+    # compare counts, classes and folds with what is published, and look at every clip: is it there, does it decode, is it silent,
+    # is a face seen? Ends with status 1 where something is amiss.
+    verify: bool = False
+    # class names in index order where none is published (mafw-43) or another is wanted; of werewolf-xl, what its numbers are.
+    classes: tuple[str, ...] = ()
+    annotation: Path | None = None  # labels or folds that lie elsewhere than in the archive, or are of your own.
+    faces: Path | None = None  # a folder of face crops, taken for the videos: a folder of images or a video for each clip.
+    sound: Path | None = None  # a folder of sound files, taken for the videos' own sound.
+    # what --verify looks for faces with, see ``prepare``; precropped does not look.
+    detector: Literal["auto", "mtcnn", "haar", "yunet", "precropped"] = "auto"
+    yunet: Path | None = None  # YuNet's .onnx file.
+    faults: Path | None = None  # where the table of faults goes instead.
+    workers: int = 0  # processes of --verify; 0: one a core.
+    time_limit: float = 60.0  # seconds that one clip may take.
+
+
+@dataclass
 class DemoConfig:
     """Draws faces and voices, pre-trains, injects semantics, fine-tunes on people it has not tested on, and shows it all."""
 
@@ -59,6 +83,8 @@ class InspectConfig:
     clips: int = 8  # how many of a set are drawn.
     seed: int = 0  # of the choice, and of the masks.
     face_margin: float = 0.3  # around the face of clips that are not prepared.
+    detector: Literal["auto", "mtcnn", "haar", "yunet"] = "auto"  # of the face of clips that are not prepared, see ``prepare``.
+    yunet: Path | None = None  # YuNet's .onnx file.
     time_limit: float = 60.0  # seconds that one clip may take.
     workers: int = 2  # processes.
 
@@ -71,8 +97,9 @@ class PrepareConfig:
     # a manifest (.csv, .parquet, .txt), or a folder, all of whose videos are taken.
     source: Annotated[Path, tyro.conf.Positional]
     out: Path  # the folder of the prepared set; train with its manifest.csv.
-    # haar comes with OpenCV; yunet needs its model; precropped takes the frames as faces; manifest takes its boxes.
-    detector: Literal["haar", "yunet", "precropped", "manifest"] = "haar"
+    # auto: mtcnn if its package is installed, else haar, which comes with OpenCV; yunet needs its model; precropped takes the
+    # frames as faces; manifest takes its boxes.
+    detector: Literal["auto", "mtcnn", "haar", "yunet", "precropped", "manifest"] = "auto"
     yunet: Path | None = None  # YuNet's .onnx file.
     every: int = 5  # frames from one in which the face is looked for to the next.
     choose: Literal["persistent", "largest"] = "persistent"  # of several faces, the one seen most, or the largest.

@@ -11,8 +11,8 @@ class Preparation:
     """How faces were cut out of the clips that a model was trained on. It is stored with a prepared set, and with weights.
 
     Attributes:
-        detector: ``"haar"``, ``"yunet"`` (faces are aligned by its landmarks), ``"manifest"`` (boxes that were given), or
-            ``"precropped"``: the frames were taken as they are.
+        detector: ``"haar"``, ``"mtcnn"`` and ``"yunet"`` (faces are aligned by their landmarks), ``"manifest"`` (boxes that were
+            given), or ``"precropped"``: the frames were taken as they are.
         yunet: the file of YuNet's model.
         every, choose, follow: how the face is looked for and followed, see :class:`avfmae.options.PrepareConfig`.
         margin: room around the face, in shares of its side.
@@ -44,7 +44,8 @@ class Preparation:
     def __str__(self) -> str:
         if self.detector == "precropped":
             return "whole frames"
-        by = {"manifest": "the manifest's boxes", "yunet": "yunet, aligned"}.get(self.detector, self.detector)
+        aligned = dict.fromkeys(("mtcnn", "yunet"), f"{self.detector}, aligned")
+        by = {"manifest": "the manifest's boxes", **aligned}.get(self.detector, self.detector)
         return f"faces by {by}, margin {self.margin:g}" + (f", {self.size} pixels" if self.size else "")
 
 

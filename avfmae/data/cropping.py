@@ -16,6 +16,7 @@ from avfmae.data.arena import Arena
 from avfmae.data.augment import Box
 from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig, Preparation
+from avfmae.data.mtcnn import is_installed
 from avfmae.data.sources import MediaError, Source, open_clip
 
 MOST = 500  # frames of a raw clip that faces are looked for in: all of a short one, of a long one those around the window
@@ -125,16 +126,16 @@ class FaceClip(Source):
 
     def find(self, low: int, high: int, size: tuple[int, int]) -> FoundFace:
         how, box, usual = self.how, self.given, _in_pixels(self.how.place, size)
-        if box is None or how.detector == "precropped":
+        if how.detector == "precropped":
+            return find_face(self.source, None, how, low, high, size)
+        if box is None:
             found = find_face(self.source, None, looked_for(how), low, high, size)
-            is_usual = found.box and usual and how.spread <= STILL and faces.iou(found.box, usual) > 0.5
-            if found.box is None and how.detector != "precropped":
+            if found.box is None:
                 self.flags.add("no-face")
-            elif not is_usual:
+            if how.detector != "manifest" or (found.box is None and usual is None):
                 return found
-            if usual is None:
-                return found
-            box = usual
+            is_usual = found.box is None or (usual and how.spread <= STILL and faces.iou(found.box, usual) > 0.5)
+            box = usual if is_usual else found.box
         return find_face(self.source, box, replace(how, detector="manifest"), low, high, size)
 
 
@@ -147,7 +148,7 @@ def _in_pixels(place: Box | None, size: tuple[int, int]) -> Box | None:
 
 def looked_for(how: Preparation) -> Preparation:
     """The same with a detector, where boxes were given."""
-    return replace(how, detector="haar", follow=False) if how.detector == "manifest" else how
+    return replace(how, detector="mtcnn" if is_installed() else "haar") if how.detector == "manifest" else how
 
 
 def seen_by_training(clips: Sequence[Clip], data: DataConfig) -> tuple[Preparation | None, int]:
@@ -193,10 +194,13 @@ def with_a_detector(how: Preparation, yunet: str | None) -> tuple[Preparation, s
 
     ``yunet``: where its model lies, if it is not where it was.
     """
-    if how.detector != "yunet":
-        return how, None
     model = yunet or how.yunet or ""
-    if Path(model).is_file():
+    if how.detector == "yunet" and Path(model).is_file():
         return replace(how, yunet=model), None
-    word = f"yunet's model {model} is not here (--yunet FILE.onnx): haar finds the faces, and they are not aligned"
-    return replace(how, detector="haar", yunet=None), word
+    if how.detector == "yunet":
+        lacking = f"yunet's model {model} is not here (--yunet FILE.onnx)"
+    elif how.detector == "mtcnn" and not is_installed():
+        lacking = "mtcnn is not installed (pip install 'avfmae[faces]')"
+    else:
+        return how, None
+    return replace(how, detector="haar", yunet=None), f"{lacking}: haar finds the faces, and they are not aligned"

@@ -61,7 +61,7 @@ def prepare(run: PrepareConfig) -> Path:
     Raises:
         FileNotFoundError, ValueError: the source or a setting is wrong, or the folder holds a set of other settings or clips.
     """
-    clips = find_clips(run.source)
+    clips, run = find_clips(run.source), dataclasses.replace(run, detector=faces.chosen_detector(run.detector))
     if run.detector == "manifest" and (missing := [c.path for c in clips if c.face is None]):
         raise ValueError(f"{run.source}: {len(missing)} clips have no face box ({missing[0]}), which detector 'manifest' takes")
     faces.make_detector("precropped" if run.detector == "manifest" else run.detector, run.yunet and str(run.yunet))
@@ -184,6 +184,10 @@ class _Prepare:
         import cv2
 
         cv2.setNumThreads(1)
+        if self.run.detector == "mtcnn":
+            import torch
+
+            torch.set_num_threads(1)
         return self.handle
 
     def handle(self, clip: Clip, context: TaskContext) -> Sample | Failure:

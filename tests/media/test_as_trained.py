@@ -115,7 +115,7 @@ def test_raw_files_are_seen_as_the_prepared_clips(kind, tuned, by_boxes, drawn, 
 def test_a_detectors_crop_is_made_again(landmarks, bare, tmp_path, monkeypatch):
     """Of the same margin and, where there are landmarks, turned to the template."""
     found = faces.Face((20.0, 18.0, 50.0, 56.0), 1.0, landmarks)
-    monkeypatch.setattr(faces, "make_detector", lambda *_: lambda frame: [found])
+    monkeypatch.setattr(faces, "make_detector", lambda *_: lambda frames: [[found] for _ in frames])
     clips = list(read_manifest(bare))[:2]
     write_manifest(tmp_path / "m.csv", clips)
     (tmp_path / "yunet.onnx").touch()
@@ -154,7 +154,7 @@ def test_fine_tuning_cuts_raw_clips_as_the_initial_weights_saw(tuned, by_boxes, 
 
 
 def test_where_no_face_is_found_the_usual_place_is_taken_and_said(bare, monkeypatch):
-    monkeypatch.setattr(faces, "make_detector", lambda *_: lambda frame: [])
+    monkeypatch.setattr(faces, "make_detector", lambda *_: lambda frames: [[] for _ in frames])
     how = Preparation("manifest", margin=0.0, size=64, place=(0.5, 0.5, 0.5, 0.5))
     clips = list(read_manifest(bare))[:1]
     (sample,) = samples(clips, how)
@@ -164,7 +164,23 @@ def test_where_no_face_is_found_the_usual_place_is_taken_and_said(bare, monkeypa
     assert np.abs(pictures(clips, how)[0][0] - middle).mean() < 3
 
 
-def test_a_detector_that_is_not_here_is_said(tmp_path):
+def test_a_face_elsewhere_is_taken_where_it_is_and_not_aligned(bare, monkeypatch):
+    """Given boxes were not, whatever landmarks the detector gives."""
+    found = faces.Face((10.0, 14.0, 60.0, 60.0), 1.0, LANDMARKS)
+    monkeypatch.setattr(faces, "make_detector", lambda *_: lambda frames: [[found] for _ in frames])
+    clips = list(read_manifest(bare))[:1]
+    frame = open_clip(clips[0]).frames([0])[0].astype(float)
+    for spread, x, y in ((0.0, 16, 17), (0.1, 10, 14)):
+        how = Preparation("manifest", margin=0.0, size=60, place=(48 / 96, 49 / 96, 64 / 96, 64 / 96), spread=spread)
+        side = 60 if spread else 64
+        want = faces.cv2.resize(frame[y : y + side, x : x + side], (60, 60))
+        assert np.abs(pictures(clips, how)[0][0] - want).mean() < 3
+
+
+def test_a_detector_that_is_not_here_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("avfmae.data.cropping.is_installed", lambda: False)
+    how, word = with_a_detector(Preparation("mtcnn"), None)
+    assert how.detector == "haar" and word is not None and "pip install 'avfmae[faces]'" in word
     trained = Preparation("yunet", yunet="/somewhere/yunet.onnx", size=176)
     how, word = with_a_detector(trained, None)
     assert how.detector == "haar" and word is not None and "/somewhere/yunet.onnx is not here (--yunet FILE.onnx)" in word
