@@ -82,7 +82,7 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
     own, fresh = model.state_dict(), getattr(model, "FRESH", ())
     shapes = {n: t.shape for n, t in to_released(model, {n: t.to("meta") for n, t in own.items()}).items()}
     for name, tensor in own.items():
-        names = released_names(model.cfg, name)
+        names = released_names(model, name)
         used.update(names)
         if absent := [n for n in names if n not in state]:
             report.missing += absent
