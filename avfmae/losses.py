@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 import avfmae_kernels as K
@@ -21,7 +22,7 @@ def world_size() -> int:
 
 def reconstruction_loss(
     pred: Tensor, source: Tensor, mask: ModalityMask, patch: tuple[int, ...], boxes: Tensor | None = None,
-    size: tuple[int, ...] | None = None,
+    size: tuple[int, ...] | None = None, frame_difference: bool = True,
 ) -> Tensor:  # fmt: skip
     """Mean square error against the standardised patches, averaged over the scored tokens of the whole batch (eq. 3).
 
@@ -30,7 +31,14 @@ def reconstruction_loss(
         source: the uint8 clip, or the spectrogram.
         mask: which tokens these are, and which of them are scored.
         boxes, size: what is seen of each clip, at which (H, W); None: all of it, as it is.
+        frame_difference: of a clip's patches, compare with the first frame and each one's difference to the frame before; else
+            with all frames.
     """
+    if source.ndim == 5 and not frame_difference:  # a tubelet's frames one below the other are a patch of one frame
+        frames, *side = patch
+        source = source if boxes is None else K.crop_clips(source, boxes, size or source.shape[2:4])
+        source = rearrange(source, "b (t f) (h p) w c -> b t (h f p) w c", f=frames, p=side[0])
+        patch, boxes, size = (1, frames * side[0], side[1]), None, None
     count = mask.scored.sum().float()
     if world_size() > 1:
         dist.all_reduce(count)

@@ -40,10 +40,11 @@ class ModalityMask:
 
 @dataclass(frozen=True)
 class DualMask:
-    """The masks of a batch. Make one with :meth:`sample`, :meth:`for_clips` or :meth:`from_bool`."""
+    """The masks of a batch; None for a modality that the model has not. Make one with :meth:`sample`, :meth:`for_clips` or
+    :meth:`from_bool`."""
 
-    video: ModalityMask
-    audio: ModalityMask
+    video: ModalityMask | None
+    audio: ModalityMask | None
 
     @classmethod
     def sample(cls, cfg: ModelConfig, batch_size: int, generator: torch.Generator | None = None) -> "DualMask":
@@ -55,39 +56,47 @@ class DualMask:
     def for_clips(cls, cfg: ModelConfig, clips: Sequence[int] | np.ndarray, seed: int, epoch: int) -> "DualMask":
         """The masks that these clips have in this epoch: a function of (seed, epoch, clip id) and nothing else."""
         clips = np.asarray(clips)
-        video_visible = _tube(cfg, clips, seed, epoch)
-        groups = _places(cfg.audio) if cfg.balanced else np.arange(cfg.audio.tokens)[None]
-        audio_visible = choose_tokens(seed, epoch, clips, AUDIO_ENCODER, groups, cfg.audio.visible // len(groups))
-        video_decoded = audio_decoded = None
-        if cfg.decoder_masks:
-            video_decoded, everything = _running_cell(cfg.video, clips, seed, epoch), np.arange(cfg.audio.tokens)[None]
-            audio_decoded = choose_tokens(seed, epoch, clips, AUDIO_DECODER, everything, cfg.audio.decoded)
-        return cls(_mask(video_visible, video_decoded, cfg.video.tokens), _mask(audio_visible, audio_decoded, cfg.audio.tokens))
+        masks: dict[str, ModalityMask | None] = {"video": None, "audio": None}
+        if "video" in cfg.modalities:
+            decoded = _running_cell(cfg.video, clips, seed, epoch) if cfg.decoder_masks else None
+            masks["video"] = _mask(_tube(cfg, clips, seed, epoch), decoded, cfg.video.tokens)
+        if "audio" in cfg.modalities:
+            everything = np.arange(cfg.audio.tokens)[None]
+            groups = _places(cfg.audio) if cfg.balanced else everything
+            visible = choose_tokens(seed, epoch, clips, AUDIO_ENCODER, groups, cfg.audio.visible // len(groups))
+            decoded = None
+            if cfg.decoder_masks:
+                decoded = choose_tokens(seed, epoch, clips, AUDIO_DECODER, everything, cfg.audio.decoded)
+            masks["audio"] = _mask(visible, decoded, cfg.audio.tokens)
+        return cls(**masks)
 
     @classmethod
     def from_bool(
-        cls, video_encoder: Tensor, video_decoder: Tensor | None, audio_encoder: Tensor, audio_decoder: Tensor | None
-    ) -> "DualMask":
-        """From boolean masks (B, N), True = masked. Decoder masks are None for models without.
+        cls, video_encoder: Tensor | None = None, video_decoder: Tensor | None = None, audio_encoder: Tensor | None = None,
+        audio_decoder: Tensor | None = None,
+    ) -> "DualMask":  # fmt: skip
+        """From boolean masks (B, N), True = masked. Decoder masks are None for models without; both of a modality that it has not.
 
         Raises:
             ValueError: a mask is not (B, N) bool, or its clips do not all keep the same number of tokens.
         """
-        masks = []
+        masks: dict[str, ModalityMask | None] = {"video": None, "audio": None}
         for name, encoder, decoder in (("video", video_encoder, video_decoder), ("audio", audio_encoder, audio_decoder)):
-            decoded = None if decoder is None else _kept(f"{name}_decoder", decoder)
-            masks.append(_mask(_kept(f"{name}_encoder", encoder), decoded, encoder.shape[1], encoder.device))
-        return cls(*masks)
+            if encoder is not None:
+                decoded = None if decoder is None else _kept(f"{name}_decoder", decoder)
+                masks[name] = _mask(_kept(f"{name}_encoder", encoder), decoded, encoder.shape[1], encoder.device)
+        return cls(**masks)
 
     def to(self, device, non_blocking: bool = False) -> "DualMask":
         return self.map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "DualMask":
         """The same masks with ``function`` of every tensor."""
-        return DualMask(self.video.map(function), self.audio.map(function))
+        return DualMask(*(mask and mask.map(function) for mask in (self.video, self.audio)))
 
     def __len__(self) -> int:
-        return len(self.video.visible)
+        mask = self.video or self.audio
+        return 0 if mask is None else len(mask.visible)
 
 
 def region_of(m: ModalityConfig) -> np.ndarray:

@@ -92,7 +92,7 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
         }
     report, loaded, used, lost = LoadReport(source, *places), {}, set(), []
     for name, tensor in own.items():
-        names = released_names(model.cfg, name)
+        names = released_names(model, name)
         used.update(names)
         if absent := [n for n in names if n not in state]:
             report.missing += absent

@@ -65,8 +65,11 @@ def pre_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, weight: Tenso
     return K.norm_linear(x, branch, norm.weight, norm.bias, norm.eps, weight, bias)
 
 
-def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """x + branch, and its norm in the dtype of x + branch."""
+def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm | None) -> tuple[Tensor, Tensor]:
+    """x + branch, and its norm in the dtype of x + branch; without a norm the sum itself."""
+    if norm is None:
+        x = x if branch is None else x + branch
+        return x, x
     return K.add_layer_norm(x, branch, norm.weight, norm.bias, norm.eps)
 
 
@@ -158,12 +161,12 @@ class CrossAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Linear, exact GELU, linear; ratio 4."""
+    """Linear, exact GELU, linear; ratio 4, unless told otherwise."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, hidden: int | None = None, out: int | None = None):
         super().__init__()
-        self.fc1 = Linear(width, 4 * width)
-        self.fc2 = Linear(4 * width, width)
+        self.fc1 = Linear(width, hidden or 4 * width)
+        self.fc2 = Linear(hidden or 4 * width, out or width)
 
     def forward(self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         """x, branch (..., C) -> x, branch."""

@@ -1,7 +1,5 @@
 """What all models are: encoders and a fusion as the configuration names them, and the layer that each parameter is of."""
 
-from collections.abc import Sequence
-
 from torch import nn
 
 from avfmae.config import ModelConfig
@@ -9,35 +7,31 @@ from avfmae.models.decoder import Decoder
 from avfmae.models.interfaces import Encoder, Fusion
 from avfmae.models.registry import encoder_class, fusion_class
 
-MODALITIES = ("video", "audio")
-
-
 class AudioVisualModel(nn.Module):
-    """Encoders, and where there are two a fusion.
-
-    Args:
-        cfg: names the encoder and the fusion.
-        modalities: both, or one of them.
-    """
+    """Encoders, and where there are two a fusion, as ``cfg`` names them."""
 
     video_encoder: Encoder
     audio_encoder: Encoder
 
-    def __init__(self, cfg: ModelConfig, modalities: Sequence[str] = MODALITIES):
+    def __init__(self, cfg: ModelConfig):
         super().__init__()
-        if not modalities or set(modalities) - set(MODALITIES):
-            raise ValueError(f"modalities: got {tuple(modalities)}, expected one or both of {MODALITIES}")
-        self.cfg, self.modalities = cfg, tuple(m for m in MODALITIES if m in modalities)
+        self.cfg = cfg
         encoder, fusion = encoder_class(cfg.encoder), fusion_class(cfg.fusion)
-        for modality in self.modalities:
+        for modality in cfg.modalities:
             self.add_module(f"{modality}_encoder", encoder(cfg, getattr(cfg, modality)))
-        if len(self.modalities) == 2:
+        if len(cfg.modalities) == 2:
             self.fusion = fusion(cfg)
+
+    def check_inputs(self, **given: object) -> None:
+        """Raises ValueError where a modality of the model is missing."""
+        for name in self.cfg.modalities:
+            if given[name] is None:
+                raise ValueError(f"{name}: is None, expected a batch of clips for a model of modalities {self.cfg.modalities}")
 
     @property
     def last_layer(self) -> int:
         """The layer of heads, norms and all that has no layer of its own."""
-        return self.cfg.depth + self.cfg.fusion_depth + 1
+        return self.cfg.depth + (0 if self.cfg.fusion == "none" else self.cfg.fusion_depth) + 1
 
     def layer_of(self, name: str) -> int:
         """The layer of a parameter for layer decay: embeddings 0, encoder block i is i + 1, fusion unit i is depth + i + 1."""

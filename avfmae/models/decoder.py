@@ -15,7 +15,7 @@ from avfmae.models.vit import ViTBlock
 
 
 class Decoder(nn.Module):
-    """A linear layer C→D and positions for fused tokens and skip features; a block, then one a skip feature; a linear head."""
+    """A linear layer C→D and positions for fused tokens and skip features; blocks, the last of which read a skip feature each; a linear head."""
 
     positions: Tensor
 
@@ -26,11 +26,13 @@ class Decoder(nn.Module):
         self.recompute = cfg.recompute
         if cfg.attention == "flash":
             flash_attention()  # refused now rather than in the first step
-        width, heads, depth = cfg.decoder_width, cfg.decoder_heads, 1 + len(cfg.skip_blocks)
+        width, heads, plain = cfg.decoder_width, cfg.decoder_heads, cfg.decoder_depth - len(cfg.skip_blocks)
         self.embed = Linear(cfg.width, width, bias=False)  # of the fused tokens and of each skip feature
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.register_buffer("positions", sinusoid_positions(m.tokens, width), persistent=False)
-        self.blocks = nn.ModuleList(ViTBlock(width, heads, cross=i > 0, backend=cfg.attention) for i in range(depth))
+        self.blocks = nn.ModuleList(
+            ViTBlock(width, heads, cross=i >= plain, backend=cfg.attention) for i in range(cfg.decoder_depth)
+        )
         self.norm = layer_norm(width)
         channels = 3 if len(m.size) == 3 else 1
         self.head = Linear(width, channels * torch.Size(m.patch).numel())
@@ -39,7 +41,7 @@ class Decoder(nn.Module):
         """Predicts the patches of the decoded tokens.
 
         Args:
-            fused: (B, Nv, C) visible tokens after the fusion.
+            fused: (B, Nv, C) visible tokens, after the fusion where there is one.
             skips: encoder features (B, Nv, C), shallowest first; the deepest is read first.
             visible: (B, Nv) int64, the position that each visible token gets.
             decoded: (B, Nd) int64, the tokens to predict; every one is a mask token, also where the encoder saw it.
@@ -49,7 +51,7 @@ class Decoder(nn.Module):
         """
         x = K.assemble_tokens(self.embed(fused), self.mask_token, self.positions, visible, decoded)
         skips = [K.assemble_tokens(self.embed(skip), None, self.positions, visible, None) for skip in skips]
-        branch, contexts = None, [None, *reversed(skips)]
+        branch, contexts = None, [*[None] * (len(self.blocks) - len(skips)), *reversed(skips)]
         for block, context in zip(self.blocks[:-1], contexts[:-1], strict=True):
             x, branch = run(block, x, branch, context, recompute=self.recompute)
         x, branch = self.blocks[-1](x, branch, contexts[-1], last=decoded.shape[1])

@@ -34,7 +34,7 @@ class PatchEmbed(nn.Module):
 
     positions: Tensor
 
-    RELEASED_NAMES = ((r"\bembed\.proj\.", "patch_embed.proj."),)
+    RELEASED_NAMES = ((r"\bembed\.proj\.", "patch_embed.proj."), (r"\bembed\.positions$", "pos_embed"))
 
     def __init__(self, m: ModalityConfig, width: int):
         super().__init__()

@@ -1,6 +1,5 @@
 """Fine-tuning: encoders and fusion under a task's head, from both modalities or from one (model §6)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,46 +7,57 @@ from torch import Tensor, nn
 
 from avfmae.config import ModelConfig
 from avfmae.models.attention import Linear, add_norm, layer_norm
-from avfmae.models.base import MODALITIES, AudioVisualModel
+from avfmae.models.base import AudioVisualModel
 from avfmae.models.registry import fusion_class
 
 
 @dataclass
 class FinetuningOutput:
-    """logits (B, outputs); features (B, 2C), or (B, C) from one modality: what the linear head reads."""
+    """logits (B, outputs); features (B, F): what the linear head reads, C numbers for each feature that is put into it."""
 
     logits: Tensor
     features: Tensor
 
 
 class AVFMAEForFinetuning(AudioVisualModel):
-    """Encoders, fusion and a linear head on pooled tokens.
+    """Every member of the family with a linear head on pooled tokens: encoders, where there are two a fusion, LayerNorm, linear.
+
+    What is pooled goes by the fusion. The mean of each modality's fused tokens; HiCMAE puts each modality's own feature before them,
+    Σ_l softmax(w)_l of its encoder's blocks. Of one modality: that feature (HiCMAE), or the mean of the encoder's tokens, which a
+    video-only member (fusion ``"none"``) leaves without the encoder's norm, as published.
 
     Args:
-        cfg: names the encoder and the fusion.
+        cfg: names modalities, encoder and fusion. One modality of a member that has two is ``cfg.replace(modalities=("video",))``.
         num_outputs: classes, or regression targets.
         task: what the outputs are for; it is written into the weights' metadata, and the computation is the same for all.
-        modalities: ``("video", "audio")``, or one of them: that encoder alone, without fusion.
     """
 
     FRESH = ("head_norm.", "head.", "video_layer_weights", "audio_layer_weights")  # not in a pre-training file
 
-    def __init__(self, cfg: ModelConfig, num_outputs: int, task: str = "classification", modalities: Sequence[str] = MODALITIES):
-        if not fusion_class(cfg.fusion).finetunes:
-            raise ValueError(f"fusion: {cfg.fusion!r} with encoder {cfg.encoder!r} has no fine-tuning model")
-        super().__init__(cfg, modalities)
+    def __init__(self, cfg: ModelConfig, num_outputs: int, task: str = "classification"):
+        super().__init__(cfg)
         self.task = task
-        if len(self.modalities) == 2:
-            self.video_layer_weights = nn.Parameter(torch.full((cfg.depth,), 1 / cfg.depth))
-            self.audio_layer_weights = nn.Parameter(torch.full((cfg.depth,), 1 / cfg.depth))
-        self.head_norm = layer_norm(cfg.width * len(self.modalities))
-        self.head: nn.Module = Linear(cfg.width * len(self.modalities), num_outputs)
+        kind, count = fusion_class(cfg.fusion), len(cfg.modalities)
+        self.unimodal = kind.beside_unimodal
+        needs_levels = self.unimodal or (kind.reads_joint and count == 2)
+        for modality in cfg.modalities:
+            encoder = getattr(self, f"{modality}_encoder")
+            encoder.needs_levels = needs_levels
+            if needs_levels:
+                weights = nn.Parameter(torch.full((cfg.depth,), 1 / cfg.depth))
+                self.register_parameter(f"{modality}_layer_weights", weights)
+            if cfg.fusion == "none" and count == 1:
+                encoder.norm = None
+        width = cfg.width * count * (1 + (self.unimodal and count == 2))
+        self.head_norm = layer_norm(width)
+        self.head: nn.Module = Linear(width, num_outputs)
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Encoders and head truncated-normal(0.02), fusion Xavier-uniform; a pre-trained file then replaces all but the head."""
+        """Encoders and head truncated-normal(0.02), fusion Xavier-uniform; a pre-trained file then replaces all but the head.
+        HiCMAE's head keeps torch's default."""
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear) and not name.endswith("embed.proj"):
+            if isinstance(module, nn.Linear) and not name.endswith("embed.proj") and not (name == "head" and self.unimodal):
                 if name.startswith("fusion"):
                     nn.init.xavier_uniform_(module.weight)
                 else:
@@ -65,18 +75,21 @@ class AVFMAEForFinetuning(AudioVisualModel):
             video: (B, T, H, W, 3) uint8, RGB; ignored by an audio-only model.
             audio: (B, 1, frames, mels) float, normalised log-mel filterbank; ignored by a video-only model.
         """
-        for name, clip in (("video", video), ("audio", audio)):
-            if name in self.modalities and clip is None:
-                raise ValueError(f"{name}: is None, but this model was built for modalities {self.modalities}")
-        if len(self.modalities) == 1:
-            encoder, clip = (self.video_encoder, video) if self.modalities == ("video",) else (self.audio_encoder, audio)
-            pooled = encoder.encode_all(clip).tokens.mean(1)
-        else:
-            v, a = self.video_encoder.encode_all(video), self.audio_encoder.encode_all(audio)
-            weights = self.video_layer_weights, self.audio_layer_weights
-            joint = torch.cat([_weighted_layers(v.levels, weights[0]), _weighted_layers(a.levels, weights[1])], dim=-1)
-            pooled = torch.cat([tokens.mean(1) for tokens in self.fusion(v.tokens, a.tokens, joint)], dim=-1)
-        _, features = add_norm(pooled, None, self.head_norm)
+        self.check_inputs(video=video, audio=audio)
+        clips = {"video": video, "audio": audio}
+        found = {name: getattr(self, f"{name}_encoder").encode_all(clips[name]) for name in self.cfg.modalities}
+        own = [
+            _weighted_layers(features.levels, getattr(self, f"{name}_layer_weights"))  # (B, J, C)
+            for name, features in found.items()
+            if features.levels is not None and hasattr(self, f"{name}_layer_weights")
+        ]
+        pooled = [feature.mean(1) for feature in own] if self.unimodal else []
+        tokens = [features.tokens for features in found.values()]
+        if len(tokens) == 2:
+            tokens = self.fusion(*tokens, torch.cat(own, dim=-1) if self.fusion.reads_joint else None)
+        if len(found) == 2 or not self.unimodal:
+            pooled += [t.mean(1) for t in tokens]
+        _, features = add_norm(torch.cat(pooled, dim=-1), None, self.head_norm)
         return FinetuningOutput(self.head(features), features)
 
 

@@ -4,6 +4,8 @@ Two DiER units let the modalities interact while a joint feature is refined besi
 outputs and feeds the joint feature back. Shapes: B batch, N video and M audio tokens (or either), J joint tokens, C width.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
 from einops import rearrange
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 import avfmae_kernels as K
 from avfmae.config import ModelConfig
 from avfmae.models.attention import MLP, CrossAttention, DropsBranches, Linear, SelfAttention, add_norm, layer_norm
+from avfmae.models.cross import cross_blocks, read_each_other
 from avfmae.models.interfaces import Fusion
 
 RELEASED_UNIT = {  # the parts of a DiER unit in the released files, of video and of audio
@@ -142,7 +145,14 @@ class UnitAggregation(DropsBranches):
 
 
 class IAVCL(Fusion):
-    """DiER units, evolutionary refinement (shared by the units) and HAFE."""
+    """DiER units, evolutionary refinement (shared by the units) and HAFE.
+
+    The paper ablates both parts, and leaves open what is passed on without them. Here, without HAFE the last unit's tokens go on,
+    and nobody reads the joint feature: the refinement has parameters, and is not computed. Without DiER the units are HiCMAE's
+    layers, and HAFE feeds the projected joint feature back unrefined.
+    """
+
+    interacts, aggregates, reads_joint = True, True, True
 
     RELEASED_NAMES = (
         *(
@@ -170,25 +180,53 @@ class IAVCL(Fusion):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         width, heads = cfg.width, cfg.heads
-        rates = torch.linspace(0, cfg.drop_path, cfg.fusion_depth, device="cpu").tolist()
-        self.video_units = nn.ModuleList(GatedInteraction(width, heads, r) for r in rates)
-        self.audio_units = nn.ModuleList(GatedInteraction(width, heads, r) for r in rates)
-        self.refinement = EvolutionaryRefinement(width)
-        self.video_aggregation = UnitAggregation(width, heads, cfg.drop_path / 2)
-        self.audio_aggregation = UnitAggregation(width, heads, cfg.drop_path / 2)
-        self.joint_norm, self.feedback_attn = (layer_norm(width), CrossAttention(width, heads))  # shared by the modalities
+        if self.interacts:
+            rates = torch.linspace(0, cfg.drop_path, cfg.fusion_depth, device="cpu").tolist()
+            self.video_units = nn.ModuleList(GatedInteraction(width, heads, r) for r in rates)
+            self.audio_units = nn.ModuleList(GatedInteraction(width, heads, r) for r in rates)
+            self.refinement = EvolutionaryRefinement(width)
+        else:
+            self.video_units, self.audio_units, self.joint_proj = cross_blocks(cfg), cross_blocks(cfg), Linear(2 * width, width)
+        if self.aggregates:
+            self.video_aggregation = UnitAggregation(width, heads, cfg.drop_path / 2)
+            self.audio_aggregation = UnitAggregation(width, heads, cfg.drop_path / 2)
+            self.joint_norm, self.feedback_attn = (layer_norm(width), CrossAttention(width, heads))  # shared by the modalities
 
     def forward(self, video: Tensor, audio: Tensor, joint: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Without a joint feature (B, J, 2C) it is of one token, the means of video and audio."""
         if joint is None:
             joint = torch.cat([video.mean(1, keepdim=True), audio.mean(1, keepdim=True)], dim=-1)  # (B, 1, 2C)
-        videos, audios = [], []
-        for video_unit, audio_unit in zip(self.video_units, self.audio_units, strict=True):
-            video, audio = video_unit(video, audio), audio_unit(audio, video)
-            videos.append(video)
-            audios.append(audio)
-            joint = self.refinement(joint, video, audio)
+        units = list(self.read(video, audio))
+        if not self.aggregates:
+            return units[-1]
+        if self.interacts:
+            for video, audio in units:
+                joint = self.refinement(joint, video, audio)
+        else:
+            joint = self.joint_proj(joint)
         _, joint = add_norm(joint, None, self.joint_norm)
+        videos, audios = map(list, zip(*units, strict=True))
         video = self.video_aggregation.feed_back(self.video_aggregation.aggregate(videos), joint, self.feedback_attn)
         audio = self.audio_aggregation.feed_back(self.audio_aggregation.aggregate(audios), joint, self.feedback_attn)
         return video, audio
+
+    def read(self, video: Tensor, audio: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each unit's tokens."""
+        if not self.interacts:
+            yield from read_each_other(self.video_units, self.audio_units, video, audio)
+            return
+        for video_unit, audio_unit in zip(self.video_units, self.audio_units, strict=True):
+            video, audio = video_unit(video, audio), audio_unit(audio, video)
+            yield video, audio
+
+
+class DiER(IAVCL):
+    """IAV-CL without HAFE."""
+
+    aggregates, reads_joint = False, False
+
+
+class HAFE(IAVCL):
+    """IAV-CL without DiER."""
+
+    interacts = False

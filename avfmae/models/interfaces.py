@@ -20,11 +20,11 @@ class Features:
 
     Attributes:
         tokens: (B, N, C) of the last block, normalised. The fusion reads them, and their mean is the modality's feature.
-        levels: (B, J, L, C) of every block, normalised; the fusion's joint feature is made of them.
+        levels: (B, J, L, C) of every block, normalised, for what is made of all blocks; None where that is nothing.
     """
 
     tokens: Tensor
-    levels: Tensor
+    levels: Tensor | None = None
 
 
 class Encoder(nn.Module):
@@ -32,9 +32,13 @@ class Encoder(nn.Module):
 
     Attributes:
         RELEASED_NAMES: rules for names inside the encoder, applied in this order.
+        norm: of the last block's tokens; a fine-tuning model that has none there sets it to None.
+        needs_levels: whether a fine-tuning model reads ``Features.levels``.
     """
 
     RELEASED_NAMES: ClassVar[tuple[NameRule, ...]] = ()
+    norm: nn.LayerNorm | None
+    needs_levels = True
 
     def encode_visible(self, clip: Tensor, visible: Tensor, boxes: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
         """Pre-training: encodes the visible tokens only.
@@ -66,11 +70,13 @@ class Fusion(nn.Module):
 
     Attributes:
         RELEASED_NAMES: rules for names inside the fusion, applied in this order.
-        finetunes: whether there is a fine-tuning model with it.
+        reads_joint: whether it reads a joint feature, of all blocks of both encoders.
+        beside_unimodal: whether fine-tuning puts each modality's own feature, of all blocks, beside the fused ones.
     """
 
     RELEASED_NAMES: ClassVar[tuple[NameRule, ...]] = ()
-    finetunes: ClassVar[bool] = True
+    reads_joint: ClassVar[bool] = False
+    beside_unimodal: ClassVar[bool] = False
 
     def forward(self, video: Tensor, audio: Tensor, joint: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Fuses tokens.

@@ -1,4 +1,4 @@
-"""LGI-Former with a fourth stage, the modality encoder (AVF-MAE++ §3.3, eqs. 4–7; stages I–III from MAE-DFER).
+"""LGI-Former, the modality encoder, with a fourth stage (AVF-MAE++ §3.3, eqs. 4–7) and without (MAE-DFER).
 
 Shapes: B batch, R regions, S = 1 + tokens a region (slot 0 is the region token), C width.
 Letters: t local tokens (B, R·(S-1), C), m region tokens (B, R, C).
@@ -19,7 +19,7 @@ from avfmae_kernels.device import kind
 
 
 class LGIBlock(DropsBranches):
-    """Four attentions and a feed-forward, all pre-norm and residual, each attention with its own weights."""
+    """Three attentions, or four, and a feed-forward, all pre-norm and residual, each attention with its own weights."""
 
     RELEASED_NAMES = (
         (r"\blocal_norm\.", "first_attn_norm0."),
@@ -37,14 +37,16 @@ class LGIBlock(DropsBranches):
         (r"\bmlp_norm\.", "norm2."),
     )
 
-    def __init__(self, width: int, heads: int, drop: float = 0.0):
+    def __init__(self, width: int, heads: int, drop: float = 0.0, collects: bool = True):
         super().__init__(drop)
+        self.collects = collects  # whether there is stage IV
         self.local_norm, self.local_attn = layer_norm(width), SelfAttention(width, heads)  # I
         self.region_norm, self.region_attn = layer_norm(width), SelfAttention(width, heads)  # II
         self.spread_norm, self.spread_context_norm = layer_norm(width), layer_norm(width)  # III
         self.spread_attn = CrossAttention(width, heads)
-        self.collect_norm, self.collect_context_norm = layer_norm(width), layer_norm(width)  # IV
-        self.collect_attn = CrossAttention(width, heads)
+        if collects:
+            self.collect_norm, self.collect_context_norm = layer_norm(width), layer_norm(width)  # IV
+            self.collect_attn = CrossAttention(width, heads)
         self.mlp_norm, self.mlp = layer_norm(width), MLP(width)
 
     def forward(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -57,46 +59,58 @@ class LGIBlock(DropsBranches):
 
     def locals_only(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
         """Local tokens and their branch (B, R·(S-1), C) of a last block whose region tokens nobody reads: no stage IV."""
-        _, t, branch = self.locals_and_regions(x, branch)
+        t, branch, _ = self.spread(*self.local_and_inter_region(x, branch))
         t, branch = self.mlp(t, branch, self.mlp_norm)
         return t, self.dropped(branch)
 
     def regions_only(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Region tokens and their branch (B, R, C) of a last block whose local tokens nobody reads: no local FFN."""
-        m, m_branch, _ = self.attentions(x, branch)
+        """Region tokens and their branch (B, R, C) of a last block whose local tokens nobody reads: no local FFN, and stage III
+        for stage IV alone."""
+        if self.collects:
+            m, m_branch, _ = self.attentions(x, branch)
+        else:
+            m, m_branch, _, _ = self.local_and_inter_region(x, branch)
         m, m_branch = self.mlp(m, m_branch, self.mlp_norm)
         return m, self.dropped(m_branch)
 
-    def locals_and_regions(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Stages I to III: x (B, R, S, C) -> m (B, R, C); t (B, R·(S-1), C) and its branch."""
+    def local_and_inter_region(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Stages I and II: x (B, R, S, C) -> m (B, R, C) and its branch; t (B, R·(S-1), C) and its norm."""
         x, branch = self.local_attn(x, branch, self.local_norm)  # I
         m, m_norm, t, t_norm = K.split_add_layer_norm(
             x, self.dropped(branch), (self.region_norm.weight, self.region_norm.bias),
             (self.spread_norm.weight, self.spread_norm.bias), self.region_norm.eps, branch.dtype,
         )  # fmt: skip
         qkv = K.linear(m_norm, self.region_attn.qkv.weight, self.region_attn.bias)
-        m_branch = self.dropped(self.region_attn.attend(qkv))  # II
-        m, kv = self.spread_attn.keys_and_values(m, m_branch, self.spread_context_norm)
+        return m, self.dropped(self.region_attn.attend(qkv)), t, t_norm  # II
+
+    def spread(self, m: Tensor, m_branch: Tensor, t: Tensor, t_norm: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Stage III: t (B, R·(S-1), C) and its branch; and m (B, R, C), its branch added."""
+        total, kv = self.spread_attn.keys_and_values(m, m_branch, self.spread_context_norm)
         q = K.linear(t_norm, self.spread_attn.q.weight, self.spread_attn.q_bias)
-        return m, t, self.dropped(self.spread_attn.attend(q, kv))  # III
+        return t, self.dropped(self.spread_attn.attend(q, kv)), total
 
     def attentions(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Stages I to IV: x (B, R, S, C) -> m (B, R, C) and its branch; t (B, R·(S-1), C)."""
-        m, t, branch = self.locals_and_regions(x, branch)
+        """All stages: x (B, R, S, C) -> m (B, R, C) and its branch; t (B, R·(S-1), C)."""
+        m, m_branch, t, t_norm = self.local_and_inter_region(x, branch)
+        t, branch, total = self.spread(m, m_branch, t, t_norm)
+        if not self.collects:
+            return m, m_branch, t + branch
         t, kv = self.collect_attn.keys_and_values(t, branch, self.collect_context_norm)
-        _, q = self.collect_attn.queries(m, None, self.collect_norm)
-        return m, self.dropped(self.collect_attn.attend(q, kv)), t  # IV
+        _, q = self.collect_attn.queries(total, None, self.collect_norm)
+        return total, self.dropped(self.collect_attn.attend(q, kv)), t  # IV
 
 
 class LGIEncoder(Encoder):
-    """Patch embedding and L blocks over one modality."""
+    """Patch embedding and L blocks over one modality; :class:`LGI4Encoder` has stage IV in them."""
+
+    collects = False
 
     RELEASED_NAMES = ((r"^region_tokens$", "lg_region_tokens"), *PatchEmbed.RELEASED_NAMES, *LGIBlock.RELEASED_NAMES)
 
     def __init__(self, cfg: ModelConfig, m: ModalityConfig):
         super().__init__()
         if cfg.region_mode == "exact" and not cfg.balanced_masks:
-            raise ValueError("balanced_masks: got False, expected True with encoder='lgi' and region_mode='exact'")
+            raise ValueError(f"balanced_masks: got False, expected True with encoder={cfg.encoder!r} and region_mode='exact'")
         self.skip_blocks, self.region_mode, self.regions = cfg.skip_blocks, cfg.region_mode, m.regions
         self.recompute = cfg.recompute
         self.steps, self.groups = m.region[0], m.grid[0] // m.region[0]  # time steps a region, regions along time
@@ -104,7 +118,7 @@ class LGIEncoder(Encoder):
         self.embed = PatchEmbed(m, cfg.width)
         self.region_tokens = nn.Parameter(torch.zeros(m.regions, cfg.width))
         rates = torch.linspace(0, cfg.drop_path, cfg.depth, device="cpu").tolist()
-        self.blocks = nn.ModuleList(LGIBlock(cfg.width, cfg.heads, rate) for rate in rates)
+        self.blocks = nn.ModuleList(LGIBlock(cfg.width, cfg.heads, rate, self.collects) for rate in rates)
         self.norm = layer_norm(cfg.width)
         self.register_buffer("region_of", torch.tensor(region_of(m)), persistent=False)
 
@@ -156,7 +170,14 @@ class LGIEncoder(Encoder):
         x, branch, regions = self.tokens(clip, index), None, []
         for block in self.blocks[:-1]:
             x, branch = run(block, x, branch, recompute=self.recompute)
-            regions.append(x[:, :, 0] + branch[:, :, 0])
+            if self.needs_levels:
+                regions.append(x[:, :, 0] + branch[:, :, 0])
         m, branch = self.blocks[-1].regions_only(x, branch)
+        if not self.needs_levels:
+            return Features(add_norm(m, branch, self.norm)[1])
         levels = add_norm(torch.stack([*regions, m + branch], dim=2), None, self.norm)[1]
         return Features(levels[:, :, -1], levels)
+
+
+class LGI4Encoder(LGIEncoder):
+    collects = True

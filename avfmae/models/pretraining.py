@@ -15,7 +15,7 @@ from avfmae.models.decoder import Decoder
 
 @dataclass
 class PretrainingOutput:
-    """Losses are scalars; loss = video + audio + λ·contrastive.
+    """Losses are scalars; loss = video + audio + λ·contrastive. What a model of one modality has not is None.
 
     Attributes:
         pred_video: (B, decoded, 1536) predictions of the decoded tokens, in the order of ``masks.video.decoded``.
@@ -24,11 +24,11 @@ class PretrainingOutput:
     """
 
     loss: Tensor
-    loss_video: Tensor
-    loss_audio: Tensor
-    loss_contrastive: Tensor
-    pred_video: Tensor
-    pred_audio: Tensor
+    loss_video: Tensor | None
+    loss_audio: Tensor | None
+    loss_contrastive: Tensor | None
+    pred_video: Tensor | None
+    pred_audio: Tensor | None
     logits: list[Tensor]
 
 
@@ -42,61 +42,93 @@ class Encoded:
 
 
 class AVFMAEForPretraining(AudioVisualModel):
-    """Every member of the family with its decoders: AVF-MAE++ and HiCMAE, as ``cfg.encoder`` and ``cfg.fusion`` say."""
+    """Every member of the family with its decoders: AVF-MAE++, HiCMAE, MAE-DFER, SVFAP, and what lies between, as ``cfg`` says."""
 
     def __init__(self, cfg: ModelConfig):
+        if len(cfg.modalities) == 1 and cfg.fusion != "none":
+            raise ValueError(f"fusion: got {cfg.fusion!r} with modalities={cfg.modalities}, expected 'none' in pre-training")
         super().__init__(cfg)
-        self.video_decoder, self.audio_decoder = Decoder(cfg, cfg.video), Decoder(cfg, cfg.audio)
+        for modality in cfg.modalities:
+            self.add_module(f"{modality}_decoder", Decoder(cfg, getattr(cfg, modality)))
         init_xavier(self)
 
-    def encode(self, video: Tensor, audio: Tensor, masks: DualMask, boxes: Tensor | None = None) -> tuple[Encoded, Encoded]:
-        """What the encoders make of the visible tokens of each modality."""
-        if not len(video) == len(audio) == len(masks):
-            raise ValueError(f"video, audio, masks: got batches of {len(video)}, {len(audio)} and {len(masks)}")
-        v = Encoded(*self.video_encoder.encode_visible(video, masks.video.visible, boxes))
-        a = Encoded(*self.audio_encoder.encode_visible(audio, masks.audio.visible))
-        if self.cfg.token_order == "released":
-            v.index = masks.video.visible  # tokens are region-major, positions raster: the released defect
-        return v, a
+    def encode(
+        self, video: Tensor | None, audio: Tensor | None, masks: DualMask, boxes: Tensor | None = None
+    ) -> dict[str, Encoded]:
+        """What the encoders make of the visible tokens, by modality."""
+        self.check_inputs(video=video, audio=audio)
+        clips = {"video": video, "audio": audio}
+        sizes = {name: len(clips[name]) for name in self.cfg.modalities} | {"masks": len(masks)}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"{', '.join(sizes)}: got batches of {', '.join(map(str, sizes.values()))}")
+        encoded = {}
+        for name in self.cfg.modalities:
+            if (mask := getattr(masks, name)) is None:
+                raise ValueError(f"masks: have none for {name}, expected masks for modalities {self.cfg.modalities}")
+            seen = boxes if name == "video" else None
+            encoded[name] = Encoded(*getattr(self, f"{name}_encoder").encode_visible(clips[name], mask.visible, seen))
+        if self.cfg.token_order == "released" and "video" in encoded:
+            encoded["video"].index = masks.video.visible  # tokens are region-major, positions raster: the released defect
+        return encoded
 
-    def decode(self, v: Encoded, a: Encoded, masks: DualMask) -> tuple[Tensor, Tensor]:
-        """Predictions of the decoded tokens, (B, decoded, 1536) and (B, decoded, 256)."""
-        video, audio = self.fusion(v.tokens, a.tokens)
-        return (
-            self.video_decoder(video, v.skips, v.index, masks.video.decoded),
-            self.audio_decoder(audio, a.skips, a.index, masks.audio.decoded),
-        )
+    def decode(self, encoded: dict[str, Encoded], masks: DualMask) -> dict[str, Tensor]:
+        """Predictions of the decoded tokens, (B, decoded, 1536) of video and (B, decoded, 256) of audio."""
+        tokens = [e.tokens for e in encoded.values()]
+        fused = self.fusion(*tokens) if len(tokens) == 2 else tokens
+        return {
+            name: getattr(self, f"{name}_decoder")(t, e.skips, e.index, getattr(masks, name).decoded)
+            for (name, e), t in zip(encoded.items(), fused, strict=True)
+        }
 
-    def forward(self, video: Tensor, audio: Tensor, masks: DualMask, boxes: Tensor | None = None) -> PretrainingOutput:
+    def forward(
+        self, video: Tensor | None, audio: Tensor | None, masks: DualMask, boxes: Tensor | None = None
+    ) -> PretrainingOutput:
         """Reconstructs the decoded patches from the visible ones.
 
         Args:
-            video: (B, T, H, W, 3) uint8, RGB.
-            audio: (B, 1, frames, mels) float, normalised log-mel filterbank.
+            video: (B, T, H, W, 3) uint8, RGB; None, or ignored, where the model has no video.
+            audio: (B, 1, frames, mels) float, normalised log-mel filterbank; None, or ignored, where the model has no audio.
             masks: of the same B clips, on the same device.
             boxes: (B, 4) float32, what is seen of each clip: left, top, right, bottom in pixels of its frames, which may then
                 have any size. The crop is resampled where its patches are read, and never written. None: the clips are cropped
                 already.
         """
-        cfg = self.cfg
-        v, a = self.encode(video, audio, masks, boxes)
-        features = [F.normalize(skip.mean(1).float(), dim=-1) for skip in (*v.skips, *a.skips)]
-        shared = cfg.gather_negatives and world_size() > 1
-        everyone = Gathered(features) if shared else None  # travels while the decoders work
-        pred_video, pred_audio = self.decode(v, a, masks)
-        loss_video = reconstruction_loss(pred_video, video, masks.video, cfg.video.patch, boxes, cfg.video.size[1:])
-        loss_audio = reconstruction_loss(pred_audio, audio, masks.audio, cfg.audio.patch)
-        levels = len(v.skips)
-        contrasts = [
-            info_nce(features[k], features[levels + k], cfg.temperature, cfg.negatives,
-                     (everyone[k], everyone[levels + k]) if everyone else None)
-            for k in range(levels)
-        ]  # fmt: skip
-        loss_contrastive = torch.stack([loss for loss, _ in contrasts]).sum()
-        loss = loss_video + loss_audio + cfg.contrastive_weight * loss_contrastive
+        cfg, clips = self.cfg, {"video": video, "audio": audio}
+        encoded = self.encode(video, audio, masks, boxes)
+        contrast = Contrast(cfg, *(e.skips for e in encoded.values())) if len(encoded) == 2 and cfg.skip_blocks else None
+        predictions = self.decode(encoded, masks)
+        losses = {}
+        for name, pred in predictions.items():
+            m = getattr(cfg, name)
+            seen = (boxes, m.size[1:]) if name == "video" else (None, None)
+            losses[name] = reconstruction_loss(pred, clips[name], getattr(masks, name), m.patch, *seen, cfg.frame_difference)
+        loss, loss_contrastive, logits = sum(losses.values()), None, []
+        if contrast is not None:
+            loss_contrastive, logits = contrast.loss()
+            loss = loss + cfg.contrastive_weight * loss_contrastive
         return PretrainingOutput(
-            loss, loss_video, loss_audio, loss_contrastive, pred_video, pred_audio, [logits for _, logits in contrasts]
-        )
+            loss, losses.get("video"), losses.get("audio"), loss_contrastive, predictions.get("video"), predictions.get("audio"),
+            logits,
+        )  # fmt: skip
+
+
+class Contrast:
+    """HCMCL: the modalities' skip features against each other. Other processes' travel between the making of it and its loss."""
+
+    def __init__(self, cfg: ModelConfig, video: list[Tensor], audio: list[Tensor]):
+        self.cfg, self.levels = cfg, len(video)
+        self.features = [F.normalize(skip.mean(1).float(), dim=-1) for skip in (*video, *audio)]
+        shared = cfg.gather_negatives and world_size() > 1
+        self.everyone = Gathered(self.features) if shared else None
+
+    def loss(self) -> tuple[Tensor, list[Tensor]]:
+        """The sum over levels, and the logits of each."""
+        cfg, everyone, found = self.cfg, self.everyone, []
+        for k in range(self.levels):
+            pair = (k, self.levels + k)
+            others = (everyone[pair[0]], everyone[pair[1]]) if everyone else None
+            found.append(info_nce(*(self.features[i] for i in pair), cfg.temperature, cfg.negatives, others))
+        return torch.stack([loss for loss, _ in found]).sum(), [logits for _, logits in found]
 
 
 def init_xavier(model: nn.Module) -> None:

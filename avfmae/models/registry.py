@@ -3,14 +3,19 @@
 To add one, write its file and a line here; code outside this package assigns ``ENCODERS["name"] = MyEncoder``.
 """
 
-from avfmae.models.cross import CrossModalFusion
-from avfmae.models.iavcl import IAVCL
+from avfmae.models.cross import CrossModalFusion, NoFusion
+from avfmae.models.iavcl import HAFE, IAVCL, DiER
 from avfmae.models.interfaces import Encoder, Fusion
-from avfmae.models.lgi import LGIEncoder
+from avfmae.models.lgi import LGI4Encoder, LGIEncoder
+from avfmae.models.tpsbt import TPSBTEncoder
 from avfmae.models.vit import ViTEncoder
 
-ENCODERS: dict[str, type[Encoder]] = {"lgi": LGIEncoder, "vit": ViTEncoder}
-FUSIONS: dict[str, type[Fusion]] = {"iavcl": IAVCL, "cross": CrossModalFusion}
+ENCODERS: dict[str, type[Encoder]] = {
+    "lgi4": LGI4Encoder, "lgi": LGIEncoder, "vit": ViTEncoder, "tpsbt": TPSBTEncoder,
+}  # fmt: skip
+FUSIONS: dict[str, type[Fusion]] = {
+    "iavcl": IAVCL, "dier": DiER, "hafe": HAFE, "cross": CrossModalFusion, "none": NoFusion,
+}  # fmt: skip
 
 
 def encoder_class(name: str) -> type[Encoder]:

@@ -26,12 +26,20 @@ PARTS = (
 )
 
 
-def released_names(cfg: ModelConfig, name: str) -> list[str]:
+def released_names(model: nn.Module, name: str) -> list[str]:
     """The released names of one of our parameters or buffers: one, or two where a packed matrix is stored in two."""
     part, dot, rest = name.partition(".")
+    cfg: ModelConfig = model.cfg
     kind = part_class(cfg, part)
     rules = kind.RELEASED_NAMES if kind else ()
-    return _renamed([part + dot + inner for inner in _renamed([rest], rules)], PARTS)
+    return _renamed([part + dot + inner for inner in _renamed([rest], rules)], _part_rules(cfg, hasattr(model, "head")))
+
+
+def _part_rules(cfg: ModelConfig, finetuning: bool) -> Iterable[NameRule]:
+    """PARTS, but for HiCMAE's layer weights, which have our names, and for a fine-tuned video-only model, which is its encoder."""
+    if finetuning and cfg.fusion == "none" and len(cfg.modalities) == 1:
+        return ((r"^(?:video|audio)_encoder\.", ""), *PARTS)
+    return PARTS[1:] if cfg.fusion == "cross" else PARTS
 
 
 def _renamed(names: list[str], rules: Iterable[NameRule]) -> list[str]:
@@ -44,7 +52,7 @@ def to_released(model: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Ten
     """Tensors by our names (parameters, gradients, moments) by released names and in released shapes."""
     released = {}
     for name, value in values.items():
-        names = released_names(model.cfg, name)
+        names = released_names(model, name)
         if len(names) == 2:
             third = len(value) // 3
             released[names[0]], released[names[1]] = value[:third], value[third:]

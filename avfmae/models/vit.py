@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from avfmae.config import ModalityConfig, ModelConfig
-from avfmae.models.attention import MLP, CrossAttention, SelfAttention, add_norm, layer_norm
+from avfmae.models.attention import MLP, CrossAttention, DropsBranches, SelfAttention, add_norm, layer_norm
 from avfmae.models.embed import PatchEmbed
 from avfmae.models.interfaces import Encoder, Features
 from avfmae.models.recompute import run
 
 
-class ViTBlock(nn.Module):
+class ViTBlock(DropsBranches):
     """Pre-norm self-attention and feed-forward; before them, where asked for, cross-attention to a context."""
 
     RELEASED_NAMES = (
@@ -23,8 +23,8 @@ class ViTBlock(nn.Module):
         (r"\bmlp_norm\.", "norm2."),
     )
 
-    def __init__(self, width: int, heads: int, cross: bool = False, backend: str = "sdpa"):
-        super().__init__()
+    def __init__(self, width: int, heads: int, cross: bool = False, backend: str = "sdpa", drop: float = 0.0):
+        super().__init__(drop)
         if cross:
             self.cross_norm, self.context_norm = layer_norm(width), layer_norm(width)
             self.cross_attn = CrossAttention(width, heads, backend)
@@ -37,8 +37,10 @@ class ViTBlock(nn.Module):
         """x, branch (B, N, C), context (B, M, C) -> x, branch; (B, last, C) when only the last tokens are read afterwards."""
         if context is not None:
             x, branch = self.cross_attn(x, branch, self.cross_norm, context, self.context_norm)
+            branch = self.dropped(branch)
         x, branch = self.attn(x, branch, self.attn_norm, last)
-        return self.mlp(x, branch, self.mlp_norm)
+        x, branch = self.mlp(x, self.dropped(branch), self.mlp_norm)
+        return x, self.dropped(branch)
 
 
 class ViTEncoder(Encoder):
@@ -50,7 +52,8 @@ class ViTEncoder(Encoder):
         super().__init__()
         self.skip_blocks, self.recompute = cfg.skip_blocks, cfg.recompute
         self.embed = PatchEmbed(m, cfg.width)
-        self.blocks = nn.ModuleList(ViTBlock(cfg.width, cfg.heads) for _ in range(cfg.depth))
+        rates = torch.linspace(0, cfg.drop_path, cfg.depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(ViTBlock(cfg.width, cfg.heads, drop=rate) for rate in rates)
         self.norm = layer_norm(cfg.width)
 
     def encode_visible(self, clip: Tensor, visible: Tensor, boxes: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
@@ -62,10 +65,11 @@ class ViTEncoder(Encoder):
         return add_norm(x, branch, self.norm)[1], skips, visible
 
     def encode_all(self, clip: Tensor) -> Features:
+        """Levels are of one token, the mean of a block's."""
         index = torch.arange(self.embed.m.tokens, device=clip.device).expand(len(clip), -1)
         x, branch, levels = self.embed(clip, index), None, []
         for block in self.blocks:
             x, branch = run(block, x, branch, recompute=self.recompute)
-            tokens = add_norm(x, branch, self.norm)[1]
-            levels.append(tokens.mean(1))
-        return Features(tokens, torch.stack(levels, dim=1)[:, None])
+            if self.needs_levels:
+                levels.append(add_norm(x, branch, self.norm)[1].mean(1))
+        return Features(add_norm(x, branch, self.norm)[1], torch.stack(levels, dim=1)[:, None] if levels else None)

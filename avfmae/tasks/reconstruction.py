@@ -8,6 +8,7 @@ from avfmae.data.batch import Batch
 
 
 def pretraining_loss(model: Callable, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """Reconstruction of both modalities and contrast, and each of them for the log."""
+    """Reconstruction of the modalities and contrast between them, and each of them for the log."""
     out = model(batch.video, batch.audio, batch.masks, batch.boxes)
-    return out.loss, {"loss_video": out.loss_video, "loss_audio": out.loss_audio, "loss_contrastive": out.loss_contrastive}
+    parts = {name: getattr(out, name) for name in ("loss_video", "loss_audio", "loss_contrastive")}
+    return out.loss, {name: part for name, part in parts.items() if part is not None}
