@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from avfmae.checkpoints import archives
 from avfmae.checkpoints.places import find_weights
-from avfmae.config import ModalityConfig, ModelConfig
+from avfmae.config import MODALITIES, ModalityConfig, ModelConfig
 from avfmae.files import atomic_write, printable
 from avfmae.models.released import released_names, to_released
 
@@ -174,10 +174,13 @@ def read_about(path: str | os.PathLike) -> dict:
     if "config" not in about:
         raise ValueError(f"{path}: carries no model configuration; was it written by avfmae?")
     config = _with_tuples(about["config"])
-    modalities = {m: ModalityConfig(**_with_tuples(config[m])) for m in ("video", "audio")}
+    modalities = {m: ModalityConfig(**_with_tuples(config[m])) for m in MODALITIES}
     if config.pop("family", None) == "hicmae":  # a file from before encoders had names
         config |= {"encoder": "vit", "fusion": "cross", "balanced_masks": False, "decoder_masks": False}
         modalities = {name: replace(m, decoded=m.tokens - m.visible) for name, m in modalities.items()}
+    if "decoder_depth" not in config:  # and from before the fourth stage had a name, and modalities were the configuration's
+        config |= {"decoder_depth": 1 + len(config["skip_blocks"]), "modalities": tuple(about.pop("modalities", MODALITIES))}
+        config["encoder"] = {"lgi": "lgi4"}.get(config.get("encoder", "lgi"), config.get("encoder"))
     about["config"] = ModelConfig(**config | modalities)
     return about
 

@@ -139,7 +139,7 @@ class ClipDataset:
             ``"evaluate"`` (segments × crops, nothing random, nothing replaced).
         seed: of every random choice.
         target: gives a clip's label as a class number or a vector; None: no labels.
-        modalities: what to read.
+        modalities: what to read; None: what the model sees.
         preparation: how the clips that the model was trained on were cut to faces: raw ones are cut likewise. None: a clip's own
             box is taken, or else the whole frame.
     """
@@ -152,13 +152,14 @@ class ClipDataset:
         purpose: Literal["pretrain", "train", "evaluate"],
         seed: int = 0,
         target: Callable[[Clip], int | list[float]] | None = None,
-        modalities: Sequence[str] = ("video", "audio"),
+        modalities: Sequence[str] | None = None,
         preparation: Preparation | None = None,
     ):
         if not clips:
             raise ValueError("clips: the list is empty")
         self.clips, self.cfg, self.data, self.purpose, self.seed = ClipTable.of(clips), cfg, data, purpose, seed
-        self.target, self.modalities, self.preparation = target, tuple(modalities), preparation
+        self.target, self.preparation = target, preparation
+        self.modalities = cfg.modalities if modalities is None else tuple(modalities)
         self.fatal: dict[int, str] = {}  # clips at which a process hung or died, and why
         self.arena: Arena | None = None  # of the batch that is being read
 

@@ -70,10 +70,12 @@ def finetuning(chosen: Dataset, manifest: Path, clips: Sequence[Clip], options: 
     folds = "given" if all(clip.fold is not None for clip in clips) else chosen.folds
     values = {
         "manifest": str(manifest), "task": chosen.task, "classes": list(chosen.class_order(clips, options)), "folds": folds,
-        "select": chosen.metrics[0], "modalities": list(chosen.modalities),
+        "select": chosen.metrics[0],
     }  # fmt: skip
     lines = [f"# {chosen.title}: {chosen.protocol}; {', '.join(chosen.metrics)}"]
     lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items() if value is not None]
+    if len(chosen.modalities) == 1:
+        lines += ["[model]", f"modalities = {json.dumps(list(chosen.modalities))}"]
     return "\n".join(lines + (["[data]", 'sampling = "uniform"'] if chosen.uniform else [])) + "\n"
 
 

@@ -46,7 +46,7 @@ def load_finetuned(weights: Path) -> Finetuned:
         raise ValueError(f"{weights}: is not the result of a fine-tuning; it carries no task")
     with safe_open(weights, "pt") as file:
         outputs = len(file.get_tensor("head.bias"))
-    model = AVFMAEForFinetuning(about["config"], outputs, about["task"], about["modalities"])
+    model = AVFMAEForFinetuning(about["config"], outputs, about["task"])
     load_released(model, weights)
     task = task_class(about["task"]).of_weights(about, outputs)
     data, how = DataConfig(**about.get("data", {})), Preparation.of(about.get("preparation"))
@@ -117,7 +117,7 @@ def evaluate(run: EvaluateConfig) -> list[dict]:
         given = {name: getattr(run, name) for name in ("segments", "crops", "missing_audio", "workers")}
         data = replace(tuned.data, **{name: value for name, value in given.items() if value is not None})
         how, words = as_trained(clips, data, tuned.preparation, run)
-        dataset = ClipDataset(clips, model.cfg, data, "evaluate", modalities=model.modalities, preparation=how)
+        dataset = ClipDataset(clips, model.cfg, data, "evaluate", preparation=how)
         mine, dtype = range(dist.rank, len(clips), dist.world), compute_dtype(tuned.precision, dist.device)
         with torch.autocast(dist.device.type, dtype, enabled=dtype != torch.float32):
             found = predict(model, dataset, mine, 1, dist.device).gathered(dist)

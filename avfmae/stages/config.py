@@ -24,7 +24,6 @@ class SupervisedConfig(RunConfig):
     """What PSI and fine-tuning share. By default, the preset's model gets ``drop_path`` 0.1.
 
     Attributes:
-        modalities: both, or one of them.
         label_smoothing: share of the target that is spread over all classes.
         mixup: Beta parameter of blending clips; 0: off.
         cutmix: Beta parameter of pasting clips into each other; 0: off.
@@ -39,7 +38,6 @@ class SupervisedConfig(RunConfig):
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(
         lr=1e-3, min_lr=1e-6, warmup_lr=1e-6, betas=(0.9, 0.999), layer_decay=0.75, total_batch=160))  # fmt: skip
-    modalities: tuple[Literal["video", "audio"], ...] = ("video", "audio")
     label_smoothing: float = 0.1
     mixup: float = 0.8
     cutmix: float = 1.0

@@ -47,7 +47,7 @@ class SupervisedStage:
         self.run, self.dist, self.task, self.split = run, dist, task, split
         self.how = preparation_of_run(run, split.train)
         torch.manual_seed(run.seed)
-        self.model = AVFMAEForFinetuning(run.model, task.outputs, task.name, run.modalities)
+        self.model = AVFMAEForFinetuning(run.model, task.outputs, task.name)
         supervised = False  # whether a supervised stage has trained these weights
         if run.init is not None:
             report = load_released(self.model, run.init)
@@ -63,7 +63,7 @@ class SupervisedStage:
         self.trainer = Trainer(
             run, dist, title, self.model, self.dataset(split.train, "train"), task.loss, self.evaluate, weights, self.prepare,
             {"held-out": split.val, "test": split.test}, task.about(),
-            {"task": task.name, **task.about(), "modalities": run.modalities, **how_clips_were_read(run, self.how)},
+            {"task": task.name, **task.about(), **how_clips_were_read(run, self.how)},
         )  # fmt: skip
         evaluated = len(split.val) + len(split.test)
         resumed = self.trainer.state.step > 0
@@ -82,7 +82,7 @@ class SupervisedStage:
 
     def dataset(self, clips: Sequence[Clip], purpose: str) -> ClipDataset:
         run = self.run
-        return ClipDataset(clips, self.model.cfg, run.data, purpose, run.seed, self.task.target, run.modalities, self.how)
+        return ClipDataset(clips, self.model.cfg, run.data, purpose, run.seed, self.task.target, preparation=self.how)
 
     def prepare(self, batch: Batch, number: int) -> Batch:
         """Crops, colours and mixes the clips; ``labels`` become the task's targets."""

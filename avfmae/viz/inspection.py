@@ -12,7 +12,7 @@ from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
-from avfmae.config import ModelConfig
+from avfmae.config import MODALITIES, ModelConfig
 from avfmae.console import console
 from avfmae.data import augment, faces
 from avfmae.data.audio import SHORTEST, filterbank
@@ -46,7 +46,7 @@ def inspect(run: InspectConfig) -> Path:
     """Draws and writes the page ``out/report.html``. ValueError: no clip of the sources can be read."""
     from avfmae.viz.plots import clip_picture
 
-    cfg, clips, is_set = ModelConfig.preset(run.preset), *listed(run.sources)
+    cfg, clips, is_set = ModelConfig.preset(run.preset).replace(modalities=MODALITIES), *listed(run.sources)
     chosen = clips
     if is_set and len(clips) > run.clips:
         chosen = [clips[i] for i in sorted(np.random.default_rng(run.seed).choice(len(clips), run.clips, replace=False))]

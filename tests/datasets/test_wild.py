@@ -89,7 +89,7 @@ def test_ferv39k(tree):
         ("2_ClipsforFaceCrop/Crime/Angry/0063", "Angry", "train"),
         ("2_ClipsforFaceCrop/Crime/Fear/0002", "Fear", "test"),
     ]
-    assert tree.settings["modalities"] == ["video"] and "folds" not in tree.settings
+    assert tree.settings["model"]["modalities"] == ["video"] and "folds" not in tree.settings
 
 
 def test_mer2023(tree):

@@ -78,7 +78,7 @@ def test_unbalanced_masks_are_refused_by_exact_regions():
 @pytest.mark.parametrize("modalities", [("video", "audio"), ("video",), ("audio",)], ids="+".join)
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_finetuning_runs_with_either_modality(modalities, task):
-    model = avfmae.AVFMAEForFinetuning(TINY, 3, task=task, modalities=modalities)
+    model = avfmae.AVFMAEForFinetuning(TINY.replace(modalities=modalities), 3, task=task)
     video, audio = clips(2)
     out = model(video if "video" in modalities else None, audio if "audio" in modalities else None)
     assert out.logits.shape == (2, 3) and out.features.shape == (2, 64 * len(modalities))
@@ -266,7 +266,7 @@ def test_flash_is_refused_where_it_is_not_installed():
         (lambda: TINY.replace(region_mode="blocks"), "region_mode: got 'blocks'"),
         (lambda: TINY.replace(width=65, heads=2), "heads: 2 does not divide the width 65"),
         (lambda: TINY.replace(skip_blocks=(1, 4)), "skip_blocks: got"),
-        (lambda: avfmae.AVFMAEForFinetuning(TINY, 2, modalities=("text",)), "modalities: got"),
+        (lambda: avfmae.AVFMAEForFinetuning(TINY.replace(modalities=("text",)), 2), "modalities: got"),
         (lambda: avfmae.AVFMAEForPretraining(TINY.replace(encoder="resnet")), "encoder: got 'resnet', expected one of lgi, vit"),
         (lambda: avfmae.AVFMAEForPretraining(TINY.replace(fusion="sum")), "fusion: got 'sum', expected one of iavcl, cross"),
         (

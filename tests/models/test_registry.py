@@ -44,7 +44,7 @@ def test_toy_encoder_pretrains(fusion):
 @pytest.mark.parametrize("modalities", [("video", "audio"), ("audio",)], ids="+".join)
 def test_toy_encoder_finetunes(modalities):
     torch.manual_seed(0)
-    model = avfmae.AVFMAEForFinetuning(TOY, 2, modalities=modalities)
+    model = avfmae.AVFMAEForFinetuning(TOY.replace(modalities=modalities), 2)
     labels = torch.tensor([0, 1, 1])
     before, after = take_step(model, lambda: torch.nn.functional.cross_entropy(model(*clips()).logits, labels))
     assert after < before
