@@ -229,7 +229,7 @@ def test_a_bad_model_is_named_on_the_command_line(arguments, words, capsys, monk
         ("[optim]\nlearning_rate = 1", "[optim]: unknown key 'learning_rate'"),
         ("[optim]\nlr = 'high'", "lr is 'high', expected float"),
         ("preset = 3", "preset is 3, expected str"),
-        ("[model]\ndept = 3", "[model]: unknown key 'dept'; known are encoder, fusion, width"),
+        ("[model]\ndept = 3", "[model]: unknown key 'dept'; known are modalities, encoder, fusion, width"),
         ("[model]\ndepth = 'deep'", "[model]: depth is 'deep', expected int"),
         ("[model]\ndepth = 3", "[model]: skip_blocks: got (3, 6, 9), expected ascending block numbers below depth 3"),
         ("[model.video]\nvisible = 0.5", "[model] [video]: visible is 0.5, expected int"),

@@ -267,15 +267,25 @@ def test_flash_is_refused_where_it_is_not_installed():
         (lambda: TINY.replace(width=65, heads=2), "heads: 2 does not divide the width 65"),
         (lambda: TINY.replace(skip_blocks=(1, 4)), "skip_blocks: got"),
         (lambda: avfmae.AVFMAEForFinetuning(TINY.replace(modalities=("text",)), 2), "modalities: got"),
-        (lambda: avfmae.AVFMAEForPretraining(TINY.replace(encoder="resnet")), "encoder: got 'resnet', expected one of lgi, vit"),
-        (lambda: avfmae.AVFMAEForPretraining(TINY.replace(fusion="sum")), "fusion: got 'sum', expected one of iavcl, cross"),
+        (
+            lambda: avfmae.AVFMAEForPretraining(TINY.replace(encoder="resnet")),
+            "encoder: got 'resnet', expected one of lgi4, lgi, vit, tpsbt",
+        ),
+        (
+            lambda: avfmae.AVFMAEForPretraining(TINY.replace(fusion="sum")),
+            "fusion: got 'sum', expected one of iavcl, dier, hafe, cross, none",
+        ),
         (
             lambda: avfmae.AVFMAEForPretraining(TINY.replace(balanced_masks=False)),
-            "balanced_masks: got False, expected True with encoder='lgi' and region_mode='exact'",
+            "balanced_masks: got False, expected True with encoder='lgi4' and region_mode='exact'",
         ),
-        (lambda: avfmae.AVFMAEForFinetuning(hicmae_tiny(), 2), "fusion: 'cross' with encoder 'vit' has no fine-tuning model"),
+        (
+            lambda: avfmae.AVFMAEForPretraining(TINY.replace(modalities=("audio",))),
+            "fusion: got 'iavcl' with modalities=('audio',)",
+        ),
+        (lambda: avfmae.AVFMAEForPretraining(TINY.replace(encoder="tpsbt")), "encoder: got 'tpsbt' with modalities=("),
         (lambda: TINY.replace(decoder_masks=False), "video.decoded: got 64, expected the 96 tokens that are not visible"),
-        (lambda: avfmae.AVFMAEForPretraining(TINY)(*clips(2), avfmae.DualMask.sample(TINY, 3)), "got batches of 2, 2 and 3"),
+        (lambda: avfmae.AVFMAEForPretraining(TINY)(*clips(2), avfmae.DualMask.sample(TINY, 3)), "got batches of 2, 2, 3"),
         (lambda: avfmae.AVFMAEForFinetuning(TINY, 2)(torch.zeros(1, 16, 96, 96, 3), clips(1)[1]), "video: got torch.float32"),
         (
             lambda: avfmae.AVFMAEForFinetuning(TINY, 2)(clips(1)[0], torch.zeros(1, 128, 256)),
