@@ -1,13 +1,13 @@
 """What results are reported in. Classes are counted by a confusion matrix (rows: truth, columns: prediction)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """(N,) class numbers each -> (classes, classes) counts."""
-    matrix = np.zeros((classes, classes), np.int64)
-    np.add.at(matrix, (truth, predicted), 1)
-    return matrix
+    return np.bincount(truth * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
 def classification(matrix: np.ndarray) -> dict[str, float]:
@@ -44,10 +44,25 @@ def concordance(truth: np.ndarray, predicted: np.ndarray) -> float:
     return float(2 * (t * p).mean() / scale) if scale > 0 else 0.0
 
 
-def regression(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """PCC and CCC, averaged over the outputs and one by one, and the mean square error: (N, D) each."""
+def regression(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str] = ()) -> dict[str, float]:
+    """Metrics of (N, D) numbers each, over the dimensions and, of several, one by one.
+
+    Args:
+        names: of the dimensions, such as arousal; none: their numbers.
+
+    Returns:
+        PCC and CCC, averaged over dimensions; MSE; ACC, the mean of 1 − |error|, for numbers in 0..1 as the traits of First
+        Impressions are; ``PCC_arousal`` and so on.
+    """
     truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
-    pcc = [pearson(t, p) for t, p in zip(truth.T, predicted.T, strict=True)]
-    ccc = [concordance(t, p) for t, p in zip(truth.T, predicted.T, strict=True)]
-    each = {f"{name}_{i}": v for name, values in (("PCC", pcc), ("CCC", ccc)) for i, v in enumerate(values) if len(values) > 1}
-    return {"PCC": float(np.mean(pcc)), "CCC": float(np.mean(ccc)), "MSE": float(((truth - predicted) ** 2).mean()), **each}
+    each = {
+        "PCC": [pearson(t, p) for t, p in zip(truth.T, predicted.T, strict=True)],
+        "CCC": [concordance(t, p) for t, p in zip(truth.T, predicted.T, strict=True)],
+        "MSE": ((truth - predicted) ** 2).mean(0),
+        "ACC": 1 - np.abs(truth - predicted).mean(0),
+    }
+    names = names or [str(i) for i in range(truth.shape[1])]
+    whole = {metric: float(np.mean(values)) for metric, values in each.items()}
+    if len(names) == 1:
+        return whole
+    return whole | {f"{m}_{name}": float(v) for m, values in each.items() for name, v in zip(names, values, strict=True)}

@@ -77,11 +77,14 @@ class PSIConfig(SupervisedConfig):
 
     Attributes:
         manifests: the labelled sets.
-        label_map: TOML: ``classes`` and, by data set, ``[map.NAME] source = "hybrid"``; unset: the recipes' label_map.toml.
+        label_map: TOML: ``classes`` and, by data set, ``[map.NAME] source = "hybrid"``; a file, or one of the recipes':
+            label_map.toml (13 emotions, the default) and label_map_micro.toml (3 classes of micro-expressions).
+        temperature: a set of n clips is drawn as often as n to this power says; 1: as it is, 0: all sets equally often.
     """
 
     manifests: tuple[Path, ...] = ()
     label_map: Path | None = None
+    temperature: float = 1.0
     held_out: HeldOut = field(default_factory=HeldOut)
 
 
@@ -92,7 +95,8 @@ class FinetuneConfig(SupervisedConfig):
     Attributes:
         manifest: the clips, with labels; its split column holds train, test and perhaps val, unless ``folds`` is given.
         task: ``classification``, ``regression``, or another task that is registered.
-        classes: for classification, the class names in index order; empty: those that occur, sorted.
+        classes: for classification, the class names in index order; empty: those that occur, sorted. For regression, the names
+            of the dimensions.
         folds: cut the clips into this many folds, by subject where there are subjects; ``loso``: one a subject; ``given``: the
             manifest's fold column says which fold tests a clip.
         only_fold: run one of them alone.

@@ -40,9 +40,12 @@ class SupervisedStage:
         task: what is learnt.
         split: the clips; ``val`` and ``test`` may be empty.
         title: for the progress bar.
+        weights: how often each training clip is drawn; None: as ``class_balanced`` says.
     """
 
-    def __init__(self, run: SupervisedConfig, dist: Processes, task: Task, split: Split, title: str):
+    def __init__(
+        self, run: SupervisedConfig, dist: Processes, task: Task, split: Split, title: str, weights: list[float] | None = None
+    ):
         self.run, self.dist, self.task, self.split = run, dist, task, split
         torch.manual_seed(run.seed)
         self.model = AVFMAEForFinetuning(run.model, task.outputs, task.name, run.modalities)
@@ -57,7 +60,10 @@ class SupervisedStage:
             self.measure()
         for norm in norms:
             norm.frozen = run.freeze_batch_norm
-        weights = task.sampling_weights(split.train) if run.class_balanced else None
+        if run.class_balanced:
+            if weights is not None:
+                raise ValueError("class_balanced: got True beside a temperature of the sets, expected one of the two")
+            weights = task.sampling_weights(split.train)
         self.trainer = Trainer(
             run, dist, title, self.model, self.dataset(split.train, "train"), task.loss, self.evaluate, weights, self.prepare,
             {"held-out": split.val, "test": split.test}, task.about(),

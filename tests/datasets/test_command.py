@@ -40,10 +40,23 @@ def test_what_is_known_of_one(name, capsys):
 
 @pytest.mark.parametrize(
     ("typed", "name"),
-    [("crema-d", "crema-d"), ("crema_d", "crema-d"), ("CREMA-D", "crema-d"), ("CremaD", "crema-d"), ("CREMA_D_4", "crema-d-4"),
-     ("CASME II", "casme2"), ("CAS(ME)^3", "casme3"), ("CAS(ME)³", "casme3"), ("eNTERFACE'05", "enterface"),
-     ("MAFW 43", "mafw-43"), ("MER-MULTI", "mer-multi"), ("MEGC 2019 composite", "megc2019"), ("SMIC-HS", "smic"), ("FERV39K", "ferv39k")],
-)  # fmt: skip
+    [
+        ("crema-d", "crema-d"),
+        ("crema_d", "crema-d"),
+        ("CREMA-D", "crema-d"),
+        ("CremaD", "crema-d"),
+        ("CREMA_D_4", "crema-d-4"),
+        ("CASME II", "casme2"),
+        ("CAS(ME)^3", "casme3"),
+        ("CAS(ME)³", "casme3"),
+        ("eNTERFACE'05", "enterface"),
+        ("MAFW 43", "mafw-43"),
+        ("MER-MULTI", "mer-multi"),
+        ("MEGC 2019 composite", "megc2019"),
+        ("SMIC-HS", "smic"),
+        ("FERV39K", "ferv39k"),
+    ],
+)
 def test_names_as_they_are_typed(typed, name):
     assert find_dataset(typed).name == name
 
