@@ -23,6 +23,7 @@ Training
   pretrain     stage 1: masked pre-training on unlabelled clips
   psi          stage 2: progressive semantics injection on several labelled sets
   finetune     stage 3: fine-tune on one labelled set; folds, metrics, result table
+  experiment   a protocol from a file: every fold and seed, confidence intervals, one page beside published numbers
 
 A trained model
   evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
@@ -103,6 +104,7 @@ COMMANDS: dict[str, tuple[str | Callable[[Any], Any], str | None]] = {
     "import-list": (run_import_list, "avfmae.options:ImportListConfig"),
     "pretrain": ("avfmae.stages.pretrain:pretrain", "avfmae.stages.config:PretrainConfig"),
     "psi": ("avfmae.stages.psi:psi", "avfmae.stages.config:PSIConfig"),
+    "experiment": ("avfmae.stages.experiment:experiment", "avfmae.options:ExperimentConfig"),
     "finetune": (run_finetune, "avfmae.stages.config:FinetuneConfig"),
     "evaluate": ("avfmae.inference.evaluate:evaluate", "avfmae.options:EvaluateConfig"),
     "bench": ("avfmae_benchmarks.command:bench", None),

@@ -30,6 +30,15 @@ def recalls(matrix: np.ndarray) -> list[float | None]:
     return [float(row[i] / row.sum()) if row.sum() else None for i, row in enumerate(matrix)]
 
 
+def of_each_class(matrix: np.ndarray) -> list[dict[str, float]]:
+    """Of each class of a confusion matrix: ``clips``; ``recall``, ``precision`` and ``F1`` in 0..1, 0 where undefined."""
+    matrix = np.asarray(matrix, np.float64)
+    hits, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    shares = {"recall": hits / np.maximum(1, truth), "precision": hits / np.maximum(1, predicted)}
+    shares["F1"] = 2 * hits / np.maximum(1, truth + predicted)
+    return [{"clips": int(truth[i])} | {name: float(v[i]) for name, v in shares.items()} for i in range(len(matrix))]
+
+
 def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
     """Pearson's correlation of two (N,) vectors; 0 where one of them is constant."""
     t, p = truth - truth.mean(), predicted - predicted.mean()

@@ -57,6 +57,20 @@ class EvaluateConfig:
 
 
 @dataclass
+class ExperimentConfig:
+    """All folds and seeds of a protocol, and one page of results. A run that was broken off is continued."""
+
+    # TOML: dataset, protocol (the file that avfmae dataset writes beside a manifest), recipe, seeds, and the tables [finetune]
+    # and [variants.NAME] with settings of fine-tuning.
+    file: Annotated[Path, tyro.conf.Positional]
+    out: Path | None = None  # a folder; none: runs/ and the file's name.
+    jobs: int = 1  # fine-tunings at the same time; on GPUs, each has one.
+    engine: Literal["local", "ray"] = "local"  # on this machine, or as tasks of a Ray cluster that sees the same paths.
+    ray_address: str | None = None  # of a cluster; none: one is started here.
+    leaks: Literal["contents", "names", "off"] = "contents"  # how test clips are looked for among training clips.
+
+
+@dataclass
 class ImportListConfig:
     """A released space-separated list as a manifest."""
 

@@ -24,7 +24,7 @@ from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.stages import batch_statistics
 from avfmae.stages.config import FinetuneConfig, SupervisedConfig
 from avfmae.stages.splits import Split, make_splits
-from avfmae.tasks import make_task
+from avfmae.tasks import make_task, predictions
 from avfmae.tasks.interface import Task
 from avfmae.tasks.mixing import mix
 from avfmae.tasks.results import chosen_epochs, summarise
@@ -121,19 +121,20 @@ class SupervisedStage:
         readable = [c for c in clips if c.id in outputs]
         return readable, np.array([outputs[c.id] for c in readable]).reshape(len(readable), self.task.outputs)
 
-    def score(self, clips: Sequence[Clip]) -> dict:
-        """The task's metrics of the clips."""
-        clips, outputs = self.predict(clips)
-        if not clips:
-            raise RuntimeError(f"none of the evaluation clips is readable; see {self.bad.path}")
-        return self.task.metrics(clips, outputs)
-
     def evaluate(self, epoch: int) -> dict | None:
         last = epoch + 1 == self.run.optim.epochs
         if (epoch + 1) % self.run.eval_epochs and not last:
             return None
-        parts = {"val": self.split.val, "test": self.split.test}
-        return {name: self.score(clips) for name, clips in parts.items() if clips} or None
+        found = {}
+        for name, clips in (("val", self.split.val), ("test", self.split.test)):
+            if clips:
+                readable, outputs = self.predict(clips)
+                if not readable:
+                    raise RuntimeError(f"none of the evaluation clips is readable; see {self.bad.path}")
+                found[name] = self.task.metrics(readable, outputs)
+                if name == "test" and self.dist.is_main:
+                    predictions.keep(Path(self.run.out) / "predictions", epoch, readable, outputs)
+        return found or None
 
 
 def labelled(clips: Sequence[Clip], source: object) -> list[Clip]:
@@ -166,6 +167,7 @@ def finetune(run: FinetuneConfig) -> dict:
             folds[split.name] = chosen_epochs(task, history, select)
             if dist.is_main:
                 stage.save()
+                predictions.write(task, out / "predictions", split.test, split.name, folds[split.name])
         results = {"task": task.name, **task.about(), "select": select, "folds": folds, "summary": summarise(task, folds)}
         if dist.is_main:
             with atomic_write(Path(run.out) / "results.json") as temporary:
