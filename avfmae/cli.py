@@ -48,7 +48,7 @@ def parse(kind: type[T], command: str, arguments: Sequence[str]) -> T:
 
     given = {}
     if issubclass(kind, RunConfig):
-        values = {name: last_value(f"--{name}", arguments) for name in ("recipe", "config", "preset")}
+        values: dict[str, Any] = {name: last_value(f"--{name}", arguments) for name in ("recipe", "config", "preset")}
         given["default"] = configuration(kind, command, **values)
         if {"-h", "--help"} & set(arguments):
             from avfmae.help import print_help

@@ -39,6 +39,31 @@ def of_each_class(matrix: np.ndarray) -> list[dict[str, float]]:
     return [{"clips": int(truth[i])} | {name: float(v[i]) for name, v in shares.items()} for i in range(len(matrix))]
 
 
+def multilabel(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Of classes that are there or not, (N, classes) booleans and scores, above 0 for those predicted.
+
+    Returns:
+        mAP: mean over classes of the average precision; UF1: mean of F1; F1: of all decisions together; exact: clips without a
+        wrong decision. Classes that no clip has count neither for mAP nor for UF1.
+    """
+    predicted, occurs = scores > 0, truth.any(0)
+    hits = (truth & predicted).sum(0)
+    totals = truth.sum(0) + predicted.sum(0)
+    precisions = [average_precision(t, s) for t, s, there in zip(truth.T, scores.T, occurs, strict=True) if there]
+    values = {"mAP": np.mean(precisions or 0.0), "UF1": np.mean(2 * hits[occurs] / totals[occurs] if occurs.any() else 0.0),
+              "F1": 2 * hits.sum() / max(1, totals.sum()), "exact": (truth == predicted).all(1).mean()}  # fmt: skip
+    return {name: float(value) for name, value in values.items()}
+
+
+def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Mean precision at each clip that is there, in the order of falling scores; clips of equal scores come together."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # of clips of equal scores
+    found = np.cumsum(truth[order])[last]
+    precision = found / (np.flatnonzero(last) + 1)
+    return float((np.diff(found, prepend=0) * precision).sum() / found[-1])
+
+
 def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
     """Pearson's correlation of two (N,) vectors; 0 where one of them is constant."""
     t, p = truth - truth.mean(), predicted - predicted.mean()

@@ -19,12 +19,13 @@ from avfmae.checkpoints import archives
 from avfmae.checkpoints.places import find_weights
 from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.files import atomic_write, printable
+from avfmae.models.lora import merged_state
 from avfmae.models.released import released_names, to_released
 
 
 def released_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The model's parameters and buffers in the released layout."""
-    return to_released(model, model.state_dict())
+    return to_released(model, merged_state(model))
 
 
 def released_gradients(model: nn.Module) -> dict[str, Tensor]:

@@ -69,7 +69,8 @@ class Experiment:
                 raise ValueError(f"{path}: unknown key {key!r}; known are {', '.join(kinds)}")
             if not isinstance(value, kinds[key]):
                 raise ValueError(f"{path}: {key} is {value!r}, expected a {kinds[key].__name__}")
-        return cls(**table | {"seeds": tuple(table.get("seeds", (0,)))})
+        table["seeds"] = tuple(table.get("seeds", (0,)))
+        return cls(**table)
 
     def runs(self, path: Path) -> dict[str, FinetuneConfig]:
         """Variant -> its settings."""

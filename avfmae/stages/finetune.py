@@ -21,6 +21,7 @@ from avfmae.data.quarantine import Quarantine
 from avfmae.files import atomic_write
 from avfmae.inference import evaluate as evaluation
 from avfmae.models.finetuning import AVFMAEForFinetuning
+from avfmae.models.lora import add_low_rank, freeze
 from avfmae.stages import batch_statistics
 from avfmae.stages.config import FinetuneConfig, SupervisedConfig
 from avfmae.stages.splits import Split, make_splits
@@ -54,6 +55,9 @@ class SupervisedStage:
             report = load_released(self.model, run.init)
             supervised = "head.weight" not in report.missing
             console.print(str(report), highlight=False)
+        freeze(self.model, run.freeze)
+        if run.lora:
+            add_low_rank(self.model, run.lora, run.lora_alpha)
         self.model.to(dist.device)
         norms = batch_statistics.batch_norms(self.model)
         if norms and run.freeze_batch_norm and not supervised and not checkpoints(Path(run.out) / "checkpoints"):

@@ -56,7 +56,7 @@ def _copies(clips: Sequence[Clip], held: Sequence[Clip]) -> dict[int, str]:
     digests_of = cache(lambda size: {digest: path for path in same_size.get(size, ()) if (digest := _digest(path)) is not None})
     found = {}
     for c in clips:
-        if (held_out := digests_of(size_of(c.path) if known else None)) and (path := held_out.get(_digest(c.path))):
+        if (held_out := digests_of(size_of(c.path) if known else None)) and (path := held_out.get(_digest(c.path) or "")):
             found[c.id] = path
     return found
 

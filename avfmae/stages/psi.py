@@ -8,8 +8,12 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from avfmae.console import console
 from avfmae.data.clip import Clip
@@ -26,14 +30,23 @@ from avfmae.training.dist import processes
 
 @dataclass(frozen=True)
 class LabelMap:
-    """``classes``: the hybrid labels in index order; ``sources``: data set name -> {its label: hybrid label}."""
+    """Labels of several data sets in one space.
+
+    Attributes:
+        classes: the hybrid labels in index order.
+        sources: data set name -> {its label: hybrid label}.
+        smoothing: data set name -> its label smoothing, where it is not the run's.
+    """
 
     classes: tuple[str, ...]
     sources: dict[str, dict[str, str]]
+    smoothing: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "LabelMap":
-        """From TOML: ``classes = [...]`` and ``[map.NAME]`` tables; an empty hybrid label leaves that source label out.
+        """From TOML: ``classes = [...]``, ``[map.NAME]`` tables and perhaps ``[smoothing] NAME = 0.2``.
+
+        An empty hybrid label leaves that source label out.
 
         Raises:
             FileNotFoundError, ValueError: with file and key.
@@ -44,8 +57,8 @@ class LabelMap:
             table = tomllib.loads(path.read_text())
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path}: is no TOML ({error})") from error
-        if unknown := sorted(set(table) - {"classes", "map"}):
-            raise ValueError(f"{path}: unknown key {unknown[0]!r}; known are classes, map")
+        if unknown := sorted(set(table) - {"classes", "map", "smoothing"}):
+            raise ValueError(f"{path}: unknown key {unknown[0]!r}; known are classes, map, smoothing")
         classes, sources = tuple(table.get("classes", ())), table.get("map", {})
         if not classes or not sources:
             raise ValueError(f"{path}: needs 'classes' and at least one [map.NAME]")
@@ -55,7 +68,13 @@ class LabelMap:
                     raise ValueError(
                         f"{path}: [map.{name}] {label} = {hybrid!r}, which is none of the classes {', '.join(classes)}"
                     )
-        return cls(classes, sources)
+        smoothing = table.get("smoothing", {})
+        for name, rate in smoothing.items():
+            if name not in sources or not isinstance(rate, int | float) or not 0 <= rate < 1:
+                raise ValueError(
+                    f"{path}: [smoothing] {name} = {rate!r}, expected a share below 1 of a data set that has a [map]"
+                )
+        return cls(classes, sources, smoothing)
 
     def hybrid(self, clip: Clip, manifest: Path) -> tuple[str | None, str]:
         """The hybrid label of a clip, or None where the map leaves it out; and its source (crema-d and CREMA_D are the same)."""
@@ -88,6 +107,22 @@ def merge(manifests: Sequence[Path], label_map: LabelMap) -> tuple[list[Clip], d
     return merged, sources
 
 
+@dataclass(frozen=True)
+class Hybrid(Classification):
+    """Classification with a label smoothing of its own for some data sets. ``rates``: (data set, share)."""
+
+    rates: tuple[tuple[str, float], ...] = ()
+
+    def target(self, clip: Clip) -> list[float]:
+        """The class, and the clip's smoothing, or -1 for the run's."""
+        return [self.number(clip), dict(self.rates).get(clip.dataset or "", -1.0)]
+
+    def targets(self, labels: Tensor, smoothing: float) -> Tensor:
+        """(B, 2) of :meth:`target` -> (B, classes) shares."""
+        rate = torch.where(labels[:, 1:] < 0, smoothing, labels[:, 1:]).float()
+        return F.one_hot(labels[:, 0].long(), self.outputs) * (1 - rate) + rate / self.outputs
+
+
 def held_out_clips(held: HeldOut) -> list[Clip]:
     """The target's clips that the second stage must not see."""
     if held.manifest is None:
@@ -116,13 +151,16 @@ def psi(run: PSIConfig) -> Path:
     label_map = LabelMap.read(path if path.is_file() else recipe_folder() / path)
     merged, sources = merge(run.manifests, label_map)
     clips = refuse_leaks(merged, held_out_clips(run.held_out), run.held_out.on_leak)
+    if label_map.smoothing:
+        clips = [replace(c, dataset=sources[c.id]) for c in clips]
     split = Split("hybrid", [c for c in clips if c.split not in ("val", "test")], [c for c in clips if c.split == "val"], [])
     if not split.train:
         raise ValueError("manifests: no clip is left to train on")
     if run.held_out.manifest is None:
         console.print("held_out is not set: nothing keeps the target's test clips out of this stage", style="yellow")
     with processes() as dist:
-        task = Classification(label_map.classes)
+        rates = tuple(label_map.smoothing.items())
+        task = Hybrid(label_map.classes, rates) if rates else Classification(label_map.classes)
         weights = None if run.temperature == 1 else balance(split.train, sources, run.temperature)
         stage = SupervisedStage(run, dist, task, split, f"PSI {run.preset}", weights)
         history = stage.trainer.fit()

@@ -156,7 +156,7 @@ def page(out: Path, results: dict, folders: Sequence[Path]) -> Page:
             made.add(f"Classes{of}, last epoch, in %", rows=class_rows(one))
             pictures = {f"confusion_{number}_{kind}": confusion_picture(summary["confusion"], one["classes"], KINDS[kind])
                         for kind, summary in one["summary"].items()}  # fmt: skip
-            made.add(f"Confusion{of}", "All test clips of all folds and seeds.", **pictures)
+            made.add(f"Confusion{of}", "All test clips of all folds and seeds.", (), **pictures)
     add_quarantine(made, folders)
     return made
 

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet
@@ -11,8 +12,11 @@ import pytest
 from avfmae.cli import main
 from avfmae.data.manifest import read_manifest, write_manifest
 from avfmae.datasets import datasets
+from avfmae.datasets.command import finetuning
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
+from avfmae.datasets.interface import Options
 from avfmae.datasets.published import published
+from avfmae.models.registry import fusion_class
 from avfmae.stages import experiment as module
 from avfmae.tasks.classification import Classification
 from avfmae.tasks.pooling import Predictions, by_dataset, interval, summarise_predictions
@@ -117,9 +121,10 @@ def test_other_settings_are_refused_by_name(file, whole, tmp_path):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("how", [["--jobs", "2"], ["--engine", "ray", "--jobs", "2"]], ids=["processes", "ray"])
-def test_folds_at_the_same_time_give_the_same(file, whole, tmp_path, how):
+def test_folds_at_the_same_time_give_the_same(file, whole, tmp_path, how, monkeypatch):
     if "ray" in how:
         pytest.importorskip("ray")
+        monkeypatch.setenv("RAY_worker_niceness", "0")  # else its workers starve on a machine with other work
     main(["experiment", str(file), "--out", str(tmp_path / "out"), *how])
     assert written(tmp_path / "out") == written(whole)
 
@@ -219,3 +224,23 @@ def test_published_numbers_are_of_known_sets_and_metrics():
             assert row.metrics.keys() <= known and all(0 < v < 100 for v in row.metrics.values()) and row.source
     huge = next(row for row in published("dfew") if row.method == "AVF-MAE++ (H)")
     assert (huge.parameters, huge.metrics) == (521, {"UAR": 66.88, "WAR": 77.45})
+
+
+FILES = sorted((Path(__file__).parents[2] / "train" / "experiments").glob("*.toml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=[path.stem for path in FILES])
+def test_experiment_files_are_whole(file, tmp_path, monkeypatch):
+    """Each with the settings that avfmae dataset writes beside its manifest."""
+    what = module.Experiment.read(file)
+    assert what.dataset and str(what.protocol) == f"{what.dataset}.toml"
+    monkeypatch.chdir(tmp_path)
+    known = datasets()[what.dataset]
+    (tmp_path / f"{known.name}.toml").write_text(finetuning(known, tmp_path / "m.csv", [], Options()))
+    for run in what.runs(file).values():
+        assert (run.manifest, run.classes, run.select) == (tmp_path / "m.csv", known.classes, known.metrics[0])
+        assert len(run.modalities) == 1 or fusion_class(run.model.fusion).finetunes
+
+
+def test_every_labelled_set_has_an_experiment():
+    assert {path.stem for path in FILES} >= {name for name, one in datasets().items() if one.task != "pretraining"}
