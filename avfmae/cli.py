@@ -23,7 +23,7 @@ Training
   pretrain     stage 1: masked pre-training on unlabelled clips
   psi          stage 2: progressive semantics injection on several labelled sets
   finetune     stage 3: fine-tune on one labelled set; folds, metrics, result table
-  experiment   a protocol from a file: every fold and seed, confidence intervals, one page beside published numbers
+  experiment   a protocol from a file: every fold and seed, intervals, one page beside published numbers
 
 A trained model
   evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions

@@ -46,11 +46,11 @@ def multilabel(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
         mAP: mean over classes of the average precision; UF1: mean of F1; F1: of all decisions together; exact: clips without a
         wrong decision. Classes that no clip has count neither for mAP nor for UF1.
     """
-    predicted, occurs = scores > 0, truth.any(0)
+    predicted, occurs = scores > 0, np.flatnonzero(truth.any(0))
     hits = (truth & predicted).sum(0)
     totals = truth.sum(0) + predicted.sum(0)
-    precisions = [average_precision(t, s) for t, s, there in zip(truth.T, scores.T, occurs, strict=True) if there]
-    values = {"mAP": np.mean(precisions or 0.0), "UF1": np.mean(2 * hits[occurs] / totals[occurs] if occurs.any() else 0.0),
+    precisions = [average_precision(truth[:, i], scores[:, i]) for i in occurs]
+    values = {"mAP": np.mean(precisions or 0.0), "UF1": np.mean(2 * hits[occurs] / totals[occurs] if len(occurs) else 0.0),
               "F1": 2 * hits.sum() / max(1, totals.sum()), "exact": (truth == predicted).all(1).mean()}  # fmt: skip
     return {name: float(value) for name, value in values.items()}
 

@@ -41,7 +41,7 @@ def configuration(
         known = f"{', '.join(recipes(stage))} for {stage} (from {recipe_folder()})"
         raise ValueError(f"--recipe: got {recipe!r}, expected one of {known}; a file of your own goes by --config")
     files += [] if config is None else [Path(config)]
-    tables = {str(path): read_table(path) for path in files} | dict(tables or {})
+    tables = {str(path): _read(path) for path in files} | dict(tables or {})
     presets = [_convert(str, table["preset"], f"{where}: preset") for where, table in tables.items() if "preset" in table]
     presets += [] if preset is None else [preset]
     run = kind(preset=presets[-1]) if presets else kind()
@@ -58,6 +58,11 @@ def read_table(path: Path) -> dict:
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is no TOML ({error})") from error
+    return table
+
+
+def _read(path: Path) -> dict:
+    table = read_table(path)
     if found := {"recipe", "config"} & set(table):
         raise ValueError(f"{path}: {found.pop()!r} goes on the command line, not into a configuration file")
     return table

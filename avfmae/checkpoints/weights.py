@@ -155,10 +155,16 @@ def _what_else(path: Path) -> str | None:
     return None
 
 
-def save_weights(model: nn.Module, path: str | os.PathLike, **about: object) -> None:
-    """Writes the model as safetensors in the released layout, its configuration and ``about`` in the file's metadata."""
+def save_weights(model: nn.Module, path: str | os.PathLike, merged: bool = True, **about: object) -> None:
+    """Writes the model as safetensors in the released layout, its configuration and ``about`` in the file's metadata.
+
+    ``merged``: low-rank updates are added to their weights; else they are written by themselves, for training to go on.
+    """
     metadata = {"config": json.dumps(asdict(model.cfg)), **{k: json.dumps(v) for k, v in about.items()}}
-    tensors = {n: t.detach().cpu().contiguous() for n, t in released_state_dict(model).items()}
+    tensors = {
+        n: t.detach().cpu().contiguous()
+        for n, t in to_released(model, merged_state(model) if merged else model.state_dict()).items()
+    }
     with atomic_write(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata)
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from avfmae.models.base import AudioVisualModel
+
 Frozen = Literal["none", "encoders", "all"]
 
 
@@ -34,21 +36,23 @@ def freeze(model: nn.Module, frozen: Frozen) -> None:
             parameter.requires_grad_(False)
 
 
-def add_low_rank(model: nn.Module, rank: int, alpha: float) -> None:
-    """Freezes encoders and fusion, and gives each of their linear layers an update of low rank; the head trains as it is.
+def add_low_rank(model: AudioVisualModel, rank: int, alpha: float) -> None:
+    """Freezes encoders and fusion, and gives the linear layers of their blocks an update of low rank; the head trains as it is.
 
     Raises:
-        ValueError: the rank is larger than a layer.
+        ValueError: the rank is larger than the model is wide.
     """
-    parts = ("video_encoder.", "audio_encoder.", "fusion.")
-    layers = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(parts)]
-    if too_small := [name for name, layer in layers if rank > min(layer.weight.shape)]:
-        raise ValueError(f"lora: got the rank {rank}, expected at most the size of the layers, such as {too_small[0]}")
+    parts, width = ("video_encoder.", "audio_encoder.", "fusion."), model.cfg.width
+    if rank > width:
+        raise ValueError(f"lora: got the rank {rank}, expected at most {width}, the model's width")
+    layers = [m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(parts) and ".embed" not in n]
     for name, parameter in model.named_parameters():
         if name.startswith(parts):
             parameter.requires_grad_(False)
-    for _, layer in layers:
-        update = LowRank(*layer.weight.shape, rank, alpha).to(layer.weight.device)
+    for layer in layers:
+        if min(layer.weight.shape) < width:  # what weighs layers, and no matrix of a block
+            continue
+        update = LowRank(layer.out_features, layer.in_features, rank, alpha).to(layer.weight.device)
         parametrize.register_parametrization(layer, "weight", update)
 
 
@@ -56,8 +60,8 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's state with each low-rank update added to its weight, under the names of a model without them."""
     state = model.state_dict()
     for prefix, module in model.named_modules():
-        if parametrize.is_parametrized(module):
-            for name in module.parametrizations:
+        if isinstance(updates := getattr(module, "parametrizations", None), nn.ModuleDict):
+            for name in updates:
                 state = {k: v for k, v in state.items() if not k.startswith(f"{prefix}.parametrizations.{name}.")}
                 state[f"{prefix}.{name}"] = getattr(module, name).detach()
     return state

@@ -84,8 +84,9 @@ class PSIConfig(SupervisedConfig):
 
     Attributes:
         manifests: the labelled sets.
-        label_map: TOML: ``classes``; by data set, ``[map.NAME] source = "hybrid"``, and label smoothing in ``[smoothing]``; a file, or one of the recipes':
-            label_map.toml (13 emotions, the default) and label_map_micro.toml (3 classes of micro-expressions).
+        label_map: TOML: ``classes``; by data set, ``[map.NAME] source = "hybrid"``, and label smoothing in ``[smoothing]``. A
+            file, or one of the recipes': label_map.toml (13 emotions, the default) or label_map_micro.toml (3 classes of
+            micro-expressions).
         temperature: a set of n clips is drawn as often as n to this power says; 1: as it is, 0: all sets equally often.
     """
 

@@ -24,8 +24,8 @@ def parts(label: str | None) -> dict[str, float]:
     """
     found = {}
     for part in filter(None, (p.strip() for p in re.split(r"[,+;|]", label or ""))):
-        name, weight = re.fullmatch(r"(.*?)\s*[:= ]?\s*(\d*\.?\d+)?", part).groups()
-        found[name] = found.get(name, 0.0) + (1.0 if weight is None else float(weight))
+        if match := re.fullmatch(r"(.*?)\s*[:= ]?\s*(\d*\.?\d+)?", part):
+            found[match[1]] = found.get(match[1], 0.0) + float(match[2] or 1.0)
     if not found or "" in found or sum(found.values()) <= 0:
         raise ValueError(f"label {label!r} names no classes, expected such as 'anger 0.7, fear 0.3' or 'anger+fear'")
     return found
@@ -82,6 +82,7 @@ class MultiLabel(Soft):
         return labels.float() * (1 - smoothing) + smoothing / 2
 
     def loss(self, model: Callable, batch: Batch) -> Loss:
+        assert batch.labels is not None, "labels: are needed for the loss"
         return F.binary_cross_entropy_with_logits(model(batch.video, batch.audio).logits.float(), batch.labels), {}
 
     def metrics(self, clips: Sequence[Clip], outputs: np.ndarray) -> dict:

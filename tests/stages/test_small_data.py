@@ -63,7 +63,7 @@ def test_low_rank_updates_begin_at_the_weights_and_are_merged_into_them():
     assert released_state_dict(plain).keys() == released_state_dict(net).keys()
     trained = sum(p.numel() for p in net.parameters() if p.requires_grad)
     assert trained < 0.25 * sum(p.numel() for p in plain.parameters())
-    with pytest.raises(ValueError, match="lora: got the rank 65, expected at most the size of the layers, such as video_encoder"):
+    with pytest.raises(ValueError, match="lora: got the rank 65, expected at most 64, the model's width"):
         add_low_rank(model(), 65, 1.0)
 
 
@@ -77,9 +77,9 @@ def test_a_step_changes_updates_and_head_alone(precision):
     step.rates.fill_(1e-2)
     step([inputs()])
     names = changed(before, dict(net.named_parameters()))
-    assert names and all(n.startswith("head") or n.endswith(".up") or "layer_weights" in n for n in names)
-    step([inputs()])  # now that they are not zero, the other factors have gradients
-    assert any(n.endswith(".down") for n in changed(before, dict(net.named_parameters())))
+    learnt = ("head", "video_layer_weights", "audio_layer_weights")
+    assert any(n.endswith(".up") for n in names)
+    assert all(n.startswith(learnt) or n.endswith((".up", ".down")) for n in names)
 
 
 @pytest.mark.slow

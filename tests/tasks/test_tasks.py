@@ -112,7 +112,7 @@ def test_blended_labels():
     assert exact["overlap"] == pytest.approx(1, abs=1e-6) and exact["WAR"] == 1
     with pytest.raises(ValueError, match=r"m.csv, row 2: label 'grief 0.5': 'grief' is none of the classes anger, joy"):
         make_task("soft", clips("anger", "grief 0.5"), "m.csv", ("anger", "joy"))
-    with pytest.raises(ValueError, match="label '0.5' names no classes"):
+    with pytest.raises(ValueError, match=r"label '0\.5' names no classes"):
         make_task("soft", clips("0.5"), "m.csv")
 
 
