@@ -14,7 +14,7 @@ To begin with
   demo         draw a talking-face data set, run all three stages on it, write a report
 
 Data
-  dataset      a named data set (MAFW, CREMA-D, ...), from the downloaded archive to a manifest, verified; or the list of all
+  dataset      a named data set (MAFW, CREMA-D, ...): from its archive to a manifest, verified; or the list of all
   prepare      raw videos to a prepared set: faces cropped, sound resampled, packed in shards that train fast
   inspect      what the model will see of a set or of single videos: frames, boxes, spectrograms, masks, flags
   import-list  turn a released space-separated list into a manifest

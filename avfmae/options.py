@@ -26,7 +26,8 @@ class DatasetConfig:
     annotation: Path | None = None  # labels or folds that lie elsewhere than in the archive, or are of your own.
     faces: Path | None = None  # a folder of face crops, taken for the videos: a folder of images or a video for each clip.
     sound: Path | None = None  # a folder of sound files, taken for the videos' own sound.
-    detector: Literal["haar", "yunet", "precropped"] = "haar"  # what --verify looks for faces with; precropped does not look.
+    # what --verify looks for faces with, see ``prepare``; precropped does not look.
+    detector: Literal["auto", "mtcnn", "haar", "yunet", "precropped"] = "auto"
     yunet: Path | None = None  # YuNet's .onnx file.
     faults: Path | None = None  # where the table of faults goes instead.
     workers: int = 0  # processes of --verify; 0: one a core.
@@ -50,9 +51,14 @@ class EvaluateConfig:
     weights: Annotated[Path, tyro.conf.Positional]  # ``weights.safetensors`` of a fine-tuning run.
     clips: Annotated[tuple[Path, ...], tyro.conf.Positional]  # videos, or one manifest (.csv, .parquet, .txt).
     out: Path | None = None  # write the predictions to this CSV file; otherwise they are printed.
-    segments: int = 2  # views a clip in time.
-    crops: int = 2  # views a clip in space.
-    missing_audio: Literal["error", "silence"] = "error"  # ``silence`` lets a clip without sound pass.
+    split: str | None = None  # the manifest's clips of this split alone; none: all, and each split is scored by itself.
+    segments: int | None = None  # views a clip in time; none: as the model was evaluated in training.
+    crops: int | None = None  # views a clip in space; none: likewise.
+    # ``silence`` lets a clip without sound pass; none: as in training.
+    missing_audio: Literal["error", "silence"] | None = None
+    # raw clips are cut to faces as those that the model was trained on; off: the manifest's box is taken, or the whole frame.
+    find_faces: bool = True
+    yunet: Path | None = None  # YuNet's .onnx file, where training's faces were found by it and it lies elsewhere now.
     workers: int = 2  # decoding processes.
 
 
@@ -91,6 +97,8 @@ class InspectConfig:
     clips: int = 8  # how many of a set are drawn.
     seed: int = 0  # of the choice, and of the masks.
     face_margin: float = 0.3  # around the face of clips that are not prepared.
+    detector: Literal["auto", "mtcnn", "haar", "yunet"] = "auto"  # of the face of clips that are not prepared, see ``prepare``.
+    yunet: Path | None = None  # YuNet's .onnx file.
     time_limit: float = 60.0  # seconds that one clip may take.
     workers: int = 2  # processes.
 
@@ -103,8 +111,9 @@ class PrepareConfig:
     # a manifest (.csv, .parquet, .txt), or a folder, all of whose videos are taken.
     source: Annotated[Path, tyro.conf.Positional]
     out: Path  # the folder of the prepared set; train with its manifest.csv.
-    # haar comes with OpenCV; yunet needs its model; precropped takes the frames as faces; manifest takes its boxes.
-    detector: Literal["haar", "yunet", "precropped", "manifest"] = "haar"
+    # auto: mtcnn if its package is installed, else haar, which comes with OpenCV; yunet needs its model; precropped takes the
+    # frames as faces; manifest takes its boxes.
+    detector: Literal["auto", "mtcnn", "haar", "yunet", "precropped", "manifest"] = "auto"
     yunet: Path | None = None  # YuNet's .onnx file.
     every: int = 5  # frames from one in which the face is looked for to the next.
     choose: Literal["persistent", "largest"] = "persistent"  # of several faces, the one seen most, or the largest.

@@ -42,7 +42,7 @@ class Checker:
             info = source.info
             low, high = frame_range(info, clip)
             frames = source.frames(np.linspace(low, high - 1, min(LOOKED, high - low)).round().astype(int))
-            if find is not None and not any(find(frame) for frame in frames):
+            if find is not None and not any(find(list(frames))):
                 found.append(f"no face is found in {len(frames)} frames")
             if self.has_sound:
                 start = float(info.times[low])

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from avfmae.console import console
 from avfmae.data.clip import Clip
+from avfmae.data.faces import chosen_detector
 from avfmae.data.manifest import write_manifest
 from avfmae.datasets import datasets, find_dataset
 from avfmae.datasets.interface import Dataset, Options
@@ -49,7 +50,7 @@ def dataset(run: DatasetConfig) -> None:
     if run.verify:
         from avfmae.datasets.checking import faults  # imports torch, for which nothing else here waits
 
-        found += faults(chosen, present, run.detector, run.yunet and str(run.yunet), run.workers, run.time_limit)
+        found += faults(chosen, present, chosen_detector(run.detector), run.yunet and str(run.yunet), run.workers, run.time_limit)
         differing = compare(chosen, clips, present)
     report = run.faults or (run.out and run.out.with_suffix(".faults.csv"))
     if found:

@@ -14,10 +14,10 @@ from avfmae.tasks.interface import Task
 ABOUT = ("path", "start", "end", "dataset", "subject", "label")  # of a clip, in the table
 
 
-def keep(folder: Path, epoch: int, clips: Sequence[Clip], outputs: np.ndarray) -> None:
-    """Writes the outputs (n, O) of an epoch's test clips."""
+def keep(folder: Path, epoch: int, outputs: Mapping[int, np.ndarray]) -> None:
+    """Writes the outputs (O,) of an epoch's test clips, by clip id."""
     with atomic_write(folder / f"epoch-{epoch}.npz") as path, open(path, "wb") as file:
-        np.savez(file, ids=[c.id for c in clips], outputs=outputs)
+        np.savez(file, ids=list(outputs), outputs=np.stack(list(outputs.values())))
 
 
 def write(task: Task, folder: Path, clips: Sequence[Clip], fold: str, chosen: Mapping[str, Mapping]) -> Path:
@@ -29,7 +29,7 @@ def write(task: Task, folder: Path, clips: Sequence[Clip], fold: str, chosen: Ma
     of, rows = {c.id: c for c in clips}, []
     for kind, report in chosen.items():
         with np.load(folder / f"epoch-{report['epoch']}.npz") as kept:
-            for number, output in zip(kept["ids"].tolist(), kept["outputs"], strict=True):
+            for number, output in sorted(zip(kept["ids"].tolist(), kept["outputs"], strict=True), key=lambda row: row[0]):
                 clip = of[number]
                 told = {name: _number(value) for name, value in task.prediction(clip, output).items() if name != "path"}
                 about = {name: getattr(clip, name) for name in ABOUT}

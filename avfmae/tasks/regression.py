@@ -13,29 +13,29 @@ from avfmae.tasks.interface import Task
 
 @dataclass(frozen=True)
 class Regression(Task):
-    """``outputs``: the numbers that each label has. ``dimensions``: their names, if they are known."""
+    """``outputs``: the numbers that each label has. ``names``: of these, if they are known."""
 
     outputs: int
-    dimensions: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     name, select = "regression", "CCC"
 
     @property
     def lower_is_better(self) -> frozenset[str]:
-        return frozenset({"MSE", *(f"MSE_{name}" for name in self.dimensions or range(self.outputs))})
+        return frozenset({"MSE", *(f"MSE_{name}" for name in self.names or range(self.outputs))})
 
     @classmethod
     def of_clips(cls, clips: Sequence[Clip], classes: Sequence[str] = ()) -> Self:
         outputs = len(_numbers(clips[0]))
         if classes and len(classes) != outputs:
-            raise ValueError(f"classes: got {', '.join(classes)}, expected {outputs} names of dimensions, as labels have numbers")
+            raise ValueError(f"classes: got {', '.join(classes)}, expected names of the {outputs} numbers that each label has")
         return cls(outputs, tuple(classes))
 
     @classmethod
     def of_weights(cls, about: dict, outputs: int) -> Self:
-        return cls(outputs, tuple(about.get("dimensions", ())))
+        return cls(outputs, tuple(about.get("names", ())))
 
     def about(self) -> dict:
-        return {"dimensions": self.dimensions} if self.dimensions else {}
+        return {"names": self.names} if self.names else {}
 
     def target(self, clip: Clip) -> list[float]:
         """``"0.5 -1"`` or ``"0.5, -1"`` is [0.5, -1.0]."""
@@ -46,11 +46,11 @@ class Regression(Task):
 
     def metrics(self, clips: Sequence[Clip], outputs: np.ndarray) -> dict:
         """PCC, CCC, MSE and ACC, over all outputs and one by one."""
-        return metrics.regression(np.array([self.target(c) for c in clips]), outputs, self.dimensions)
+        return metrics.regression(np.array([self.target(c) for c in clips]), outputs, self.names)
 
     def prediction(self, clip: Clip, output: np.ndarray) -> dict[str, str]:
-        names = self.dimensions or [f"output_{i}" for i in range(self.outputs)]
-        return {"path": clip.path, **{name: f"{v:.4f}" for name, v in zip(names, output, strict=True)}}
+        values = super().prediction(clip, output)
+        return dict(zip(["path", *self.names], values.values(), strict=True)) if self.names else values
 
 
 def _numbers(clip: Clip) -> list[float]:

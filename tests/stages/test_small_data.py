@@ -97,8 +97,8 @@ def test_low_rank_updates_are_trained_resumed_and_written(tmp_path):
     assert finetune(run("parts")) == whole
     a, b = (load_file(tmp_path / out / "weights.safetensors") for out in ("whole", "parts"))
     assert a.keys() == b.keys() and not changed(a, b) and not any("parametrizations" in name for name in a)
-    net, task, _ = load_finetuned(tmp_path / "whole" / "weights.safetensors")
-    assert task.outputs == 6 and type(net) is AVFMAEForFinetuning
+    tuned = load_finetuned(tmp_path / "whole" / "weights.safetensors")
+    assert tuned.task.outputs == 6 and type(tuned.model) is AVFMAEForFinetuning
 
 
 def test_label_smoothing_by_data_set(tmp_path):
