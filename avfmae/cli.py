@@ -24,6 +24,7 @@ Training
   finetune     stage 3: fine-tune on one labelled set; folds, metrics, result table
 
 A trained model
+  predict      a fine-tuned model on your own videos: faces followed, predictions over time, tables, timelines, annotated videos
   evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
 
 This machine
@@ -102,6 +103,7 @@ COMMANDS: dict[str, tuple[str | Callable[[Any], Any], str | None]] = {
     "pretrain": ("avfmae.stages.pretrain:pretrain", "avfmae.stages.config:PretrainConfig"),
     "psi": ("avfmae.stages.psi:psi", "avfmae.stages.config:PSIConfig"),
     "finetune": (run_finetune, "avfmae.stages.config:FinetuneConfig"),
+    "predict": ("avfmae.inference.predict:predict", "avfmae.options:PredictConfig"),
     "evaluate": ("avfmae.inference.evaluate:evaluate", "avfmae.options:EvaluateConfig"),
     "bench": ("avfmae_benchmarks.command:bench", None),
     "doctor": (run_doctor, None),
