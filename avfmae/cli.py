@@ -14,6 +14,7 @@ To begin with
   demo         draw a talking-face data set, run all three stages on it, write a report
 
 Data
+  dataset      a named data set (MAFW, CREMA-D, ...): from its archive to a manifest, verified; or the list of all
   prepare      raw videos to a prepared set: faces cropped, sound resampled, packed in shards that train fast
   inspect      what the model will see of a set or of single videos: frames, boxes, spectrograms, masks, flags
   import-list  turn a released space-separated list into a manifest
@@ -97,6 +98,7 @@ def run_doctor(arguments: Sequence[str]) -> None:
 # What a command runs, and the class of its options; None: it parses its arguments itself. "module:name" is imported when it runs.
 COMMANDS: dict[str, tuple[str | Callable[[Any], Any], str | None]] = {
     "demo": ("avfmae.demo:demo", "avfmae.options:DemoConfig"),
+    "dataset": ("avfmae.datasets.command:dataset", "avfmae.options:DatasetConfig"),
     "prepare": ("avfmae.data.prepare:prepare", "avfmae.options:PrepareConfig"),
     "inspect": ("avfmae.viz.inspection:inspect", "avfmae.options:InspectConfig"),
     "import-list": (run_import_list, "avfmae.options:ImportListConfig"),

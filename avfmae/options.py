@@ -11,6 +11,30 @@ import tyro
 
 
 @dataclass
+class DatasetConfig:
+    """A named data set as a manifest. Without a name all are listed; without a root, what is known of one is printed."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    root: Path | None = None  # the folder of the downloaded and unpacked archive.
+    # the manifest to write (.csv or .parquet); FILE.toml beside it says how it is fine-tuned on, FILE.faults.csv what is amiss.
+    out: Path | None = None
+    # compare counts, classes and folds with what is published, and look at every clip: is it there, does it decode, is it silent,
+    # is a face seen? Ends with status 1 where something is amiss.
+    verify: bool = False
+    # class names in index order where none is published (mafw-43) or another is wanted; of werewolf-xl, what its numbers are.
+    classes: tuple[str, ...] = ()
+    annotation: Path | None = None  # labels or folds that lie elsewhere than in the archive, or are of your own.
+    faces: Path | None = None  # a folder of face crops, taken for the videos: a folder of images or a video for each clip.
+    sound: Path | None = None  # a folder of sound files, taken for the videos' own sound.
+    # what --verify looks for faces with, see ``prepare``; precropped does not look.
+    detector: Literal["auto", "mtcnn", "haar", "yunet", "precropped"] = "auto"
+    yunet: Path | None = None  # YuNet's .onnx file.
+    faults: Path | None = None  # where the table of faults goes instead.
+    workers: int = 0  # processes of --verify; 0: one a core.
+    time_limit: float = 60.0  # seconds that one clip may take.
+
+
+@dataclass
 class DemoConfig:
     """Draws faces and voices, pre-trains, injects semantics, fine-tunes on people it has not tested on, and shows it all."""
 

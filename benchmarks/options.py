@@ -158,6 +158,31 @@ class ScalingConfig:
 
 
 @dataclass
+class TraceConfig:
+    """What a training step asks of a GPU, counted on tensors without memory, and what a model makes of it. Needs no GPU.
+
+    Attributes:
+        stage: pre-training or fine-tuning.
+        size: of the model.
+        sides: empty: ours, the reference in plain PyTorch, and the peers.
+        batch: clips a step; 0: 256, in fine-tuning 32.
+        precision: of our sides; peers go in what each was made for.
+        gpu: whose data sheet the model takes: H200, H100, A100 or RTX 4090.
+        lines: how many source lines to show of each side.
+        json: print one line a side for programs, and nothing else.
+    """
+
+    stage: Stage = "pretrain"
+    size: Size = "base"
+    sides: tuple[SideName, ...] = ()
+    batch: int = 0
+    precision: Literal["bf16", "float32"] = "bf16"
+    gpu: str = "H200"
+    lines: int = 0
+    json: bool = False
+
+
+@dataclass
 class PlotConfig:
     """Draws bars against the peers and a roofline, and writes the README's table.
 

@@ -66,7 +66,7 @@ class HeldOut:
 
     manifest: Path | None = None
     split: str = "test"
-    folds: int | Literal["loso"] | None = None
+    folds: int | Literal["loso", "given"] | None = None
     fold: int = 0
     on_leak: Literal["refuse", "exclude"] = "refuse"
 
@@ -93,7 +93,8 @@ class FinetuneConfig(SupervisedConfig):
         manifest: the clips, with labels; its split column holds train, test and perhaps val, unless ``folds`` is given.
         task: ``classification``, ``regression``, or another task that is registered.
         classes: for classification, the class names in index order; empty: those that occur, sorted.
-        folds: cut the clips into this many folds, by subject where there are subjects; ``loso``: one a subject.
+        folds: cut the clips into this many folds, by subject where there are subjects; ``loso``: one a subject; ``given``: the
+            manifest's fold column says which fold tests a clip.
         only_fold: run one of them alone.
         val_share: of the training subjects (or clips) held out for choosing the epoch, where no split is called val.
         select: the metric that chooses epochs.
@@ -102,7 +103,7 @@ class FinetuneConfig(SupervisedConfig):
     manifest: Path | None = None
     task: str = "classification"
     classes: tuple[str, ...] = ()
-    folds: int | Literal["loso"] | None = None
+    folds: int | Literal["loso", "given"] | None = None
     only_fold: int | None = None
     val_share: float = 0.1
     select: str | None = None

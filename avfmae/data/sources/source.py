@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -191,10 +192,11 @@ class Source(ABC):
         return numbers
 
 
+S = TypeVar("S", bound=Source)
 KINDS: list[type[Source]] = []  # registered ones, the latest first
 
 
-def register(kind: type[Source]) -> type[Source]:
+def register(kind: type[S]) -> type[S]:
     """Class decorator: :func:`avfmae.data.sources.open_clip` asks this kind before those that were registered earlier."""
     KINDS.insert(0, kind)
     return kind
