@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import cv2
 import numpy as np
 import torch
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 SEEN = 0.1  # least share of a window's looks in which the one face is found
 OFTEN = 0.3  # and in which each of several is
 THUMBNAIL = 112  # pixels
+DETECTORS = ("mtcnn", "haar", "yunet")
 
 
 @dataclass
@@ -129,7 +131,16 @@ class Predictor:
         path = Path(path)
         if path.is_dir():
             path = path / "weights.safetensors"
-        return cls(*load_finetuned(path), **options)
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such model")
+        model, task, data, *preparation = load_finetuned(path)
+        how: Any = preparation[0] if preparation else None
+        if how is not None:  # how training's faces were cut; where its boxes were given, faces are found here all the same
+            found = how.detector in DETECTORS
+            seen = {name: getattr(how, name) for name in ("margin", "follow", "every", "size")}
+            seen |= {"aligned": how.detector in ("mtcnn", "yunet"), "detector": how.detector if found else "auto"}
+            options = seen | ({"yunet": how.yunet} if how.yunet else {}) | options
+        return cls(model, task, data, **options)
 
     def __call__(self, video: str | Path) -> Prediction:
         """Predicts a whole video.
@@ -196,10 +207,9 @@ class Predictor:
         words = ["shorter than a window"] if len(set(seen.window.frames.tolist())) < len(seen.window.frames) else []
         if seen.frames is None:
             return [(None, None, None, words)]
-        size = self.model.cfg.video.size[1:]
-        if self.detector is None or not seen.looks:
-            whole = augment.view_box(augment.face_box(None, seen.frames.shape[1:3]), 0, 1)
-            return [(None, None, augment.crop(seen.frames, whole, size, "bilinear"), words)]
+        if self.detector is None or seen.looks is None:
+            whole = augment.view_box((0, 0, *seen.frames.shape[2:0:-1]), 0, 1)
+            return [(None, None, self.resized(seen.frames, whole), words)]
         found = [(face, track) for face, track in seen.faces if len(track.faces) >= max(1, SEEN * seen.looks)]
         if self.which == "main":
             best = faces.choose([track for _, track in found], "persistent")
@@ -220,23 +230,28 @@ class Predictor:
     def cut(self, seen: Seen, track: faces.Track) -> np.ndarray:
         """A face's frames in the model's size, cut as those of training were."""
         assert seen.frames is not None
-        frames, count, size = seen.frames, seen.last - seen.first, self.model.cfg.video.size[1:]
+        frames, count = seen.frames, seen.last - seen.first
+        height, width = frames.shape[1:3]
         aligned = self.aligned and any(f.landmarks is not None for f in track.faces.values())
         if not aligned and not self.follow and self.size is None:
-            box = augment.face_box(track.box(), frames.shape[1:3], self.margin)
-            return augment.crop(frames, box, size, "bilinear")
-        stored = self.size or size[0]
+            return self.resized(frames, augment.face_box(track.box(), (height, width), self.margin))
+        stored = self.size or self.model.cfg.video.size[1]
         if aligned:
             warps = faces.landmark_warps(track, count, stored, self.margin)
         else:
             squares = faces.smooth_squares(track, count, self.margin, self.follow)
-            warps = faces.square_warps(squares, frames.shape[1:3], stored)
+            warps = faces.square_warps(squares, (height, width), stored)
         maps = list(warps)
         cut = np.stack([
             faces.warp(frame, maps[number - seen.first], stored)
             for frame, number in zip(frames, seen.window.frames.tolist(), strict=True)
         ])  # fmt: skip
-        return augment.crop(cut, (0, 0, stored, stored), size, "bilinear")
+        return self.resized(cut, (0, 0, stored, stored))
+
+    def resized(self, frames: np.ndarray, box: augment.Box) -> np.ndarray:
+        """What a box of (T, H, W, 3) frames shows, in the model's size."""
+        _, height, width = self.model.cfg.video.size
+        return augment.crop(frames, box, (height, width), "bilinear")
 
     @torch.no_grad()
     def run(self, waiting: list[tuple[dict, np.ndarray | None, np.ndarray | None]], result: Prediction) -> None:
@@ -282,14 +297,15 @@ class _Shown:
         mine = self.result.faces
         if not face.number:
             face.number = len(mine) + 1
-            middle = augment.crop(picture[len(picture) // 2][None], (0, 0, *picture.shape[2:0:-1]), (THUMBNAIL,) * 2, "bilinear")
-            mine.append(FaceOfVideo(face.number, middle[0], float(self.times[seen.first]), 0.0))
+            thumbnail = cv2.resize(picture[len(picture) // 2], (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_LINEAR)
+            mine.append(FaceOfVideo(face.number, np.asarray(thumbnail), float(self.times[seen.first]), 0.0))
         known = mine[face.number - 1]
         known.last = float(self.times[seen.last - 1])
         done = known.boxes[-1][0] if known.boxes else -np.inf
         for number in sorted(track.faces):
             if (time := float(self.times[seen.first + number])) > done:
-                known.boxes.append((time, tuple(round(v / seen.scale, 1) for v in track.faces[number].box)))
+                x, y, w, h = (round(v / seen.scale, 1) for v in track.faces[number].box)
+                known.boxes.append((time, (x, y, w, h)))
         return face.number
 
 

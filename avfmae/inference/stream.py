@@ -42,13 +42,13 @@ class Seen:
         window: frame numbers and times.
         frames: (T, H, W, 3) uint8, scaled by ``scale``; None where no picture is wanted.
         faces: each with the track of this window alone, whose frame numbers are counted from ``first``; in pixels of the frames.
-        looks: how often faces were looked for. first, last: frame numbers, the latter's not in it.
+        looks: how often faces were looked for; None: not at all. first, last: frame numbers, the latter's not in it.
     """
 
     window: Window
     frames: np.ndarray | None
     faces: list[tuple[Face, Track]]
-    looks: int
+    looks: int | None
     first: int
     last: int
     scale: float = 1.0
@@ -135,7 +135,7 @@ def read_windows(source: Source, windows: Windows, low: int, high: int, detector
         mine = [
             (face, Track(some)) for face in faces if (some := {n - first: f for n, f in face.faces.items() if first <= n < last})
         ]
-        looks = len([n for n in range(first, last) if n % every == 0])
+        looks = None if detector is None else len([n for n in range(first, last) if n % every == 0])
         return Seen(window, np.stack([kept[n] for n in window.frames]), mine, looks, first, last, scale)
 
     for block in blocks(ahead(enumerate(source.frames_between(low, high), low)), every * AT_ONCE):
@@ -172,7 +172,7 @@ def read_sound_windows(windows: Windows, low: int, high: int) -> Iterator[Seen]:
     """The windows of a model that does not look: nothing is decoded."""
     shot = Shot(windows, low)
     for first, last in shot.due(high, closed=True):
-        yield Seen(windows.at(first, last), None, [], 0, first, last)
+        yield Seen(windows.at(first, last), None, [], None, first, last)
 
 
 class Cuts:
@@ -183,7 +183,7 @@ class Cuts:
         self.usual = 0.0
 
     def is_new(self, frame: np.ndarray) -> bool:
-        small = np.asarray(cv2.resize(frame, MINIATURE, interpolation=cv2.INTER_AREA)) >> 5
+        small = np.asarray(cv2.resize(frame, MINIATURE, interpolation=cv2.INTER_AREA), np.uint8) // 32
         # The colours of a quarter of the picture each, so that a cut between alike rooms is one too.
         quarters = (small.reshape(2, -1, 2, MINIATURE[0] // 2, 3).transpose(0, 2, 1, 3, 4).reshape(4, -1, 3)).astype(int)
         codes = (quarters[..., 0] << 6) + (quarters[..., 1] << 3) + quarters[..., 2] + 512 * np.arange(4)[:, None]

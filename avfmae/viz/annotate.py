@@ -152,7 +152,7 @@ def sound_frames(path: str, track: str | None, start: float) -> Iterator[tuple[f
                 if kind != (kind := (frame.format.name, frame.layout.name, frame.sample_rate)):  # recordings change it midway
                     resampler = av.AudioResampler(format="fltp", layout="stereo", rate=RATE)
                 for piece in resampler.resample(frame):
-                    if piece.pts is not None:
+                    if piece.time is not None:
                         begun = max(begun, round((piece.time - start) * RATE))
                     piece.pts, piece.time_base = begun, Fraction(1, RATE)
                     begun += piece.samples
