@@ -25,7 +25,7 @@ Training
   finetune     stage 3: fine-tune on one labelled set; folds, metrics, result table
 
 A trained model
-  predict      a fine-tuned model on your own videos: faces followed, predictions over time, tables, timelines, annotated videos
+  predict      a fine-tuned model on your own videos: faces followed, what is predicted over time, annotated videos
   evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
 
 This machine

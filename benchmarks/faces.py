@@ -38,7 +38,7 @@ def bench_faces(run: FacesConfig) -> list[dict]:
     cv2.setNumThreads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     names = ("mtcnn", "haar", *(("yunet",) if run.yunet else ()))
-    detectors = {name: found for name in names if (found := make_detector(name, run.yunet and str(run.yunet), device))}
+    detectors = {name: made for name in names if (made := make_detector(name, run.yunet and str(run.yunet), device))}
     given = list(frames_of(run))
     if not given:
         raise ValueError(f"{run.source}: no clip has a face box, expected the columns face_x, face_y, face_w and face_h")

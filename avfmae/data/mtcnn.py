@@ -124,8 +124,8 @@ class MTCNN:
         box = torch.minimum(box.clamp(min=0), limit)
         box[:, 2:] -= box[:, :2]
         parts = [t.cpu().numpy() for t in (frame, box, score, marks)]
-        mine = [parts[0] == number for number in range(len(frames))]
-        return [(parts[1][here], parts[2][here], parts[3][here]) for here in mine]
+        of = [parts[0] == number for number in range(len(frames))]
+        return [(parts[1][mine], parts[2][mine], parts[3][mine]) for mine in of]
 
     def _propose(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """(n,) frame numbers and (n, 4) square boxes that may be faces: the first network at every place of every scale."""
@@ -170,7 +170,8 @@ class MTCNN:
         The overlap is a share of the union, or of the ``smaller`` box. A box that is left out leaves out others all the same.
         """
         order = score.argsort(descending=True)
-        frame, box, score, *others = (t[order] for t in (frame, box, score, *others))
+        frame, box, score = frame[order], box[order], score[order]
+        rest = [t[order] for t in others]
         x1, y1, x2, y2 = box.T
         width = torch.minimum(x2[:, None], x2) - torch.maximum(x1[:, None], x1)
         shared = width.clamp_(min=0) * (torch.minimum(y2[:, None], y2) - torch.maximum(y1[:, None], y1)).clamp_(min=0)
@@ -178,7 +179,7 @@ class MTCNN:
         whole = torch.minimum(area[:, None], area) if smaller else area[:, None] + area - shared
         over = (shared / whole > most) & (frame[:, None] == frame)
         keep = ~over.triu(1).any(0)
-        return [t[keep] for t in (frame, box, score, *others)]
+        return tuple(t[keep] for t in (frame, box, score, *rest))
 
 
 def _square(box: Tensor) -> Tensor:

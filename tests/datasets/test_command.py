@@ -106,7 +106,7 @@ def broken_crema_d(tree):
 def test_verify_tells_every_fault_and_every_count_that_differs(tree, capsys):
     reasons = broken_crema_d(tree)
     with pytest.raises(SystemExit) as stopped:
-        tree.write("crema-d", verify=True, workers=1)
+        tree.write("crema-d", verify=True, workers=1, detector="haar")
     assert stopped.value.code == 1
     with open(tree.root.parent / "manifest.faults.csv") as file:
         found = {Path(row["path"]).name: row["reason"] for row in csv.DictReader(file)}
@@ -122,6 +122,6 @@ def test_verify_is_content_with_what_is_published(tree, monkeypatch, capsys):
     tree.media("VideoFlash/1001_DFA_ANG_XX.flv", "VideoFlash/1019_IEO_SAD_HI.flv")
     published = {"clips": 2, "histogram": {"ANG": 1, "SAD": 1}, "by_fold": {"1": 1, "2": 1}}
     monkeypatch.setitem(datasets(), "crema-d", replace(find_dataset("crema-d"), **published))
-    tree.write("crema-d", verify=True, workers=1)
+    tree.write("crema-d", verify=True, workers=1, detector="haar")
     assert "differ" not in capsys.readouterr().err
     assert (tree.root.parent / "manifest.faults.csv").read_text() == "path,reason\n"
