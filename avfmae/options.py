@@ -51,9 +51,14 @@ class EvaluateConfig:
     weights: Annotated[Path, tyro.conf.Positional]  # ``weights.safetensors`` of a fine-tuning run.
     clips: Annotated[tuple[Path, ...], tyro.conf.Positional]  # videos, or one manifest (.csv, .parquet, .txt).
     out: Path | None = None  # write the predictions to this CSV file; otherwise they are printed.
-    segments: int = 2  # views a clip in time.
-    crops: int = 2  # views a clip in space.
-    missing_audio: Literal["error", "silence"] = "error"  # ``silence`` lets a clip without sound pass.
+    split: str | None = None  # the manifest's clips of this split alone; none: all, and each split is scored by itself.
+    segments: int | None = None  # views a clip in time; none: as the model was evaluated in training.
+    crops: int | None = None  # views a clip in space; none: likewise.
+    # ``silence`` lets a clip without sound pass; none: as in training.
+    missing_audio: Literal["error", "silence"] | None = None
+    # raw clips are cut to faces as those that the model was trained on; off: the manifest's box is taken, or the whole frame.
+    find_faces: bool = True
+    yunet: Path | None = None  # YuNet's .onnx file, where training's faces were found by it and it lies elsewhere now.
     workers: int = 2  # decoding processes.
 
 

@@ -342,7 +342,9 @@ def test_own_videos_are_evaluated(weights, media, tmp_path, capsys):
     )
     with open(tmp_path / "p.csv") as file:
         rows = list(csv.DictReader(file))
+    *rows, bad = rows
     assert [r["path"] for r in rows] == [media["good_mp4"], media["short_mp4"]]
+    assert bad["path"] == media["text_mp4"] and "no readable media" in bad["note"] and bad["prediction"] == ""
     assert all(abs(sum(float(r[c]) for c in "abc") - 1) < 1e-3 and float(r[r["prediction"]]) >= 1 / 3 for r in rows)
     assert f"cannot read {media['text_mp4']}" in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ import json
 import tarfile
 import wave
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import av
 import numpy as np
 from safetensors.numpy import save
 
-from avfmae.data.config import SAMPLE_RATE
+from avfmae.data.config import SAMPLE_RATE, Preparation
 from avfmae.data.sources.bitstream import is_disposable
 from avfmae.data.sources.prepared import DISPOSABLE, KEY, REFERENCE
 from avfmae.files import atomic_write
@@ -73,8 +73,11 @@ def encode_sound(waveform: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write_shard(path: Path, samples: Sequence[Sample]) -> None:
-    """Writes the tar file and then its index, each in one step; the index's being there says that both are whole."""
+def write_shard(path: Path, samples: Sequence[Sample], preparation: Preparation | None = None) -> None:
+    """Writes the tar file and then its index, each in one step; the index's being there says that both are whole.
+
+    ``preparation``: how the faces were cut out; None: not known.
+    """
     path, starts = Path(path), []
     with atomic_write(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
@@ -87,10 +90,10 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
                 starts[-1][suffix] = tar.offset + tarfile.BLOCKSIZE
                 tar.addfile(member, io.BytesIO(data))
     with atomic_write(path.with_suffix(".index")) as temporary:
-        temporary.write_bytes(_index(samples, starts))
+        temporary.write_bytes(_index(samples, starts, preparation))
 
 
-def _index(samples: Sequence[Sample], starts: Sequence[dict[str, int]]) -> bytes:
+def _index(samples: Sequence[Sample], starts: Sequence[dict[str, int]], preparation: Preparation | None) -> bytes:
     """The index of a shard whose members begin at ``starts``; see docs/data.md for its arrays."""
     packets, columns, members, setup, setups = [0], [], [], [], {}
     for sample, start in zip(samples, starts, strict=True):
@@ -116,4 +119,6 @@ def _index(samples: Sequence[Sample], starts: Sequence[dict[str, int]]) -> bytes
     }
     arrays |= {"packets": np.array(packets, np.int64), "members": np.array(members, np.int64).reshape(-1, 4)}
     arrays |= {"setup": np.array(setup, np.int64).reshape(-1, 2), "setups": np.frombuffer(b"".join(setups), np.uint8).copy()}
+    if preparation is not None:  # as an array, since the order of metadata's keys differs from run to run
+        arrays["preparation"] = np.frombuffer(json.dumps(asdict(preparation)).encode(), np.uint8)
     return save(arrays, {"clips": json.dumps([s.row for s in samples])})

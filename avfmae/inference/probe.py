@@ -42,7 +42,7 @@ def linear_probe(
     if weights is not None:
         load_released(model, weights)
     dataset = ClipDataset(clips, cfg, data, "evaluate", modalities=model.modalities)
-    found, _ = predict(model, dataset, range(len(clips)), 16, torch.device("cpu"))
+    found = predict(model, dataset, range(len(clips)), 16, torch.device("cpu")).outputs
     train, test = ([c for c in clips if c.split == split and c.id in found] for split in ("train", "test"))
     x = {c.id: found[c.id].astype(np.float64) for c in train + test}
     people = sorted({str(c.subject) for c in train})

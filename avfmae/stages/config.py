@@ -92,7 +92,8 @@ class FinetuneConfig(SupervisedConfig):
     Attributes:
         manifest: the clips, with labels; its split column holds train, test and perhaps val, unless ``folds`` is given.
         task: ``classification``, ``regression``, or another task that is registered.
-        classes: for classification, the class names in index order; empty: those that occur, sorted.
+        classes: for classification, the class names in index order; empty: those that occur, sorted. For regression, names of
+            the outputs.
         folds: cut the clips into this many folds, by subject where there are subjects; ``loso``: one a subject; ``given``: the
             manifest's fold column says which fold tests a clip.
         only_fold: run one of them alone.

@@ -168,7 +168,6 @@ def psi(run: PSIConfig) -> Path:
         stage = SupervisedStage(run, dist, task, split, f"PSI {run.preset}")
         history = stage.trainer.fit()
         if dist.is_main and stage.trainer.state.step == stage.trainer.steps:
-            stage.save()
             (Path(run.out) / "classes.json").write_text(json.dumps(label_map.classes))
             results = None
             if split.val:

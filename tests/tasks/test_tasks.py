@@ -65,7 +65,7 @@ def test_the_smallest_error_is_the_best():
         ("classification", ["a", "b"], ("a",), "m.csv, row 2: label 'b' is none of the classes a"),
         ("regression", ["0.5 1", "0.5"], (), "m.csv, row 2: label '0.5' has 1 numbers, expected 2"),
         ("regression", ["a"], (), "m.csv: label 'a' is no list of numbers, which regression needs"),
-        ("regression", ["1"], ("1",), "m.csv: classes: got 1, expected none for the task 'regression'"),
+        ("regression", ["1"], ("a", "b"), "m.csv: classes: got a, b, expected names of the 1 numbers that each label has"),
     ],
     ids=["task", "class", "width", "number", "classes"],
 )

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import load
 
 from avfmae.data.arena import Arena
-from avfmae.data.config import SAMPLE_RATE
+from avfmae.data.config import SAMPLE_RATE, Preparation
 from avfmae.data.sources.source import MediaError, Source, VideoInfo, as_media_error, register
 
 REFERENCE, KEY, DISPOSABLE = 0, 1, 2  # kinds of frames in an index
@@ -50,6 +50,8 @@ class Shard:
             self.index = load(index)
             header = json.loads(index[8 : 8 + int.from_bytes(index[:8], "little")])
             self.rows = json.loads(header["__metadata__"]["clips"])
+            how = self.index.get("preparation")  # which the first sets did not store
+            self.preparation = None if how is None else Preparation.of(json.loads(how.tobytes()))
         self.places = {row["key"]: i for i, row in enumerate(self.rows)}
 
     def read(self, start: int, end: int) -> bytes:
@@ -97,7 +99,7 @@ class PreparedClip(Source):
 
     def __init__(self, path: str, shard: Shard, place: int):
         super().__init__(path)
-        self.archive, self.stored, index = shard, shard.rows[place], shard.index
+        self.archive, self.stored, self.preparation, index = shard, shard.rows[place], shard.preparation, shard.index
         mine = slice(*index["packets"][place : place + 2])
         self.offset, self.size, self.number, self.kind = (index[n][mine] for n in ("offset", "size", "number", "kind"))
         self.setup = index["setups"][slice(*index["setup"][place])].tobytes()
