@@ -104,7 +104,7 @@ class PredictConfig:
     detector: Literal["auto", "mtcnn", "haar", "yunet", "precropped"] | None = None
     yunet: Path | None = None  # YuNet's .onnx file.
     margin: float | None = None  # room around the face, in shares of its side; none: as in training.
-    every: int = 5  # frames from one in which faces are looked for to the next.
+    every: int | None = None  # frames from one in which faces are looked for to the next; none: as in training, or 5.
     batch: int = 8  # windows and faces in one pass of the model.
 
     def __post_init__(self):

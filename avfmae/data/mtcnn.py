@@ -102,7 +102,6 @@ class MTCNN:
         for name, network in (("pnet", self.proposal), ("rnet", self.refinement), ("onet", self.output)):
             network.load(stored_weights(name)).to(self.device)
 
-    @torch.inference_mode()
     def __call__(self, frames: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The faces of (H, W, 3) uint8 RGB frames of one size, the most probable one first.
 
@@ -110,7 +109,10 @@ class MTCNN:
             For each frame the boxes (n, 4) as x, y, width, height, the scores (n,), and the landmarks (n, 5, 2): left eye, right
             eye, nose, left and right corner of the mouth, as they lie in the picture.
         """
-        pictures = torch.from_numpy(np.stack(frames)).to(self.device).permute(0, 3, 1, 2)  # pixel by pixel
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):  # whatever the caller's model computes in
+            return self._find(torch.from_numpy(np.stack(frames)).to(self.device).permute(0, 3, 1, 2))  # pixel by pixel
+
+    def _find(self, pictures: Tensor) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         pictures = (pictures.float() - 127.5) / 128
         frame, box = self._propose(pictures)
         frame, box = self._refine(pictures, frame, box)
@@ -124,7 +126,7 @@ class MTCNN:
         box = torch.minimum(box.clamp(min=0), limit)
         box[:, 2:] -= box[:, :2]
         parts = [t.cpu().numpy() for t in (frame, box, score, marks)]
-        of = [parts[0] == number for number in range(len(frames))]
+        of = [parts[0] == number for number in range(len(pictures))]
         return [(parts[1][mine], parts[2][mine], parts[3][mine]) for mine in of]
 
     def _propose(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +166,7 @@ class MTCNN:
 
     def _distinct(
         self, most: float, frame: Tensor, box: Tensor, score: Tensor, *others: Tensor, smaller: bool = False
-    ) -> list[Tensor]:
+    ) -> tuple[Tensor, ...]:
         """What is left, by descending score, without the boxes that overlap a better one of their frame by more than ``most``.
 
         The overlap is a share of the union, or of the ``smaller`` box. A box that is left out leaves out others all the same.

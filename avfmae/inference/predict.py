@@ -17,7 +17,7 @@ from rich.text import Text
 from avfmae.console import console
 from avfmae.data.sources import MediaError, open_clip
 from avfmae.files import atomic_write, printable, write_rows
-from avfmae.inference.predictor import Prediction, Predictor
+from avfmae.inference.predictor import Prediction, Predictor, weights_file
 from avfmae.options import EvaluateConfig, PredictConfig
 
 MOST = 30  # rows of a video that are shown in a terminal
@@ -34,11 +34,12 @@ def predict(run: PredictConfig) -> list[Prediction]:
         from avfmae.inference.evaluate import evaluate
 
         out = run.out and run.out / "predictions.csv"
-        evaluate(EvaluateConfig(run.model, run.videos, out, missing_audio="silence"))
+        evaluate(EvaluateConfig(weights_file(run.model), run.videos, out, missing_audio="silence"))
         return []
     names = ("detector", "margin", "every", "faces", "step", "batch")
     given: dict[str, Any] = {name: value for name in names if (value := getattr(run, name)) is not None}
-    predictor = Predictor.from_pretrained(run.model, yunet=run.yunet and str(run.yunet), **given)
+    given |= {} if run.yunet is None else {"yunet": str(run.yunet)}
+    predictor = Predictor.from_pretrained(run.model, **given)
     results, failed = [], 0
     for video in run.videos:
         try:

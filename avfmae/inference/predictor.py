@@ -20,6 +20,7 @@ from avfmae.inference.evaluate import load_finetuned
 from avfmae.inference.stream import Seen, Windows, read_sound_windows, read_windows
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.tasks.interface import Task
+from avfmae.training.precision import compute_dtype
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 SEEN = 0.1  # least share of a window's looks in which the one face is found
 OFTEN = 0.3  # and in which each of several is
 THUMBNAIL = 112  # pixels
-DETECTORS = ("mtcnn", "haar", "yunet")
+ALIGNED = ("mtcnn", "yunet")  # detectors that give landmarks
+DETECTORS = (*ALIGNED, "haar")
 
 
 @dataclass
@@ -85,7 +87,7 @@ class Predictor:
     """Predicts what a fine-tuned model was trained for, in windows that slide over a video.
 
     Args:
-        model, task, data: as :func:`avfmae.inference.evaluate.load_finetuned` gives them.
+        model, task, data: of a fine-tuning, as :func:`avfmae.inference.evaluate.load_finetuned` gives them.
         detector: of faces: ``"auto"``, ``"mtcnn"``, ``"haar"``, ``"yunet"`` with its model's file in ``yunet``; or
             ``"precropped"``: the frames are faces.
         aligned: whether faces are turned and scaled by their landmarks, as those of training were.
@@ -96,12 +98,14 @@ class Predictor:
         step: seconds from one window to the next; None: half a window.
         batch: windows and faces in one pass.
         device: None: a GPU if there is one.
+        precision: ``"float32"``, ``"bf16"`` or ``"auto"``, as in training.
     """
 
     def __init__(
         self, model: AVFMAEForFinetuning, task: Task, data: DataConfig, *, detector: str = "auto", yunet: str | None = None,
         aligned: bool = False, size: int | None = None, margin: float | None = None, follow: bool = False, every: int = 5,
         faces: Literal["main", "all"] = "main", step: float | None = None, batch: int = 8, device: str | None = None,
+        precision: str = "float32",
     ):  # fmt: skip
         if faces not in ("main", "all"):
             raise ValueError(f"faces: got {faces!r}, expected 'main' or 'all'")
@@ -114,6 +118,7 @@ class Predictor:
         self.model, self.task, self.data = model.eval().to(self.device), task, data
         self.aligned, self.size, self.margin, self.follow = aligned, size, data.face_margin if margin is None else margin, follow
         self.every, self.which, self.step, self.batch = every, faces, step, batch
+        self.dtype = compute_dtype(precision, self.device)
         self.detector = None
         if "video" in model.modalities:
             self.detector = _detector(detector, yunet, str(self.device))
@@ -128,19 +133,13 @@ class Predictor:
         Raises:
             FileNotFoundError, ValueError: there is no fine-tuned model.
         """
-        path = Path(path)
-        if path.is_dir():
-            path = path / "weights.safetensors"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such model")
-        model, task, data, *preparation = load_finetuned(path)
-        how: Any = preparation[0] if preparation else None
-        if how is not None:  # how training's faces were cut; where its boxes were given, faces are found here all the same
-            found = how.detector in DETECTORS
-            seen = {name: getattr(how, name) for name in ("margin", "follow", "every", "size")}
-            seen |= {"aligned": how.detector in ("mtcnn", "yunet"), "detector": how.detector if found else "auto"}
-            options = seen | ({"yunet": how.yunet} if how.yunet else {}) | options
-        return cls(model, task, data, **options)
+        tuned = load_finetuned(weights_file(path))
+        options = {"precision": tuned.precision} | options
+        if (how := tuned.preparation) is not None:  # as training's faces were cut; where boxes were given, faces are found here
+            seen: dict[str, Any] = {name: getattr(how, name) for name in ("margin", "follow", "every", "size", "yunet")}
+            seen |= {"aligned": how.detector in ALIGNED, "detector": how.detector if how.detector in DETECTORS else "auto"}
+            options = seen | options
+        return cls(tuned.model, tuned.task, tuned.data, **options)
 
     def __call__(self, video: str | Path) -> Prediction:
         """Predicts a whole video.
@@ -258,7 +257,9 @@ class Predictor:
         """Predicts the rows that wait, and empties the list."""
         for k in range(0, len(waiting), self.batch):
             part = waiting[k : k + self.batch]
-            outputs = self.model(*self.inputs([p for _, p, _ in part], [s for _, _, s in part])).logits.float().cpu().numpy()
+            inputs = self.inputs([picture for _, picture, _ in part], [sound for _, _, sound in part])
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+                outputs = self.model(*inputs).logits.float().cpu().numpy()
             for (row, _, _), output in zip(part, outputs, strict=True):
                 said = self.task.prediction(Clip(0, ""), output)
                 del said["path"]
@@ -307,6 +308,15 @@ class _Shown:
                 x, y, w, h = (round(v / seen.scale, 1) for v in track.faces[number].box)
                 known.boxes.append((time, (x, y, w, h)))
         return face.number
+
+
+def weights_file(path: str | Path) -> Path:
+    """``weights.safetensors`` of a run's folder, or the file itself. FileNotFoundError: it is not there."""
+    path = Path(path)
+    path = path / "weights.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such model")
+    return path
 
 
 def _detector(name: str, yunet: str | None, device: str) -> faces.Detector | None:

@@ -16,11 +16,12 @@ import numpy as np
 from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import Window, sample_window
-from avfmae.data.faces import AT_ONCE, Detector, Track, detect, link
+from avfmae.data.faces import Detector, Track, detect, link
 from avfmae.data.sources import NOMINAL_FPS, Source, VideoInfo
 
 T = TypeVar("T")
 LARGEST_KEPT = 1920  # frames are scaled down to this longer side before they are kept
+LOOKS = 4  # frames in which faces are looked for together; more of them would be kept meanwhile
 LOST = 5  # looks in a row without a face, after which a new one there is another
 CUT = 0.4  # least share of a small picture's colours that a cut changes
 SUDDEN = 4  # and how many times as much as frames of the same shot
@@ -138,7 +139,7 @@ def read_windows(source: Source, windows: Windows, low: int, high: int, detector
         looks = None if detector is None else len([n for n in range(first, last) if n % every == 0])
         return Seen(window, np.stack([kept[n] for n in window.frames]), mine, looks, first, last, scale)
 
-    for block in blocks(ahead(enumerate(source.frames_between(low, high), low)), every * AT_ONCE):
+    for block in blocks(ahead(enumerate(source.frames_between(low, high), low)), every * LOOKS):
         scale = min(1.0, LARGEST_KEPT / max(block[0][1].shape[:2]))
         if scale < 1:
             block = [(n, cv2.resize(f, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)) for n, f in block]
@@ -208,7 +209,7 @@ def blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield block
 
 
-def ahead(items: Iterator[T], count: int = 16) -> Iterator[T]:
+def ahead(items: Iterator[T], count: int = 8) -> Iterator[T]:
     """The same items, made by a thread, up to ``count`` of them ahead. It ends when they are no longer wanted."""
     waiting: queue.Queue = queue.Queue(count)
     ended = threading.Event()

@@ -148,7 +148,7 @@ def test_memory_does_not_grow():
     windows = Windows(source.info, Clip(0, "drawn"), 16, DataConfig())
     for s in read_windows(source, windows, 0, 3000, square, 5):
         del s
-    assert source.most <= 64 + 32 + 2 * 40 + 20  # a window, half of one, blocks of 8 looks, what the thread is ahead
+    assert source.most <= 64 + 32 + 2 * 20 + 10  # a window, half of one, blocks of 4 looks, what the thread is ahead
 
 
 def test_what_is_damaged_midway_ends_there():
