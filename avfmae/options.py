@@ -78,6 +78,22 @@ class ExperimentConfig:
 
 
 @dataclass
+class FeaturesConfig:
+    """What the encoders of a pre-trained or fine-tuned model make of clips, as arrays."""
+
+    sources: Annotated[tuple[Path, ...], tyro.conf.Positional]  # videos, or one manifest (.csv, .parquet, .txt).
+    model: Path  # ``weights.safetensors`` of a training run, or its folder.
+    out: Path  # .safetensors or .npz, with a .csv beside it that tells each row's clip; or .parquet.
+    level: Literal["clip", "region", "token"] = "clip"  # one vector a modality, one a region, or one a token.
+    layers: tuple[int, ...] = (-1,)  # blocks, from 0, or from -1 backwards; those of several stand one after the other.
+    learned: bool = False  # all blocks, weighed as the fine-tuned model does, in place of ``layers``.
+    pool: Literal["mean", "max"] = "mean"  # over regions, of level clip.
+    segments: int = 1  # windows spread over a clip, whose mean is taken.
+    batch: int = 8  # clips in one pass of the model.
+    workers: int = 2  # decoding processes.
+
+
+@dataclass
 class ImportListConfig:
     """A released space-separated list as a manifest."""
 
