@@ -26,6 +26,7 @@ Training
   experiment   a protocol from a file: every fold and seed, intervals, one page beside published numbers
 
 A trained model
+  predict      a fine-tuned model on your own videos: faces followed, what is predicted over time, annotated videos
   evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
 
 This machine
@@ -106,6 +107,7 @@ COMMANDS: dict[str, tuple[str | Callable[[Any], Any], str | None]] = {
     "psi": ("avfmae.stages.psi:psi", "avfmae.stages.config:PSIConfig"),
     "experiment": ("avfmae.stages.experiment:experiment", "avfmae.options:ExperimentConfig"),
     "finetune": (run_finetune, "avfmae.stages.config:FinetuneConfig"),
+    "predict": ("avfmae.inference.predict:predict", "avfmae.options:PredictConfig"),
     "evaluate": ("avfmae.inference.evaluate:evaluate", "avfmae.options:EvaluateConfig"),
     "bench": ("avfmae_benchmarks.command:bench", None),
     "doctor": (run_doctor, None),

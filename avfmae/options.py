@@ -104,6 +104,29 @@ class InspectConfig:
 
 
 @dataclass
+class PredictConfig:
+    """A fine-tuned model on any videos: faces found and followed, windows that slide over them, a row a window and face."""
+
+    videos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # files, or folders of frame images.
+    model: Path  # ``weights.safetensors`` of a fine-tuning run, or its folder.
+    out: Path | None = None  # a folder for tables (CSV, JSON, Parquet), timelines and thumbnails; otherwise a table is printed.
+    annotate: bool = False  # write each video with boxes, bars and its sound too (needs ``--out``).
+    faces: Literal["main", "all"] = "main"  # in each window the face that is seen most, or all that are often seen.
+    step: float | None = None  # seconds from one window to the next; none: half a window.
+    whole: bool = False  # instead, one prediction a video, as ``evaluate`` makes it.
+    # how faces are found, see ``prepare``; precropped takes the frames as faces; none: as in training.
+    detector: Literal["auto", "mtcnn", "haar", "yunet", "precropped"] | None = None
+    yunet: Path | None = None  # YuNet's .onnx file.
+    margin: float | None = None  # room around the face, in shares of its side; none: as in training.
+    every: int | None = None  # frames from one in which faces are looked for to the next; none: as in training, or 5.
+    batch: int = 8  # windows and faces in one pass of the model.
+
+    def __post_init__(self):
+        if self.annotate and self.out is None:
+            raise ValueError("annotate: needs a folder to write to; give it with --out FOLDER")
+
+
+@dataclass
 class PrepareConfig:
     """Raw videos to training shards: finds and crops the face, resamples the sound, re-encodes, packs. A broken-off run is
     continued."""
