@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from zlib import crc32
 
 import safetensors.torch
 import torch
@@ -20,6 +21,9 @@ from avfmae.checkpoints.places import find_weights
 from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.files import atomic_write, printable
 from avfmae.models.released import released_names, to_released
+
+CHECKSUM = "checksum"  # in a file's metadata: of the metadata, and of the tensors
+DAMAGED = "it is damaged: its bytes do not give the checksum that was saved with them"
 
 
 def released_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -127,10 +131,31 @@ def read_weights(path: str | os.PathLike, mapped: bool = False) -> object:
     if other := _what_else(path):
         raise ValueError(f"{path}: {other}")
     try:
-        return safetensors.torch.load_file(path) if _is_safetensors(path) else archives.read(path, mapped)
+        return _read_safetensors(path) if _is_safetensors(path) else archives.read(path, mapped)
     except Exception as error:  # both readers raise a dozen kinds
         reason = printable(next(iter(str(error).splitlines()), "")[:200]) or type(error).__name__
         raise ValueError(f"{path}: is no readable checkpoint: {reason}") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    tensors = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, "pt") as file:
+        stored = (file.metadata() or {}).get(CHECKSUM)
+    if stored is not None and stored.split()[-1] != _checksum(tensors):
+        raise ValueError(DAMAGED)
+    return tensors
+
+
+def _checksum(content: Mapping[str, Tensor] | Mapping[str, str]) -> str:
+    """CRC-32 of tensors, with their names, types and shapes, or of a metadata's texts."""
+    total = 0
+    for name in sorted(content.keys() - {CHECKSUM}):
+        value = content[name]
+        about = value if isinstance(value, str) else f"{value.dtype} {tuple(value.shape)}"
+        total = crc32(f"{name} {about}".encode(), total)
+        if isinstance(value, Tensor):
+            total = crc32(value.reshape(-1).view(torch.uint8).numpy(), total)
+    return f"{total:08x}"
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -158,6 +183,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike, **about: object) -> 
     """Writes the model as safetensors in the released layout, its configuration and ``about`` in the file's metadata."""
     metadata = {"config": json.dumps(asdict(model.cfg)), **{k: json.dumps(v) for k, v in about.items()}}
     tensors = {n: t.detach().cpu().contiguous() for n, t in released_state_dict(model).items()}
+    metadata[CHECKSUM] = f"{_checksum(metadata)} {_checksum(tensors)}"
     with atomic_write(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata)
 
@@ -168,7 +194,10 @@ def read_about(path: str | os.PathLike) -> dict:
         raise ValueError(f"{path}: {other}")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            about = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            metadata = file.metadata() or {}
+        if metadata.get(CHECKSUM, "").split()[:1] not in ([], [_checksum(metadata)]):
+            raise ValueError(DAMAGED)
+        about = {k: json.loads(v) for k, v in metadata.items() if k != CHECKSUM}
     except Exception as error:
         raise ValueError(f"{path}: is no readable safetensors checkpoint ({error})") from error
     if "config" not in about:
