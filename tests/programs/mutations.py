@@ -1,7 +1,7 @@
 """Commands on damaged and hostile files, one a seed: each must end in a result or in a message, and execute nothing of the file.
 
-``mutations.py FIRST COUNT FOLDER KIND...`` prints, as JSON, how many commands of each kind gave a result (``passed``) and a message
-(``told``), and ``faults``: what must not be. A process that dies in a seed has printed the seed last.
+``mutations.py FIRST COUNT FOLDER KIND...`` prints, as JSON, how many commands of each kind gave a result (``passed``) and a
+message (``told``), and ``faults``: what must not be. A process that dies in a seed has printed the seed last.
 """
 
 import io
