@@ -91,8 +91,11 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
     shapes = {n: t.shape for n, t in to_released(model, {n: t.to("meta") for n, t in own.items()}).items()}
     state, *places = find_weights(state, source, shapes.keys() | own.keys())
     if len(own.keys() & state.keys()) > len(shapes.keys() & state.keys()):  # a model's own state dict
-        state = to_released(model, {n: state[n] for n in own if n in state and state[n].shape == own[n].shape}) | {
-            n: t for n, t in state.items() if n not in own
+        resized = [n for n in own if n in state and state[n].shape != own[n].shape]
+        if wrong := next((n for n in resized if not n.startswith(fresh)), None):
+            raise ValueError(_other_size(source, wrong, state[wrong].shape, own[wrong].shape))
+        state = to_released(model, {n: state[n] for n in own if n in state and n not in resized}) | {
+            n: t for n, t in state.items() if n not in own or n in resized
         }
     report, loaded, used, lost = LoadReport(source, *places), {}, set(), []
     for name, tensor in own.items():
@@ -104,8 +107,7 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
         elif wrong := [n for n in names if state[n].shape != shapes[n]]:
             report.resized += wrong
             if not name.startswith(fresh):
-                got, expected = tuple(state[wrong[0]].shape), tuple(shapes[wrong[0]])
-                raise ValueError(f"{source}: {wrong[0]} is {got}, expected {expected}: another model size?")
+                raise ValueError(_other_size(source, wrong[0], state[wrong[0]].shape, shapes[wrong[0]]))
         else:
             parts = [state[n] for n in names]
             loaded[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(tensor.shape)
@@ -116,6 +118,10 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
         raise ValueError(f"{source}: lacks {len(lost)} of the model's {len(shapes)} tensors, {lost[0]} first; it has {has}")
     model.load_state_dict(loaded, strict=False)
     return report
+
+
+def _other_size(source: str, name: str, got: torch.Size, expected: torch.Size) -> str:
+    return f"{source}: {name} is {tuple(got)}, expected {tuple(expected)}: another model size?"
 
 
 def read_weights(path: str | os.PathLike, mapped: bool = False) -> object:
@@ -202,13 +208,20 @@ def read_about(path: str | os.PathLike) -> dict:
         raise ValueError(f"{path}: is no readable safetensors checkpoint ({error})") from error
     if "config" not in about:
         raise ValueError(f"{path}: carries no model configuration; was it written by avfmae?")
-    config = _with_tuples(about["config"])
+    try:
+        about["config"] = _config(about["config"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: its model configuration is not understood ({error!r})") from error
+    return about
+
+
+def _config(values: dict) -> ModelConfig:
+    config = _with_tuples(values)
     modalities = {m: ModalityConfig(**_with_tuples(config[m])) for m in ("video", "audio")}
     if config.pop("family", None) == "hicmae":  # a file from before encoders had names
         config |= {"encoder": "vit", "fusion": "cross", "balanced_masks": False, "decoder_masks": False}
         modalities = {name: replace(m, decoded=m.tokens - m.visible) for name, m in modalities.items()}
-    about["config"] = ModelConfig(**config | modalities)
-    return about
+    return ModelConfig(**config | modalities)
 
 
 def _with_tuples(values: dict) -> dict:
