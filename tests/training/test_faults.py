@@ -91,7 +91,7 @@ def test_a_folder_that_cannot_be_written_to_is_named(command, one_clip, weights,
         "prepare": ("prepare", one_clip, "--detector", "precropped", "--workers", 1, "--out", out),
         "evaluate": ("evaluate", weights, one_clip, "--workers", 0, "--out", out),
     }[command])  # fmt: skip
-    assert str(out.parent) in message and ("Not a directory" in message or "Permission denied" in message)
+    assert str(out.parent) in message and re.search("Not a directory|Permission denied|File exists", message)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_damaged_metadata_is_told(change, words, weights, one_clip, tmp_path):
         metadata = {k: v for k, v in (file.metadata() | change).items() if v is not None and k != "checksum"}
     save_file(load_file(weights), tmp_path / "w.safetensors", metadata)
     message = said("evaluate", tmp_path / "w.safetensors", one_clip)
-    assert "w.safetensors" in message and words in message
+    assert words in message
 
 
 def test_what_is_written_has_the_mode_that_the_user_wants(tmp_path):
@@ -154,17 +154,18 @@ def test_a_lost_ray_worker_is_no_clips_fault(fault):
         _fetch(SimpleNamespace(get=get, exceptions=exceptions), Clip(0, "a.mp4"), None, 1.0)
 
 
+@pytest.mark.slow
 def test_names_are_no_markup(media, weights, tmp_path, capsys):
     """Nor escape codes; what looks like a tag is printed, and nothing is lost of the name."""
     folder, name = tmp_path / "Title [dQw4w9WgXcQ] [", "d] [red]\x1b[31m.mp4"  # "[/d]" closes a tag
     folder.mkdir()
     shutil.copy(media["good_mp4"], folder / name)
     (folder / name.replace("31", "32")).write_bytes(b"")
-    shown = "Title [dQw4w9WgXcQ] [/d] [red]\\x1b[32m.mp4: is empty"
+    shown = "Title [dQw4w9WgXcQ] [/d] [red]\\x1b[32m.mp4"
     main(["prepare", str(folder), "--out", str(tmp_path / "set"), "--detector", "precropped", "--workers", "1"])
     main(["evaluate", str(weights), *map(str, sorted(folder.iterdir())), "--workers", "0", "--out", str(tmp_path / "p.csv")])
     printed = capsys.readouterr()
-    assert "\x1b[3" not in printed.out and "\x1b[32m" not in printed.err and shown in printed.err
+    assert "\x1b[32m" not in printed.out + printed.err and f"{shown}: the file is empty" in printed.err
     message = said(*PRETRAIN, "--manifest", tmp_path / "set" / "set_aside.csv", "--optim.total-batch", 2, "--out", tmp_path / "r")
     assert "column 'path' is missing" in message
     write_manifest(tmp_path / "m.csv", [Clip(0, str(folder / name.replace("31", "32")))])
