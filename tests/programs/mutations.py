@@ -24,12 +24,15 @@ import avfmae
 from avfmae.checkpoints import save_weights
 from avfmae.cli import main
 from avfmae.data.clip import Clip
-from avfmae.data.manifest import read_manifest, write_manifest
-from avfmae.data.prepare import prepare
-from avfmae.datasets.drawn import EMOTIONS, DemoSet, encode, make_demo_set
+from avfmae.data.manifest import write_manifest
+from avfmae.data.prepare import preparation, prepare_clip
+from avfmae.data.shards import Sample, write_shard
+from avfmae.data.sources.prepared import OPENED
+from avfmae.datasets.drawn import encode
 from avfmae.options import PrepareConfig
 
 SECONDS = 60  # of one command; it takes a fraction of one
+EMOTIONS = ("joyful", "sad")
 MEMORY = 6 << 30  # bytes of address space beyond what the imports take
 FORBIDDEN = {
     "os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.kill", "subprocess.Popen", "pty.spawn",
@@ -85,9 +88,10 @@ class Bench:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        labels = {e: e for e in EMOTIONS}
-        self.manifest = make_demo_set(folder, DemoSet("faces", first=7, people=1, labels=labels), test_people=1)
-        self.clip = next(iter(read_manifest(self.manifest))).path
+        self.frames, self.sound = np.random.default_rng(0).integers(0, 255, (20, 48, 64, 3), np.uint8), np.zeros(16_000)
+        self.clip = str(folder / "plain.mp4")
+        encode(folder / "plain.mp4", self.frames, self.sound, rate=16_000)
+        self.clips = [Clip(i, self.clip, label=EMOTIONS[i], split="test", face=(1.0, 2.0, 30.0, 30.0)) for i in range(2)]
         self.weights = folder / "weights.safetensors"
         torch.manual_seed(0)
         model = avfmae.AVFMAEForFinetuning(avfmae.ModelConfig.preset("tiny"), len(EMOTIONS))
@@ -108,9 +112,8 @@ class Bench:
 
     def media(self) -> Callable:
         files = {Path(self.clip).suffix: Path(self.clip).read_bytes()}
-        frames, sound = np.random.default_rng(0).integers(0, 255, (20, 48, 64, 3), np.uint8), np.zeros(16_000)
         for suffix in (".mkv", ".avi", ".mpg", ".flv"):
-            encode(self.folder / f"plain{suffix}", frames, sound, rate=16_000 if suffix != ".flv" else 44_100)
+            encode(self.folder / f"plain{suffix}", self.frames, self.sound, rate=16_000 if suffix != ".flv" else 44_100)
             files[suffix] = (self.folder / f"plain{suffix}").read_bytes()
 
         def command(rng: np.random.Generator) -> list[str]:
@@ -152,27 +155,26 @@ class Bench:
         return command
 
     def indexes(self) -> Callable:
-        made = prepare(PrepareConfig(self.manifest, self.folder / "set", detector="manifest", size=64))
-        files = {suffix: (made.parent / f"000000{suffix}").read_bytes() for suffix in (".index", ".tar")}
-        few = self.folder / "set" / "few.csv"
-        write_manifest(few, list(read_manifest(made))[:2])
+        run = PrepareConfig(Path(self.clip), self.folder, detector="manifest", size=64)
+        made = [sample for clip in self.clips if isinstance(sample := prepare_clip(clip, run), Sample)]
+        write_shard(self.folder / "0.tar", made, preparation(run))
+        files = {suffix: (self.folder / f"0{suffix}").read_bytes() for suffix in (".index", ".tar")}
+        few = self.folder / "prepared.csv"
+        write_manifest(few, [Clip(i, f"{self.folder}/0.tar/{s.row['key']}", label=EMOTIONS[i]) for i, s in enumerate(made)])
 
         def command(rng: np.random.Generator) -> list[str]:
-            from avfmae.data.sources.prepared import OPENED
-
             OPENED.clear()
             damaged = ".tar" if rng.random() < 0.3 else ".index"
             for suffix, data in files.items():
-                (made.parent / f"000000{suffix}").write_bytes(mutated(data, rng) if suffix == damaged else data)
+                (self.folder / f"0{suffix}").write_bytes(mutated(data, rng) if suffix == damaged else data)
             return self.evaluate(self.weights, few)
 
         return command
 
     def manifests(self) -> Callable:
-        clips = list(read_manifest(self.manifest))[:2]
         for suffix in (".csv", ".parquet"):
-            write_manifest(self.folder / f"few{suffix}", clips)
-        (self.folder / "few.txt").write_text("".join(f"{clip.path} 0\n" for clip in clips))
+            write_manifest(self.folder / f"few{suffix}", self.clips)
+        (self.folder / "few.txt").write_text("".join(f"{clip.path} 0\n" for clip in self.clips))
         (self.folder / "few.tsv").write_text((self.folder / "few.csv").read_text().replace(",", "\t"))
         files = {suffix: (self.folder / f"few{suffix}").read_bytes() for suffix in (".csv", ".parquet", ".txt", ".tsv")}
 

@@ -7,7 +7,7 @@
 | caches that hold what they should let go | media/test_shards: test_few_shards_are_kept_open; media/test_field: test_what_is_kept_of_files_is_bounded |
 | the machine's faults blamed on clips | media/test_workers: test_faults_of_the_machine_are_retried_and_then_told; media/test_shards: test_too_many_open_files_are_no_clips_fault; training/test_faults: test_a_lost_ray_worker_is_no_clips_fault |
 | foreign text as markup | training/test_faults: test_names_are_no_markup; models/test_checkpoints: test_names_in_a_file_are_no_escape_codes_in_messages |
-| a damaged newest checkpoint, a stray folder | training/test_resume: test_a_damaged_checkpoint_falls_back_to_the_one_before, test_a_step_that_is_saved_once_more_is_there_at_every_moment; models/test_checkpoints: test_a_flipped_bit_in_weights_is_found |
+| a damaged newest checkpoint, a stray folder | training/test_resume: test_a_damaged_checkpoint_falls_back_to_the_one_before, test_a_step_that_is_saved_once_more_is_there_at_every_moment; models/test_weights: test_a_flipped_bit_in_weights_is_found |
 | a run continued as another | training/test_resume: test_what_results_depend_on_is_named, test_the_initial_weights_are_compared_by_their_bytes |
 | two processes in a folder | training/test_resume: test_a_folder_belongs_to_one_process; training/test_faults: test_prepare_keeps_others_out |
 | changed sources, damaged shards and indexes | media/test_prepare: test_what_is_damaged_gone_or_made_of_other_files_is_made_anew; media/test_shards: test_a_flipped_bit_of_a_frame_or_of_sound_names_shard_and_clip, test_a_flipped_bit_anywhere_in_an_index_is_told |
