@@ -23,8 +23,10 @@ Training
   pretrain     stage 1: masked pre-training on unlabelled clips
   psi          stage 2: progressive semantics injection on several labelled sets
   finetune     stage 3: fine-tune on one labelled set; folds, metrics, result table
+  experiment   a protocol from a file: every fold and seed, intervals, one page beside published numbers
 
 A trained model
+  predict      a fine-tuned model on your own videos: faces followed, what is predicted over time, annotated videos
   evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
 
 This machine
@@ -47,7 +49,7 @@ def parse(kind: type[T], command: str, arguments: Sequence[str]) -> T:
 
     given = {}
     if issubclass(kind, RunConfig):
-        values = {name: last_value(f"--{name}", arguments) for name in ("recipe", "config", "preset")}
+        values: dict[str, Any] = {name: last_value(f"--{name}", arguments) for name in ("recipe", "config", "preset")}
         given["default"] = configuration(kind, command, **values)
         if {"-h", "--help"} & set(arguments):
             from avfmae.help import print_help
@@ -103,7 +105,9 @@ COMMANDS: dict[str, tuple[str | Callable[[Any], Any], str | None]] = {
     "import-list": (run_import_list, "avfmae.options:ImportListConfig"),
     "pretrain": ("avfmae.stages.pretrain:pretrain", "avfmae.stages.config:PretrainConfig"),
     "psi": ("avfmae.stages.psi:psi", "avfmae.stages.config:PSIConfig"),
+    "experiment": ("avfmae.stages.experiment:experiment", "avfmae.options:ExperimentConfig"),
     "finetune": (run_finetune, "avfmae.stages.config:FinetuneConfig"),
+    "predict": ("avfmae.inference.predict:predict", "avfmae.options:PredictConfig"),
     "evaluate": ("avfmae.inference.evaluate:evaluate", "avfmae.options:EvaluateConfig"),
     "bench": ("avfmae_benchmarks.command:bench", None),
     "doctor": (run_doctor, None),

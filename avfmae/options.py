@@ -63,6 +63,20 @@ class EvaluateConfig:
 
 
 @dataclass
+class ExperimentConfig:
+    """All folds and seeds of a protocol, and one page of results. A run that was broken off is continued."""
+
+    # TOML: dataset, protocol (the file that avfmae dataset writes beside a manifest), recipe, seeds, and the tables [finetune]
+    # and [variants.NAME] with settings of fine-tuning.
+    file: Annotated[Path, tyro.conf.Positional]
+    out: Path | None = None  # a folder; none: runs/ and the file's name.
+    jobs: int = 1  # fine-tunings at the same time; on GPUs, each has one.
+    engine: Literal["local", "ray"] = "local"  # on this machine, or as tasks of a Ray cluster that sees the same paths.
+    ray_address: str | None = None  # of a cluster; none: one is started here.
+    leaks: Literal["contents", "names", "off"] = "contents"  # how test clips are looked for among training clips.
+
+
+@dataclass
 class ImportListConfig:
     """A released space-separated list as a manifest."""
 
@@ -87,6 +101,29 @@ class InspectConfig:
     yunet: Path | None = None  # YuNet's .onnx file.
     time_limit: float = 60.0  # seconds that one clip may take.
     workers: int = 2  # processes.
+
+
+@dataclass
+class PredictConfig:
+    """A fine-tuned model on any videos: faces found and followed, windows that slide over them, a row a window and face."""
+
+    videos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # files, or folders of frame images.
+    model: Path  # ``weights.safetensors`` of a fine-tuning run, or its folder.
+    out: Path | None = None  # a folder for tables (CSV, JSON, Parquet), timelines and thumbnails; otherwise a table is printed.
+    annotate: bool = False  # write each video with boxes, bars and its sound too (needs ``--out``).
+    faces: Literal["main", "all"] = "main"  # in each window the face that is seen most, or all that are often seen.
+    step: float | None = None  # seconds from one window to the next; none: half a window.
+    whole: bool = False  # instead, one prediction a video, as ``evaluate`` makes it.
+    # how faces are found, see ``prepare``; precropped takes the frames as faces; none: as in training.
+    detector: Literal["auto", "mtcnn", "haar", "yunet", "precropped"] | None = None
+    yunet: Path | None = None  # YuNet's .onnx file.
+    margin: float | None = None  # room around the face, in shares of its side; none: as in training.
+    every: int | None = None  # frames from one in which faces are looked for to the next; none: as in training, or 5.
+    batch: int = 8  # windows and faces in one pass of the model.
+
+    def __post_init__(self):
+        if self.annotate and self.out is None:
+            raise ValueError("annotate: needs a folder to write to; give it with --out FOLDER")
 
 
 @dataclass

@@ -20,6 +20,7 @@ HERE = Path(__file__).parent
 DATA_PATH = ("av", "cv2", "PIL", "rich", "tyro", "webdataset")
 NEEDED = {
     "datasets": (*DATA_PATH, "openpyxl"),
+    "inference": (*DATA_PATH, "matplotlib", "pyarrow"),
     "media": DATA_PATH,
     "media/test_audio.py": (),
     "media/test_augment.py": ("PIL",),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from avfmae.data import faces, mtcnn
@@ -58,11 +59,20 @@ def test_mtcnn_finds_what_its_package_finds(name, frames, detector):
 @needs_weights
 def test_mtcnn_finds_the_same_in_a_batch(frames, detector):
     grey = np.full_like(frames["crowd"], 127)
-    together = detector([frames["portrait"], grey, frames["crowd"]])
+    with torch.autocast("cpu", torch.bfloat16):  # as where a model evaluates meanwhile
+        together = detector([frames["portrait"], grey, frames["crowd"]])
     assert [len(boxes) for boxes, _, _ in together] == [1, 0, 4]
     for found, name in zip(together[::2], frames, strict=True):
         for part, alone in zip(found, detector([frames[name]])[0], strict=True):
             assert np.abs(part - alone).max() < 1e-2
+
+
+@pytest.mark.parametrize("size", [(150, 200), (37, 41), (13, 17)], ids=str)
+def test_pictures_shrink_alike_on_every_device(size):
+    """OpenCV on a CPU, products with matrices elsewhere."""
+    pictures = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 360, 480)).astype(np.float32))
+    rows, columns = (mtcnn._area_weights(old, new, pictures.device) for old, new in zip((360, 480), size, strict=True))
+    assert torch.allclose(mtcnn._shrink(pictures, *size), rows @ pictures @ columns.T, atol=1e-5)
 
 
 @needs_weights

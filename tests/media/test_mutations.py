@@ -17,7 +17,7 @@ def check(folder, count, *kinds):
 
 @pytest.mark.slow
 def test_damaged_files_end_in_a_message_and_execute_nothing(tmp_path):
-    check(tmp_path, 10, *KINDS)
+    check(tmp_path, 8, *KINDS)
 
 
 @pytest.mark.exhaustive
