@@ -21,7 +21,10 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     path, temporary = Path(path), Path(f"{path}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the user's umask has it; libraries put files in its place that nobody else may read
         yield temporary
+        temporary.chmod(mode)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -26,13 +26,16 @@ NEEDED = {
     "media/test_augment.py": ("PIL",),
     "test_cli.py": DATA_PATH,
     "models/test_checkpoints.py": DATA_PATH,
+    "models/test_weights.py": DATA_PATH,
     "stages": (*DATA_PATH, "matplotlib"),
     "tasks": (*DATA_PATH, "matplotlib"),
     "test_packaging.py": DATA_PATH,
+    "training/test_faults.py": DATA_PATH,
     "training/test_resume.py": DATA_PATH,
     "training/test_runlog.py": DATA_PATH,
     "training/test_training.py": DATA_PATH,
     "benchmarks/test_bench.py": (*DATA_PATH, "matplotlib"),
+    "benchmarks/test_tracing.py": ("rich",),
 }
 
 
@@ -44,9 +47,10 @@ def missing(path: Path) -> list[str]:
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
-    if collection_path.name.startswith("test_") and collection_path.is_file() and missing(collection_path):
-        return True
-    return None
+    place = collection_path.relative_to(HERE).as_posix() if collection_path.is_relative_to(HERE) else ""
+    whole = place in NEEDED and not any(name.startswith(f"{place}/") for name in NEEDED)  # a folder without exceptions
+    is_test = collection_path.name.startswith("test_") and collection_path.is_file()
+    return True if (is_test or whole) and missing(collection_path) else None
 
 
 def pytest_report_header() -> list[str]:

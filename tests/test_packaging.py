@@ -94,7 +94,7 @@ def test_a_wheel_has_every_module_recipe_and_licence(wheel):
         installed + name.removeprefix(here)
         for here, installed in INSTALLED.items()
         for name in source_files()
-        if name.startswith(here) and name.endswith((".py", ".pyi", ".toml", "py.typed"))
+        if name.startswith(here) and name.endswith((".py", ".pyi", ".toml", ".csv", "py.typed"))
     }
     # No package is left out, as one of the kernels once was.
     assert {

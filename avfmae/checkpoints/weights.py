@@ -7,9 +7,10 @@ this project's own (safetensors with the same names); :func:`released_state_dict
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from zlib import crc32
 
 import safetensors.torch
 import torch
@@ -21,6 +22,9 @@ from avfmae.config import MODALITIES, ModalityConfig, ModelConfig
 from avfmae.files import atomic_write, printable
 from avfmae.models.lora import merged_state
 from avfmae.models.released import released_names, to_released
+
+CHECKSUM = "checksum"  # in a file's metadata: of the metadata, and of the tensors
+DAMAGED = "it is damaged: its bytes do not give the checksum that was saved with them"
 
 
 def released_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -88,8 +92,11 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
     shapes = {n: t.shape for n, t in to_released(model, {n: t.to("meta") for n, t in own.items()}).items()}
     state, *places = find_weights(state, source, shapes.keys() | own.keys())
     if len(own.keys() & state.keys()) > len(shapes.keys() & state.keys()):  # a model's own state dict
-        state = to_released(model, {n: state[n] for n in own if n in state and state[n].shape == own[n].shape}) | {
-            n: t for n, t in state.items() if n not in own
+        resized = [n for n in own if n in state and state[n].shape != own[n].shape]
+        if wrong := next((n for n in resized if not n.startswith(fresh)), None):
+            raise ValueError(_other_size(source, wrong, state[wrong].shape, own[wrong].shape))
+        state = to_released(model, {n: state[n] for n in own if n in state and n not in resized}) | {
+            n: t for n, t in state.items() if n not in own or n in resized
         }
     report, loaded, used, lost = LoadReport(source, *places), {}, set(), []
     for name, tensor in own.items():
@@ -101,8 +108,7 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
         elif wrong := [n for n in names if state[n].shape != shapes[n]]:
             report.resized += wrong
             if not name.startswith(fresh):
-                got, expected = tuple(state[wrong[0]].shape), tuple(shapes[wrong[0]])
-                raise ValueError(f"{source}: {wrong[0]} is {got}, expected {expected}: another model size?")
+                raise ValueError(_other_size(source, wrong[0], state[wrong[0]].shape, shapes[wrong[0]]))
         else:
             parts = [state[n] for n in names]
             loaded[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(tensor.shape)
@@ -113,6 +119,10 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
         raise ValueError(f"{source}: lacks {len(lost)} of the model's {len(shapes)} tensors, {lost[0]} first; it has {has}")
     model.load_state_dict(loaded, strict=False)
     return report
+
+
+def _other_size(source: str, name: str, got: torch.Size, expected: torch.Size) -> str:
+    return f"{source}: {name} is {tuple(got)}, expected {tuple(expected)}: another model size?"
 
 
 def read_weights(path: str | os.PathLike, mapped: bool = False) -> object:
@@ -128,10 +138,31 @@ def read_weights(path: str | os.PathLike, mapped: bool = False) -> object:
     if other := _what_else(path):
         raise ValueError(f"{path}: {other}")
     try:
-        return safetensors.torch.load_file(path) if _is_safetensors(path) else archives.read(path, mapped)
+        return _read_safetensors(path) if _is_safetensors(path) else archives.read(path, mapped)
     except Exception as error:  # both readers raise a dozen kinds
         reason = printable(next(iter(str(error).splitlines()), "")[:200]) or type(error).__name__
         raise ValueError(f"{path}: is no readable checkpoint: {reason}") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    tensors = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, "pt") as file:
+        stored = (file.metadata() or {}).get(CHECKSUM)
+    if stored is not None and stored.split()[-1] != _checksum(tensors):
+        raise ValueError(DAMAGED)
+    return tensors
+
+
+def _checksum(content: Mapping[str, Tensor] | Mapping[str, str]) -> str:
+    """CRC-32 of tensors, with their names, types and shapes, or of a metadata's texts."""
+    total = 0
+    for name in sorted(content.keys() - {CHECKSUM}):
+        value = content[name]
+        about = value if isinstance(value, str) else f"{value.dtype} {tuple(value.shape)}"
+        total = crc32(f"{name} {about}".encode(), total)
+        if isinstance(value, Tensor):
+            total = crc32(value.reshape(-1).view(torch.uint8).numpy(), total)
+    return f"{total:08x}"
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -165,6 +196,7 @@ def save_weights(model: nn.Module, path: str | os.PathLike, merged: bool = True,
         n: t.detach().cpu().contiguous()
         for n, t in to_released(model, merged_state(model) if merged else model.state_dict()).items()
     }
+    metadata[CHECKSUM] = f"{_checksum(metadata)} {_checksum(tensors)}"
     with atomic_write(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata)
 
@@ -175,21 +207,32 @@ def read_about(path: str | os.PathLike) -> dict:
         raise ValueError(f"{path}: {other}")
     try:
         with safetensors.safe_open(path, "pt") as file:
-            about = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
+            metadata = file.metadata() or {}
+        if metadata.get(CHECKSUM, "").split()[:1] not in ([], [_checksum(metadata)]):
+            raise ValueError(DAMAGED)
+        about = {k: json.loads(v) for k, v in metadata.items() if k != CHECKSUM}
     except Exception as error:
         raise ValueError(f"{path}: is no readable safetensors checkpoint ({error})") from error
     if "config" not in about:
         raise ValueError(f"{path}: carries no model configuration; was it written by avfmae?")
-    config = _with_tuples(about["config"])
+    try:
+        about["config"] = _config(about["config"], about.pop("modalities", MODALITIES))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: its model configuration is not understood ({error!r})") from error
+    return about
+
+
+def _config(values: dict, seen: Sequence[str]) -> ModelConfig:
+    """From a file's metadata. ``seen``: the modalities, in a file from before they were the configuration's."""
+    config = _with_tuples(values)
     modalities = {m: ModalityConfig(**_with_tuples(config[m])) for m in MODALITIES}
     if config.pop("family", None) == "hicmae":  # a file from before encoders had names
         config |= {"encoder": "vit", "fusion": "cross", "balanced_masks": False, "decoder_masks": False}
         modalities = {name: replace(m, decoded=m.tokens - m.visible) for name, m in modalities.items()}
-    if "decoder_depth" not in config:  # and from before the fourth stage had a name, and modalities were the configuration's
-        config |= {"decoder_depth": 1 + len(config["skip_blocks"]), "modalities": tuple(about.pop("modalities", MODALITIES))}
+    if "decoder_depth" not in config:  # and from before the fourth stage had a name
+        config |= {"decoder_depth": 1 + len(config["skip_blocks"]), "modalities": tuple(seen)}
         config["encoder"] = {"lgi": "lgi4"}.get(config.get("encoder", "lgi"), config.get("encoder"))
-    about["config"] = ModelConfig(**config | modalities)
-    return about
+    return ModelConfig(**config | modalities)
 
 
 def _with_tuples(values: dict) -> dict:

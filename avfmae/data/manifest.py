@@ -9,6 +9,7 @@ CSV is UTF-8 with commas, semicolons or tabs. Spaces around values are no part o
 """
 
 import csv
+import io
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -97,6 +98,8 @@ def _csv(file: IO[bytes], path: str) -> Iterator[pa.RecordBatch]:
     separator = says[1] if says else max(",;\t", key=line.count)
     names = [name.strip() for name in next(csv.reader([line], delimiter=separator, skipinitialspace=True), [])]
     file.seek(0)
+    if re.search(f'(^|{separator}) +"'.encode(), head, re.MULTILINE):
+        file = _without_spaces(file, separator, path)
     if "path" not in names and separator not in line and len(line.split()) >= 2:
         if "path" in line.split():
             raise ValueError(f"{path}: its header is separated by spaces ({line[:80]!r}), expected commas, semicolons or tabs")
@@ -116,6 +119,18 @@ def _csv(file: IO[bytes], path: str) -> Iterator[pa.RecordBatch]:
             columns = [pc.replace_substring(batch[c], ",", ".") if c in NUMBERS else batch[c] for c in used]
             batch = pa.record_batch(columns, names=used)
         yield batch
+
+
+def _without_spaces(file: IO[bytes], separator: str, path: str) -> IO[bytes]:
+    """The table without spaces before quotes: Arrow's reader takes a quote that follows a space for a part of the text."""
+    text, out = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline=""), io.StringIO(newline="")
+    try:
+        csv.writer(out, delimiter=separator).writerows(csv.reader(text, delimiter=separator, skipinitialspace=True))
+    except csv.Error as error:
+        raise ValueError(f"{path}: is no readable CSV file ({error})") from error
+    finally:
+        text.detach()
+    return io.BytesIO(out.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def _used(names: list[str], path: str) -> list[str]:

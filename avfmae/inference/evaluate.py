@@ -46,10 +46,13 @@ def load_finetuned(weights: Path) -> Finetuned:
         raise ValueError(f"{weights}: is not the result of a fine-tuning; it carries no task")
     with safe_open(weights, "pt") as file:
         outputs = len(file.get_tensor("head.bias"))
-    model = AVFMAEForFinetuning(about["config"], outputs, about["task"])
+    try:
+        model = AVFMAEForFinetuning(about["config"], outputs, about["task"])
+        task = task_class(about["task"]).of_weights(about, outputs)
+        data, how = DataConfig(**about.get("data", {})), Preparation.of(about.get("preparation"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{weights}: its metadata is not understood ({error!r})") from error
     load_released(model, weights)
-    task = task_class(about["task"]).of_weights(about, outputs)
-    data, how = DataConfig(**about.get("data", {})), Preparation.of(about.get("preparation"))
     return Finetuned(model.eval(), task, data, how, about.get("precision", "float32"))
 
 

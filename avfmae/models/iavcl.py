@@ -72,6 +72,11 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, J)
         if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            if self.training and x.shape[0] * x.shape[2] == 1:
+                raise ValueError(
+                    "optim.total_batch, optim.micro_batch: got one clip a pass, expected 2 or more, of which the fusion's "
+                    "normalisation takes batch statistics"
+                )
             return super().forward(x)
         from torch.distributed.nn.functional import all_reduce
 

@@ -218,10 +218,10 @@ def test_an_hour_costs_what_a_minute_costs(suffix, tmp_path):
     with av.open(str(stretched)) as given, av.open(str(tmp_path / f"hour.{suffix}"), "w") as out:
         packets = [p for p in given.demux() if p.size and (p.stream.type == "video" or 0 <= p.pts * p.time_base < 12.8)]
         target, begun = {s.index: out.add_stream_from_template(s) for s in given.streams}, [(p.pts, p.dts) for p in packets]
-        places, bases = [p.stream.index for p in packets], [p.time_base for p in packets]
+        places, bases, last = zip(*((p.stream.index, p.time_base, p.duration) for p in packets), strict=True)
         for k in range(282):
-            for packet, (pts, dts), place, base in zip(packets, begun, places, bases, strict=True):
-                packet.stream, packet.time_base = target[place], base
+            for packet, (pts, dts), place, base, lasts in zip(packets, begun, places, bases, last, strict=True):
+                packet.stream, packet.time_base, packet.duration = target[place], base, lasts  # muxing changes them
                 packet.pts, packet.dts = (stamp + round(k * Fraction("12.8") / base) for stamp in (pts, dts))
                 out.mux(packet)
     source, spent = open_clip(tmp_path / f"hour.{suffix}"), {1: [], 3590: []}

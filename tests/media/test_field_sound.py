@@ -82,7 +82,7 @@ def test_of_several_tracks_the_default_one_or_the_named_one(plain, tmp_path):
         video = out.add_stream_from_template(given.streams.video[0])
         tracks = [out.add_stream("aac", rate=48_000, layout="mono") for _ in range(3)]
         for track, language, flag in zip(tracks, ("deu", "eng", "fra"), (0, Disposition.default, 0), strict=True):
-            track.metadata["language"], track.disposition = language, Disposition(flag)
+            track.metadata["language"], track.disposition = language, Disposition(flag).value
         for packet in given.demux(video=0):
             if packet.size:
                 packet.stream = video

@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import streams
+from av.stream import Disposition
 from streams import KINDS, decode_all, told
 
 from avfmae.data.sources import MediaError, open_clip, probing
@@ -170,7 +171,7 @@ def test_frames_without_stamps_count():
         time_base=Fraction(1, 90_000),
         average_rate=Fraction(25),
         index=0,
-        disposition=0,
+        disposition=Disposition(0),
     )
     for packet in packets:
         packet.stream = stream

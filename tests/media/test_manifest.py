@@ -24,12 +24,13 @@ WANTED = [Clip(0, "a b.mp4", start=0.5, label="happy, or not"), Clip(1, "c.mp4",
         "path\tlabel\tstart\tface_x\tface_y\tface_w\tface_h\na b.mp4\thappy, or not\t0.5\t\t\t\t\nc.mp4\t\t\t1\t2\t3\t4.5\n",
         "path;label;start;face_x;face_y;face_w;face_h\r\na b.mp4;happy, or not;0,5;;;;\r\nc.mp4;;;1;2;3;4,5\r\n",
         'path, label, start, face_x, face_y, face_w, face_h\na b.mp4,"happy, or not", 0.5, , , ,\nc.mp4, "", , 1, 2, 3, 4.5\n',
+        'path, label, start, face_x, face_y, face_w, face_h\n"a b.mp4", "happy, or not", 0.5,,,,\n"c.mp4", "",, 1, 2, 3, "4.5"\n',
         'path,label,start,face_x,face_y,face_w,face_h\na b.mp4,"happy, or not",0.5,NaN,NaN,nan,\nc.mp4,nan,NaN,1,2,3,4.5\n',
         '\ufeffpath,label,start,face_x,face_y,face_w,face_h\na b.mp4,"happy, or not",0.5,,,,\n\nc.mp4,,,1,2,3,4.5\n',
         'sep=;\npath;label;start;face_x;face_y;face_w;face_h\na b.mp4;"happy, or not";0.5;;;;\nc.mp4;;;1;2;3;4.5\n',
         'other,start,label,path,face_h,face_w,face_y,face_x\n7,0.5,"happy, or not",a b.mp4,,,,\n"x\ny",,,c.mp4,4.5,3,2,1',
     ],
-    ids=["plain", "tabs", "semicolons", "spaces", "nan", "mark", "sep", "order"],
+    ids=["plain", "tabs", "semicolons", "spaces", "quotes-after-spaces", "nan", "mark", "sep", "order"],
 )
 def test_manifests_of_people(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -17,6 +17,7 @@ from processes import PROGRAMS, run_python
 from safetensors.torch import load_file
 
 import avfmae
+from avfmae.checkpoints import save_weights
 from avfmae.data.batch import Batch
 from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
@@ -157,7 +158,9 @@ def test_torchrun_trains_as_one_process_does(drawn, tmp_path):
     settings = (
         "--preset tiny --data.workers 0 --optim.total-batch 6 --optim.epochs 1 --optim.lr 0.01 --log-steps 1 --precision float32"
     )
-    common = ["--manifest", drawn, *settings.split()]
+    init = tmp_path / "init.safetensors"  # which the main process alone reads for the comparison of runs
+    save_weights(avfmae.AVFMAEForPretraining(avfmae.ModelConfig.preset("tiny")), init)
+    common = ["--manifest", drawn, *settings.split(), "--init", init]
     script = Path(__file__).parents[2] / "train" / "pretrain.py"
     run(script, *common, "--out", one)
     run(script, *common, "--out", two, processes=2)

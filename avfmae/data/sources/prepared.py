@@ -124,10 +124,8 @@ class PreparedClip(Source):
         self.offset, self.size, self.number, self.kind = (index[n][mine] for n in ("offset", "size", "number", "kind"))
         self.setup = index["setups"][slice(*index["setup"][place])].tobytes()
         self.members = index["members"][place].tolist()
-        self.crc = index["crc"][mine].tolist() if shard.is_checked else None
-        self.sound_crc = (
-            index["sound_crc"][slice(*index["sound_blocks"][place : place + 2])].tolist() if shard.is_checked else None
-        )
+        self.crc = index["crc"][mine] if shard.is_checked else None
+        self.sound_crc = index["sound_crc"][slice(*index["sound_blocks"][place : place + 2])] if shard.is_checked else None
         self.sound_at, self.samples = self.members[2] + WAV_HEADER, max(0, self.members[3] - WAV_HEADER) // 2
         times = index["time"][mine]
         fps = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else float(self.stored["fps"])
@@ -164,14 +162,19 @@ class PreparedClip(Source):
         decoder = _decoder(self.setup)
         decoder.flush_buffers()  # of what a broken stream may have left
         collected = _Frames(rows, arena)
+        starts, sizes, numbers = (
+            (self.offset - begin)[needed].tolist(),
+            self.size[needed].tolist(),
+            self.number[needed].tolist(),
+        )
+        sums = [None] * len(needed) if self.crc is None else self.crc[needed].tolist()
         with as_media_error(self.path, "does not decode"):
-            for place in needed:
-                at = int(self.offset[place]) - begin
-                stored = data[at : at + int(self.size[place])]
-                if self.crc is not None and crc32(stored) != self.crc[place]:
-                    raise MediaError(self.path, f"frame {self.number[place]} of {len(self.number)} is {DAMAGED}")
+            for at, size, number, checksum in zip(starts, sizes, numbers, sums, strict=True):
+                stored = data[at : at + size]
+                if checksum is not None and crc32(stored) != checksum:
+                    raise MediaError(self.path, f"frame {number} of {len(self.number)} is {DAMAGED}")
                 packet = av.Packet(stored)
-                packet.pts = int(self.number[place])
+                packet.pts = number
                 collected.take(decoder.decode(packet))
             collected.take(decoder.decode(None))
         if collected.missing:
@@ -196,7 +199,7 @@ class PreparedClip(Source):
         first, last = low * 2 // SOUND_BLOCK, -(-high * 2 // SOUND_BLOCK)  # blocks, of which sums are kept
         begin, end = first * SOUND_BLOCK, min(last * SOUND_BLOCK, 2 * self.samples)
         data = self.archive.read(self.sound_at + begin, self.sound_at + max(begin, end))
-        if self.sound_crc is not None and crcs(data) != self.sound_crc[first:last]:
+        if self.sound_crc is not None and crcs(data) != self.sound_crc[first:last].tolist():
             raise MediaError(self.path, f"the sound at {low / SAMPLE_RATE:.2f} s is {DAMAGED}")
         return np.frombuffer(data, "<i2")[low - begin // 2 : high - begin // 2].astype(np.float32) / 32768
 
