@@ -23,11 +23,13 @@ Training
   pretrain     stage 1: masked pre-training on unlabelled clips
   psi          stage 2: progressive semantics injection on several labelled sets
   finetune     stage 3: fine-tune on one labelled set; folds, metrics, result table
+  experiment   a protocol from a file: every fold and seed, intervals, one page beside published numbers
 
 A trained model
   predict      a fine-tuned model on your own videos: faces followed, what is predicted over time, annotated videos
   features     what the encoders make of clips: one vector a clip, a region or a token, as arrays
   evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
+  export       a fine-tuned model as ONNX or torch.export, any number of clips at once
 
 This machine
   doctor       what was built, which torch, GPU and decoders, and which kernels run here and why
@@ -49,7 +51,7 @@ def parse(kind: type[T], command: str, arguments: Sequence[str]) -> T:
 
     given = {}
     if issubclass(kind, RunConfig):
-        values = {name: last_value(f"--{name}", arguments) for name in ("recipe", "config", "preset")}
+        values: dict[str, Any] = {name: last_value(f"--{name}", arguments) for name in ("recipe", "config", "preset")}
         given["default"] = configuration(kind, command, **values)
         if {"-h", "--help"} & set(arguments):
             from avfmae.help import print_help
@@ -105,10 +107,12 @@ COMMANDS: dict[str, tuple[str | Callable[[Any], Any], str | None]] = {
     "import-list": (run_import_list, "avfmae.options:ImportListConfig"),
     "pretrain": ("avfmae.stages.pretrain:pretrain", "avfmae.stages.config:PretrainConfig"),
     "psi": ("avfmae.stages.psi:psi", "avfmae.stages.config:PSIConfig"),
+    "experiment": ("avfmae.stages.experiment:experiment", "avfmae.options:ExperimentConfig"),
     "finetune": (run_finetune, "avfmae.stages.config:FinetuneConfig"),
     "predict": ("avfmae.inference.predict:predict", "avfmae.options:PredictConfig"),
     "features": ("avfmae.inference.features:features", "avfmae.options:FeaturesConfig"),
     "evaluate": ("avfmae.inference.evaluate:evaluate", "avfmae.options:EvaluateConfig"),
+    "export": ("avfmae.inference.export:export", "avfmae.options:ExportConfig"),
     "bench": ("avfmae_benchmarks.command:bench", None),
     "doctor": (run_doctor, None),
 }

@@ -35,7 +35,7 @@ from avfmae.data.sources import MediaError, Source, find_files, open_clip
 from avfmae.data.sources.prepared import Shard
 from avfmae.data.workers import TaskContext, WorkerFailure, Workers
 from avfmae.extras import need
-from avfmae.files import atomic_write, locked, printable, write_rows
+from avfmae.files import atomic_write, digest, locked, printable, write_rows
 from avfmae.options import PrepareConfig
 
 DRIFT = 0.04  # seconds by which sound and picture may begin or end apart before it is flagged
@@ -110,6 +110,8 @@ def _is_current(shard: Path, group: Sequence[Clip]) -> bool:
         ends = stored.index["members"].reshape(-1, 2).sum(1)
         digests = {row["source"]: row["source_sha256"] for row in stored.rows}
         made, size = shard.with_suffix(".index").stat().st_mtime, shard.stat().st_size
+        if (whole := stored.index.get("tar_sha256")) is not None and digest([shard]) != whole.tobytes().hex():
+            return False
     except (MediaError, OSError, ValueError, KeyError, TypeError):
         return False
     if len(stored.rows) + len(aside) != len(group) or size < ends.max(initial=0):

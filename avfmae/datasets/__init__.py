@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from avfmae.datasets.interface import Dataset
 
-OTHERS = {"checking", "command", "drawn", "interface", "media", "reading"}  # the files here that are no data set
+OTHERS = {"checking", "command", "drawn", "interface", "media", "published", "reading"}  # the files here that are no data set
 
 
 @cache

@@ -21,11 +21,12 @@ from avfmae.data.quarantine import Quarantine
 from avfmae.files import atomic_write
 from avfmae.inference import evaluate as evaluation
 from avfmae.models.finetuning import AVFMAEForFinetuning
+from avfmae.models.lora import add_low_rank, freeze
 from avfmae.stages import batch_statistics
 from avfmae.stages.config import FinetuneConfig, SupervisedConfig
 from avfmae.stages.crops import how_clips_were_read, preparation_of_run
 from avfmae.stages.splits import Split, make_splits
-from avfmae.tasks import make_task
+from avfmae.tasks import make_task, predictions
 from avfmae.tasks.interface import Task
 from avfmae.tasks.mixing import mix
 from avfmae.tasks.results import chosen_epochs, summarise
@@ -41,9 +42,12 @@ class SupervisedStage:
         task: what is learnt.
         split: the clips; ``val`` and ``test`` may be empty.
         title: for the progress bar.
+        weights: how often each training clip is drawn; None: as ``class_balanced`` says.
     """
 
-    def __init__(self, run: SupervisedConfig, dist: Processes, task: Task, split: Split, title: str):
+    def __init__(
+        self, run: SupervisedConfig, dist: Processes, task: Task, split: Split, title: str, weights: list[float] | None = None
+    ):
         self.run, self.dist, self.task, self.split = run, dist, task, split
         self.how = preparation_of_run(run, split.train)
         torch.manual_seed(run.seed)
@@ -53,13 +57,19 @@ class SupervisedStage:
             report = load_released(self.model, run.init)
             supervised = "head.weight" not in report.missing
             console.print(str(report), highlight=False)
+        freeze(self.model, run.freeze)
+        if run.lora:
+            add_low_rank(self.model, run.lora, run.lora_alpha)
         self.model.to(dist.device)
         norms = batch_statistics.batch_norms(self.model)
         if norms and run.freeze_batch_norm and not supervised and not checkpoints(Path(run.out) / "checkpoints"):
             self.measure()
         for norm in norms:
             norm.frozen = run.freeze_batch_norm
-        weights = task.sampling_weights(split.train) if run.class_balanced else None
+        if run.class_balanced:
+            if weights is not None:
+                raise ValueError("class_balanced: got True beside a temperature of the sets, expected one of the two")
+            weights = task.sampling_weights(split.train)
         self.trainer = Trainer(
             run, dist, title, self.model, self.dataset(split.train, "train"), task.loss, self.evaluate, weights, self.prepare,
             {"held-out": split.val, "test": split.test}, task.about(),
@@ -121,6 +131,8 @@ class SupervisedStage:
                 found = self.predict(clips)
                 metrics[name] = self.score(clips, found)
                 rows += found.rows(self.task, [dataclasses.replace(clip, split=name) for clip in clips])
+                if name == "test" and self.dist.is_main:
+                    predictions.keep(Path(self.run.out) / "predictions", epoch, found.outputs)
         if last and rows and self.dist.is_main:
             evaluation.write_predictions(rows, Path(self.run.out) / "predictions.csv")
         return metrics or None
@@ -154,6 +166,8 @@ def finetune(run: FinetuneConfig) -> dict:
             if stage.trainer.state.step < stage.trainer.steps:
                 return {}  # stopped early by request
             folds[split.name] = chosen_epochs(task, history, select)
+            if dist.is_main:
+                predictions.write(task, out / "predictions", split.test, split.name, folds[split.name])
         results = {"task": task.name, **task.about(), "select": select, "folds": folds, "summary": summarise(task, folds)}
         if dist.is_main:
             with atomic_write(Path(run.out) / "results.json") as temporary:

@@ -17,7 +17,11 @@ class Regression(Task):
 
     outputs: int
     names: tuple[str, ...] = ()
-    name, select, lower_is_better = "regression", "CCC", frozenset({"MSE"})
+    name, select = "regression", "CCC"
+
+    @property
+    def lower_is_better(self) -> frozenset[str]:
+        return frozenset({"MSE", *(f"MSE_{name}" for name in self.names or range(self.outputs))})
 
     @classmethod
     def of_clips(cls, clips: Sequence[Clip], classes: Sequence[str] = ()) -> Self:
@@ -41,8 +45,8 @@ class Regression(Task):
         return values
 
     def metrics(self, clips: Sequence[Clip], outputs: np.ndarray) -> dict:
-        """PCC, CCC and MSE, over all outputs and one by one."""
-        return metrics.regression(np.array([self.target(c) for c in clips]), outputs)
+        """PCC, CCC, MSE and ACC, over all outputs and one by one."""
+        return metrics.regression(np.array([self.target(c) for c in clips]), outputs, self.names)
 
     def prediction(self, clip: Clip, output: np.ndarray) -> dict[str, str]:
         values = super().prediction(clip, output)

@@ -147,7 +147,9 @@ def test_what_is_damaged_gone_or_made_of_other_files_is_made_anew(media, tmp_pat
     run = settings(tmp_path / "m.csv", tmp_path / "set", shard_clips=1, min_frames=4)
     prepare.prepare(run)
     cut, gone, index = (tmp_path / "set" / name for name in ("000000.tar", "000001.tar", "000002.index"))
-    cut.write_bytes(cut.read_bytes()[:-9_000])
+    flipped = bytearray(cut.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    cut.write_bytes(flipped)
     gone.unlink()
     index.write_bytes(index.read_bytes()[:-50])
     shutil.copy(media["odd_size_mp4"], tmp_path / "3.mp4")
