@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import avfmae_kernels as K
+from avfmae.checkpoints import weights_file
 from avfmae.extras import need
 from avfmae.files import atomic_write
 from avfmae.inference.evaluate import load_finetuned
-from avfmae.inference.predictor import weights_file
 from avfmae.options import ExportConfig
 
 TOLERANCE = 1e-4  # of logits, between the model and what is written
