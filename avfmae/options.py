@@ -64,17 +64,11 @@ class EvaluateConfig:
 
 
 @dataclass
-class ExperimentConfig:
-    """All folds and seeds of a protocol, and one page of results. A run that was broken off is continued."""
+class ExportConfig:
+    """A fine-tuned model for other programs: ONNX, or torch.export's archive; compared with the model before it is kept."""
 
-    # TOML: dataset, protocol (the file that avfmae dataset writes beside a manifest), recipe, seeds, and the tables [finetune]
-    # and [variants.NAME] with settings of fine-tuning.
-    file: Annotated[Path, tyro.conf.Positional]
-    out: Path | None = None  # a folder; none: runs/ and the file's name.
-    jobs: int = 1  # fine-tunings at the same time; on GPUs, each has one.
-    engine: Literal["local", "ray"] = "local"  # on this machine, or as tasks of a Ray cluster that sees the same paths.
-    ray_address: str | None = None  # of a cluster; none: one is started here.
-    leaks: Literal["contents", "names", "off"] = "contents"  # how test clips are looked for among training clips.
+    model: Annotated[Path, tyro.conf.Positional]  # ``weights.safetensors`` of a fine-tuning run, or its folder.
+    out: Path  # .onnx or .pt2.
 
 
 @dataclass
@@ -91,6 +85,20 @@ class FeaturesConfig:
     segments: int = 1  # windows spread over a clip, whose mean is taken.
     batch: int = 8  # clips in one pass of the model.
     workers: int = 2  # decoding processes.
+
+
+@dataclass
+class ExperimentConfig:
+    """All folds and seeds of a protocol, and one page of results. A run that was broken off is continued."""
+
+    # TOML: dataset, protocol (the file that avfmae dataset writes beside a manifest), recipe, seeds, and the tables [finetune]
+    # and [variants.NAME] with settings of fine-tuning.
+    file: Annotated[Path, tyro.conf.Positional]
+    out: Path | None = None  # a folder; none: runs/ and the file's name.
+    jobs: int = 1  # fine-tunings at the same time; on GPUs, each has one.
+    engine: Literal["local", "ray"] = "local"  # on this machine, or as tasks of a Ray cluster that sees the same paths.
+    ray_address: str | None = None  # of a cluster; none: one is started here.
+    leaks: Literal["contents", "names", "off"] = "contents"  # how test clips are looked for among training clips.
 
 
 @dataclass

@@ -213,6 +213,8 @@ def read_about(path: str | os.PathLike) -> dict:
         about = {k: json.loads(v) for k, v in metadata.items() if k != CHECKSUM}
     except Exception as error:
         raise ValueError(f"{path}: is no readable safetensors checkpoint ({error})") from error
+    if "config" not in about and (beside := Path(path).with_name("config.json")).is_file():  # re-written by another tool
+        about = json.loads(beside.read_text())
     if "config" not in about:
         raise ValueError(f"{path}: carries no model configuration; was it written by avfmae?")
     try:

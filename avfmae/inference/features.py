@@ -15,7 +15,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from avfmae.checkpoints import load_released, read_about
+from avfmae.checkpoints import load_released, read_about, weights_file
 from avfmae.console import console
 from avfmae.data.batch import Bad
 from avfmae.data.clip import Clip
@@ -27,7 +27,6 @@ from avfmae.data.manifest import MANIFESTS, read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.files import atomic_write, printable
 from avfmae.inference.evaluate import load_finetuned
-from avfmae.inference.predictor import weights_file
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.options import FeaturesConfig

@@ -14,10 +14,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from avfmae.checkpoints import weights_file
 from avfmae.console import console
 from avfmae.data.sources import MediaError, open_clip
 from avfmae.files import atomic_write, printable, write_rows
-from avfmae.inference.predictor import Prediction, Predictor, weights_file
+from avfmae.inference.predictor import Prediction, Predictor
 from avfmae.options import EvaluateConfig, PredictConfig
 
 MOST = 30  # rows of a video that are shown in a terminal

@@ -1,7 +1,8 @@
 """``avfmae.Predictor``: what a fine-tuned model says of a video, window by window and face by face."""
 
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 
+from avfmae.checkpoints import push_to_hub, read_about, save_pretrained, weights_file
 from avfmae.data import augment, faces
 from avfmae.data.audio import SHORTEST, model_inputs
 from avfmae.data.clip import Clip
@@ -118,6 +120,8 @@ class Predictor:
         self.model, self.task, self.data = model.eval().to(self.device), task, data
         self.aligned, self.size, self.margin, self.follow = aligned, size, data.face_margin if margin is None else margin, follow
         self.every, self.which, self.step, self.batch = every, faces, step, batch
+        self.about: dict[str, Any] = {"task": task.name, "precision": precision}
+        self.about |= {**task.about(), "data": asdict(data)}
         self.dtype = compute_dtype(precision, self.device)
         self.detector = None
         if "video" in model.cfg.modalities:
@@ -125,7 +129,8 @@ class Predictor:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, **options: Any) -> "Predictor":
-        """The predictor of a fine-tuned model: ``weights.safetensors``, or the folder of the run that wrote it.
+        """The predictor of a fine-tuned model: its weights, the folder of the run that wrote them, a folder that
+        :meth:`save_pretrained` wrote, or ``owner/name`` on Hugging Face's hub.
 
         Args:
             options: see the class.
@@ -133,13 +138,25 @@ class Predictor:
         Raises:
             FileNotFoundError, ValueError: there is no fine-tuned model.
         """
-        tuned = load_finetuned(weights_file(path))
+        path = weights_file(path)
+        tuned = load_finetuned(path)
         options = {"precision": tuned.precision} | options
         if (how := tuned.preparation) is not None:  # as training's faces were cut; where boxes were given, faces are found here
             seen: dict[str, Any] = {name: getattr(how, name) for name in ("margin", "follow", "every", "size", "yunet")}
             seen |= {"aligned": how.detector in ALIGNED, "detector": how.detector if how.detector in DETECTORS else "auto"}
             options = seen | options
-        return cls(tuned.model, tuned.task, tuned.data, **options)
+        predictor = cls(tuned.model, tuned.task, tuned.data, **options)
+        predictor.about = {name: value for name, value in read_about(path).items() if name != "config"}
+        return predictor
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Writes a folder that :meth:`from_pretrained` reads: ``config.json``, ``model.safetensors`` and a model card."""
+        return save_pretrained(self.model, folder, **self.about)
+
+    def push_to_hub(self, name: str, private: bool = False) -> None:
+        """Uploads such a folder to Hugging Face's hub as ``owner/name`` (``pip install 'avfmae[hub]'``)."""
+        with tempfile.TemporaryDirectory() as folder:
+            push_to_hub(self.save_pretrained(Path(folder) / name.rpartition("/")[2]), name, private)
 
     def __call__(self, video: str | Path) -> Prediction:
         """Predicts a whole video.
@@ -308,15 +325,6 @@ class _Shown:
                 x, y, w, h = (round(v / seen.scale, 1) for v in track.faces[number].box)
                 known.boxes.append((time, (x, y, w, h)))
         return face.number
-
-
-def weights_file(path: str | Path) -> Path:
-    """``weights.safetensors`` of a run's folder, or the file itself. FileNotFoundError: it is not there."""
-    path = Path(path)
-    path = path / "weights.safetensors" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such model")
-    return path
 
 
 def _detector(name: str, yunet: str | None, device: str) -> faces.Detector | None:

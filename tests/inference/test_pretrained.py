@@ -1,0 +1,102 @@
+"""A model as a folder: what is loaded is the same bit by bit, here and over a hub; and files for other programs."""
+
+import json
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+import avfmae
+from avfmae.checkpoints import pretrained
+from avfmae.cli import main
+from avfmae.data.config import DataConfig
+from avfmae.inference.predictor import Predictor
+from avfmae.models.finetuning import AVFMAEForFinetuning
+from avfmae.tasks.classification import Classification
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    torch.manual_seed(0)
+    model = AVFMAEForFinetuning(avfmae.ModelConfig.preset("demo"), 3, "classification").eval()
+    return Predictor(model, Classification(("a", "b", "c")), DataConfig(stride=8), detector="precropped")
+
+
+def same(a, b):
+    mine, others = a.state_dict(), b.state_dict()
+    return mine.keys() == others.keys() and all(torch.equal(mine[name], others[name]) for name in mine)
+
+
+def test_what_is_loaded_is_what_was_saved(predictor, tmp_path, media):
+    folder = predictor.save_pretrained(tmp_path / "mine")
+    assert {p.name for p in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    loaded = Predictor.from_pretrained(folder, detector="precropped")
+    assert same(loaded.model, predictor.model) and loaded.task == predictor.task and loaded.data == predictor.data
+    assert loaded(media["good_mp4"]).rows == predictor(media["good_mp4"]).rows
+    config = json.loads((folder / "config.json").read_text())
+    assert config["classes"] == ["a", "b", "c"] and config["config"]["width"] == 64
+    assert "Predictor.from_pretrained" in (folder / "README.md").read_text()
+    again = loaded.save_pretrained(tmp_path / "again")
+    assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    # another tool may drop what the file says of itself; config.json says it too
+    safetensors.torch.save_file(safetensors.torch.load_file(folder / "model.safetensors"), folder / "model.safetensors")
+    assert same(Predictor.from_pretrained(folder, detector="precropped").model, predictor.model)
+
+
+def test_a_pretrained_model_is_saved_likewise(tmp_path):
+    torch.manual_seed(0)
+    model = avfmae.AVFMAEForPretraining(avfmae.ModelConfig.preset("demo"))
+    avfmae.save_pretrained(model, tmp_path / "pre")
+    assert same(avfmae.FeatureExtractor.from_pretrained(tmp_path / "pre").model, model)
+    with pytest.raises(ValueError, match="is not the result of a fine-tuning"):
+        Predictor.from_pretrained(tmp_path / "pre")
+
+
+def test_models_go_to_a_hub_and_come_back(predictor, tmp_path, monkeypatch):
+    class Hub:
+        def create_repo(self, name, private, exist_ok):
+            (tmp_path / name).mkdir(parents=True)
+
+        def upload_folder(self, repo_id, folder_path):
+            shutil.copytree(folder_path, tmp_path / repo_id, dirs_exist_ok=True)
+
+        HfApi = None
+
+        @staticmethod
+        def snapshot_download(name):
+            return str(tmp_path / name)
+
+    Hub.HfApi = Hub
+    monkeypatch.setattr(pretrained, "need", lambda *_: Hub)
+    predictor.push_to_hub("me/my-model")
+    assert same(Predictor.from_pretrained("me/my-model", detector="precropped").model, predictor.model)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no such model"):
+        pretrained.weights_file(tmp_path)
+    monkeypatch.setattr("avfmae.extras.importlib.import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+    with pytest.raises(RuntimeError, match=r"pip install 'avfmae\[hub\]'"):
+        pretrained.weights_file("me/my-model")
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_other_programs_get_the_model_and_its_numbers(suffix, predictor, tmp_path, capsys):
+    """The command compares logits of one, two and five clips, and refuses to write what differs."""
+    if suffix == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+    folder, out = predictor.save_pretrained(tmp_path / "mine"), tmp_path / f"model.{suffix}"
+    main(["export", str(folder), "--out", str(out)])
+    code = capsys.readouterr().out
+    scope: dict = {}
+    exec(code, scope)  # what is printed runs
+    assert out.is_file() and scope["logits"].shape == (1, 3)
+
+
+def test_a_file_of_another_kind_is_not_exported(predictor, tmp_path):
+    folder = predictor.save_pretrained(tmp_path / "mine")
+    with pytest.raises(SystemExit, match=r"expected a file of \.onnx or \.pt2"):
+        main(["export", str(folder), "--out", str(tmp_path / "model.tflite")])
