@@ -142,7 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if not _can_be_put_right(error):
             raise
-        sys.exit(f"avfmae {command}: {error}")
+        from avfmae.files import printable
+
+        sys.exit("\n".join(map(printable, f"avfmae {command}: {error}".split("\n"))))  # names in it may hold escape codes
 
 
 def _can_be_put_right(error: Exception) -> bool:

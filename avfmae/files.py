@@ -51,11 +51,13 @@ def cell(value: object) -> object:
 
 
 def write_rows(
-    file: IO[str], columns: Sequence[str], rows: Iterable[Mapping[str, object]], others: Literal["raise", "ignore"] = "raise"
-) -> None:
-    """Writes a CSV table with a header. ``others``: what becomes of values that are in no column."""
+    file: IO[str], columns: Sequence[str], rows: Iterable[Mapping[str, object]], others: Literal["raise", "ignore"] = "raise",
+    header: bool = True,
+) -> None:  # fmt: skip
+    """Writes a CSV table. ``others``: what becomes of values that are in no column."""
     writer = csv.DictWriter(file, columns, extrasaction=others)
-    writer.writeheader()
+    if header:
+        writer.writeheader()
     writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
 
 

@@ -1,8 +1,8 @@
-"""The files of ``torch.save``, both kinds, read without executing anything: tensors, plain values and inert stubs.
+"""The files of ``torch.save``, all three kinds, read without executing anything: tensors, plain values and inert stubs.
 
 Since torch 1.6 such a file is a zip archive: ``NAME/data.pkl`` is a pickle, in which tensors refer to the storages
-``NAME/data/KEY``. Before, it was a row of pickles with the storages behind them. The pickles are read by
-:mod:`avfmae.checkpoints.pickles`.
+``NAME/data/KEY``. Before, it was a row of pickles with the storages behind them, and before 0.2 a tar archive of storages,
+tensors and a pickle. The pickles are read by :mod:`avfmae.checkpoints.pickles`.
 """
 
 import io
@@ -10,6 +10,7 @@ import os
 import reprlib
 import struct
 import sys
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -31,6 +32,7 @@ STORAGES = {
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16,
     "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool, "UntypedStorage": torch.uint8,
     "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128,
+    "QInt8Storage": torch.int8, "QUInt8Storage": torch.uint8, "QInt32Storage": torch.int32,
 }  # fmt: skip
 
 
@@ -50,7 +52,7 @@ def read(path: str | os.PathLike, mapped: bool = False) -> object:
     with open(path, "rb") as file:
         if file.peek(len(ZIP)).startswith(ZIP):
             return _read_zip(file, np.memmap(path, np.uint8, "c") if mapped else None)
-        return _read_legacy(file)
+        return _read_tar(file) if file.peek(512)[257:262] == b"ustar" else _read_legacy(file)
 
 
 def _read_zip(file: BinaryIO, whole: np.ndarray | None) -> object:
@@ -113,9 +115,7 @@ def _read_legacy(file: BinaryIO) -> object:
         whole = whole_of(saved)
         if isinstance(whole, Stub) or len(saved) <= 5 or saved[5] is None:
             return whole
-        _, offset, count = saved[5]  # a view, of a time when storages had them
-        size = whole.dtype.itemsize
-        return Storage(whole.memory[offset * size : (offset + count) * size], whole.dtype)
+        return _part(whole, *saved[5][1:])
 
     content = pickles.load(file, persistent)
     keys = pickles.load(file)
@@ -129,6 +129,41 @@ def _read_legacy(file: BinaryIO) -> object:
         if count * storage.dtype.itemsize != len(into) or file.readinto(into) != len(into):
             raise ValueError(f"it is truncated: of {len(storages)} storages, {key} is not whole")
     return content
+
+
+def _read_tar(file: BinaryIO) -> object:
+    archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  (the file is the caller's)
+    members = {member.name: member for member in archive if member.isreg()}
+    if not {"storages", "tensors", "pickle"} <= members.keys():
+        inside = ", ".join(map(repr, [*members][:4])) or "nothing"
+        raise ValueError(f"it is a tar archive, but not one that torch.save wrote; it holds {inside}")
+    storages, tensors, content = (archive.extractfile(members[name]) for name in ("storages", "tensors", "pickle"))
+    made: dict[object, object] = {}
+    for _ in range(pickles.load(storages)):
+        key, _, kind = pickles.load(storages)
+        dtype, (count,) = STORAGES[kind.name.rpartition(".")[2]], struct.unpack("<q", storages.read(8))
+        data = storages.read(max(0, count) * dtype.itemsize)
+        if len(data) != count * dtype.itemsize:
+            raise ValueError(f"it is truncated: storage {key} is not whole")
+        made[key] = Storage(torch.from_numpy(np.frombuffer(bytearray(data), np.uint8)).untyped_storage(), dtype)
+    for key, whole, offset, count in pickles.load(storages):
+        made[key] = _part(made[whole], offset, count)
+    for _ in range(pickles.load(tensors)):
+        key, storage, _ = pickles.load(tensors)
+        (dims,) = struct.unpack("<i4x", tensors.read(8))
+        numbers = struct.unpack(f"<{2 * dims + 1}q", tensors.read(8 * (2 * dims + 1)))
+        made[key] = _view(made[storage], numbers[-1], numbers[:dims], numbers[dims:-1], made[storage].dtype)
+
+    def persistent(saved: object) -> object:
+        return saved[0] if isinstance(saved, tuple) and saved else made[int(saved)]  # a class beside its source code
+
+    return pickles.load(content, persistent)
+
+
+def _part(whole: Storage, offset: int, count: int) -> Storage:
+    """A view of a storage, of a time when storages had them."""
+    size = whole.dtype.itemsize
+    return Storage(whole.memory[offset * size : (offset + count) * size], whole.dtype)
 
 
 def _each_made_once(make: Callable[[torch.dtype, str, int], Storage], storages: dict[str, Storage]) -> Callable[[object], object]:

@@ -7,7 +7,7 @@ this project's own (safetensors with the same names); :func:`released_state_dict
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from avfmae.checkpoints import archives
 from avfmae.checkpoints.places import find_weights
 from avfmae.config import ModalityConfig, ModelConfig
-from avfmae.files import atomic_write
+from avfmae.files import atomic_write, printable
 from avfmae.models.released import released_names, to_released
 
 
@@ -50,9 +50,14 @@ class LoadReport:
         lines = [f"{self.source}: {len(self.matched)} tensors loaded{place}{others}"]
         for kind in ("dropped", "missing", "resized"):
             if names := getattr(self, kind):
-                groups = Counter(n.split(".")[0] for n in names)
-                lines.append(f"  {len(names)} {kind}: " + ", ".join(f"{g} ({c})" for g, c in groups.items()))
-        return "\n".join(lines)
+                lines.append(f"  {len(names)} {kind}: {_groups(names)}")
+        return "\n".join(map(printable, lines))
+
+
+def _groups(names: Iterable[str]) -> str:
+    """The parts that names begin with, each with the number of its names."""
+    groups = Counter(n.split(".")[0] for n in names)
+    return ", ".join(f"{g[:40]} ({c})" for g, c in groups.most_common(16)) or "nothing"
 
 
 def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapping[str, Tensor]) -> LoadReport:
@@ -64,8 +69,9 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
     Args:
         model: AVFMAEForPretraining or AVFMAEForFinetuning.
         path_or_state_dict: a file of ``torch.save`` with the weights under one of ``places.PLACES``, the first of them that
-            is there, or bare, or in one single other place, such as ``net`` or ``state.net``; a safetensors file; or the
-            state dict itself. Prefixes ``_orig_mod.``, ``module.`` and ``model.`` are taken off. Of a pickle nothing is
+            is there, or in one single other place, such as ``student`` or ``state.net``; a module that was saved whole; a
+            safetensors file; or the state dict itself. Names are the released ones or the model's own; what stands before
+            all of them, such as ``module.``, ``_orig_mod.`` or ``model.backbone.``, is taken off. Of a pickle nothing is
             executed, whatever it holds beside the weights.
 
     Raises:
@@ -77,10 +83,14 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
         source, state = "state dict", path_or_state_dict
     else:
         source, state = str(path_or_state_dict), read_weights(path_or_state_dict, mapped=True)
-    state, *places = find_weights(state, source)
-    report, loaded, used, lost = LoadReport(source, *places), {}, set(), []
     own, fresh = model.state_dict(), getattr(model, "FRESH", ())
     shapes = {n: t.shape for n, t in to_released(model, {n: t.to("meta") for n, t in own.items()}).items()}
+    state, *places = find_weights(state, source, shapes.keys() | own.keys())
+    if len(own.keys() & state.keys()) > len(shapes.keys() & state.keys()):  # a model's own state dict
+        state = to_released(model, {n: state[n] for n in own if n in state and state[n].shape == own[n].shape}) | {
+            n: t for n, t in state.items() if n not in own
+        }
+    report, loaded, used, lost = LoadReport(source, *places), {}, set(), []
     for name, tensor in own.items():
         names = released_names(model, name)
         used.update(names)
@@ -98,8 +108,8 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
             report.matched += names
     report.dropped = [n for n in state if n not in used]
     if lost:
-        has = ", ".join(sorted({n.split(".")[0] for n in state})) or "nothing"
-        raise ValueError(f"{source}: lacks {len(lost)} of the model's tensors, {lost[0]} first; it has {has}")
+        has = printable(_groups(state))
+        raise ValueError(f"{source}: lacks {len(lost)} of the model's {len(shapes)} tensors, {lost[0]} first; it has {has}")
     model.load_state_dict(loaded, strict=False)
     return report
 
@@ -117,10 +127,17 @@ def read_weights(path: str | os.PathLike, mapped: bool = False) -> object:
     if other := _what_else(path):
         raise ValueError(f"{path}: {other}")
     try:
-        return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else archives.read(path, mapped)
+        return safetensors.torch.load_file(path) if _is_safetensors(path) else archives.read(path, mapped)
     except Exception as error:  # both readers raise a dozen kinds
-        reason = next(iter(str(error).splitlines()), "")[:200] or type(error).__name__
+        reason = printable(next(iter(str(error).splitlines()), "")[:200]) or type(error).__name__
         raise ValueError(f"{path}: is no readable checkpoint: {reason}") from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By the file's content, where that tells; a name may be wrong."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" or (path.suffix == ".safetensors" and not start.startswith(archives.ZIP))
 
 
 def _what_else(path: Path) -> str | None:

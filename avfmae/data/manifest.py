@@ -25,7 +25,7 @@ import pyarrow.parquet
 
 from avfmae.data.clip import Clip
 from avfmae.data.table import COLUMNS, FACE, NUMBERS, SHARED, TYPES, ClipTable, batches_of
-from avfmae.files import write_rows
+from avfmae.files import atomic_write, write_rows
 
 __all__ = ["COLUMNS", "FACE", "MANIFESTS", "read_manifest", "read_released_list", "write_manifest"]
 
@@ -153,17 +153,17 @@ def _checked(batch: pa.RecordBatch, read: int, path: str) -> pa.RecordBatch:
 def write_manifest(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
     """Writes clips as CSV (or Parquet, by the suffix); paths become relative to the file where they lie below it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
 
     def relative(place: str | None) -> str | None:
         return str(Path(place).relative_to(path.parent)) if place and Path(place).is_relative_to(path.parent) else place
 
     moved = (replace(clip, path=relative(clip.path), audio_path=relative(clip.audio_path)) for clip in clips)
-    if path.suffix == ".parquet":
-        pyarrow.parquet.write_table(pa.Table.from_batches(map(_text, batches_of(moved))).drop_columns("id"), path)
-        return
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        write_rows(file, COLUMNS, map(_row, moved))
+    with atomic_write(path) as whole:
+        if path.suffix == ".parquet":
+            pyarrow.parquet.write_table(pa.Table.from_batches(map(_text, batches_of(moved))).drop_columns("id"), whole)
+        else:
+            with open(whole, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                write_rows(file, COLUMNS, map(_row, moved))
 
 
 def _row(clip: Clip) -> dict[str, object]:

@@ -195,28 +195,29 @@ def _ray(run: PrepareConfig, clips: list[Clip]) -> Iterator[Sample | Failure]:
             include_dashboard=False,
         )
     try:
-        # A worker may be lost with its machine; a file that ends three of them is at fault.
+        # A worker may be lost with its machine, or for want of memory: the clip is done by a new one, twice more.
         task = ray.remote(max_retries=2, num_cpus=1)(prepare_clip)
         ahead = 4 * int(ray.cluster_resources().get("CPU", 1))
         waiting: list = []
         for clip in [*clips, None]:
             if clip is not None:
-                waiting.append(task.remote(clip, run))
+                waiting.append((clip, task.remote(clip, run)))
             while waiting and (clip is None or len(waiting) > ahead):
-                yield _fetch(ray, waiting.pop(0), run.time_limit)
+                yield _fetch(ray, *waiting.pop(0), run.time_limit)
     finally:
         if started:
             ray.shutdown()
 
 
-def _fetch(ray: Any, reference: Any, limit: float) -> Sample | Failure:
+def _fetch(ray: Any, clip: Clip, reference: Any, limit: float) -> Sample | Failure:
     try:
         return ray.get(reference, timeout=limit)
     except ray.exceptions.GetTimeoutError:
         ray.cancel(reference, force=True)
         return Failure(f"takes longer than {limit:g} s")
-    except ray.exceptions.WorkerCrashedError:
-        return Failure("its decoder crashes")
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
+        # Ray does not tell a decoder's crash from a kill for want of memory or a lost machine: it is held against no clip.
+        raise RuntimeError(f"{clip.path}: Ray lost three workers on this clip: {str(error).splitlines()[0]}") from error
 
 
 def prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:

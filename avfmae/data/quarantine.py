@@ -1,7 +1,7 @@
 """The clips that a run has set aside, and why."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +20,7 @@ class Quarantine:
     def __init__(self, out: Path, clips: int, max_share: float, active: bool, resumed: bool):
         self.path, self.clips, self.max_share, self.active = out / "quarantine.csv", clips, max_share, active
         self.bad: dict[int, Bad] = {b.id: b for b in read_quarantine(self.path)} if resumed else {}
+        self.begun = False  # whether this process has written the list; from then on it only adds to it
 
     def add(self, found: Sequence[Bad]) -> None:
         """Notes bad clips.
@@ -32,8 +33,7 @@ class Quarantine:
             return
         self.bad |= new
         if self.active:
-            with atomic_write(self.path) as temporary, open(temporary, "w", newline="", errors="surrogateescape") as file:
-                write_rows(file, ("id", "path", "reason"), map(asdict, self.bad.values()))
+            self._write(new.values())
             for b in new.values():
                 console.print(printable(f"set aside: {b.path}: {b.reason}"), style="yellow", highlight=False)
         if len(self.bad) > self.max_share * self.clips:
@@ -42,6 +42,16 @@ class Quarantine:
                 f"{len(self.bad)} of {self.clips} clips are bad, more than max_bad_share = {self.max_share:g} allows; "
                 f"the latest: {last.path}: {last.reason}. All are in {self.path}"
             )
+
+    def _write(self, new: Iterable[Bad]) -> None:
+        columns = ("id", "path", "reason")
+        if self.begun:
+            with open(self.path, "a", newline="", errors="surrogateescape") as file:
+                write_rows(file, columns, map(asdict, new), header=False)
+            return
+        with atomic_write(self.path) as temporary, open(temporary, "w", newline="", errors="surrogateescape") as file:
+            write_rows(file, columns, map(asdict, self.bad.values()))
+        self.begun = True
 
 
 def read_quarantine(path: Path) -> list[Bad]:

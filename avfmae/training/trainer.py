@@ -70,7 +70,9 @@ class Trainer:
         )  # fmt: skip
         self.found: list[Bad] = []  # bad clips since the last line of log
         lists = {"training": dataset.clips} | {name: ClipTable.of(clips) for name, clips in (others or {}).items()}
-        self.state = TrainingState(fingerprint=fingerprint(run, lists, self.sampler.shards is not None, classes=classes))
+        # The main process alone reads the initial weights again, and all compare by what it found.
+        found = fingerprint(run, lists, self.sampler.shards is not None, classes=classes) if dist.is_main else {}
+        self.state = TrainingState(fingerprint=dist.gather(found)[0])
         self.resume()
         self.execute = engines.build(run.engine, self.step)
         resumed = self.state.step > 0

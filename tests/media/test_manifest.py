@@ -105,3 +105,18 @@ def test_the_digest_is_of_all_values(change):
     assert before.digest(COLUMNS) == ClipTable.of(before).digest(COLUMNS) == ClipTable.of(list(clips)).digest(COLUMNS)
     clips[3] = replace(clips[3], **change)
     assert ClipTable.of(clips).digest(COLUMNS) != before.digest(COLUMNS)
+
+
+def test_a_manifest_that_could_not_be_written_leaves_the_one_before(tmp_path):
+    path = tmp_path / "clips.csv"
+    write_manifest(path, [Clip(0, str(tmp_path / "a.mp4"))])
+    before = path.read_bytes()
+
+    def clips():
+        yield Clip(0, str(tmp_path / "b.mp4"))
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_manifest(path, clips())
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

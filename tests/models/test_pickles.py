@@ -17,6 +17,7 @@ import torch
 import torch_files
 from torch_files import call, data, named, several, text
 
+import avfmae
 from avfmae.checkpoints import archives, load_released, pickles
 from avfmae.checkpoints.pickles import Stub
 
@@ -166,7 +167,7 @@ def test_a_value_without_end_is_refused_at_once(what, tmp_path):
 
 def refuse(path, message) -> None:
     with pytest.raises(ValueError) as caught:
-        load_released(torch.nn.Linear(1, 1), path)
+        load_released(avfmae.AVFMAEForFinetuning(avfmae.ModelConfig.preset("tiny"), 2, modalities=("audio",)), path)
     message.write_text(str(caught.value))
 
 
