@@ -14,6 +14,7 @@ To begin with
   demo         draw a talking-face data set, run all three stages on it, write a report
 
 Data
+  dataset      a named data set (MAFW, CREMA-D, ...): from its archive to a manifest, verified; or the list of all
   prepare      raw videos to a prepared set: faces cropped, sound resampled, packed in shards that train fast
   inspect      what the model will see of a set or of single videos: frames, boxes, spectrograms, masks, flags
   import-list  turn a released space-separated list into a manifest
@@ -22,8 +23,10 @@ Training
   pretrain     stage 1: masked pre-training on unlabelled clips
   psi          stage 2: progressive semantics injection on several labelled sets
   finetune     stage 3: fine-tune on one labelled set; folds, metrics, result table
+  experiment   a protocol from a file: every fold and seed, intervals, one page beside published numbers
 
 A trained model
+  predict      a fine-tuned model on your own videos: faces followed, what is predicted over time, annotated videos
   evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
 
 This machine
@@ -46,7 +49,7 @@ def parse(kind: type[T], command: str, arguments: Sequence[str]) -> T:
 
     given = {}
     if issubclass(kind, RunConfig):
-        values = {name: last_value(f"--{name}", arguments) for name in ("recipe", "config", "preset")}
+        values: dict[str, Any] = {name: last_value(f"--{name}", arguments) for name in ("recipe", "config", "preset")}
         given["default"] = configuration(kind, command, **values)
         if {"-h", "--help"} & set(arguments):
             from avfmae.help import print_help
@@ -96,12 +99,15 @@ def run_doctor(arguments: Sequence[str]) -> None:
 # What a command runs, and the class of its options; None: it parses its arguments itself. "module:name" is imported when it runs.
 COMMANDS: dict[str, tuple[str | Callable[[Any], Any], str | None]] = {
     "demo": ("avfmae.demo:demo", "avfmae.options:DemoConfig"),
+    "dataset": ("avfmae.datasets.command:dataset", "avfmae.options:DatasetConfig"),
     "prepare": ("avfmae.data.prepare:prepare", "avfmae.options:PrepareConfig"),
     "inspect": ("avfmae.viz.inspection:inspect", "avfmae.options:InspectConfig"),
     "import-list": (run_import_list, "avfmae.options:ImportListConfig"),
     "pretrain": ("avfmae.stages.pretrain:pretrain", "avfmae.stages.config:PretrainConfig"),
     "psi": ("avfmae.stages.psi:psi", "avfmae.stages.config:PSIConfig"),
+    "experiment": ("avfmae.stages.experiment:experiment", "avfmae.options:ExperimentConfig"),
     "finetune": (run_finetune, "avfmae.stages.config:FinetuneConfig"),
+    "predict": ("avfmae.inference.predict:predict", "avfmae.options:PredictConfig"),
     "evaluate": ("avfmae.inference.evaluate:evaluate", "avfmae.options:EvaluateConfig"),
     "bench": ("avfmae_benchmarks.command:bench", None),
     "doctor": (run_doctor, None),

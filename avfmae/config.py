@@ -159,7 +159,16 @@ class ModelConfig:
 
     def at_size_of(self, other: "ModelConfig") -> "ModelConfig":
         """This member of the family at the sizes of another one, whose temperature and λ it takes too."""
-        names = ("width", "heads", "depth", "decoder_width", "decoder_heads", "decoder_depth", "temperature", "contrastive_weight")
+        names = (
+            "width",
+            "heads",
+            "depth",
+            "decoder_width",
+            "decoder_heads",
+            "decoder_depth",
+            "temperature",
+            "contrastive_weight",
+        )
         modalities = {name: getattr(other, name) for name in MODALITIES}
         if not self.decoder_masks:
             modalities = {name: replace(m, decoded=m.tokens - m.visible) for name, m in modalities.items()}

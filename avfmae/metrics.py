@@ -1,13 +1,13 @@
 """What results are reported in. Classes are counted by a confusion matrix (rows: truth, columns: prediction)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
 def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
     """(N,) class numbers each -> (classes, classes) counts."""
-    matrix = np.zeros((classes, classes), np.int64)
-    np.add.at(matrix, (truth, predicted), 1)
-    return matrix
+    return np.bincount(truth * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
 def classification(matrix: np.ndarray) -> dict[str, float]:
@@ -30,6 +30,40 @@ def recalls(matrix: np.ndarray) -> list[float | None]:
     return [float(row[i] / row.sum()) if row.sum() else None for i, row in enumerate(matrix)]
 
 
+def of_each_class(matrix: np.ndarray) -> list[dict[str, float]]:
+    """Of each class of a confusion matrix: ``clips``; ``recall``, ``precision`` and ``F1`` in 0..1, 0 where undefined."""
+    matrix = np.asarray(matrix, np.float64)
+    hits, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    shares = {"recall": hits / np.maximum(1, truth), "precision": hits / np.maximum(1, predicted)}
+    shares["F1"] = 2 * hits / np.maximum(1, truth + predicted)
+    return [{"clips": int(truth[i])} | {name: float(v[i]) for name, v in shares.items()} for i in range(len(matrix))]
+
+
+def multilabel(truth: np.ndarray, scores: np.ndarray) -> dict[str, float]:
+    """Of classes that are there or not, (N, classes) booleans and scores, above 0 for those predicted.
+
+    Returns:
+        mAP: mean over classes of the average precision; UF1: mean of F1; F1: of all decisions together; exact: clips without a
+        wrong decision. Classes that no clip has count neither for mAP nor for UF1.
+    """
+    predicted, occurs = scores > 0, np.flatnonzero(truth.any(0))
+    hits = (truth & predicted).sum(0)
+    totals = truth.sum(0) + predicted.sum(0)
+    precisions = [average_precision(truth[:, i], scores[:, i]) for i in occurs]
+    values = {"mAP": np.mean(precisions or 0.0), "UF1": np.mean(2 * hits[occurs] / totals[occurs] if len(occurs) else 0.0),
+              "F1": 2 * hits.sum() / max(1, totals.sum()), "exact": (truth == predicted).all(1).mean()}  # fmt: skip
+    return {name: float(value) for name, value in values.items()}
+
+
+def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Mean precision at each clip that is there, in the order of falling scores; clips of equal scores come together."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # of clips of equal scores
+    found = np.cumsum(truth[order])[last]
+    precision = found / (np.flatnonzero(last) + 1)
+    return float((np.diff(found, prepend=0) * precision).sum() / found[-1])
+
+
 def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
     """Pearson's correlation of two (N,) vectors; 0 where one of them is constant."""
     t, p = truth - truth.mean(), predicted - predicted.mean()
@@ -44,10 +78,25 @@ def concordance(truth: np.ndarray, predicted: np.ndarray) -> float:
     return float(2 * (t * p).mean() / scale) if scale > 0 else 0.0
 
 
-def regression(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """PCC and CCC, averaged over the outputs and one by one, and the mean square error: (N, D) each."""
+def regression(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str] = ()) -> dict[str, float]:
+    """Metrics of (N, D) numbers each, over the dimensions and, of several, one by one.
+
+    Args:
+        names: of the dimensions, such as arousal; none: their numbers.
+
+    Returns:
+        PCC and CCC, averaged over dimensions; MSE; ACC, the mean of 1 − |error|, for numbers in 0..1 as the traits of First
+        Impressions are; ``PCC_arousal`` and so on.
+    """
     truth, predicted = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
-    pcc = [pearson(t, p) for t, p in zip(truth.T, predicted.T, strict=True)]
-    ccc = [concordance(t, p) for t, p in zip(truth.T, predicted.T, strict=True)]
-    each = {f"{name}_{i}": v for name, values in (("PCC", pcc), ("CCC", ccc)) for i, v in enumerate(values) if len(values) > 1}
-    return {"PCC": float(np.mean(pcc)), "CCC": float(np.mean(ccc)), "MSE": float(((truth - predicted) ** 2).mean()), **each}
+    each = {
+        "PCC": [pearson(t, p) for t, p in zip(truth.T, predicted.T, strict=True)],
+        "CCC": [concordance(t, p) for t, p in zip(truth.T, predicted.T, strict=True)],
+        "MSE": ((truth - predicted) ** 2).mean(0),
+        "ACC": 1 - np.abs(truth - predicted).mean(0),
+    }
+    names = names or [str(i) for i in range(truth.shape[1])]
+    whole = {metric: float(np.mean(values)) for metric, values in each.items()}
+    if len(names) == 1:
+        return whole
+    return whole | {f"{m}_{name}": float(v) for m, values in each.items() for name, v in zip(names, values, strict=True)}

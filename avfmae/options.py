@@ -11,6 +11,30 @@ import tyro
 
 
 @dataclass
+class DatasetConfig:
+    """A named data set as a manifest. Without a name all are listed; without a root, what is known of one is printed."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    root: Path | None = None  # the folder of the downloaded and unpacked archive.
+    # the manifest to write (.csv or .parquet); FILE.toml beside it says how it is fine-tuned on, FILE.faults.csv what is amiss.
+    out: Path | None = None
+    # compare counts, classes and folds with what is published, and look at every clip: is it there, does it decode, is it silent,
+    # is a face seen? Ends with status 1 where something is amiss.
+    verify: bool = False
+    # class names in index order where none is published (mafw-43) or another is wanted; of werewolf-xl, what its numbers are.
+    classes: tuple[str, ...] = ()
+    annotation: Path | None = None  # labels or folds that lie elsewhere than in the archive, or are of your own.
+    faces: Path | None = None  # a folder of face crops, taken for the videos: a folder of images or a video for each clip.
+    sound: Path | None = None  # a folder of sound files, taken for the videos' own sound.
+    # what --verify looks for faces with, see ``prepare``; precropped does not look.
+    detector: Literal["auto", "mtcnn", "haar", "yunet", "precropped"] = "auto"
+    yunet: Path | None = None  # YuNet's .onnx file.
+    faults: Path | None = None  # where the table of faults goes instead.
+    workers: int = 0  # processes of --verify; 0: one a core.
+    time_limit: float = 60.0  # seconds that one clip may take.
+
+
+@dataclass
 class DemoConfig:
     """Draws faces and voices, pre-trains, injects semantics, fine-tunes on people it has not tested on, and shows it all."""
 
@@ -27,10 +51,29 @@ class EvaluateConfig:
     weights: Annotated[Path, tyro.conf.Positional]  # ``weights.safetensors`` of a fine-tuning run.
     clips: Annotated[tuple[Path, ...], tyro.conf.Positional]  # videos, or one manifest (.csv, .parquet, .txt).
     out: Path | None = None  # write the predictions to this CSV file; otherwise they are printed.
-    segments: int = 2  # views a clip in time.
-    crops: int = 2  # views a clip in space.
-    missing_audio: Literal["error", "silence"] = "error"  # ``silence`` lets a clip without sound pass.
+    split: str | None = None  # the manifest's clips of this split alone; none: all, and each split is scored by itself.
+    segments: int | None = None  # views a clip in time; none: as the model was evaluated in training.
+    crops: int | None = None  # views a clip in space; none: likewise.
+    # ``silence`` lets a clip without sound pass; none: as in training.
+    missing_audio: Literal["error", "silence"] | None = None
+    # raw clips are cut to faces as those that the model was trained on; off: the manifest's box is taken, or the whole frame.
+    find_faces: bool = True
+    yunet: Path | None = None  # YuNet's .onnx file, where training's faces were found by it and it lies elsewhere now.
     workers: int = 2  # decoding processes.
+
+
+@dataclass
+class ExperimentConfig:
+    """All folds and seeds of a protocol, and one page of results. A run that was broken off is continued."""
+
+    # TOML: dataset, protocol (the file that avfmae dataset writes beside a manifest), recipe, seeds, and the tables [finetune]
+    # and [variants.NAME] with settings of fine-tuning.
+    file: Annotated[Path, tyro.conf.Positional]
+    out: Path | None = None  # a folder; none: runs/ and the file's name.
+    jobs: int = 1  # fine-tunings at the same time; on GPUs, each has one.
+    engine: Literal["local", "ray"] = "local"  # on this machine, or as tasks of a Ray cluster that sees the same paths.
+    ray_address: str | None = None  # of a cluster; none: one is started here.
+    leaks: Literal["contents", "names", "off"] = "contents"  # how test clips are looked for among training clips.
 
 
 @dataclass
@@ -54,8 +97,33 @@ class InspectConfig:
     clips: int = 8  # how many of a set are drawn.
     seed: int = 0  # of the choice, and of the masks.
     face_margin: float = 0.3  # around the face of clips that are not prepared.
+    detector: Literal["auto", "mtcnn", "haar", "yunet"] = "auto"  # of the face of clips that are not prepared, see ``prepare``.
+    yunet: Path | None = None  # YuNet's .onnx file.
     time_limit: float = 60.0  # seconds that one clip may take.
     workers: int = 2  # processes.
+
+
+@dataclass
+class PredictConfig:
+    """A fine-tuned model on any videos: faces found and followed, windows that slide over them, a row a window and face."""
+
+    videos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # files, or folders of frame images.
+    model: Path  # ``weights.safetensors`` of a fine-tuning run, or its folder.
+    out: Path | None = None  # a folder for tables (CSV, JSON, Parquet), timelines and thumbnails; otherwise a table is printed.
+    annotate: bool = False  # write each video with boxes, bars and its sound too (needs ``--out``).
+    faces: Literal["main", "all"] = "main"  # in each window the face that is seen most, or all that are often seen.
+    step: float | None = None  # seconds from one window to the next; none: half a window.
+    whole: bool = False  # instead, one prediction a video, as ``evaluate`` makes it.
+    # how faces are found, see ``prepare``; precropped takes the frames as faces; none: as in training.
+    detector: Literal["auto", "mtcnn", "haar", "yunet", "precropped"] | None = None
+    yunet: Path | None = None  # YuNet's .onnx file.
+    margin: float | None = None  # room around the face, in shares of its side; none: as in training.
+    every: int | None = None  # frames from one in which faces are looked for to the next; none: as in training, or 5.
+    batch: int = 8  # windows and faces in one pass of the model.
+
+    def __post_init__(self):
+        if self.annotate and self.out is None:
+            raise ValueError("annotate: needs a folder to write to; give it with --out FOLDER")
 
 
 @dataclass
@@ -66,8 +134,9 @@ class PrepareConfig:
     # a manifest (.csv, .parquet, .txt), or a folder, all of whose videos are taken.
     source: Annotated[Path, tyro.conf.Positional]
     out: Path  # the folder of the prepared set; train with its manifest.csv.
-    # haar comes with OpenCV; yunet needs its model; precropped takes the frames as faces; manifest takes its boxes.
-    detector: Literal["haar", "yunet", "precropped", "manifest"] = "haar"
+    # auto: mtcnn if its package is installed, else haar, which comes with OpenCV; yunet needs its model; precropped takes the
+    # frames as faces; manifest takes its boxes.
+    detector: Literal["auto", "mtcnn", "haar", "yunet", "precropped", "manifest"] = "auto"
     yunet: Path | None = None  # YuNet's .onnx file.
     every: int = 5  # frames from one in which the face is looked for to the next.
     choose: Literal["persistent", "largest"] = "persistent"  # of several faces, the one seen most, or the largest.

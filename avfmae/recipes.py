@@ -5,7 +5,7 @@ import dataclasses
 import tomllib
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -24,11 +24,13 @@ def recipes(stage: str) -> list[str]:
 
 
 def configuration(
-    kind: Callable[..., T], stage: str, recipe: str | None = None, config: str | Path | None = None, preset: str | None = None
-) -> T:
+    kind: Callable[..., T], stage: str, recipe: str | None = None, config: str | Path | None = None, preset: str | None = None,
+    tables: Mapping[str, dict] | None = None,
+) -> T:  # fmt: skip
     """A stage's configuration: the file ``config`` over the published ``recipe`` over the preset's model and the defaults.
 
-    ``preset`` goes over those that file and recipe name. Paths in a file are relative to the working directory.
+    ``preset`` goes over those that file and recipe name, and so do ``tables``, by where they stand. Paths in a file are relative
+    to the working directory.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -39,7 +41,7 @@ def configuration(
         known = f"{', '.join(recipes(stage))} for {stage} (from {recipe_folder()})"
         raise ValueError(f"--recipe: got {recipe!r}, expected one of {known}; a file of your own goes by --config")
     files += [] if config is None else [Path(config)]
-    tables = {str(path): _read(path) for path in files}
+    tables = {str(path): _read(path) for path in files} | dict(tables or {})
     presets = [_convert(str, table["preset"], f"{where}: preset") for where, table in tables.items() if "preset" in table]
     presets += [] if preset is None else [preset]
     run = kind(preset=presets[-1]) if presets else kind()
@@ -48,13 +50,19 @@ def configuration(
     return run
 
 
-def _read(path: Path) -> dict:
+def read_table(path: Path) -> dict:
+    """A configuration file's content."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such configuration file")
     try:
         table = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: is no TOML ({error})") from error
+    return table
+
+
+def _read(path: Path) -> dict:
+    table = read_table(path)
     if found := {"recipe", "config"} & set(table):
         raise ValueError(f"{path}: {found.pop()!r} goes on the command line, not into a configuration file")
     return table

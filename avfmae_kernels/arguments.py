@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from avfmae_kernels.device import kind
+
 TILE = 128  # rows that one tile of the attention kernels holds on a GPU; a CPU takes any number
 
 
@@ -46,7 +48,7 @@ def check_devices(**tensors: torch.Tensor | None) -> None:
 
 def check_range(name: str, index: torch.Tensor, count: int) -> None:
     """IndexError unless indices are 0 to count - 1. Only asked on a CPU: it would stall a GPU, whose kernels give NaN instead."""
-    if index.device.type == "cpu" and not torch.compiler.is_compiling() and index.numel():
+    if kind(index.device) == "cpu" and not torch.compiler.is_compiling() and index.numel():
         low, high = index.aminmax()
         if low < 0 or high >= count:
             raise IndexError(f"{name}: holds {int(low)} to {int(high)}, expected 0 to {count - 1}")

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from avfmae_kernels import chip, processor
+from avfmae_kernels import device as device_kind
 from avfmae_kernels.compiled import MISSING
 
 IMPLEMENTATIONS = ("triton", "cuda", "cpp", "reference")  # in the order that "auto" prefers them, unless an op says otherwise
@@ -193,6 +194,11 @@ def uses_reference() -> bool:
 
 def choose(name: str, device: torch.device, args: tuple = ()) -> str:
     """The implementation of an op that runs on ``device``, on a GPU for these arguments, under the current choice."""
+    if capability := device_kind.pretended():
+        order = ("triton", "reference") if OPS[name].triton else ("reference",)
+        if _choice == "reference":
+            return _choice
+        return next(i for i in order if chip.why_not(name, i, capability, args) is None)
     order = AUTOMATIC.get((name, device.type), ("reference",))
     on_gpu = device.type == "cuda"
     capability = chip.compute_capability(device.index) if on_gpu else 0

@@ -10,7 +10,9 @@ usage: avfmae bench SUBJECT [options]        (avfmae bench SUBJECT --help for th
   step      training steps of avfmae, HiCMAE as published and AVF-MAE++ as released, in turns; --profile says where the time goes
   kernels   every op at Base's shapes, every implementation, against the machine's bandwidth
   loader    clips a second from files, by number of decoding processes
+  faces     detectors of faces: how many they find, how well, and how fast
   manifest  what a list of a million clips costs: to the first batch, at each step, for each worker
+  trace     launches, bytes and operations of a step on a GPU, counted without one, and a model of their time
   scaling   our step over model and batch sizes
   plot      pictures and the README's table from the rows that the others have saved
 """
@@ -38,7 +40,9 @@ SUBJECTS = {
     "step": ("StepConfig", "step:step"),
     "kernels": ("KernelsConfig", "kernels:kernels"),
     "loader": ("LoaderConfig", "loader:bench_loader"),
+    "faces": ("FacesConfig", "faces:bench_faces"),
     "manifest": ("ManifestConfig", "manifest:manifest"),
+    "trace": ("TraceConfig", "tracing:trace"),
     "scaling": ("ScalingConfig", "scaling:scaling"),
     "plot": ("PlotConfig", "plots:plot"),
 }

@@ -198,6 +198,7 @@ def storage(clips: Sequence[Clip], prepared: Sequence[Clip]) -> None:
         count = len(entry.number)  # pyright: ignore[reportAttributeAccessIssue]
         ours = entry.frames(range(count))
         frames = open_clip(clip.path).frames(range(count))
+        assert ours is not None
         truth = augment.crop(frames, (0, 0, *frames.shape[2:0:-1]), ours.shape[1:3], "bicubic")
         sizes += int(entry.size.sum())  # pyright: ignore[reportAttributeAccessIssue]
         quality.append(psnr(ours, truth))

@@ -98,6 +98,28 @@ class LoaderConfig:
 
 
 @dataclass
+class FacesConfig:
+    """Detectors of faces, in turns on one core: the share that is found, overlap with the given box, false alarms and
+    milliseconds a frame; on frames as they are, turned, narrowed, blurred, darkened, and shrunk to a crowd.
+
+    Attributes:
+        source: a manifest of clips with the boxes of their faces, one face a clip.
+        frames: of each clip.
+        rounds: timed turns.
+        yunet: YuNet's .onnx file; none: it is left out.
+        save: append rows to the results.
+        out: the folder of results.
+    """
+
+    source: Path
+    frames: int = 4
+    rounds: int = 3
+    yunet: Path | None = None
+    save: bool = True
+    out: Path = results.FOLDER
+
+
+@dataclass
 class ManifestConfig:
     """Time and memory that a long list of prepared clips takes, beside what one of a single clip takes.
 
@@ -133,6 +155,31 @@ class ScalingConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     save: bool = True
     out: Path = results.FOLDER
+
+
+@dataclass
+class TraceConfig:
+    """What a training step asks of a GPU, counted on tensors without memory, and what a model makes of it. Needs no GPU.
+
+    Attributes:
+        stage: pre-training or fine-tuning.
+        size: of the model.
+        sides: empty: ours, the reference in plain PyTorch, and the peers.
+        batch: clips a step; 0: 256, in fine-tuning 32.
+        precision: of our sides; peers go in what each was made for.
+        gpu: whose data sheet the model takes: H200, H100, A100 or RTX 4090.
+        lines: how many source lines to show of each side.
+        json: print one line a side for programs, and nothing else.
+    """
+
+    stage: Stage = "pretrain"
+    size: Size = "base"
+    sides: tuple[SideName, ...] = ()
+    batch: int = 0
+    precision: Literal["bf16", "float32"] = "bf16"
+    gpu: str = "H200"
+    lines: int = 0
+    json: bool = False
 
 
 @dataclass

@@ -83,6 +83,7 @@ def published_batch(cfg: avfmae.ModelConfig, batch: Batch) -> published.Publishe
         def everywhere_but(index: Tensor, tokens: int) -> Tensor:
             return torch.ones(len(index), tokens, dtype=torch.bool).scatter_(1, index, False)
 
+        assert batch.masks.video is not None and batch.masks.audio is not None
         (video, V), (audio, A) = (batch.masks.video, cfg.video.tokens), (batch.masks.audio, cfg.audio.tokens)
         clips.masks = everywhere_but(video.visible, V), everywhere_but(audio.visible, A)
         if cfg.decoder_masks:

@@ -19,6 +19,8 @@ HERE = Path(__file__).parent
 # What tests import beside torch, numpy, einops, safetensors and pytest; a machine that is there to test kernels need not have it.
 DATA_PATH = ("av", "cv2", "PIL", "rich", "tyro", "webdataset")
 NEEDED = {
+    "datasets": (*DATA_PATH, "openpyxl"),
+    "inference": (*DATA_PATH, "matplotlib", "pyarrow"),
     "media": DATA_PATH,
     "media/test_audio.py": (),
     "media/test_augment.py": ("PIL",),

@@ -38,7 +38,7 @@ def save_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        save_weights(model, temporary / WEIGHTS)
+        save_weights(model, temporary / WEIGHTS, merged=False)
         content = {"optimiser": optimiser.state_dict(), "state": asdict(state), "averaged": list(averaged)}
         with atomic_write(temporary / STATE) as file:
             torch.save(content, file)

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from avfmae.checkpoints import archives
 from avfmae.checkpoints.places import find_weights
-from avfmae.config import ModalityConfig, ModelConfig
+from avfmae.config import MODALITIES, ModalityConfig, ModelConfig
 from avfmae.files import atomic_write, printable
+from avfmae.models.lora import merged_state
 from avfmae.models.released import released_names, to_released
 
 
 def released_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The model's parameters and buffers in the released layout."""
-    return to_released(model, model.state_dict())
+    return to_released(model, merged_state(model))
 
 
 def released_gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -154,10 +155,16 @@ def _what_else(path: Path) -> str | None:
     return None
 
 
-def save_weights(model: nn.Module, path: str | os.PathLike, **about: object) -> None:
-    """Writes the model as safetensors in the released layout, its configuration and ``about`` in the file's metadata."""
+def save_weights(model: nn.Module, path: str | os.PathLike, merged: bool = True, **about: object) -> None:
+    """Writes the model as safetensors in the released layout, its configuration and ``about`` in the file's metadata.
+
+    ``merged``: low-rank updates are added to their weights; else they are written by themselves, for training to go on.
+    """
     metadata = {"config": json.dumps(asdict(model.cfg)), **{k: json.dumps(v) for k, v in about.items()}}
-    tensors = {n: t.detach().cpu().contiguous() for n, t in released_state_dict(model).items()}
+    tensors = {
+        n: t.detach().cpu().contiguous()
+        for n, t in to_released(model, merged_state(model) if merged else model.state_dict()).items()
+    }
     with atomic_write(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata)
 
@@ -174,10 +181,13 @@ def read_about(path: str | os.PathLike) -> dict:
     if "config" not in about:
         raise ValueError(f"{path}: carries no model configuration; was it written by avfmae?")
     config = _with_tuples(about["config"])
-    modalities = {m: ModalityConfig(**_with_tuples(config[m])) for m in ("video", "audio")}
+    modalities = {m: ModalityConfig(**_with_tuples(config[m])) for m in MODALITIES}
     if config.pop("family", None) == "hicmae":  # a file from before encoders had names
         config |= {"encoder": "vit", "fusion": "cross", "balanced_masks": False, "decoder_masks": False}
         modalities = {name: replace(m, decoded=m.tokens - m.visible) for name, m in modalities.items()}
+    if "decoder_depth" not in config:  # and from before the fourth stage had a name, and modalities were the configuration's
+        config |= {"decoder_depth": 1 + len(config["skip_blocks"]), "modalities": tuple(about.pop("modalities", MODALITIES))}
+        config["encoder"] = {"lgi": "lgi4"}.get(config.get("encoder", "lgi"), config.get("encoder"))
     about["config"] = ModelConfig(**config | modalities)
     return about
 

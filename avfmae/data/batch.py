@@ -57,6 +57,7 @@ class Batch:
     views: int = 1  # of a clip in evaluation, consecutive in video and audio
     bad: list[Bad] = field(default_factory=list)  # clips that were to be in it and are not
     boxes: Tensor | None = None  # (B, 4) float32, what the model sees of video (left, top, right, bottom); None: all of it
+    flags: dict[int, str] = field(default_factory=dict)  # by clip id, what is odd about clips, as ``avfmae prepare`` names it
     raw: Raw | None = None  # what video and audio will be made of (avfmae.data.preprocess.preprocess), or None when they are
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":

@@ -14,6 +14,7 @@ class Clip:
     end: float | None = None
     label: str | None = None
     split: str | None = None
+    fold: str | None = None
     subject: str | None = None
     dataset: str | None = None
     face: tuple[float, float, float, float] | None = None

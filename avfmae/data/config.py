@@ -1,9 +1,52 @@
 """How clips are read, as a run is told. Importing it loads neither torch, nor a decoder, nor what reads command lines."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 SAMPLE_RATE = 16_000  # of all sound, in samples a second
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How faces were cut out of the clips that a model was trained on. It is stored with a prepared set, and with weights.
+
+    Attributes:
+        detector: ``"haar"``, ``"mtcnn"`` and ``"yunet"`` (faces are aligned by their landmarks), ``"manifest"`` (boxes that were
+            given), or ``"precropped"``: the frames were taken as they are.
+        yunet: the file of YuNet's model.
+        every, choose, follow: how the face is looked for and followed, see :class:`avfmae.options.PrepareConfig`.
+        margin: room around the face, in shares of its side.
+        size: of the square frames that were stored, in pixels; None: none were stored, the crop is made from the file's frames.
+        sound_track: which of a file's was taken; None: the default one.
+        place: where boxes that were given usually lie, the median: centre x, centre y, width, height in shares of the frame.
+        spread: of these four, half the range that holds the middle nine tenths, the largest of them.
+    """
+
+    detector: str
+    yunet: str | None = None
+    every: int = 5
+    choose: str = "persistent"
+    follow: bool = False
+    margin: float = 0.3
+    size: int | None = None
+    sound_track: str | None = None
+    place: tuple[float, float, float, float] | None = None
+    spread: float = 0.0
+
+    @classmethod
+    def of(cls, values: dict | None) -> "Preparation | None":
+        """From the fields as JSON has them; None stays None."""
+        if values is None:
+            return None
+        given: dict[str, Any] = values | {"place": values.get("place") and tuple(values["place"])}
+        return cls(**given)
+
+    def __str__(self) -> str:
+        if self.detector == "precropped":
+            return "whole frames"
+        aligned = dict.fromkeys(("mtcnn", "yunet"), f"{self.detector}, aligned")
+        by = {"manifest": "the manifest's boxes", **aligned}.get(self.detector, self.detector)
+        return f"faces by {by}, margin {self.margin:g}" + (f", {self.size} pixels" if self.size else "")
 
 
 @dataclass
@@ -16,6 +59,9 @@ class DataConfig:
         sampling: ``"window"``: 16 frames from stride·16; ``"uniform"``: 16 frames spread over all of the clip, for
             micro-expressions of a few frames.
         face_margin: room around a manifest's face box, in shares of its side.
+        find_faces: where the initial weights were trained on faces, raw clips are cut to theirs likewise, and the face is looked
+            for where the manifest has no box. False: a clip's own box is taken, or else the whole frame.
+        yunet: the file of YuNet's model, if it is not where it was when the initial weights were trained.
         roll: shift pre-training sound in time (the released code does not, in effect).
         multi_scales: shares of the short side that pre-training crops have.
         rand_augment: magnitude and number of operations for training with labels; 0 operations: none.
@@ -36,6 +82,8 @@ class DataConfig:
     stride: int = 4
     sampling: Literal["window", "uniform"] = "window"
     face_margin: float = 0.3
+    find_faces: bool = True
+    yunet: str | None = None
     roll: bool = True
     multi_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     rand_augment: tuple[float, int] = (7.0, 4)

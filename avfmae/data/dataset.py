@@ -16,7 +16,8 @@ from avfmae.data.arena import LARGEST_WHOLE, Arena
 from avfmae.data.audio import SHORTEST
 from avfmae.data.batch import Bad, Batch, Raw
 from avfmae.data.clip import Clip
-from avfmae.data.config import SAMPLE_RATE, DataConfig
+from avfmae.data.config import SAMPLE_RATE, DataConfig, Preparation
+from avfmae.data.cropping import FaceClip
 from avfmae.data.sources import NOMINAL_FPS, MediaError, Source, VideoInfo, open_clip, shard_numbers
 from avfmae.data.table import ClipTable
 from avfmae.masking import DualMask
@@ -126,6 +127,7 @@ class Sample:
     draw: augment.Draw | None = None
     shift: int = 0
     gain: float = 1.0
+    flags: frozenset[str] = frozenset()  # what is odd about the clip
 
 
 class ClipDataset:
@@ -137,7 +139,9 @@ class ClipDataset:
             ``"evaluate"`` (segments × crops, nothing random, nothing replaced).
         seed: of every random choice.
         target: gives a clip's label as a class number or a vector; None: no labels.
-        modalities: what to read.
+        modalities: what to read; None: what the model sees.
+        preparation: how the clips that the model was trained on were cut to faces: raw ones are cut likewise. None: a clip's own
+            box is taken, or else the whole frame.
     """
 
     def __init__(
@@ -148,12 +152,14 @@ class ClipDataset:
         purpose: Literal["pretrain", "train", "evaluate"],
         seed: int = 0,
         target: Callable[[Clip], int | list[float]] | None = None,
-        modalities: Sequence[str] = ("video", "audio"),
+        modalities: Sequence[str] | None = None,
+        preparation: Preparation | None = None,
     ):
         if not clips:
             raise ValueError("clips: the list is empty")
         self.clips, self.cfg, self.data, self.purpose, self.seed = ClipTable.of(clips), cfg, data, purpose, seed
-        self.target, self.modalities = target, tuple(modalities)
+        self.target, self.preparation = target, preparation
+        self.modalities = cfg.modalities if modalities is None else tuple(modalities)
         self.fatal: dict[int, str] = {}  # clips at which a process hung or died, and why
         self.arena: Arena | None = None  # of the batch that is being read
 
@@ -210,8 +216,12 @@ class ClipDataset:
         Raises:
             MediaError: it cannot be read.
         """
-        source, frames = open_clip(clip, self.data.sound_track), self.cfg.video.size[0]
-        info, face = source.info, None if source.is_cropped else clip.face
+        frames, how = self.cfg.video.size[0], self.preparation
+        source = open_clip(clip, self.data.sound_track or (how and how.sound_track))
+        info, raw = source.info, None
+        if how is not None and not source.is_cropped and "video" in self.modalities:
+            source = raw = FaceClip(source, clip, how, *frame_range(info, clip))
+        face = None if source.is_cropped else clip.face
         if self.purpose == "evaluate":
             rng, segments, crops = None, self.data.segments, self.data.crops
             positions = [0.5] if segments == 1 else np.linspace(0, 1, segments).tolist()
@@ -225,6 +235,7 @@ class ClipDataset:
                 sample.sounds.append(read_window_audio(source, window, self.data.missing_audio))
             if sample.windows is not None:
                 decoded = source.frames(window.frames, self.arena)
+                face = face if raw is None or raw.is_cropped else raw.face
                 boxes = [self.box(decoded, face, crop, rng) for crop in range(crops)]
                 if decoded[0, ..., 0].size > LARGEST_WHOLE:
                     sample.windows += self.crops([decoded], boxes)
@@ -238,11 +249,13 @@ class ClipDataset:
         if self.purpose == "train" and sample.windows is not None:
             data = self.data
             sample.draw = augment.draw(rng, frames, self.cfg.video.size[1:], data.rand_augment, data.flip, data.erase)
+        sample.flags = frozenset(source.flags)
         return sample
 
     def box(self, frames: np.ndarray, face: augment.Box | None, crop: int, rng: np.random.Generator | None) -> augment.Box:
         """What is seen of the frames: this purpose's crop, or evaluation's ``crop``-th view. ``face``: its box, or None."""
-        within = augment.face_box(face, frames.shape[1:3], self.data.face_margin)
+        margin = self.data.face_margin if self.preparation is None else self.preparation.margin
+        within = augment.face_box(face, frames.shape[1:3], margin)
         if self.purpose == "evaluate":
             return augment.view_box(within, crop, self.data.crops)
         if self.purpose == "pretrain":
@@ -292,7 +305,9 @@ class ClipDataset:
         labels = None if self.target is None else torch.as_tensor(np.array([self.target(sample.clip) for sample in read]))
         if labels is not None and labels.is_floating_point():
             labels = labels.float()
-        return Batch(None, None, labels, None, [sample.clip.id for sample in read], segments * raw.crops, bad, raw=raw)
+        flags = {sample.clip.id: " ".join(sorted(sample.flags)) for sample in read if sample.flags}
+        clips, views = [sample.clip.id for sample in read], segments * raw.crops
+        return Batch(None, None, labels, None, clips, views, bad, raw=raw, flags=flags)
 
 
 class PretrainDataset(ClipDataset):

@@ -6,12 +6,16 @@ Boxes are (x, y, width, height) in pixels of the frame.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from avfmae.console import console
+
 LARGEST_SIDE = 640  # frames are scaled down to it for detection
+AT_ONCE = 8  # frames that a detector is given together
 LINK = 0.3  # least overlap of two detections of one face
 SMALLEST = 0.08  # of a face, in shares of the frame's shorter side
 
@@ -29,7 +33,7 @@ class Face:
     landmarks: np.ndarray | None = None
 
 
-Detector = Callable[[np.ndarray], list[Face]]  # of an (H, W, 3) uint8 RGB frame
+Detector = Callable[[Sequence[np.ndarray]], list[list[Face]]]  # of (H, W, 3) uint8 RGB frames of one size
 
 
 def iou(a: Sequence[float], b: Sequence[float]) -> float:
@@ -46,7 +50,10 @@ class HaarDetector:
     def __init__(self):
         self.cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
 
-    def __call__(self, frame: np.ndarray) -> list[Face]:
+    def __call__(self, frames: Sequence[np.ndarray]) -> list[list[Face]]:
+        return [self.find(frame) for frame in frames]
+
+    def find(self, frame: np.ndarray) -> list[Face]:
         grey = cv2.equalizeHist(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
         side = max(20, round(SMALLEST * min(grey.shape)))
         options = {"scaleFactor": 1.1, "minNeighbors": 5, "minSize": (side, side), "outputRejectLevels": True}
@@ -65,21 +72,57 @@ class YuNetDetector:
         except cv2.error as error:
             raise ValueError(f"{model}: is no YuNet model that OpenCV reads ({error.err})") from error
 
-    def __call__(self, frame: np.ndarray) -> list[Face]:
+    def __call__(self, frames: Sequence[np.ndarray]) -> list[list[Face]]:
+        return [self.find(frame) for frame in frames]
+
+    def find(self, frame: np.ndarray) -> list[Face]:
         self.net.setInputSize(frame.shape[1::-1])
         found = self.net.detect(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))[1]
         rows = [] if found is None else found
         return [Face(tuple(map(float, row[:4])), float(row[14]), row[4:14].reshape(5, 2)) for row in rows]
 
 
+class MTCNNDetector:
+    """MTCNN (:mod:`avfmae.data.mtcnn`): five landmarks, turned and small faces too; its weights come with a package."""
+
+    def __init__(self, device: str = "cpu"):
+        from avfmae.data.mtcnn import MTCNN
+
+        self.find = MTCNN(SMALLEST, device)
+
+    def __call__(self, frames: Sequence[np.ndarray]) -> list[list[Face]]:
+        return [
+            [Face(tuple(box.tolist()), float(score), marks) for box, score, marks in zip(*found, strict=True)]
+            for found in self.find(frames)
+        ]
+
+
+def chosen_detector(name: str) -> str:
+    """The name, or for ``"auto"`` that of the best detector that is here: ``"mtcnn"``, or ``"haar"``, which it says in a line."""
+    if name != "auto":
+        return name
+    from avfmae.data.mtcnn import is_installed
+
+    if is_installed():
+        return "mtcnn"
+    console.print("faces are found by haar, which loses turned ones; for mtcnn: pip install 'avfmae[faces]'", highlight=False)
+    return "haar"
+
+
 @lru_cache(maxsize=2)
-def make_detector(name: str, model: str | None = None) -> Detector | None:
-    """The detector of a name: ``"haar"``, ``"yunet"`` with its model's path, or ``"precropped"``, which is none."""
+def make_detector(name: str, model: str | None = None, device: str = "cpu") -> Detector | None:
+    """The detector of a name: ``"mtcnn"``, ``"haar"``, ``"yunet"`` with its model's path, or ``"precropped"``, which is none.
+
+    ``device``: where mtcnn runs.
+
+    Raises:
+        RuntimeError, ValueError, FileNotFoundError: what the detector needs is not there.
+    """
     if name == "yunet":
         if model is None:
             raise ValueError("detector: 'yunet' needs its model; give it with --yunet FILE.onnx")
         return YuNetDetector(Path(model))
-    return {"haar": HaarDetector, "precropped": lambda: None}[name]()
+    return {"mtcnn": lambda: MTCNNDetector(device), "haar": HaarDetector, "precropped": lambda: None}[name]()
 
 
 @dataclass
@@ -96,28 +139,37 @@ class Track:
         return tuple(np.median([f.box for f in self.faces.values()], axis=0).tolist())
 
 
+def detect(detector: Detector, frames: Sequence[np.ndarray]) -> list[list[Face]]:
+    """The faces of (H, W, 3) frames of one size, which are scaled down for it to LARGEST_SIDE."""
+    scale = min(1.0, LARGEST_SIDE / max(frames[0].shape[:2]))
+    if scale < 1:
+        frames = [cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for frame in frames]
+    return [
+        [Face(tuple(v / scale for v in f.box), f.score, None if f.landmarks is None else f.landmarks / scale) for f in found]
+        for found in detector(frames)
+    ]
+
+
+def link(tracks: list[Track], number: int, found: Sequence[Face], most: int) -> None:
+    """Adds the faces of a frame to the tracks that they overlap, last seen at most ``most`` frames before; others begin one."""
+    recent = [t for t in tracks if number - max(t.faces) <= most]
+    latest = [t.faces[max(t.faces)].box for t in recent]
+    pairs = [(iou(box, f.box), i, k) for i, box in enumerate(latest) for k, f in enumerate(found)]
+    linked: set[int] = set()
+    for overlap, i, k in sorted(pairs, reverse=True):  # best first; a face and a track are linked once
+        if overlap >= LINK and number not in recent[i].faces and k not in linked:
+            recent[i].faces[number] = found[k]
+            linked.add(k)
+    tracks += [Track({number: face}) for k, face in enumerate(found) if k not in linked]
+
+
 def find_tracks(frames: Iterable[np.ndarray], detector: Detector, every: int) -> list[Track]:
     """All faces of (H, W, 3) frames, looked for in each ``every``-th one and linked by overlap."""
     tracks: list[Track] = []
-    for number, frame in enumerate(frames):
-        if number % every:
-            continue
-        scale = min(1.0, LARGEST_SIDE / max(frame.shape[:2]))
-        if scale < 1:
-            frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        found = [
-            Face(tuple(v / scale for v in f.box), f.score, None if f.landmarks is None else f.landmarks / scale)
-            for f in detector(frame)
-        ]
-        recent = [t for t in tracks if number - max(t.faces) <= 5 * every]
-        latest = [t.faces[max(t.faces)].box for t in recent]
-        pairs = [(iou(box, f.box), i, k) for i, box in enumerate(latest) for k, f in enumerate(found)]
-        linked: set[int] = set()
-        for overlap, i, k in sorted(pairs, reverse=True):  # best first; a face and a track are linked once
-            if overlap >= LINK and number not in recent[i].faces and k not in linked:
-                recent[i].faces[number] = found[k]
-                linked.add(k)
-        tracks += [Track({number: face}) for k, face in enumerate(found) if k not in linked]
+    numbered = ((number, frame) for number, frame in enumerate(frames) if number % every == 0)
+    while some := list(islice(numbered, AT_ONCE)):
+        for (number, _), found in zip(some, detect(detector, [frame for _, frame in some]), strict=True):
+            link(tracks, number, found, 5 * every)
     return tracks
 
 

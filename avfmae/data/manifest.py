@@ -1,9 +1,9 @@
 """The list of clips: a CSV or Parquet file with one row a clip.
 
 Columns: ``path`` (required), ``audio_path`` (sound from another file), ``start`` and ``end`` (seconds into the file),
-``label`` (a class name, or numbers separated by spaces or commas for regression), ``split``, ``subject``, ``dataset``,
-``face_x, face_y, face_w, face_h`` (pixels). Other columns are kept in the file and not read. Relative paths are
-relative to the manifest. The manifest, and clips of prepared sets, may lie at any URL that fsspec opens.
+``label`` (a class name, or numbers separated by spaces or commas for regression), ``split``, ``fold`` (the one that tests the
+clip), ``subject``, ``dataset``, ``face_x, face_y, face_w, face_h`` (pixels). Other columns are kept in the file and not read.
+Relative paths are relative to the manifest. The manifest, and clips of prepared sets, may lie at any URL that fsspec opens.
 
 CSV is UTF-8 with commas, semicolons or tabs. Spaces around values are no part of them; an empty cell and NaN are no value.
 """
@@ -62,7 +62,7 @@ def read_manifest(path: str | os.PathLike) -> ClipTable:
     base, stat = os.path.dirname(path), os.stat(path)
     if stat.st_size < SHARED:
         return ClipTable(pa.Table.from_batches(batches()), base)
-    key = f"2 {os.path.realpath(path)} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+    key = f"3 {os.path.realpath(path)} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
     return ClipTable.cached(key, base, batches)
 
 

@@ -26,7 +26,8 @@ from rich.text import Text
 from avfmae.console import console
 from avfmae.data import faces
 from avfmae.data.clip import Clip
-from avfmae.data.config import SAMPLE_RATE
+from avfmae.data.config import SAMPLE_RATE, Preparation
+from avfmae.data.cropping import find_face
 from avfmae.data.dataset import frame_range
 from avfmae.data.manifest import COLUMNS, FACE, MANIFESTS, read_manifest
 from avfmae.data.shards import TICKS, Sample, encode_sound, encode_video, write_shard
@@ -34,7 +35,7 @@ from avfmae.data.sources import MediaError, Source, find_files, open_clip
 from avfmae.data.sources.prepared import Shard
 from avfmae.data.workers import TaskContext, WorkerFailure, Workers
 from avfmae.extras import need
-from avfmae.files import atomic_write, locked, printable, write_rows
+from avfmae.files import atomic_write, digest, locked, printable, write_rows
 from avfmae.options import PrepareConfig
 
 DRIFT = 0.04  # seconds by which sound and picture may begin or end apart before it is flagged
@@ -60,7 +61,7 @@ def prepare(run: PrepareConfig) -> Path:
     Raises:
         FileNotFoundError, ValueError: the source or a setting is wrong, or the folder holds a set of other settings or clips.
     """
-    clips = find_clips(run.source)
+    clips, run = find_clips(run.source), dataclasses.replace(run, detector=faces.chosen_detector(run.detector))
     if run.detector == "manifest" and (missing := [c.path for c in clips if c.face is None]):
         raise ValueError(f"{run.source}: {len(missing)} clips have no face box ({missing[0]}), which detector 'manifest' takes")
     faces.make_detector("precropped" if run.detector == "manifest" else run.detector, run.yunet and str(run.yunet))
@@ -89,8 +90,14 @@ def _prepare(out: Path, run: PrepareConfig, clips: Sequence[Clip]) -> Path:
                 advance(clip, done[-1])
             aside = [_aside(clip, result) for clip, result in zip(group, done, strict=True) if isinstance(result, Failure)]
             (out / f"{number:06d}.aside.json").write_text(json.dumps(aside, indent=1))
-            write_shard(out / f"{number:06d}.tar", [result for result in done if isinstance(result, Sample)])
+            write_shard(out / f"{number:06d}.tar", [r for r in done if isinstance(r, Sample)], preparation(run))
     return _write_set(out, groups)
+
+
+def preparation(run: PrepareConfig) -> Preparation:
+    """What a model that is trained on the set is told of it."""
+    same = {f.name: getattr(run, f.name) for f in dataclasses.fields(Preparation) if hasattr(run, f.name)}
+    return Preparation(**same | {"yunet": run.yunet and str(run.yunet)})
 
 
 def _is_current(shard: Path, group: Sequence[Clip]) -> bool:
@@ -103,6 +110,8 @@ def _is_current(shard: Path, group: Sequence[Clip]) -> bool:
         ends = stored.index["members"].reshape(-1, 2).sum(1)
         digests = {row["source"]: row["source_sha256"] for row in stored.rows}
         made, size = shard.with_suffix(".index").stat().st_mtime, shard.stat().st_size
+        if (whole := stored.index.get("tar_sha256")) is not None and digest([shard]) != whole.tobytes().hex():
+            return False
     except (MediaError, OSError, ValueError, KeyError, TypeError):
         return False
     if len(stored.rows) + len(aside) != len(group) or size < ends.max(initial=0):
@@ -177,6 +186,10 @@ class _Prepare:
         import cv2
 
         cv2.setNumThreads(1)
+        if self.run.detector == "mtcnn":
+            import torch
+
+            torch.set_num_threads(1)
         return self.handle
 
     def handle(self, clip: Clip, context: TaskContext) -> Sample | Failure:
@@ -242,7 +255,9 @@ def _prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
     apart = np.arange(count) * 2 / TICKS  # of stamps that repeat
     times = np.maximum.accumulate(info.times[low:high] - apart) + apart
     seconds = float(times[-1] - times[0] + 1 / info.fps)
-    face, share, seen, warps = _find(source, clip.face, run, low, high, (height, width))
+    how = preparation(run)
+    found = find_face(source, clip.face, how, low, high, (height, width))
+    face, share, seen, warps = found.box, found.share, found.seen, found.warps(how, count, run.size)
     if face is None and run.detector != "precropped":
         flags.append("no-face")
     elif share < 0.5:
@@ -285,40 +300,6 @@ def _prepare_clip(clip: Clip, run: PrepareConfig) -> Sample | Failure:
         "sound_sha256": wav and hashlib.sha256(wav).hexdigest(),
     }
     return Sample(row, video, wav)
-
-
-def _find(
-    source: Source, box: tuple | None, run: PrepareConfig, low: int, high: int, size: tuple[int, int]
-) -> tuple[tuple | None, float, int, Iterable[np.ndarray]]:
-    """Finds the face in frames ``low`` to ``high``, unless ``box`` gives it.
-
-    Returns:
-        Its box in the source, the share of the searched frames that show it, how many faces are often seen, and for each
-        frame the map from the stored picture to it.
-    """
-    height, width = size
-    count = high - low
-
-    def squares(centred: np.ndarray) -> Iterable[np.ndarray]:
-        return faces.square_warps(centred, size, run.size)
-
-    middle = squares(np.tile([width / 2, height / 2, min(width, height)], (count, 1)))
-    if run.detector == "precropped":
-        return None, 1.0, 0, middle
-    if run.detector == "manifest":
-        given = faces.Track({0: faces.Face(box, 1.0)})
-        return box, 1.0, 1, squares(faces.smooth_squares(given, count, run.margin, False))
-    detector = faces.make_detector(run.detector, run.yunet and str(run.yunet))
-    tracks = faces.find_tracks(source.frames_between(low, high), detector, run.every)
-    looked = -(-count // run.every)
-    track = faces.choose(tracks, run.choose)
-    if track is None or len(track.faces) < max(1, 0.1 * looked):
-        return None, 0.0, 0, middle
-    if any(f.landmarks is not None for f in track.faces.values()):
-        warps = faces.landmark_warps(track, count, run.size, run.margin)
-    else:
-        warps = squares(faces.smooth_squares(track, count, run.margin, run.follow))
-    return track.box(), len(track.faces) / looked, sum(len(t.faces) > 0.3 * looked for t in tracks), warps
 
 
 def cut_sound(source: Source, start: float, seconds: float) -> tuple[np.ndarray | None, float | None, list[str]]:

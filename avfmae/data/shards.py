@@ -15,18 +15,19 @@ import json
 import tarfile
 import wave
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
+from zlib import crc32
 
 import av
 import numpy as np
 from safetensors.numpy import save
 
-from avfmae.data.config import SAMPLE_RATE
+from avfmae.data.config import SAMPLE_RATE, Preparation
 from avfmae.data.sources.bitstream import is_disposable
-from avfmae.data.sources.prepared import DISPOSABLE, KEY, REFERENCE
-from avfmae.files import atomic_write
+from avfmae.data.sources.prepared import DISPOSABLE, KEY, REFERENCE, WAV_HEADER, crcs, index_crc
+from avfmae.files import atomic_write, digest
 
 STRIDE = 4  # frames from one that others depend on to the next
 KEY_INTERVAL = 32  # frames from one at which decoding can begin to the next
@@ -73,8 +74,11 @@ def encode_sound(waveform: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def write_shard(path: Path, samples: Sequence[Sample]) -> None:
-    """Writes the tar file and then its index, each in one step; the index's being there says that both are whole."""
+def write_shard(path: Path, samples: Sequence[Sample], preparation: Preparation | None = None) -> None:
+    """Writes the tar file and then its index, each in one step; the index's being there says that both are whole.
+
+    ``preparation``: how the faces were cut out; None: not known.
+    """
     path, starts = Path(path), []
     with atomic_write(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
@@ -87,12 +91,12 @@ def write_shard(path: Path, samples: Sequence[Sample]) -> None:
                 starts[-1][suffix] = tar.offset + tarfile.BLOCKSIZE
                 tar.addfile(member, io.BytesIO(data))
     with atomic_write(path.with_suffix(".index")) as temporary:
-        temporary.write_bytes(_index(samples, starts))
+        temporary.write_bytes(_index(samples, starts, preparation, digest([path])))
 
 
-def _index(samples: Sequence[Sample], starts: Sequence[dict[str, int]]) -> bytes:
-    """The index of a shard whose members begin at ``starts``; see docs/data.md for its arrays."""
-    packets, columns, members, setup, setups = [0], [], [], [], {}
+def _index(samples: Sequence[Sample], starts: Sequence[dict[str, int]], preparation: Preparation | None, whole: str) -> bytes:
+    """The index of a shard whose members begin at ``starts``; see docs/data.md for its arrays. ``whole``: SHA-256 of the tar."""
+    packets, columns, members, setup, setups, sound = [0], [], [], [], {}, [[]]
     for sample, start in zip(samples, starts, strict=True):
         with av.open(io.BytesIO(sample.video)) as container:
             stream = container.streams.video[0]
@@ -103,17 +107,23 @@ def _index(samples: Sequence[Sample], starts: Sequence[dict[str, int]]) -> bytes
             number[np.argsort(stamps)] = np.arange(len(found))
             seconds = np.sort(stamps) * float(stream.time_base)
             places = np.array([p.pos for p in found]) + start["mp4"]
-            columns.append((places, [p.size for p in found], number, kinds, seconds - seconds[0]))
+            columns.append((places, [p.size for p in found], number, kinds, seconds - seconds[0], [crc32(p) for p in found]))
             extradata = bytes(stream.codec_context.extradata)
         packets.append(packets[-1] + len(found))
         begin = setups.setdefault(extradata, len(b"".join(setups)))
         setup.append((begin, begin + len(extradata)))
         members.append((start["mp4"], len(sample.video), start.get("wav", 0), len(sample.sound or b"")))
-    types = {"offset": np.int64, "size": np.int32, "number": np.int32, "kind": np.uint8, "time": np.float64}
+        sound.append(crcs((sample.sound or b"")[WAV_HEADER:]))
+    types = {"offset": np.int64, "size": np.int32, "number": np.int32, "kind": np.uint8, "time": np.float64, "crc": np.uint32}
     arrays = {
         name: np.concatenate([np.asarray(c[k], dtype) for c in columns]) if columns else np.zeros(0, dtype)
         for k, (name, dtype) in enumerate(types.items())
     }
     arrays |= {"packets": np.array(packets, np.int64), "members": np.array(members, np.int64).reshape(-1, 4)}
     arrays |= {"setup": np.array(setup, np.int64).reshape(-1, 2), "setups": np.frombuffer(b"".join(setups), np.uint8).copy()}
-    return save(arrays, {"clips": json.dumps([s.row for s in samples])})
+    if preparation is not None:  # as an array, since the order of metadata's keys differs from run to run
+        arrays["preparation"] = np.frombuffer(json.dumps(asdict(preparation)).encode(), np.uint8)
+    arrays |= {"sound_crc": np.concatenate(sound).astype(np.uint32), "sound_blocks": np.cumsum([len(s) for s in sound])}
+    arrays["tar_sha256"] = np.frombuffer(bytes.fromhex(whole), np.uint8)
+    clips = json.dumps([s.row for s in samples])
+    return save(arrays | {"index_crc": np.array([index_crc(arrays, clips)], np.uint32)}, {"clips": clips})

@@ -1,9 +1,9 @@
-"""A fine-tuned model on one's own videos: predictions a clip, and metrics where there are labels."""
+"""A fine-tuned model on one's own videos: a prediction for every clip, and metrics of those that have labels."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,77 +13,198 @@ from safetensors import safe_open
 from avfmae.checkpoints import load_released, read_about
 from avfmae.data.batch import Bad
 from avfmae.data.clip import Clip
-from avfmae.data.config import DataConfig
+from avfmae.data.config import DataConfig, Preparation
+from avfmae.data.cropping import seen_by_training, with_a_detector
 from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.manifest import MANIFESTS, read_manifest
 from avfmae.data.preprocess import preprocess
-from avfmae.files import printable, write_rows
+from avfmae.files import atomic_write, printable, write_rows
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.options import EvaluateConfig
 from avfmae.tasks import task_class
 from avfmae.tasks.interface import Task
+from avfmae.training.dist import Processes, processes
+from avfmae.training.precision import compute_dtype
 
 
-def load_finetuned(weights: Path) -> tuple[AVFMAEForFinetuning, Task, DataConfig]:
-    """The model of a fine-tuning's ``weights.safetensors``, its task, and how it reads clips."""
+@dataclass
+class Finetuned:
+    """A fine-tuned model, its task, and how its clips were read, cut to faces and computed with."""
+
+    model: AVFMAEForFinetuning
+    task: Task
+    data: DataConfig
+    preparation: Preparation | None
+    precision: str
+
+
+def load_finetuned(weights: Path) -> Finetuned:
+    """From a fine-tuning's ``weights.safetensors``."""
     about = read_about(weights)
     if "task" not in about:
         raise ValueError(f"{weights}: is not the result of a fine-tuning; it carries no task")
     with safe_open(weights, "pt") as file:
         outputs = len(file.get_tensor("head.bias"))
-    model = AVFMAEForFinetuning(about["config"], outputs, about["task"], about["modalities"])
+    model = AVFMAEForFinetuning(about["config"], outputs, about["task"])
     load_released(model, weights)
-    return model.eval(), task_class(about["task"]).of_weights(about, outputs), DataConfig(**about.get("data", {}))
+    task = task_class(about["task"]).of_weights(about, outputs)
+    data, how = DataConfig(**about.get("data", {})), Preparation.of(about.get("preparation"))
+    return Finetuned(model.eval(), task, data, how, about.get("precision", "float32"))
+
+
+@dataclass
+class Predictions:
+    """What a model says of clips.
+
+    Attributes:
+        outputs: (outputs,) averaged over views, by clip id. bad: clips that cannot be read.
+        flags: what is odd about clips, by clip id.
+    """
+
+    outputs: dict[int, np.ndarray] = field(default_factory=dict)
+    bad: list[Bad] = field(default_factory=list)
+    flags: dict[int, str] = field(default_factory=dict)
+
+    def gathered(self, dist: Processes) -> "Predictions":
+        """Those of all processes."""
+        whole = Predictions()
+        for part in dist.gather(self):
+            whole.outputs |= part.outputs
+            whole.bad += part.bad
+            whole.flags |= part.flags
+        return whole
+
+    def rows(self, task: Task, clips: Sequence[Clip]) -> list[dict]:
+        """A row a clip; of one that cannot be read, ``note`` says why."""
+        notes = self.flags | {b.id: b.reason for b in self.bad}
+        return [
+            {"path": clip.path, "start": clip.start, "end": clip.end, "split": clip.split, "label": clip.label}
+            | (task.prediction(clip, self.outputs[clip.id]) if clip.id in self.outputs else {})
+            | {"note": notes.get(clip.id)}
+            for clip in clips
+        ]
 
 
 @torch.no_grad()
 def predict(
     model: AVFMAEForFinetuning, dataset: ClipDataset, positions: Sequence[int], clips_a_pass: int, device: torch.device
-) -> tuple[dict[int, np.ndarray], list[Bad]]:
-    """Outputs (outputs,) averaged over views, by clip id, and the clips that cannot be read. ``positions``: in the dataset."""
+) -> Predictions:
+    """What the model says of the clips at ``positions`` of the dataset."""
     model.eval()
     batches = [[(0, i) for i in positions[k : k + clips_a_pass]] for k in range(0, len(positions), clips_a_pass)]
-    outputs, bad = {}, []
+    found = Predictions()
     for batch in loader(dataset, batches, min(dataset.data.workers, len(batches))):
-        bad += batch.bad
+        found.bad += batch.bad
+        found.flags |= batch.flags
         if batch.clips:
             batch = preprocess(batch.to(device), model.cfg)
             logits = model(batch.video, batch.audio).logits.float()
             means = logits.unflatten(0, (-1, batch.views)).mean(1).cpu().numpy()
-            outputs |= dict(zip(batch.clips, means, strict=True))
-    return outputs, bad
+            found.outputs |= dict(zip(batch.clips, means, strict=True))
+    return found
 
 
 def evaluate(run: EvaluateConfig) -> list[dict]:
-    """Prints or writes a row a clip; then metrics if every clip has a label that fits the task."""
-    model, task, data = load_finetuned(run.weights)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
-    if len(run.clips) == 1 and run.clips[0].suffix.lower() in MANIFESTS:
-        listed = read_manifest(run.clips[0])
-    else:
-        listed = [Clip(i, str(path)) for i, path in enumerate(run.clips)]
-    data = replace(data, **{name: getattr(run, name) for name in ("segments", "crops", "missing_audio", "workers")})
-    dataset = ClipDataset(listed, model.cfg, data, "evaluate", modalities=model.modalities)
-    outputs, bad = predict(model, dataset, range(len(listed)), 1, device)
-    for b in bad:
-        print(printable(f"cannot read {b.path}: {b.reason}"), file=sys.stderr)
-    if not outputs:
-        raise ValueError(f"none of the {len(listed)} clips can be read")
-    read = [clip for clip in listed if clip.id in outputs]
-    rows = [task.prediction(clip, outputs[clip.id]) for clip in read]
-    with open(run.out, "w", newline="", errors="surrogateescape") if run.out else nullcontext(sys.stdout) as file:
-        write_rows(file, list(rows[0]), rows)
-    if any(c.label is None for c in read):
+    """Prints or writes a row a clip, and prints the metrics of those with labels; processes of torchrun share the clips.
+
+    Returns:
+        The rows; none where this is not the main process.
+    """
+    with processes() as dist:
+        tuned = load_finetuned(run.weights)
+        model, task, clips = tuned.model.to(dist.device), tuned.task, find_clips(run)
+        given = {name: getattr(run, name) for name in ("segments", "crops", "missing_audio", "workers")}
+        data = replace(tuned.data, **{name: value for name, value in given.items() if value is not None})
+        how, words = as_trained(clips, data, tuned.preparation, run)
+        dataset = ClipDataset(clips, model.cfg, data, "evaluate", preparation=how)
+        mine, dtype = range(dist.rank, len(clips), dist.world), compute_dtype(tuned.precision, dist.device)
+        with torch.autocast(dist.device.type, dtype, enabled=dtype != torch.float32):
+            found = predict(model, dataset, mine, 1, dist.device).gathered(dist)
+        if not found.outputs:
+            raise ValueError(f"none of the {len(clips)} clips can be read; the first: {found.bad[0].path}: {found.bad[0].reason}")
+        if not dist.is_main:
+            return []
+        for word in (*words, *(f"cannot read {b.path}: {b.reason}" for b in found.bad)):
+            say(word)
+        rows = found.rows(task, clips)
+        write_predictions(rows, run.out)
+        if any(clip.label is not None for clip in clips):
+            print_metrics(task, clips, found.outputs, run)
         return rows
-    try:
-        for clip in read:
+
+
+def find_clips(run: EvaluateConfig) -> Sequence[Clip]:
+    """The manifest's clips, of the split that is asked for, or the videos.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    if len(run.clips) != 1 or run.clips[0].suffix.lower() not in MANIFESTS:
+        if run.split is not None:
+            raise ValueError(f"split: got {run.split!r}, but the clips are videos; expected a manifest")
+        return [Clip(i, str(path)) for i, path in enumerate(run.clips)]
+    listed = read_manifest(run.clips[0])
+    if run.split is None:
+        return listed
+    if not (found := [clip for clip in listed if clip.split == run.split]):
+        splits = ", ".join(sorted({repr(clip.split) for clip in listed if clip.split})) or "none"
+        raise ValueError(f"split: got {run.split!r}, which no clip of {run.clips[0]} has; its splits are {splits}")
+    return found
+
+
+def as_trained(
+    clips: Sequence[Clip], data: DataConfig, how: Preparation | None, run: EvaluateConfig
+) -> tuple[Preparation | None, list[str]]:
+    """How raw clips are cut to faces, as far as it can be done here, and what the user is told of it."""
+    own, _ = seen_by_training(clips, data)
+    if how is None or not run.find_faces:
+        return None, []
+    if own is not None and own.size is not None:
+        return how, [] if str(own) == str(how) else [f"the clips show {own}; the model was trained on {how}"]
+    how, word = with_a_detector(how, run.yunet and str(run.yunet))
+    return how, [f"raw clips are cut as in training: {how}", *([] if word is None else [word])]
+
+
+def write_predictions(rows: Sequence[dict], path: Path | None) -> None:
+    """Writes a CSV table, or prints it. Columns without a value are left out."""
+    columns = dict.fromkeys(name for row in rows for name, value in row.items() if name == "path" or value is not None)
+    if "note" in columns:
+        columns["note"] = columns.pop("note")  # the last one
+    if path is None:
+        write_rows(sys.stdout, list(columns), rows, others="ignore")
+        return
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        write_rows(file, list(columns), rows, others="ignore")
+
+
+def say(text: str) -> None:
+    print(printable(text), file=sys.stderr)
+
+
+def print_metrics(task: Task, clips: Sequence[Clip], outputs: dict[int, np.ndarray], run: EvaluateConfig) -> None:
+    """Of every split by itself; says which clips are left out."""
+    splits: dict[str | None, list[Clip]] = {}
+    left_out: Counter[str] = Counter()
+    for clip in clips:
+        if clip.label is None:
+            left_out["no label"] += 1
+            continue
+        try:
             task.target(clip)
-    except ValueError:  # labels of another task
-        return rows
-    values = task.metrics(read, np.array([outputs[c.id] for c in read]))
-    print("  ".join(f"{name} {value:.4f}" for name, value in values.items() if isinstance(value, float)), file=sys.stderr)
-    if recall := values.get("recall"):
-        print("recall:  " + "  ".join(f"{c} {v:.4f}" for c, v in recall.items() if v is not None), file=sys.stderr)
-    return rows
+        except ValueError as error:
+            left_out[str(error)] += 1
+            continue
+        if clip.id in outputs:
+            splits.setdefault(clip.split, []).append(clip)
+    for reason, count in left_out.most_common(8):
+        say(f"{count} of {len(clips)} clips are not scored: {reason}")
+    if len(splits) > 1:
+        counts = ", ".join(f"{name or 'none'} ({len(some)} clips)" for name, some in splits.items())
+        say(f"{run.clips[0]} has the splits {counts}; each is scored by itself (--split NAME: one alone)")
+    for name, some in splits.items():
+        values = task.metrics(some, np.array([outputs[clip.id] for clip in some]))
+        title = "" if name is None and len(splits) == 1 else f"{name or 'no split'}: "
+        say(title + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items() if isinstance(value, float)))
+        if recall := values.get("recall"):
+            say("recall:  " + "  ".join(f"{c} {v:.4f}" for c, v in recall.items() if v is not None))

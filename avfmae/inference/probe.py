@@ -21,11 +21,11 @@ FOLDS = 4
 
 
 class Pooled(AVFMAEForFinetuning):
-    """Gives, in place of logits, the mean of each encoder's tokens before the fusion: (B, 2C)."""
+    """Gives, in place of logits, the mean of each encoder's tokens before the fusion: (B, modalities·C)."""
 
     def forward(self, video: Tensor | None = None, audio: Tensor | None = None) -> FinetuningOutput:
-        assert video is not None and audio is not None
-        encoded = self.video_encoder.encode_all(video), self.audio_encoder.encode_all(audio)
+        clips = {"video": video, "audio": audio}
+        encoded = [getattr(self, f"{name}_encoder").encode_all(clips[name]) for name in self.cfg.modalities]
         features = torch.cat([modality.tokens.mean(1) for modality in encoded], dim=-1)
         return FinetuningOutput(features, features)
 
@@ -41,8 +41,8 @@ def linear_probe(
     model = Pooled(cfg, len(classes))
     if weights is not None:
         load_released(model, weights)
-    dataset = ClipDataset(clips, cfg, data, "evaluate", modalities=model.modalities)
-    found, _ = predict(model, dataset, range(len(clips)), 16, torch.device("cpu"))
+    dataset = ClipDataset(clips, cfg, data, "evaluate")
+    found = predict(model, dataset, range(len(clips)), 16, torch.device("cpu")).outputs
     train, test = ([c for c in clips if c.split == split and c.id in found] for split in ("train", "test"))
     x = {c.id: found[c.id].astype(np.float64) for c in train + test}
     people = sorted({str(c.subject) for c in train})

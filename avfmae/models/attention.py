@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import avfmae_kernels as K
 from avfmae.extras import need
+from avfmae_kernels.device import kind
 
 EPS = 1e-6  # every LayerNorm of the family
 
@@ -74,7 +75,7 @@ def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm | None) -> tup
 
 def short(x: Tensor, length: int, heads: int) -> bool:
     """Whether attention of this length is the kernels'; on a GPU longer ones are torch's or flash-attn's."""
-    return not x.is_cuda or K.fits_a_tile(length, x.shape[-1] // heads)
+    return kind(x.device) == "cpu" or K.fits_a_tile(length, x.shape[-1] // heads)
 
 
 class SelfAttention(nn.Module):

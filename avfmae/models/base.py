@@ -7,6 +7,7 @@ from avfmae.models.decoder import Decoder
 from avfmae.models.interfaces import Encoder, Fusion
 from avfmae.models.registry import encoder_class, fusion_class
 
+
 class AudioVisualModel(nn.Module):
     """Encoders, and where there are two a fusion, as ``cfg`` names them."""
 

@@ -15,7 +15,7 @@ from avfmae.models.vit import ViTBlock
 
 
 class Decoder(nn.Module):
-    """A linear layer C→D and positions for fused tokens and skip features; blocks, the last of which read a skip feature each; a linear head."""
+    """A linear layer C→D and positions for fused tokens and skip features; blocks, the last of which read a skip each; a head."""
 
     positions: Tensor
 

@@ -22,12 +22,12 @@ class FinetuningOutput:
 class AVFMAEForFinetuning(AudioVisualModel):
     """Every member of the family with a linear head on pooled tokens: encoders, where there are two a fusion, LayerNorm, linear.
 
-    What is pooled goes by the fusion. The mean of each modality's fused tokens; HiCMAE puts each modality's own feature before them,
-    Σ_l softmax(w)_l of its encoder's blocks. Of one modality: that feature (HiCMAE), or the mean of the encoder's tokens, which a
-    video-only member (fusion ``"none"``) leaves without the encoder's norm, as published.
+    What is pooled goes by the fusion. The mean of each modality's fused tokens; HiCMAE puts each modality's own feature before
+    them, Σ_l softmax(w)_l of its encoder's blocks. Of one modality: that feature (HiCMAE), or the mean of the encoder's tokens,
+    which a video-only member (fusion ``"none"``) leaves without the encoder's norm, as published.
 
     Args:
-        cfg: names modalities, encoder and fusion. One modality of a member that has two is ``cfg.replace(modalities=("video",))``.
+        cfg: names modalities, encoder and fusion. ``cfg.replace(modalities=("video",))`` is one modality of a member with two.
         num_outputs: classes, or regression targets.
         task: what the outputs are for; it is written into the weights' metadata, and the computation is the same for all.
     """

@@ -15,6 +15,7 @@ from avfmae.models.attention import MLP, CrossAttention, DropsBranches, SelfAtte
 from avfmae.models.embed import PatchEmbed
 from avfmae.models.interfaces import Encoder, Features
 from avfmae.models.recompute import run
+from avfmae_kernels.device import kind
 
 
 class LGIBlock(DropsBranches):
@@ -129,7 +130,7 @@ class LGIEncoder(Encoder):
         """
         if self.region_mode == "exact":
             region = self.region_of[visible]
-            if visible.device.type == "cpu" and not torch.compiler.is_compiling():
+            if kind(visible.device) == "cpu" and not torch.compiler.is_compiling():
                 self._check_balanced(region)
             return visible.gather(1, region.argsort(dim=1, stable=True))
         if not self.is_video:

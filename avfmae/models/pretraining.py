@@ -42,7 +42,7 @@ class Encoded:
 
 
 class AVFMAEForPretraining(AudioVisualModel):
-    """Every member of the family with its decoders: AVF-MAE++, HiCMAE, MAE-DFER, SVFAP, and what lies between, as ``cfg`` says."""
+    """Every member of the family with its decoders: AVF-MAE++, HiCMAE, MAE-DFER, SVFAP and what lies between, as ``cfg`` says."""
 
     def __init__(self, cfg: ModelConfig):
         if len(cfg.modalities) == 1 and cfg.fusion != "none":

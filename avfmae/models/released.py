@@ -36,7 +36,7 @@ def released_names(model: nn.Module, name: str) -> list[str]:
 
 
 def _part_rules(cfg: ModelConfig, finetuning: bool) -> Iterable[NameRule]:
-    """PARTS, but for HiCMAE's layer weights, which have our names, and for a fine-tuned video-only model, which is its encoder."""
+    """PARTS, but for HiCMAE's layer weights, which have our names, and a fine-tuned video-only model, which is its encoder."""
     if finetuning and cfg.fusion == "none" and len(cfg.modalities) == 1:
         return ((r"^(?:video|audio)_encoder\.", ""), *PARTS)
     return PARTS[1:] if cfg.fusion == "cross" else PARTS

@@ -3,7 +3,7 @@
 The first stage is a plain ViT. Each later one halves the time steps, gathers every step's tokens in a few bottleneck tokens, lets
 these read the step's tokens block by block, and in its last block spreads them over the tokens again.
 
-Shapes: B batch, T time steps, P tokens a step (all positions, or the visible ones of a tube), K bottleneck tokens a step, C width.
+Shapes: B batch, T time steps, P tokens a step (all positions, or a tube's visible ones), K bottleneck tokens a step, C width.
 """
 
 import torch
@@ -61,12 +61,16 @@ class TPSBTEncoder(Encoder):
         super().__init__()
         if cfg.modalities != ("video",) or cfg.fusion != "none":
             what = "modalities" if cfg.modalities != ("video",) else "fusion"
-            raise ValueError(f"encoder: got 'tpsbt' with {what}={getattr(cfg, what)!r}, expected modalities=('video',), fusion='none'")
+            raise ValueError(
+                f"encoder: got 'tpsbt' with {what}={getattr(cfg, what)!r}, expected modalities=('video',), fusion='none'"
+            )
         if cfg.skip_blocks:
             raise ValueError(f"skip_blocks: got {cfg.skip_blocks}, expected () with encoder='tpsbt'")
         later = len(cfg.stages) - 1
         if later < 0 or m.grid[0] % STRIDE**later:
-            raise ValueError(f"stages: got {cfg.stages} with encoder='tpsbt' and {m.grid[0]} time steps, which each but the first halves")
+            raise ValueError(
+                f"stages: got {cfg.stages} with encoder='tpsbt' and {m.grid[0]} time steps, which each but the first halves"
+            )
         self.stages, self.recompute, self.unmasked_context = cfg.stages, cfg.recompute, cfg.unmasked_context
         self.embed = PatchEmbed(m, cfg.width)
         rates = torch.linspace(0, cfg.drop_path, cfg.depth, device="cpu").tolist()
@@ -80,8 +84,8 @@ class TPSBTEncoder(Encoder):
     def pyramid(self, x: Tensor, everything: Tensor | None = None) -> list[Tensor]:
         """Tokens (B, T·P, C) -> each stage's output (B, T/2^k, P, C). ``everything``: what the released defect reads."""
         blocks, outputs = iter(self.blocks), []
-        x, branch = x, None
-        for _ in range(self.stages[0]):
+        x, branch = run(next(blocks), x, None, recompute=self.recompute)
+        for _ in range(self.stages[0] - 1):
             x, branch = run(next(blocks), x, branch, recompute=self.recompute)
         outputs.append((x + branch).unflatten(1, (self.embed.m.grid[0], -1)))
         for depth, temporal, spatial in zip(self.stages[1:], self.temporal, self.spatial, strict=True):

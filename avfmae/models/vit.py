@@ -36,11 +36,11 @@ class ViTBlock(DropsBranches):
     ) -> tuple[Tensor, Tensor]:
         """x, branch (B, N, C), context (B, M, C) -> x, branch; (B, last, C) when only the last tokens are read afterwards."""
         if context is not None:
-            x, branch = self.cross_attn(x, branch, self.cross_norm, context, self.context_norm)
-            branch = self.dropped(branch)
-        x, branch = self.attn(x, branch, self.attn_norm, last)
-        x, branch = self.mlp(x, self.dropped(branch), self.mlp_norm)
-        return x, self.dropped(branch)
+            x, read = self.cross_attn(x, branch, self.cross_norm, context, self.context_norm)
+            branch = self.dropped(read)
+        x, attended = self.attn(x, branch, self.attn_norm, last)
+        x, fed = self.mlp(x, self.dropped(attended), self.mlp_norm)
+        return x, self.dropped(fed)
 
 
 class ViTEncoder(Encoder):

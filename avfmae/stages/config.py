@@ -24,12 +24,15 @@ class SupervisedConfig(RunConfig):
     """What PSI and fine-tuning share. By default, the preset's model gets ``drop_path`` 0.1.
 
     Attributes:
-        modalities: both, or one of them.
         label_smoothing: share of the target that is spread over all classes.
         mixup: Beta parameter of blending clips; 0: off.
         cutmix: Beta parameter of pasting clips into each other; 0: off.
         switch: share of batches that get cutmix rather than mixup.
         class_balanced: draw clips so that every class comes equally often; for tasks with classes.
+        freeze: ``encoders`` stay as they were loaded, or ``all`` but the head does: linear probing.
+        lora: rank of the updates that encoders and fusion learn in place of their weights; 0: they learn their weights. Written
+            weights have the updates added.
+        lora_alpha: updates are scaled by this over the rank.
         eval_epochs: evaluate every so many epochs, and after the last.
         freeze_batch_norm: normalise by the same statistics in training as in evaluation: by those that were loaded, if a
             supervised stage learnt them, else by those of the training clips before the first step. The released recipe
@@ -39,12 +42,14 @@ class SupervisedConfig(RunConfig):
 
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(
         lr=1e-3, min_lr=1e-6, warmup_lr=1e-6, betas=(0.9, 0.999), layer_decay=0.75, total_batch=160))  # fmt: skip
-    modalities: tuple[Literal["video", "audio"], ...] = ("video", "audio")
     label_smoothing: float = 0.1
     mixup: float = 0.8
     cutmix: float = 1.0
     switch: float = 0.5
     class_balanced: bool = False
+    freeze: Literal["none", "encoders", "all"] = "none"
+    lora: int = 0
+    lora_alpha: float = 16.0
     eval_epochs: int = 1
     freeze_batch_norm: bool = True
 
@@ -66,7 +71,7 @@ class HeldOut:
 
     manifest: Path | None = None
     split: str = "test"
-    folds: int | Literal["loso"] | None = None
+    folds: int | Literal["loso", "given"] | None = None
     fold: int = 0
     on_leak: Literal["refuse", "exclude"] = "refuse"
 
@@ -77,11 +82,15 @@ class PSIConfig(SupervisedConfig):
 
     Attributes:
         manifests: the labelled sets.
-        label_map: TOML: ``classes`` and, by data set, ``[map.NAME] source = "hybrid"``; unset: the recipes' label_map.toml.
+        label_map: TOML: ``classes``; by data set, ``[map.NAME] source = "hybrid"``, and label smoothing in ``[smoothing]``. A
+            file, or one of the recipes': label_map.toml (13 emotions, the default) or label_map_micro.toml (3 classes of
+            micro-expressions).
+        temperature: a set of n clips is drawn as often as n to this power says; 1: as it is, 0: all sets equally often.
     """
 
     manifests: tuple[Path, ...] = ()
     label_map: Path | None = None
+    temperature: float = 1.0
     held_out: HeldOut = field(default_factory=HeldOut)
 
 
@@ -91,9 +100,12 @@ class FinetuneConfig(SupervisedConfig):
 
     Attributes:
         manifest: the clips, with labels; its split column holds train, test and perhaps val, unless ``folds`` is given.
-        task: ``classification``, ``regression``, or another task that is registered.
-        classes: for classification, the class names in index order; empty: those that occur, sorted.
-        folds: cut the clips into this many folds, by subject where there are subjects; ``loso``: one a subject.
+        task: ``classification``, ``regression``; ``soft``, of labels such as ``anger 0.7, fear 0.3``; ``multilabel``, such as
+            ``anger+fear``; or another task that is registered.
+        classes: for classification, the class names in index order; empty: those that occur, sorted. For regression, the names
+            of the dimensions.
+        folds: cut the clips into this many folds, by subject where there are subjects; ``loso``: one a subject; ``given``: the
+            manifest's fold column says which fold tests a clip.
         only_fold: run one of them alone.
         val_share: of the training subjects (or clips) held out for choosing the epoch, where no split is called val.
         select: the metric that chooses epochs.
@@ -102,7 +114,7 @@ class FinetuneConfig(SupervisedConfig):
     manifest: Path | None = None
     task: str = "classification"
     classes: tuple[str, ...] = ()
-    folds: int | Literal["loso"] | None = None
+    folds: int | Literal["loso", "given"] | None = None
     only_fold: int | None = None
     val_share: float = 0.1
     select: str | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from avfmae.checkpoints import load_released, save_weights
+from avfmae.checkpoints import load_released
 from avfmae.checkpoints.state import checkpoints
 from avfmae.console import console
 from avfmae.data.batch import Batch
@@ -21,10 +21,12 @@ from avfmae.data.quarantine import Quarantine
 from avfmae.files import atomic_write
 from avfmae.inference import evaluate as evaluation
 from avfmae.models.finetuning import AVFMAEForFinetuning
+from avfmae.models.lora import add_low_rank, freeze
 from avfmae.stages import batch_statistics
 from avfmae.stages.config import FinetuneConfig, SupervisedConfig
+from avfmae.stages.crops import how_clips_were_read, preparation_of_run
 from avfmae.stages.splits import Split, make_splits
-from avfmae.tasks import make_task
+from avfmae.tasks import make_task, predictions
 from avfmae.tasks.interface import Task
 from avfmae.tasks.mixing import mix
 from avfmae.tasks.results import chosen_epochs, summarise
@@ -40,27 +42,38 @@ class SupervisedStage:
         task: what is learnt.
         split: the clips; ``val`` and ``test`` may be empty.
         title: for the progress bar.
+        weights: how often each training clip is drawn; None: as ``class_balanced`` says.
     """
 
-    def __init__(self, run: SupervisedConfig, dist: Processes, task: Task, split: Split, title: str):
+    def __init__(
+        self, run: SupervisedConfig, dist: Processes, task: Task, split: Split, title: str, weights: list[float] | None = None
+    ):
         self.run, self.dist, self.task, self.split = run, dist, task, split
+        self.how = preparation_of_run(run, split.train)
         torch.manual_seed(run.seed)
-        self.model = AVFMAEForFinetuning(run.model, task.outputs, task.name, run.modalities)
+        self.model = AVFMAEForFinetuning(run.model, task.outputs, task.name)
         supervised = False  # whether a supervised stage has trained these weights
         if run.init is not None:
             report = load_released(self.model, run.init)
             supervised = "head.weight" not in report.missing
             console.print(str(report), highlight=False)
+        freeze(self.model, run.freeze)
+        if run.lora:
+            add_low_rank(self.model, run.lora, run.lora_alpha)
         self.model.to(dist.device)
         norms = batch_statistics.batch_norms(self.model)
         if norms and run.freeze_batch_norm and not supervised and not checkpoints(Path(run.out) / "checkpoints"):
             self.measure()
         for norm in norms:
             norm.frozen = run.freeze_batch_norm
-        weights = task.sampling_weights(split.train) if run.class_balanced else None
+        if run.class_balanced:
+            if weights is not None:
+                raise ValueError("class_balanced: got True beside a temperature of the sets, expected one of the two")
+            weights = task.sampling_weights(split.train)
         self.trainer = Trainer(
             run, dist, title, self.model, self.dataset(split.train, "train"), task.loss, self.evaluate, weights, self.prepare,
             {"held-out": split.val, "test": split.test}, task.about(),
+            {"task": task.name, **task.about(), **how_clips_were_read(run, self.how)},
         )  # fmt: skip
         evaluated = len(split.val) + len(split.test)
         resumed = self.trainer.state.step > 0
@@ -77,19 +90,9 @@ class SupervisedStage:
         read = (batch.to(self.dist.device) for batch in loader(dataset, items, 0) if batch.clips)
         batch_statistics.measure_batch_norm(self.model, (preprocess(batch, self.model.cfg) for batch in read))
 
-    def save(self) -> None:
-        """Writes the weights again, with all that using them needs to know."""
-        save_weights(
-            self.model,
-            Path(self.run.out) / "weights.safetensors",
-            task=self.task.name,
-            **self.task.about(),
-            modalities=self.run.modalities,
-            data=dataclasses.asdict(self.run.data),
-        )
-
     def dataset(self, clips: Sequence[Clip], purpose: str) -> ClipDataset:
-        return ClipDataset(clips, self.model.cfg, self.run.data, purpose, self.run.seed, self.task.target, self.run.modalities)
+        run = self.run
+        return ClipDataset(clips, self.model.cfg, run.data, purpose, run.seed, self.task.target, preparation=self.how)
 
     def prepare(self, batch: Batch, number: int) -> Batch:
         """Crops, colours and mixes the clips; ``labels`` become the task's targets."""
@@ -99,35 +102,40 @@ class SupervisedStage:
         batch, targets = mix(batch, targets, rng, run.mixup, run.cutmix, run.switch)
         return dataclasses.replace(batch, labels=targets)
 
-    def predict(self, clips: Sequence[Clip]) -> tuple[list[Clip], np.ndarray]:
-        """The readable clips, and their outputs (n, outputs) averaged over views; the work is shared out over processes."""
+    def predict(self, clips: Sequence[Clip]) -> evaluation.Predictions:
+        """The clips' outputs, averaged over views; the work is shared out over processes."""
         run = self.run
         per_pass = self.trainer.sampler.micro_batch // (run.data.segments * run.data.crops)
         mine = range(self.dist.rank, len(clips), self.dist.world)
         with self.trainer.step.autocast():
-            found, failed = evaluation.predict(
-                self.model, self.dataset(clips, "evaluate"), mine, max(1, per_pass), self.dist.device
-            )
-        outputs: dict[int, np.ndarray] = {}
-        for part, bad in self.dist.gather((found, failed)):
-            outputs |= part
-            self.bad.add(bad)
-        readable = [c for c in clips if c.id in outputs]
-        return readable, np.array([outputs[c.id] for c in readable]).reshape(len(readable), self.task.outputs)
+            found = evaluation.predict(self.model, self.dataset(clips, "evaluate"), mine, max(1, per_pass), self.dist.device)
+        found = found.gathered(self.dist)
+        self.bad.add(found.bad)
+        return found
 
-    def score(self, clips: Sequence[Clip]) -> dict:
+    def score(self, clips: Sequence[Clip], found: evaluation.Predictions) -> dict:
         """The task's metrics of the clips."""
-        clips, outputs = self.predict(clips)
-        if not clips:
+        readable = [c for c in clips if c.id in found.outputs]
+        if not readable:
             raise RuntimeError(f"none of the evaluation clips is readable; see {self.bad.path}")
-        return self.task.metrics(clips, outputs)
+        return self.task.metrics(readable, np.array([found.outputs[c.id] for c in readable]))
 
     def evaluate(self, epoch: int) -> dict | None:
+        """Metrics of the held-out and the test clips; of the last epoch, ``predictions.csv`` is written too."""
         last = epoch + 1 == self.run.optim.epochs
         if (epoch + 1) % self.run.eval_epochs and not last:
             return None
-        parts = {"val": self.split.val, "test": self.split.test}
-        return {name: self.score(clips) for name, clips in parts.items() if clips} or None
+        metrics, rows = {}, []
+        for name, clips in (("val", self.split.val), ("test", self.split.test)):
+            if clips:
+                found = self.predict(clips)
+                metrics[name] = self.score(clips, found)
+                rows += found.rows(self.task, [dataclasses.replace(clip, split=name) for clip in clips])
+                if name == "test" and self.dist.is_main:
+                    predictions.keep(Path(self.run.out) / "predictions", epoch, found.outputs)
+        if last and rows and self.dist.is_main:
+            evaluation.write_predictions(rows, Path(self.run.out) / "predictions.csv")
+        return metrics or None
 
 
 def labelled(clips: Sequence[Clip], source: object) -> list[Clip]:
@@ -159,7 +167,7 @@ def finetune(run: FinetuneConfig) -> dict:
                 return {}  # stopped early by request
             folds[split.name] = chosen_epochs(task, history, select)
             if dist.is_main:
-                stage.save()
+                predictions.write(task, out / "predictions", split.test, split.name, folds[split.name])
         results = {"task": task.name, **task.about(), "select": select, "folds": folds, "summary": summarise(task, folds)}
         if dist.is_main:
             with atomic_write(Path(run.out) / "results.json") as temporary:

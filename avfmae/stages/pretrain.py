@@ -11,6 +11,7 @@ from avfmae.data.manifest import read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.stages.config import PretrainConfig
+from avfmae.stages.crops import how_clips_were_read, preparation_of_run
 from avfmae.tasks.reconstruction import pretraining_loss
 from avfmae.training.dist import processes
 from avfmae.training.trainer import Trainer
@@ -27,9 +28,11 @@ def pretrain(run: PretrainConfig) -> Path:
         if run.init is not None:
             console.print(str(load_released(model, run.init)), highlight=False)
         model.to(dist.device)
-        dataset = PretrainDataset(clips, run.model, run.data, "pretrain", run.seed)
+        how = preparation_of_run(run, clips)
+        dataset = PretrainDataset(clips, run.model, run.data, "pretrain", run.seed, preparation=how)
         trainer = Trainer(run, dist, f"pre-training {run.preset}", model, dataset, pretraining_loss,
-                          prepare=lambda batch, number: preprocess(batch, run.model, fused=True))  # fmt: skip
+                          prepare=lambda batch, number: preprocess(batch, run.model, fused=True),
+                          about=how_clips_were_read(run, how))  # fmt: skip
         trainer.fit()
         if dist.is_main:
             from avfmae.viz.pages import stage_report

@@ -5,20 +5,23 @@ subjects that the target's evaluation holds out, so it is told what these are, a
 """
 
 import json
-import os
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from avfmae.console import console
 from avfmae.data.clip import Clip
 from avfmae.data.manifest import read_manifest
-from avfmae.data.sources import open_clip
 from avfmae.recipes import recipe_folder
 from avfmae.stages.config import HeldOut, PSIConfig
 from avfmae.stages.finetune import SupervisedStage, labelled
+from avfmae.stages.leaks import refuse_leaks
 from avfmae.stages.splits import Split, fold_of
 from avfmae.tasks.classification import Classification
 from avfmae.tasks.results import summarise
@@ -27,14 +30,23 @@ from avfmae.training.dist import processes
 
 @dataclass(frozen=True)
 class LabelMap:
-    """``classes``: the hybrid labels in index order; ``sources``: data set name -> {its label: hybrid label}."""
+    """Labels of several data sets in one space.
+
+    Attributes:
+        classes: the hybrid labels in index order.
+        sources: data set name -> {its label: hybrid label}.
+        smoothing: data set name -> its label smoothing, where it is not the run's.
+    """
 
     classes: tuple[str, ...]
     sources: dict[str, dict[str, str]]
+    smoothing: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> "LabelMap":
-        """From TOML: ``classes = [...]`` and ``[map.NAME]`` tables; an empty hybrid label leaves that source label out.
+        """From TOML: ``classes = [...]``, ``[map.NAME]`` tables and perhaps ``[smoothing] NAME = 0.2``.
+
+        An empty hybrid label leaves that source label out.
 
         Raises:
             FileNotFoundError, ValueError: with file and key.
@@ -45,8 +57,8 @@ class LabelMap:
             table = tomllib.loads(path.read_text())
         except tomllib.TOMLDecodeError as error:
             raise ValueError(f"{path}: is no TOML ({error})") from error
-        if unknown := sorted(set(table) - {"classes", "map"}):
-            raise ValueError(f"{path}: unknown key {unknown[0]!r}; known are classes, map")
+        if unknown := sorted(set(table) - {"classes", "map", "smoothing"}):
+            raise ValueError(f"{path}: unknown key {unknown[0]!r}; known are classes, map, smoothing")
         classes, sources = tuple(table.get("classes", ())), table.get("map", {})
         if not classes or not sources:
             raise ValueError(f"{path}: needs 'classes' and at least one [map.NAME]")
@@ -56,32 +68,59 @@ class LabelMap:
                     raise ValueError(
                         f"{path}: [map.{name}] {label} = {hybrid!r}, which is none of the classes {', '.join(classes)}"
                     )
-        return cls(classes, sources)
+        smoothing = table.get("smoothing", {})
+        for name, rate in smoothing.items():
+            if name not in sources or not isinstance(rate, int | float) or not 0 <= rate < 1:
+                raise ValueError(
+                    f"{path}: [smoothing] {name} = {rate!r}, expected a share below 1 of a data set that has a [map]"
+                )
+        return cls(classes, sources, smoothing)
 
-    def hybrid(self, clip: Clip, manifest: Path) -> str | None:
-        """The hybrid label of a clip, or None where the map leaves it out."""
-        name = clip.dataset or manifest.stem
-        if name not in self.sources:
+    def hybrid(self, clip: Clip, manifest: Path) -> tuple[str | None, str]:
+        """The hybrid label of a clip, or None where the map leaves it out; and its source (crema-d and CREMA_D are the same)."""
+        name, known = clip.dataset or manifest.stem, {_plain(source): source for source in self.sources}
+        if (source := known.get(_plain(name))) is None:
             raise ValueError(
                 f"{manifest}, row {clip.id + 1}: data set {name!r} has no [map.{name}]; there are {', '.join(self.sources)}"
             )
-        labels = self.sources[name]
+        labels = self.sources[source]
         if clip.label not in labels:
             raise ValueError(
-                f"{manifest}, row {clip.id + 1}: label {clip.label!r} is not in [map.{name}], which has {', '.join(labels)}"
+                f"{manifest}, row {clip.id + 1}: label {clip.label!r} is not in [map.{source}], which has {', '.join(labels)}"
             )
-        return labels[clip.label] or None
+        return labels[clip.label] or None, source
 
 
-def merge(manifests: Sequence[Path], label_map: LabelMap) -> list[Clip]:
-    """All sources' labelled clips with hybrid labels, numbered anew."""
-    merged = []
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def merge(manifests: Sequence[Path], label_map: LabelMap) -> tuple[list[Clip], dict[int, str]]:
+    """All sources' labelled clips with hybrid labels, numbered anew, and each one's source."""
+    merged, sources = [], {}
     for manifest in manifests:
         for clip in labelled(read_manifest(manifest), manifest):
-            hybrid = label_map.hybrid(clip, Path(manifest))
+            hybrid, source = label_map.hybrid(clip, Path(manifest))
             if hybrid is not None:
+                sources[len(merged)] = source
                 merged.append(replace(clip, id=len(merged), label=hybrid))
-    return merged
+    return merged, sources
+
+
+@dataclass(frozen=True)
+class Hybrid(Classification):
+    """Classification with a label smoothing of its own for some data sets. ``rates``: (data set, share)."""
+
+    rates: tuple[tuple[str, float], ...] = ()
+
+    def target(self, clip: Clip) -> list[float]:
+        """The class, and the clip's smoothing, or -1 for the run's."""
+        return [self.number(clip), dict(self.rates).get(clip.dataset or "", -1.0)]
+
+    def targets(self, labels: Tensor, smoothing: float) -> Tensor:
+        """(B, 2) of :meth:`target` -> (B, classes) shares."""
+        rate = torch.where(labels[:, 1:] < 0, smoothing, labels[:, 1:]).float()
+        return F.one_hot(labels[:, 0].long(), self.outputs) * (1 - rate) + rate / self.outputs
 
 
 def held_out_clips(held: HeldOut) -> list[Clip]:
@@ -98,77 +137,34 @@ def held_out_clips(held: HeldOut) -> list[Clip]:
     return found
 
 
-@cache
-def _digest(path: str) -> str | None:
-    return open_clip(path).digest()
-
-
-def leaks(clips: Sequence[Clip], held: Sequence[Clip]) -> dict[int, str]:
-    """Which clips the target holds out: clip id -> why. By path, by content (a copy under another name), or by subject.
-
-    A subject is the same where its name is, unless both clips name their data sets and these differ.
-    """
-    paths = {os.path.realpath(c.path) for c in held}
-    # Files of different sizes are not copies. Where a size is not known (of prepared clips), files are compared by digest alone.
-    sizes_known = all(open_clip(c.path).size_hint() is not None for c in (*held, *clips))
-
-    def size(clip: Clip) -> int | None:
-        return open_clip(clip.path).size_hint() if sizes_known else None
-
-    same_size: dict[int | None, list[str]] = {}  # the held-out paths
-    for c in held:
-        same_size.setdefault(size(c), []).append(c.path)
-    digests_of = cache(lambda size: {_digest(path) for path in same_size.get(size, ())} - {None})
-    datasets: dict[str, set[str | None]] = {}  # of every held-out subject
-    for c in held:
-        if c.subject is not None:
-            datasets.setdefault(c.subject, set()).add(c.dataset)
-    found = {}
-    for c in clips:
-        if os.path.realpath(c.path) in paths:
-            found[c.id] = f"{c.path} is a held-out clip"
-        elif (sets := datasets.get(c.subject)) and (c.dataset is None or sets & {None, c.dataset}):
-            found[c.id] = f"{c.path}: subject {c.subject} is held out"
-        elif (held_out := digests_of(size(c))) and _digest(c.path) in held_out:
-            found[c.id] = f"{c.path} is a copy of a held-out clip, or made of its file"
-    return found
-
-
-def refuse_leaks(clips: list[Clip], held: HeldOut) -> list[Clip]:
-    """The clips without those that the target holds out.
-
-    Raises:
-        ValueError: there are such clips and ``on_leak`` is ``refuse``; lists them.
-    """
-    found = leaks(clips, held_out_clips(held))
-    if found and held.on_leak == "refuse":
-        shown = "\n  ".join(list(found.values())[:5])
-        raise ValueError(
-            f"held_out: {len(found)} of {len(clips)} clips belong to the target's evaluation (on_leak = 'exclude' leaves "
-            f"them out):\n  {shown}"
-        )
-    if found:
-        console.print(f"held_out: {len(found)} clips of the target's evaluation are left out", highlight=False)
-    return [c for c in clips if c.id not in found]
+def balance(clips: Sequence[Clip], sources: dict[int, str], temperature: float) -> list[float]:
+    """Sampling weights of the clips with which a source of n clips comes as often as n^temperature says."""
+    counts = Counter(sources[c.id] for c in clips)
+    return [counts[sources[c.id]] ** (temperature - 1) for c in clips]
 
 
 def psi(run: PSIConfig) -> Path:
     """Runs or continues the stage. Returns the weights, ``out/weights.safetensors``."""
     if not run.manifests:
         raise ValueError("manifests: none is set")
-    label_map = LabelMap.read(Path(run.label_map or recipe_folder() / "label_map.toml"))
-    clips = refuse_leaks(merge(run.manifests, label_map), run.held_out)
+    path = Path(run.label_map or "label_map.toml")
+    label_map = LabelMap.read(path if path.is_file() else recipe_folder() / path)
+    merged, sources = merge(run.manifests, label_map)
+    clips = refuse_leaks(merged, held_out_clips(run.held_out), run.held_out.on_leak)
+    if label_map.smoothing:
+        clips = [replace(c, dataset=sources[c.id]) for c in clips]
     split = Split("hybrid", [c for c in clips if c.split not in ("val", "test")], [c for c in clips if c.split == "val"], [])
     if not split.train:
         raise ValueError("manifests: no clip is left to train on")
     if run.held_out.manifest is None:
         console.print("held_out is not set: nothing keeps the target's test clips out of this stage", style="yellow")
     with processes() as dist:
-        task = Classification(label_map.classes)
-        stage = SupervisedStage(run, dist, task, split, f"PSI {run.preset}")
+        rates = tuple(label_map.smoothing.items())
+        task = Hybrid(label_map.classes, rates) if rates else Classification(label_map.classes)
+        weights = None if run.temperature == 1 else balance(split.train, sources, run.temperature)
+        stage = SupervisedStage(run, dist, task, split, f"PSI {run.preset}", weights)
         history = stage.trainer.fit()
         if dist.is_main and stage.trainer.state.step == stage.trainer.steps:
-            stage.save()
             (Path(run.out) / "classes.json").write_text(json.dumps(label_map.classes))
             results = None
             if split.val:

@@ -39,8 +39,13 @@ def fold_of(clips: Sequence[Clip], folds: int | str) -> dict[int, int]:
     """Clip id -> fold. Subjects in sorted order are cut into runs, of clips without a subject each recording is its own.
 
     The runs are those of the published folds of CREMA-D (91 actors: 18, 18, 18, 18, 19) and RAVDESS. ``"loso"``: one subject a
-    fold.
+    fold. ``"given"``: the manifest's fold column.
     """
+    if folds == "given":
+        if bare := [c.path for c in clips if c.fold is None]:
+            raise ValueError(f"folds: 'given' needs a fold for every clip; {len(bare)} have none ({bare[0]})")
+        names = sorted({c.fold or "" for c in clips}, key=lambda name: (len(name), name))
+        return {c.id: names.index(c.fold or "") for c in clips}
     of = units(clips)
     subjects = sorted(set(of.values()), key=lambda s: (len(s), s))
     if folds == "loso":

@@ -6,11 +6,12 @@ To add one, write its file and a line here; code outside this package assigns ``
 from collections.abc import Sequence
 
 from avfmae.data.clip import Clip
+from avfmae.tasks.blended import MultiLabel, Soft
 from avfmae.tasks.classification import Classification
 from avfmae.tasks.interface import Task
 from avfmae.tasks.regression import Regression
 
-TASKS: dict[str, type[Task]] = {"classification": Classification, "regression": Regression}
+TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (Classification, Regression, Soft, MultiLabel)}
 
 
 def task_class(name: str) -> type[Task]:

@@ -43,7 +43,11 @@ class Classification(Task):
     def about(self) -> dict:
         return {"classes": self.classes}
 
-    def target(self, clip: Clip) -> int:
+    def target(self, clip: Clip) -> int | list[float]:
+        return self.number(clip)
+
+    def number(self, clip: Clip) -> int:
+        """The clip's class. ValueError: it is none of the classes."""
         if clip.label not in self.classes:
             raise ValueError(f"label {clip.label!r} is none of the classes {', '.join(self.classes)}")
         return self.classes.index(clip.label)
@@ -64,7 +68,7 @@ class Classification(Task):
 
     def metrics(self, clips: Sequence[Clip], outputs: np.ndarray) -> dict:
         """UAR, WAR, WF1, UF1; ``recall`` by class (None: no clip has it); ``confusion``, rows truth, columns prediction."""
-        truth = np.array([self.target(c) for c in clips])
+        truth = np.array([self.number(c) for c in clips])
         return self.of_confusion(metrics.confusion_matrix(truth, outputs.argmax(1), self.outputs))
 
     def of_confusion(self, confusion: np.ndarray) -> dict:

@@ -22,8 +22,12 @@ class Task:
     name: ClassVar[str]  # as registered
     outputs: int  # of the model: O
     select: ClassVar[str]  # the metric that chooses epochs where the user names none
-    lower_is_better: ClassVar[frozenset[str]] = frozenset()  # the metrics of which the smallest value is best
     percent: ClassVar[bool] = False  # whether metrics are shares, which tables show in percent
+
+    @property
+    def lower_is_better(self) -> frozenset[str]:
+        """The metrics of which the smallest value is best."""
+        return frozenset()
 
     @classmethod
     def of_clips(cls, clips: Sequence[Clip], classes: Sequence[str] = ()) -> Self:

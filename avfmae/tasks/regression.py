@@ -13,20 +13,29 @@ from avfmae.tasks.interface import Task
 
 @dataclass(frozen=True)
 class Regression(Task):
-    """``outputs``: the numbers that each label has."""
+    """``outputs``: the numbers that each label has. ``names``: of these, if they are known."""
 
     outputs: int
-    name, select, lower_is_better = "regression", "CCC", frozenset({"MSE"})
+    names: tuple[str, ...] = ()
+    name, select = "regression", "CCC"
+
+    @property
+    def lower_is_better(self) -> frozenset[str]:
+        return frozenset({"MSE", *(f"MSE_{name}" for name in self.names or range(self.outputs))})
 
     @classmethod
     def of_clips(cls, clips: Sequence[Clip], classes: Sequence[str] = ()) -> Self:
-        if classes:
-            raise ValueError(f"classes: got {', '.join(classes)}, expected none for the task 'regression'")
-        return cls(len(_numbers(clips[0])))
+        outputs = len(_numbers(clips[0]))
+        if classes and len(classes) != outputs:
+            raise ValueError(f"classes: got {', '.join(classes)}, expected names of the {outputs} numbers that each label has")
+        return cls(outputs, tuple(classes))
 
     @classmethod
     def of_weights(cls, about: dict, outputs: int) -> Self:
-        return cls(outputs)
+        return cls(outputs, tuple(about.get("names", ())))
+
+    def about(self) -> dict:
+        return {"names": self.names} if self.names else {}
 
     def target(self, clip: Clip) -> list[float]:
         """``"0.5 -1"`` or ``"0.5, -1"`` is [0.5, -1.0]."""
@@ -36,8 +45,12 @@ class Regression(Task):
         return values
 
     def metrics(self, clips: Sequence[Clip], outputs: np.ndarray) -> dict:
-        """PCC, CCC and MSE, over all outputs and one by one."""
-        return metrics.regression(np.array([self.target(c) for c in clips]), outputs)
+        """PCC, CCC, MSE and ACC, over all outputs and one by one."""
+        return metrics.regression(np.array([self.target(c) for c in clips]), outputs, self.names)
+
+    def prediction(self, clip: Clip, output: np.ndarray) -> dict[str, str]:
+        values = super().prediction(clip, output)
+        return dict(zip(["path", *self.names], values.values(), strict=True)) if self.names else values
 
 
 def _numbers(clip: Clip) -> list[float]:

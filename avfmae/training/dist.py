@@ -58,7 +58,8 @@ class GradientAverage:
     def __init__(self, params: Sequence[Tensor]):
         self.active = False
         for param in params:
-            param.register_post_accumulate_grad_hook(self.arrived)
+            if param.requires_grad:
+                param.register_post_accumulate_grad_hook(self.arrived)
 
     @contextmanager
     def during(self, active: bool) -> Iterator[None]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,17 +48,18 @@ class Trainer:
         evaluate: called with the epoch's number when one is done; its dict goes into the history.
         weights: sampling weights of the clips.
         others: lists that are evaluated, by name; classes: what the labels mean. A run is continued with the same ones only.
+        about: what is written with the weights, as JSON takes it; all that using them needs to know.
     """
 
     def __init__(
         self, run: RunConfig, dist: Processes, title: str, model: nn.Module, dataset: ClipDataset, loss: LossFunction,
         evaluate: Callable[[int], dict | None] = lambda epoch: None, weights: list[float] | None = None,
         prepare: Callable[[Batch, int], Batch] = lambda batch, number: batch,
-        others: Mapping[str, Sequence[Clip]] | None = None, classes: object = None,
+        others: Mapping[str, Sequence[Clip]] | None = None, classes: object = None, about: Mapping[str, Any] | None = None,
     ):  # fmt: skip
         optim = run.optim
         self.run, self.dist, self.title, self.model, self.prepare, self.evaluate = run, dist, title, model, prepare, evaluate
-        self.dataset, self.out = dataset, Path(run.out)
+        self.dataset, self.out, self.about = dataset, Path(run.out), about or {}
         self.sampler = BatchSampler.fit(
             len(dataset), optim.total_batch, optim.micro_batch, rank=dist.rank, world=dist.world, seed=run.seed,
             weights=None if weights is None else np.array(weights),
@@ -71,7 +73,11 @@ class Trainer:
         self.found: list[Bad] = []  # bad clips since the last line of log
         lists = {"training": dataset.clips} | {name: ClipTable.of(clips) for name, clips in (others or {}).items()}
         # The main process alone reads the initial weights again, and all compare by what it found.
-        found = fingerprint(run, lists, self.sampler.shards is not None, classes=classes) if dist.is_main else {}
+        found = (
+            fingerprint(run, lists, self.sampler.shards is not None, classes=classes, faces=self.about.get("preparation"))
+            if dist.is_main
+            else {}
+        )
         self.state = TrainingState(fingerprint=dist.gather(found)[0])
         self.resume()
         self.execute = engines.build(run.engine, self.step)
@@ -149,11 +155,12 @@ class Trainer:
                     log.say(f"{self.title}: interrupted; saved at step {step + 1}. The same command continues.")
                     raise SystemExit(130)
         if self.dist.is_main and self.state.step == self.steps:
-            save_weights(self.model, self.out / "weights.safetensors", steps=self.steps)
+            about = {"steps": self.steps, **self.about}
+            save_weights(self.model, self.out / "weights.safetensors", **about)
             if self.step.averaged:
                 average = copy.deepcopy(self.model)
                 torch._foreach_copy_([p.detach() for p in average.parameters()], self.step.averaged)
-                save_weights(average, self.out / "weights-averaged.safetensors", steps=self.steps)
+                save_weights(average, self.out / "weights-averaged.safetensors", **about)
         self.dist.barrier()
         return self.state.history
 

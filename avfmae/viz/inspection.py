@@ -12,7 +12,7 @@ from rich.progress import track
 from rich.table import Column, Table
 from rich.text import Text
 
-from avfmae.config import ModelConfig
+from avfmae.config import MODALITIES, ModelConfig
 from avfmae.console import console
 from avfmae.data import augment, faces
 from avfmae.data.audio import SHORTEST, filterbank
@@ -46,13 +46,14 @@ def inspect(run: InspectConfig) -> Path:
     """Draws and writes the page ``out/report.html``. ValueError: no clip of the sources can be read."""
     from avfmae.viz.plots import clip_picture
 
-    cfg, clips, is_set = ModelConfig.preset(run.preset), *listed(run.sources)
+    cfg, clips, is_set = ModelConfig.preset(run.preset).replace(modalities=MODALITIES), *listed(run.sources)
     chosen = clips
     if is_set and len(clips) > run.clips:
         chosen = [clips[i] for i in sorted(np.random.default_rng(run.seed).choice(len(clips), run.clips, replace=False))]
     page = Page(run.out, "What the model sees", ", ".join(map(str, run.sources)))
     rows = []
-    with Workers(_Inspector(cfg, run.face_margin), min(run.workers, len(chosen)), run.time_limit) as workers:
+    make = _Inspector(cfg, run.face_margin, faces.chosen_detector(run.detector), run.yunet and str(run.yunet))
+    with Workers(make, min(run.workers, len(chosen)), run.time_limit) as workers:
         for clip, result in track(workers.results(chosen), "reading", len(chosen), console=console):
             if isinstance(result, Inspection):
                 rows.append({"clip": clip.path} | result.facts)
@@ -114,30 +115,31 @@ class _Inspector:
 
     cfg: ModelConfig
     margin: float
+    detector: str
+    yunet: str | None
 
     def __call__(self):
+        torch.set_num_threads(1)
         return self.handle
 
     def handle(self, clip: Clip, context: TaskContext) -> Inspection | str:
         """The clip, or why it cannot be read."""
         context.note(clip.id)
         try:
-            return inspect_clip(clip, self.cfg, self.margin)
+            return inspect_clip(clip, self.cfg, self.margin, faces.make_detector(self.detector, self.yunet))
         except MediaError as error:
             return error.reason
 
 
-def inspect_clip(clip: Clip, cfg: ModelConfig, margin: float) -> Inspection:
-    """The middle window of a clip, as the model will see it. MediaError: it cannot be read."""
+def inspect_clip(clip: Clip, cfg: ModelConfig, margin: float, detector: faces.Detector | None = None) -> Inspection:
+    """The middle window of a clip, as the model will see it. ``detector``: of raw clips' faces. MediaError: it cannot be read."""
     source, (count, height, width) = open_clip(clip), cfg.video.size
     info = source.info
     window = sample_window(info, clip, 0.5, count, DataConfig(), spread=False)
     frames, middle = source.frames(window.frames), window.frames[count // 2]
     original, face = frames[count // 2], clip.face
     if source.stored is None:
-        detector = faces.make_detector("haar")
-        assert detector is not None
-        if face is None and (found := faces.choose(faces.find_tracks(frames, detector, 2), "persistent")):
+        if face is None and detector and (found := faces.choose(faces.find_tracks(frames, detector, 2), "persistent")):
             face = found.box()
         _, drift, flags = cut_sound(source, float(info.times[0]), float(info.times[-1] - info.times[0] + 1 / info.fps))
         flags += [] if face else ["no-face"]

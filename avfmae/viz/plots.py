@@ -1,5 +1,6 @@
 """The figures of a report: loss curves, reconstructions, confusion matrices, comparisons."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ import matplotlib
 import numpy as np
 import torch
 from einops import rearrange
+from torch import Tensor
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -76,48 +78,60 @@ def reconstruction(model: AVFMAEForPretraining, dataset: "PretrainDataset", devi
     model.eval()
     batch = dataset.batch([(0, i) for i in np.linspace(0, len(dataset) - 1, clips).astype(int)])
     cfg, batch = model.cfg, preprocess(batch.to(device), model.cfg)
-    assert batch.video is not None and batch.audio is not None and batch.masks is not None
-    hidden_video, hidden_audio = (
-        torch.ones(clips, m.tokens, dtype=torch.bool, device=device).scatter_(1, mask.visible, False)
-        for m, mask in ((cfg.video, batch.masks.video), (cfg.audio, batch.masks.audio))
+    assert batch.masks is not None
+    hidden = {}
+    for name in cfg.modalities:
+        places = torch.ones(clips, getattr(cfg, name).tokens, dtype=torch.bool, device=device)
+        hidden[f"{name}_encoder"] = places.scatter_(1, getattr(batch.masks, name).visible, False)
+    masks = DualMask.from_bool(**hidden)
+    predicted = model.decode(model.encode(batch.video, batch.audio, masks), masks)
+    shown = {"video": _shown_frames, "audio": _shown_sounds}
+    panels = [
+        shown[name](getattr(batch, name), predicted[name].float(), getattr(masks, name).decoded, cfg) for name in cfg.modalities
+    ]
+    ratios = [p.shape[3] / p.shape[2] for p in panels]
+    figure, axes = plt.subplots(
+        3 * clips, len(panels), figsize=(1 + sum(ratios), 3.75 * clips), width_ratios=ratios, layout="constrained", squeeze=False
     )
-    masks = DualMask.from_bool(hidden_video, None, hidden_audio, None)
-    pred_video, pred_audio = model.decode(*model.encode(batch.video, batch.audio, masks), masks)
-    (T, _, _), (pt, ph, pw), (gt, gh, _) = cfg.video.size, cfg.video.patch, cfg.video.grid
-    tubelets = rearrange(batch.video.float(), "b (t p) (h q) (w r) c -> b (t h w) p (q r) c", p=pt, q=ph, r=pw)
-    mean, std = tubelets.mean((2, 3), keepdim=True), tubelets.flatten(2, 3).std(2)[:, :, None, None] + 1e-6
-    patches = audio_patches(batch.audio, cfg.audio.patch)
-    scale = patches.std(-1, keepdim=True) + 1e-6
-    filled, masked, sound, silent = tubelets.clone(), tubelets.clone(), patches.clone(), patches.clone()
-    for b in range(clips):
-        index = masks.video.decoded[b]
-        frames = rearrange(pred_video[b].float(), "n (p s c) -> n p s c", p=pt, c=3).cumsum(1)  # undo the frame difference
-        filled[b, index] = frames * std[b, index] + mean[b, index]
-        masked[b, index] = 128
-        index = masks.audio.decoded[b]
-        sound[b, index] = pred_audio[b].float() * scale[b, index] + patches[b, index].mean(-1, keepdim=True)
-        silent[b, index] = torch.nan
-
-    def clip(x):
-        frames = rearrange(x, "b (t h w) p (q r) c -> b (t p) (h q) (w r) c", t=gt, h=gh, q=ph, r=pw)
-        return frames.clamp(0, 255).byte().cpu().numpy()
-
-    def spectrogram(x):
-        return rearrange(x, "b (t f) (p q) -> b (f q) (t p)", t=cfg.audio.grid[0], p=cfg.audio.patch[0]).cpu().numpy()
-
-    videos = [clip(x)[:, :: max(1, T // 8)] for x in (tubelets, masked, filled)]
-    sounds = [spectrogram(x) for x in (patches, silent, sound)]
-    ratios = [videos[0].shape[1] * videos[0].shape[3] / videos[0].shape[2], sounds[0].shape[2] / sounds[0].shape[1]]
-    figure, axes = plt.subplots(3 * clips, 2, figsize=(1 + sum(ratios), 3.75 * clips), width_ratios=ratios, layout="constrained")
-    for b, k in np.ndindex(clips, 3):
-        left, right = axes[3 * b + k]
-        left.imshow(np.concatenate(list(videos[k][b]), axis=1))
-        low, high = np.percentile(sounds[0][b], (2, 99.5))
-        colours = matplotlib.colormaps["magma"].with_extremes(bad="#808080")
-        right.imshow(sounds[k][b], origin="lower", aspect="auto", cmap=colours, vmin=low, vmax=high)
-        _bare(left, xticks=[], yticks=[], ylabel=("original", "masked", "reconstructed")[k])
-        _bare(right, xticks=[], yticks=[])
+    for (b, k), (column, panel) in itertools.product(np.ndindex(clips, 3), enumerate(panels)):
+        axis: Axes = axes[3 * b + k, column]  # pyright: ignore[reportAssignmentType]  an array of them
+        if panel.ndim == 5:
+            axis.imshow(panel[k, b])
+        else:
+            low, high = np.percentile(panel[0, b], (2, 99.5))
+            colours = matplotlib.colormaps["magma"].with_extremes(bad="#808080")
+            axis.imshow(panel[k, b], origin="lower", aspect="auto", cmap=colours, vmin=low, vmax=high)
+        _bare(axis, xticks=[], yticks=[], ylabel="" if column else ("original", "masked", "reconstructed")[k])
     return figure
+
+
+def _shown_frames(video: Tensor, predicted: Tensor, decoded: Tensor, cfg: ModelConfig) -> np.ndarray:
+    """(3, B, H, frames·W, 3) uint8: at most eight frames side by side, original, masked and reconstructed."""
+    (T, _, _), (p, q, r), (t, h, _) = cfg.video.size, cfg.video.patch, cfg.video.grid
+    tubelets = rearrange(video.float(), "b (t p) (h q) (w r) c -> b (t h w) p (q r) c", p=p, q=q, r=r)
+    mean, std = tubelets.mean((2, 3), keepdim=True), tubelets.flatten(2, 3).std(2)[:, :, None, None] + 1e-6
+    filled, masked = tubelets.clone(), tubelets.clone()
+    frames = rearrange(predicted, "b n (p s c) -> b n p s c", p=p, c=3)
+    if cfg.frame_difference:
+        frames = frames.cumsum(2)
+    for b, index in enumerate(decoded):
+        filled[b, index] = frames[b] * std[b, index] + mean[b, index]
+        masked[b, index] = 128
+    clips = torch.stack([tubelets, masked, filled]).clamp(0, 255).byte()
+    clips = rearrange(clips, "k b (t h w) p (q r) c -> k b (t p) (h q) (w r) c", t=t, h=h, q=q, r=r)[:, :, :: max(1, T // 8)]
+    return rearrange(clips, "k b t h w c -> k b h (t w) c").cpu().numpy()
+
+
+def _shown_sounds(audio: Tensor, predicted: Tensor, decoded: Tensor, cfg: ModelConfig) -> np.ndarray:
+    """(3, B, mels, frames): original, masked (NaN) and reconstructed."""
+    patches = audio_patches(audio, cfg.audio.patch)
+    scale = patches.std(-1, keepdim=True) + 1e-6
+    filled, masked = patches.clone(), patches.clone()
+    for b, index in enumerate(decoded):
+        filled[b, index] = predicted[b] * scale[b, index] + patches[b, index].mean(-1, keepdim=True)
+        masked[b, index] = torch.nan
+    sounds = torch.stack([patches, masked, filled])
+    return rearrange(sounds, "k b (t f) (p q) -> k b (f q) (t p)", t=cfg.audio.grid[0], p=cfg.audio.patch[0]).cpu().numpy()
 
 
 def _bare(axis: Axes, **settings: object) -> None:
@@ -146,6 +160,7 @@ def clip_picture(clip: "Inspection", cfg: ModelConfig, masks: DualMask) -> Figur
     Hidden tokens are grey; of those, the ones that no decoder is asked for are darker.
     """
     frames, mels = cfg.audio.size
+    assert masks.video is not None and masks.audio is not None
     shade, heard = _shades(masks.video, cfg.video), _shades(masks.audio, cfg.audio)
     masked = np.where(shade[..., None] > 0, np.choose(shade, (0, 150, 95))[..., None], clip.frames).astype(np.uint8)
     figure = plt.figure(figsize=(15, 3.9), layout="constrained")  # frames of 25 a second are square

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from avfmae_kernels.adamw import reference
 from avfmae_kernels.adamw.reference import bound
+from avfmae_kernels.device import kind
 from avfmae_kernels.dispatch import call, register
 
 # On a GPU torch's multi-tensor kernels are the only implementation, whichever is chosen for the model's ops.
@@ -70,7 +71,7 @@ def adamw(
     Args:
         params: float32, contiguous. exp_avgs, exp_avg_sqs: float32, or int8 and bfloat16: compact, on a CPU.
         steps: a float32 scalar each, the steps done; becomes one more.
-        grads: float32, bfloat16 or float16; divided by ``divisor``, in effect (clipping).
+        grads: float32, bfloat16 or float16; divided by ``divisor`` , in effect (clipping).
         copies: empty, or a tensor a parameter in the dtype that the model computes in.
         lr, divisor, skip: float32 scalars; ``skip`` = 1 leaves everything as it is.
         squares: a float32 scalar that Σ g² of the undivided gradients is added to, in the same pass; weights whose gradient is
@@ -84,7 +85,7 @@ def adamw(
         return
     if exp_avgs and exp_avgs[0].dtype == torch.int8:
         bound(*betas)
-        if params[0].device.type == "cuda":
+        if kind(params[0].device) == "cuda":
             raise ValueError("exp_avgs: got compact moments on a GPU, expected torch.float32 (use from_compact_moments)")
     lists = {"grads": grads, "exp_avgs": exp_avgs, "exp_avg_sqs": exp_avg_sqs, "steps": steps, "copies": copies}
     for name, tensors in lists.items():

@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}  # of several dtypes torch would take one tensor at a time
+    for g in gradients:
+        by_dtype.setdefault(g.dtype, []).append(g)
+    norms = [norm for group in by_dtype.values() for norm in torch._foreach_norm(group, 2, dtype=torch.float32)]
     return torch.linalg.vector_norm(torch.stack(norms))
 
 

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from avfmae_kernels.arguments import TILE, check_attention, check_shape
 from avfmae_kernels.cross_attention import reference
+from avfmae_kernels.device import kind
 from avfmae_kernels.dispatch import call, register, register_backward_op
 
 TRITON = "avfmae_kernels.cross_attention.triton"
@@ -40,7 +41,7 @@ def cross_attention(q: Tensor, kv: Tensor, num_heads: int) -> Tensor:
     check_shape("kv", kv, (len(q), "Nk", 2 * q.shape[2]))
     if not kv.shape[1]:
         raise ValueError(f"kv: got {tuple(kv.shape)}, expected at least one key")
-    if q.is_cuda and min(q.shape[1], kv.shape[1]) > TILE:
+    if kind(q.device) == "cuda" and min(q.shape[1], kv.shape[1]) > TILE:
         raise ValueError(f"q, kv: got {q.shape[1]} queries and {kv.shape[1]} keys, expected at most {TILE} of one on a GPU")
     check_attention(num_heads, q.shape[2], q=q, kv=kv)
     return call("cross_attention", q.device, q, kv, num_heads)

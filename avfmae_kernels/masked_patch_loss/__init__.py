@@ -8,6 +8,7 @@ from torch import Tensor
 
 from avfmae_kernels.arguments import FLOATS, check_devices, check_range, check_shape
 from avfmae_kernels.crop_clips import check_boxes
+from avfmae_kernels.device import kind
 from avfmae_kernels.dispatch import call, register, register_backward_op
 from avfmae_kernels.masked_patch_loss import reference
 
@@ -77,7 +78,7 @@ def masked_patch_loss(
     check_shape("weight", weight, index.shape, *FLOATS, torch.float64)
     check_devices(source=source, pred=pred, index=index, weight=weight)
     scored = weight != 0
-    if source.device.type == "cpu":
+    if kind(source.device) == "cpu":
         check_range("index", torch.where(scored, index, 0), math.prod([s // p for s, p in zip(seen, patch, strict=True)]))
     if not video:
         source = source.float()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from avfmae_kernels import processor
 from avfmae_kernels.arguments import check_shape
+from avfmae_kernels.device import kind
 from avfmae_kernels.dispatch import AUTOMATIC, call, register
 from avfmae_kernels.matmul import reference
 
@@ -54,7 +55,7 @@ BF16 = AUTOMATIC["matmul_bf16", "cpu"][0] == "cpp"
 
 def rounds(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether products in ``dtype`` round float32 weights themselves: not in a compiled graph, which cannot update weights."""
-    return BF16 and dtype is torch.bfloat16 and device.type == "cpu" and not torch.compiler.is_compiling()
+    return BF16 and dtype is torch.bfloat16 and kind(device) == "cpu" and not torch.compiler.is_compiling()
 
 
 def has_faster(x: Tensor, dtype: torch.dtype) -> bool:
@@ -64,7 +65,7 @@ def has_faster(x: Tensor, dtype: torch.dtype) -> bool:
 
 def _onednn(x: Tensor) -> bool:
     # torch.compile knows the op, but cannot lower it where weights change
-    return ONEDNN and x.device.type == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling()
+    return ONEDNN and kind(x.device) == "cpu" and x.numel() > 0 and not torch.compiler.is_compiling()
 
 
 def rows(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from avfmae_kernels.arguments import TILE, check_attention
+from avfmae_kernels.device import kind
 from avfmae_kernels.dispatch import call, register, register_backward_op
 from avfmae_kernels.region_attention import reference
 
@@ -36,7 +37,7 @@ def region_attention(qkv: Tensor, num_heads: int) -> Tensor:
     """
     if qkv.ndim != 3 or qkv.shape[2] % 3 or not len(qkv) or not qkv.shape[1]:
         raise ValueError(f"qkv: got {tuple(qkv.shape)}, expected (N, S, 3C) with N and S at least 1")
-    if qkv.is_cuda and qkv.shape[1] > TILE:
+    if kind(qkv.device) == "cuda" and qkv.shape[1] > TILE:
         raise ValueError(f"qkv: got sequences of {qkv.shape[1]}, expected at most {TILE} on a GPU (else use torch's attention)")
     check_attention(num_heads, qkv.shape[2] // 3, qkv=qkv)
     return call("region_attention", qkv.device, qkv, num_heads)

@@ -74,7 +74,7 @@ def test_the_plain_step_asks_for_no_device():
     assert "engine" in {field.name for field in dataclasses.fields(RunConfig)}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not CPU, reason="it is gone already")
 def test_the_package_does_without_the_cpu_engine(tmp_path):
     """Deleted from a copy of the tree, all tests of training and engines pass but the CPU engine's own."""

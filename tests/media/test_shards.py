@@ -4,6 +4,7 @@ import errno
 import gc
 import hashlib
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -201,6 +202,54 @@ def test_damage_that_still_decodes_is_found_by_its_sum(stored, tmp_path):
         file.seek(clip.sound_at + 1000)
         file.write(b"\x55\xaa")
     assert clip.damaged() == ["sound"]
+
+
+@pytest.fixture
+def damaged(stored, tmp_path):
+    """Flips a bit of the copied shard's file at a place, and opens its clips anew."""
+
+    def flip(suffix: str, place: int) -> str:
+        for file in stored[0].iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        data = bytearray((tmp_path / f"000000{suffix}").read_bytes())
+        data[place] ^= 16
+        (tmp_path / f"000000{suffix}").write_bytes(data)
+        prepared.OPENED.clear()
+        return f"{tmp_path}/000000.tar/long"
+
+    return flip
+
+
+def test_a_flipped_bit_of_a_frame_or_of_sound_names_shard_and_clip(stored, damaged):
+    clip = open_clip(f"{stored[0]}/000000.tar/long")
+    packet = int(np.flatnonzero(clip.number == 64)[0])
+    path = damaged(".tar", int(clip.offset[packet] + clip.size[packet] // 2))
+    with pytest.raises(MediaError, match=r"000000\.tar/long: frame 64 of 200 is not as it was stored"):
+        open_clip(path).frames([64, 68])
+    assert open_clip(path).frames([4, 8]).shape[0] == 2 and len(open_clip(path).sound(1, 2)) == 16_000  # the rest is whole
+    path = damaged(".tar", clip.sound_at + 2 * 20_000)
+    with pytest.raises(MediaError, match=r"000000\.tar/long: the sound at 1\.20 s is not as it was stored"):
+        open_clip(path).sound(1.2, 1.3)
+    assert np.array_equal(open_clip(path).sound(2.0, 8.0), clip.sound(2.0, 8.0)) and open_clip(path).frames([64]).shape[0] == 1
+
+
+def test_a_flipped_bit_anywhere_in_an_index_is_told(stored, damaged):
+    size = (stored[0] / "000000.index").stat().st_size
+    for place in np.linspace(0, size - 1, 60).astype(int):
+        with pytest.raises(MediaError, match="its index does not open"):
+            open_clip(damaged(".index", int(place)))
+
+
+def test_sets_without_checksums_are_read(stored, tmp_path):
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    shutil.copy(stored[0] / "000000.tar", tmp_path)
+    with safe_open(stored[0] / "000000.index", "np") as file:
+        old = {n: file.get_tensor(n) for n in file.keys() if "crc" not in n and n not in ("sound_blocks", "tar_sha256")}  # noqa: SIM118
+        save_file(old, tmp_path / "000000.index", file.metadata())
+    new, old = (open_clip(f"{folder}/000000.tar/long") for folder in (stored[0], tmp_path))
+    assert np.array_equal(new.frames([5, 77]), old.frames([5, 77])) and np.array_equal(new.sound(1, 2), old.sound(1, 2))
 
 
 def test_few_shards_are_kept_open(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.prepare import find_clips
 from avfmae.data.sources import MediaError, open_clip, shard_numbers
+from avfmae.datasets.drawn import encode
 from avfmae.inference.evaluate import evaluate
 from avfmae.options import EvaluateConfig, InspectConfig
 from avfmae.viz.inspection import inspect
@@ -97,3 +98,13 @@ def test_open_clip_is_a_public_name_and_needs_no_torch(media):
     code = "import avfmae, sys; print(len(avfmae.data.sources.open_clip(sys.argv[1]).info.times), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, media["good_mp4"]], capture_output=True, text=True)
     assert done.stdout.split() == ["80", "False"], done.stderr
+
+
+def test_frames_one_after_the_other_may_be_many_and_large(tmp_path, monkeypatch):
+    """What is read at once is limited, not what goes by."""
+    encode(tmp_path / "long.mp4", counted_frames(60), None)
+    monkeypatch.setattr("avfmae.data.sources.source.LARGEST_CLIP", 30 * 64 * 112 * 3)
+    source = open_clip(str(tmp_path / "long.mp4"))
+    assert sum(1 for _ in source.frames_between(0, 60)) == 60
+    with pytest.raises(MediaError, match="60 frames of 112 x 64 pixels are more than is read"):
+        source.frames(list(range(60)))

@@ -78,7 +78,7 @@ def test_unbalanced_masks_are_refused_by_exact_regions():
 @pytest.mark.parametrize("modalities", [("video", "audio"), ("video",), ("audio",)], ids="+".join)
 @pytest.mark.parametrize("task", ["classification", "regression"])
 def test_finetuning_runs_with_either_modality(modalities, task):
-    model = avfmae.AVFMAEForFinetuning(TINY, 3, task=task, modalities=modalities)
+    model = avfmae.AVFMAEForFinetuning(TINY.replace(modalities=modalities), 3, task=task)
     video, audio = clips(2)
     out = model(video if "video" in modalities else None, audio if "audio" in modalities else None)
     assert out.logits.shape == (2, 3) and out.features.shape == (2, 64 * len(modalities))
@@ -164,8 +164,8 @@ def gradients(model, *inputs):
     return [loss.detach()] + [p.grad for p in model.parameters() if p.grad is not None]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", ["pretraining", pytest.param("finetuning", marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("stage", ["pretraining", "finetuning"])
 def test_whole_model_compiles_without_a_graph_break(stage):
     """Compiled products are torch's, eager ones oneDNN's: they round differently. Biases before a batch norm have
     gradients that are zero in exact arithmetic, so that each bound counts the largest gradient too."""
@@ -266,16 +266,26 @@ def test_flash_is_refused_where_it_is_not_installed():
         (lambda: TINY.replace(region_mode="blocks"), "region_mode: got 'blocks'"),
         (lambda: TINY.replace(width=65, heads=2), "heads: 2 does not divide the width 65"),
         (lambda: TINY.replace(skip_blocks=(1, 4)), "skip_blocks: got"),
-        (lambda: avfmae.AVFMAEForFinetuning(TINY, 2, modalities=("text",)), "modalities: got"),
-        (lambda: avfmae.AVFMAEForPretraining(TINY.replace(encoder="resnet")), "encoder: got 'resnet', expected one of lgi, vit"),
-        (lambda: avfmae.AVFMAEForPretraining(TINY.replace(fusion="sum")), "fusion: got 'sum', expected one of iavcl, cross"),
+        (lambda: avfmae.AVFMAEForFinetuning(TINY.replace(modalities=("text",)), 2), "modalities: got"),
+        (
+            lambda: avfmae.AVFMAEForPretraining(TINY.replace(encoder="resnet")),
+            "encoder: got 'resnet', expected one of lgi4, lgi, vit, tpsbt",
+        ),
+        (
+            lambda: avfmae.AVFMAEForPretraining(TINY.replace(fusion="sum")),
+            "fusion: got 'sum', expected one of iavcl, dier, hafe, cross, none",
+        ),
         (
             lambda: avfmae.AVFMAEForPretraining(TINY.replace(balanced_masks=False)),
-            "balanced_masks: got False, expected True with encoder='lgi' and region_mode='exact'",
+            "balanced_masks: got False, expected True with encoder='lgi4' and region_mode='exact'",
         ),
-        (lambda: avfmae.AVFMAEForFinetuning(hicmae_tiny(), 2), "fusion: 'cross' with encoder 'vit' has no fine-tuning model"),
+        (
+            lambda: avfmae.AVFMAEForPretraining(TINY.replace(modalities=("audio",))),
+            "fusion: got 'iavcl' with modalities=('audio',)",
+        ),
+        (lambda: avfmae.AVFMAEForPretraining(TINY.replace(encoder="tpsbt")), "encoder: got 'tpsbt' with modalities=("),
         (lambda: TINY.replace(decoder_masks=False), "video.decoded: got 64, expected the 96 tokens that are not visible"),
-        (lambda: avfmae.AVFMAEForPretraining(TINY)(*clips(2), avfmae.DualMask.sample(TINY, 3)), "got batches of 2, 2 and 3"),
+        (lambda: avfmae.AVFMAEForPretraining(TINY)(*clips(2), avfmae.DualMask.sample(TINY, 3)), "got batches of 2, 2, 3"),
         (lambda: avfmae.AVFMAEForFinetuning(TINY, 2)(torch.zeros(1, 16, 96, 96, 3), clips(1)[1]), "video: got torch.float32"),
         (
             lambda: avfmae.AVFMAEForFinetuning(TINY, 2)(clips(1)[0], torch.zeros(1, 128, 256)),

@@ -167,7 +167,7 @@ def test_a_value_without_end_is_refused_at_once(what, tmp_path):
 
 def refuse(path, message) -> None:
     with pytest.raises(ValueError) as caught:
-        load_released(avfmae.AVFMAEForFinetuning(avfmae.ModelConfig.preset("tiny"), 2, modalities=("audio",)), path)
+        load_released(avfmae.AVFMAEForFinetuning(avfmae.ModelConfig.preset("tiny").replace(modalities=("audio",)), 2), path)
     message.write_text(str(caught.value))
 
 

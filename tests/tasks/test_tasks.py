@@ -61,11 +61,11 @@ def test_the_smallest_error_is_the_best():
 @pytest.mark.parametrize(
     ("task", "labels", "classes", "words"),
     [
-        ("ranking", ["1"], (), "task: got 'ranking', expected one of classification, regression"),
+        ("ranking", ["1"], (), "task: got 'ranking', expected one of classification, regression, soft, multilabel"),
         ("classification", ["a", "b"], ("a",), "m.csv, row 2: label 'b' is none of the classes a"),
         ("regression", ["0.5 1", "0.5"], (), "m.csv, row 2: label '0.5' has 1 numbers, expected 2"),
         ("regression", ["a"], (), "m.csv: label 'a' is no list of numbers, which regression needs"),
-        ("regression", ["1"], ("1",), "m.csv: classes: got 1, expected none for the task 'regression'"),
+        ("regression", ["1"], ("a", "b"), "m.csv: classes: got a, b, expected names of the 1 numbers that each label has"),
     ],
     ids=["task", "class", "width", "number", "classes"],
 )
@@ -100,3 +100,36 @@ def test_toy_task_is_fine_tuned_and_evaluated(tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 and {row["rank"] for row in rows} <= {"low", "middle", "top"}
     assert "MAE" in capsys.readouterr().err
+
+
+def test_blended_labels():
+    soft = make_task("soft", clips("anger 0.75, fear 0.25", "fear", "anger+joy", "anger: 3 | fear: 1"), "m.csv")
+    assert soft.classes == ("anger", "fear", "joy")
+    targets = [soft.target(c) for c in clips("anger 0.75, fear 0.25", "fear", "joy+anger", "anger: 3 | fear: 1")]
+    assert targets == [[0.75, 0.25, 0], [0, 1, 0], [0.5, 0, 0.5], [0.75, 0.25, 0]]
+    assert torch.allclose(soft.targets(torch.tensor(targets[:1]), 0.3), torch.tensor([[0.625, 0.275, 0.1]]))
+    exact = soft.metrics(clips("anger 0.75, fear 0.25", "joy"), np.log([[0.75, 0.25, 1e-9], [1e-9, 1e-9, 1]]))
+    assert exact["overlap"] == pytest.approx(1, abs=1e-6) and exact["WAR"] == 1
+    with pytest.raises(ValueError, match=r"m.csv, row 2: label 'grief 0.5': 'grief' is none of the classes anger, joy"):
+        make_task("soft", clips("anger", "grief 0.5"), "m.csv", ("anger", "joy"))
+    with pytest.raises(ValueError, match=r"label '0\.5' names no classes"):
+        make_task("soft", clips("0.5"), "m.csv")
+
+
+def test_several_labels_a_clip():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    names = ("a", "b", "c", "never")
+    truth, scores = rng.random((50, 4)) < 0.4, rng.normal(size=(50, 4)).round(1)  # with ties
+    truth[:, 3], truth[truth.sum(1) == 0, 0] = False, True
+    labels = clips(*("+".join(n for n, there in zip(names, row, strict=True) if there) for row in truth))
+    task = make_task("multilabel", labels, "m.csv", names)
+    got = task.metrics(labels, scores)
+    expected = {
+        "mAP": sklearn.average_precision_score(truth[:, :3], scores[:, :3], average="macro"),
+        "UF1": sklearn.f1_score(truth[:, :3], scores[:, :3] > 0, average="macro"),
+        "F1": sklearn.f1_score(truth, scores > 0, average="micro", zero_division=0),
+        "exact": sklearn.accuracy_score(truth, scores > 0),
+    }
+    assert got == pytest.approx(expected)
+    assert task.prediction(labels[0], np.array([1.0, -1, 2, -3]))["prediction"] == "a+c"

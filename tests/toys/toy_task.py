@@ -13,7 +13,8 @@ from avfmae.tasks.interface import Task
 @dataclass(frozen=True)
 class Ordinal(Task):
     ranks: tuple[str, ...]
-    name, select, lower_is_better = "ordinal", "MAE", frozenset({"MAE"})
+    name, select = "ordinal", "MAE"
+    lower_is_better = frozenset({"MAE"})
 
     @property
     def outputs(self):

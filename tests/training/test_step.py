@@ -86,8 +86,8 @@ def test_the_first_steps_are_those_of_plain_pytorch(batches, device, clip_grad):
 
 
 @pytest.mark.xdist_group("loss curves")
-@pytest.mark.slow
-@pytest.mark.parametrize("clip_grad", [1.0, pytest.param(None, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("clip_grad", [1.0, None])
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_loss_curve_lies_within_the_spread_of_seeds(batches, device, clip_grad):
     """Some steps as the device does them best against plain float32: the distance of two seeds' curves is the measure."""
@@ -229,13 +229,14 @@ def test_accumulated_micro_batches_make_the_mean_gradient(precision):
 
 
 @pytest.mark.parametrize("engine", engine_names("cpu"))
-@pytest.mark.parametrize("when", ["before", "between", "and thawed"])
+@pytest.mark.parametrize("when", ["between", "before, and thawed"])
 def test_frozen_weights_stay(precision, when, engine):
-    """Frozen before the first step, between two, or frozen at first and then trained."""
+    """Frozen between two steps, or frozen at first and then trained."""
     torch.manual_seed(0)
     model = avfmae.AVFMAEForPretraining(TINY)
     part = model.video_encoder.blocks[0].mlp
-    part.requires_grad_(when == "between")
+    thawed = when == "before, and thawed"
+    part.requires_grad_(not thawed)
     step = engines.build(engine, TrainingStep(model, pretraining_loss, OptimConfig(lr=1e-2), 100, 10, precision=precision))
 
     def moved(freeze: bool) -> bool:
@@ -245,8 +246,8 @@ def test_frozen_weights_stay(precision, when, engine):
             step([random_batch(k)])
         return not all(torch.equal(a, b) for a, b in zip(before, part.parameters(), strict=True))
 
-    assert moved(freeze=when != "between") == (when == "between")
-    assert moved(freeze=when != "and thawed") == (when == "and thawed")
+    assert moved(freeze=thawed) is not thawed
+    assert moved(freeze=not thawed) is thawed
 
 
 def test_gradients_of_several_micro_batches_add_up_in_float32():

@@ -24,8 +24,9 @@ from avfmae.data.manifest import read_manifest, write_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
 from avfmae.stages.config import FinetuneConfig, HeldOut, PretrainConfig, PSIConfig
 from avfmae.stages.finetune import finetune
+from avfmae.stages.leaks import leaks
 from avfmae.stages.pretrain import pretrain
-from avfmae.stages.psi import LabelMap, leaks, psi
+from avfmae.stages.psi import LabelMap, psi
 from avfmae.stages.splits import fold_of, make_splits
 from avfmae.tasks.mixing import mix
 from avfmae.training.config import OptimConfig

@@ -20,7 +20,10 @@ from avfmae.data.sources.source import KINDS, MediaError, Source, VideoInfo, reg
 if TYPE_CHECKING:
     from avfmae.data.clip import Clip
 
-__all__ = ["KINDS", "NOMINAL_FPS", "MediaError", "Source", "VideoInfo", "find_files", "open_clip", "register", "shard_numbers"]
+__all__ = [
+    "KINDS", "NOMINAL_FPS", "MediaError", "Source", "VideoInfo", "find_files", "kind_of", "open_clip", "register",
+    "shard_numbers",
+]  # fmt: skip
 
 
 def kind_of(path: str) -> type[Source]:
@@ -58,6 +61,7 @@ class SeparateSound(Source):
         super().__init__(video.path)
         self.sound_path, self.video, self.audio = audio.path, video, audio
         self.is_cropped, self.stored, self.flags = video.is_cropped, video.stored, audio.flags
+        self.preparation = video.preparation
         self.frames_between, self.damaged, self.digest = video.frames_between, video.damaged, video.digest
 
     @property

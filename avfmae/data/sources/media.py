@@ -129,7 +129,8 @@ def _decoded(source: MediaFile, index: Index, begin: int, wanted: Collection[int
         if begin:
             index.seek(container, begin)
         size = length_size(stream) if index.codec == "h264" and index.exact else 0
-        begun, number, picture = not begin and not index.late, None, _Picture(source, stream, len(wanted))
+        picture = _Picture(source, stream, 1 if isinstance(wanted, range) else len(wanted))  # those of a range go by one by one
+        begun, number = not begin and not index.late, None
         for packet in continuous(container, stream):
             # Theora repeats a frame by an empty packet; an empty one without a stamp flushes the decoder
             if not packet.size and packet.dts is not None:

@@ -10,19 +10,36 @@ import os
 from collections import OrderedDict
 from functools import lru_cache
 from pathlib import Path
+from zlib import crc32
 
 import av
 import numpy as np
 from safetensors.numpy import load
 
 from avfmae.data.arena import Arena
-from avfmae.data.config import SAMPLE_RATE
+from avfmae.data.config import SAMPLE_RATE, Preparation
 from avfmae.data.sources.source import MediaError, Source, VideoInfo, as_media_error, register
 
 REFERENCE, KEY, DISPOSABLE = 0, 1, 2  # kinds of frames in an index
 WAV_HEADER = 44  # bytes of a stored wav file before its samples
+SOUND_BLOCK = 8192  # bytes of a sound that a checksum is kept of
 OPEN_SHARDS = 64  # files and their indices that a process keeps at the most
 OPEN_BYTES = 1 << 26  # of these indices
+DAMAGED = "not as it was stored: the shard is damaged, and the command that prepared the set makes it anew"
+
+
+def crcs(sound: bytes | memoryview) -> list[int]:
+    """CRC-32 of each SOUND_BLOCK bytes."""
+    return [crc32(sound[at : at + SOUND_BLOCK]) for at in range(0, len(sound), SOUND_BLOCK)]
+
+
+def index_crc(arrays: dict[str, np.ndarray], clips: str) -> int:
+    """CRC-32 of an index: its arrays but this one, their names, types and shapes, and the rows of its clips."""
+    total = crc32(clips.encode())
+    for name in sorted(arrays.keys() - {"index_crc"}):
+        array = np.ascontiguousarray(arrays[name])
+        total = crc32(array.view(np.uint8), crc32(f"{name} {array.dtype} {array.shape}".encode(), total))
+    return total
 
 
 class Shard:
@@ -48,8 +65,13 @@ class Shard:
         self.size = 3 * len(index)  # bytes in memory, about: arrays as stored, and the rows as objects
         with as_media_error(path, "its index does not open"):
             self.index = load(index)
-            header = json.loads(index[8 : 8 + int.from_bytes(index[:8], "little")])
-            self.rows = json.loads(header["__metadata__"]["clips"])
+            clips = json.loads(index[8 : 8 + int.from_bytes(index[:8], "little")])["__metadata__"]["clips"]
+            self.is_checked = "crc" in self.index or "index_crc" in self.index  # the first sets had no checksums
+            if self.is_checked and self.index["index_crc"].tolist() != [index_crc(self.index, clips)]:
+                raise ValueError("it is not as it was stored")
+            self.rows = json.loads(clips)
+            how = self.index.get("preparation")  # which the first sets did not store
+            self.preparation = None if how is None else Preparation.of(json.loads(how.tobytes()))
         self.places = {row["key"]: i for i, row in enumerate(self.rows)}
 
     def read(self, start: int, end: int) -> bytes:
@@ -97,11 +119,15 @@ class PreparedClip(Source):
 
     def __init__(self, path: str, shard: Shard, place: int):
         super().__init__(path)
-        self.archive, self.stored, index = shard, shard.rows[place], shard.index
+        self.archive, self.stored, self.preparation, index = shard, shard.rows[place], shard.preparation, shard.index
         mine = slice(*index["packets"][place : place + 2])
         self.offset, self.size, self.number, self.kind = (index[n][mine] for n in ("offset", "size", "number", "kind"))
         self.setup = index["setups"][slice(*index["setup"][place])].tobytes()
         self.members = index["members"][place].tolist()
+        self.crc = index["crc"][mine].tolist() if shard.is_checked else None
+        self.sound_crc = (
+            index["sound_crc"][slice(*index["sound_blocks"][place : place + 2])].tolist() if shard.is_checked else None
+        )
         self.sound_at, self.samples = self.members[2] + WAV_HEADER, max(0, self.members[3] - WAV_HEADER) // 2
         times = index["time"][mine]
         fps = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else float(self.stored["fps"])
@@ -141,7 +167,10 @@ class PreparedClip(Source):
         with as_media_error(self.path, "does not decode"):
             for place in needed:
                 at = int(self.offset[place]) - begin
-                packet = av.Packet(data[at : at + int(self.size[place])])
+                stored = data[at : at + int(self.size[place])]
+                if self.crc is not None and crc32(stored) != self.crc[place]:
+                    raise MediaError(self.path, f"frame {self.number[place]} of {len(self.number)} is {DAMAGED}")
+                packet = av.Packet(stored)
                 packet.pts = int(self.number[place])
                 collected.take(decoder.decode(packet))
             collected.take(decoder.decode(None))
@@ -164,8 +193,12 @@ class PreparedClip(Source):
         if not self.samples:
             raise MediaError(self.path, "has no audio track")
         low, high = (min(max(0, round(t * SAMPLE_RATE)), self.samples) for t in (start, end))
-        pcm = np.frombuffer(self.archive.read(self.sound_at + 2 * low, self.sound_at + 2 * high), "<i2")
-        return pcm.astype(np.float32) / 32768
+        first, last = low * 2 // SOUND_BLOCK, -(-high * 2 // SOUND_BLOCK)  # blocks, of which sums are kept
+        begin, end = first * SOUND_BLOCK, min(last * SOUND_BLOCK, 2 * self.samples)
+        data = self.archive.read(self.sound_at + begin, self.sound_at + max(begin, end))
+        if self.sound_crc is not None and crcs(data) != self.sound_crc[first:last]:
+            raise MediaError(self.path, f"the sound at {low / SAMPLE_RATE:.2f} s is {DAMAGED}")
+        return np.frombuffer(data, "<i2")[low - begin // 2 : high - begin // 2].astype(np.float32) / 32768
 
 
 class _Frames:

@@ -5,10 +5,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from avfmae.data.arena import Arena
+from avfmae.data.config import Preparation
 from avfmae.files import printable
 
 SYSTEM = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC}
@@ -82,11 +84,13 @@ class Source(ABC):
         flags: what is odd about the file, as far as it was met in reading; the file was read as a player plays it.
         is_cropped: the frames are cut to the face already.
         stored: the row of a prepared set's manifest; None for other sources.
+        preparation: how a prepared set cut out its faces; None for other sources.
     """
 
     suffixes: frozenset[str] = frozenset()
     is_cropped: bool = False
     stored: dict | None = None
+    preparation: Preparation | None = None
     sound_track: str | None = None
 
     def __init__(self, path: str):
@@ -191,10 +195,11 @@ class Source(ABC):
         return numbers
 
 
+S = TypeVar("S", bound=Source)
 KINDS: list[type[Source]] = []  # registered ones, the latest first
 
 
-def register(kind: type[Source]) -> type[Source]:
+def register(kind: type[S]) -> type[S]:
     """Class decorator: :func:`avfmae.data.sources.open_clip` asks this kind before those that were registered earlier."""
     KINDS.insert(0, kind)
     return kind

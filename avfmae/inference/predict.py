@@ -1,0 +1,152 @@
+"""``avfmae predict``: what a fine-tuned model says of one's own videos, as tables, pictures and annotated videos."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from avfmae.console import console
+from avfmae.data.sources import MediaError, open_clip
+from avfmae.files import atomic_write, printable, write_rows
+from avfmae.inference.predictor import Prediction, Predictor, weights_file
+from avfmae.options import EvaluateConfig, PredictConfig
+
+MOST = 30  # rows of a video that are shown in a terminal
+FIRST = ("video", "start", "end", "face", "x", "y", "w", "h")
+
+
+def predict(run: PredictConfig) -> list[Prediction]:
+    """Predicts each video, prints a table, and writes what is asked for. Videos that cannot be read are told in a line each.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    if run.whole:
+        from avfmae.inference.evaluate import evaluate
+
+        out = run.out and run.out / "predictions.csv"
+        evaluate(EvaluateConfig(weights_file(run.model), run.videos, out, missing_audio="silence"))
+        return []
+    names = ("detector", "margin", "every", "faces", "step", "batch")
+    given: dict[str, Any] = {name: value for name in names if (value := getattr(run, name)) is not None}
+    given |= {} if run.yunet is None else {"yunet": str(run.yunet)}
+    predictor = Predictor.from_pretrained(run.model, **given)
+    results, failed = [], 0
+    for video in run.videos:
+        try:
+            results.append(predict_one(predictor, video, run))
+        except (MediaError, OSError) as error:
+            failed += 1
+            console.print(Text(printable(f"cannot predict {error}"), style="yellow"))
+    if not results:
+        raise ValueError(f"none of the {len(run.videos)} videos can be predicted")
+    if run.out is None and not sys.stdout.isatty():
+        write_rows(sys.stdout, columns_of(results), table_rows(results))
+    if run.out is not None:
+        write_tables(results, run.out)
+        console.print(f"{run.out}: predictions.csv, .json, .parquet, and a folder for each video", highlight=False)
+    return results
+
+
+def predict_one(predictor: Predictor, video: Path, run: PredictConfig) -> Prediction:
+    """Predicts, shows and writes one video."""
+    result = Prediction(str(video))
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(printable(video.name), total=1.0)
+        for share in predictor.stream(video, result):
+            bar.update(task, completed=share)
+        if run.out is not None:
+            bar.update(task, description=f"{printable(video.name)}: writing", completed=0.0)
+            write_pictures(result, run.out, run.annotate, lambda share: bar.update(task, completed=share))
+    for note in result.notes:
+        console.print(Text(printable(f"{video}: {note}"), style="yellow"))
+    if sys.stdout.isatty():
+        show(result)
+    return result
+
+
+def show(result: Prediction) -> None:
+    """Prints a table of the video, short where it is long."""
+    table = Table(title=Text(printable(result.video)), title_justify="left")
+    predicted = [name for name in columns_of([result]) if name not in FIRST and name != "note"]
+    for name in ("seconds", "face", *predicted, "note"):
+        table.add_column(name)
+    for row in result.rows[:MOST]:
+        cells = [row.get(name) for name in predicted]
+        said = ["" if v is None else f"{v:.2f}" if isinstance(v, float) else str(v) for v in cells]
+        table.add_row(f"{row['start']:.2f} to {row['end']:.2f}", str(row["face"] or ""), *said, row["note"])
+    out = Console()
+    out.print(table)
+    if len(result.rows) > MOST:
+        out.print(f"and {len(result.rows) - MOST} rows more (--out FOLDER writes all)")
+
+
+def table_rows(results: Sequence[Prediction]) -> list[dict[str, Any]]:
+    return [{"video": result.video} | row for result in results for row in result.rows]
+
+
+def columns_of(results: Sequence[Prediction]) -> list[str]:
+    """All columns: where and when, what is predicted, the note."""
+    names = dict.fromkeys(name for result in results for row in result.rows for name in row)
+    return [*FIRST, *(name for name in names if name not in FIRST and name != "note"), "note"]
+
+
+def write_tables(results: Sequence[Prediction], folder: Path) -> None:
+    """``predictions.csv``, ``.parquet`` and ``.json``, which hold the same rows; the last one has faces and notes too."""
+    rows, columns = table_rows(results), columns_of(results)
+    with atomic_write(folder / "predictions.csv") as path, open(path, "w", newline="", errors="surrogateescape") as file:
+        write_rows(file, columns, rows)
+    with atomic_write(folder / "predictions.parquet") as path:
+        named = [{name: printable(v) if isinstance(v := row.get(name), str) else v for name in columns} for row in rows]
+        pyarrow.parquet.write_table(pa.Table.from_pylist(named), path)
+    said = [
+        {
+            "video": printable(result.video),
+            "notes": result.notes,
+            "faces": [{"number": f.number, "first": round(f.first, 3), "last": round(f.last, 3)} for f in result.faces],
+            "mean": result.mean(),
+            "windows": result.rows,
+        }
+        for result in results
+    ]
+    with atomic_write(folder / "predictions.json") as path:
+        path.write_text(json.dumps(said, indent=1))
+
+
+def write_pictures(result: Prediction, out: Path, annotate: bool, advance: Any) -> None:
+    """The timeline, a thumbnail a face and, if asked for, the annotated video, in a folder of the video's name."""
+    from avfmae.viz.annotate import Annotations, write_annotated
+
+    name = printable(Path(result.video).name)
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    result.plot().savefig(folder / "timeline.png")
+    for face in result.faces:
+        Image.fromarray(face.thumbnail).save(folder / f"face-{face.number}.png")
+    if annotate:
+        source = open_clip(result.video)
+        if not source.info.has_video:
+            result.notes.append("has no picture to annotate")
+            return
+        drawn = Annotations(result.rows, result.columns, {f.number: f.boxes for f in result.faces})
+        try:
+            write_annotated(source, drawn.draw, folder / "annotated.mp4", advance)
+        except MediaError as error:
+            result.notes.append(f"cannot be annotated: {error.reason}")

@@ -1,0 +1,220 @@
+"""``avfmae experiment``: every fold and seed of a protocol, each a fine-tuning of its own, and one folder of results."""
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from avfmae.console import console
+from avfmae.data.manifest import read_manifest
+from avfmae.extras import need
+from avfmae.files import atomic_write, digest
+from avfmae.options import ExperimentConfig
+from avfmae.recipes import configuration, read_table
+from avfmae.stages.config import FinetuneConfig
+from avfmae.stages.finetune import finetune, labelled
+from avfmae.stages.leaks import leaks
+from avfmae.stages.splits import make_splits
+from avfmae.tasks import make_task, predictions
+from avfmae.tasks.pooling import summarise_predictions
+
+
+@dataclass
+class Experiment:
+    """The file of an experiment.
+
+    Attributes:
+        dataset: a named data set, whose published numbers stand on the page.
+        protocol: a file of fine-tuning settings, as ``avfmae dataset`` writes it.
+        recipe: of fine-tuning.
+        seeds: each trains all folds.
+        resamples: of the bootstrap; 0: no confidence intervals.
+        finetune: settings of fine-tuning over those of the protocol.
+        variants: by name, settings over these; each is a row of the results. None: one without a name.
+    """
+
+    dataset: str | None = None
+    protocol: Path | None = None
+    recipe: str | None = None
+    seeds: tuple[int, ...] = (0,)
+    resamples: int = 1000
+    finetune: dict = field(default_factory=dict)
+    variants: dict[str, dict] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Experiment":
+        """Raises FileNotFoundError or ValueError, which name file and key."""
+        table = read_table(path) if path.is_file() else None
+        if table is None:
+            raise FileNotFoundError(f"{path}: no such experiment")
+        kinds = {
+            "dataset": str,
+            "protocol": str,
+            "recipe": str,
+            "seeds": list,
+            "resamples": int,
+            "finetune": dict,
+            "variants": dict,
+        }
+        for key, value in table.items():
+            if key not in kinds:
+                raise ValueError(f"{path}: unknown key {key!r}; known are {', '.join(kinds)}")
+            if not isinstance(value, kinds[key]):
+                raise ValueError(f"{path}: {key} is {value!r}, expected a {kinds[key].__name__}")
+        table["seeds"] = tuple(table.get("seeds", (0,)))
+        return cls(**table)
+
+    def runs(self, path: Path) -> dict[str, FinetuneConfig]:
+        """Variant -> its settings."""
+        tables = {f"{path} [finetune]": self.finetune}
+        return {
+            name: configuration(
+                FinetuneConfig, "finetune", self.recipe, self.protocol,
+                tables=tables | {f"{path} [variants.{name}]": changes},
+            )
+            for name, changes in (self.variants or {"": {}}).items()
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fine-tuning: a fold of a seed of a variant."""
+
+    variant: str
+    seed: int
+    fold: str
+    run: FinetuneConfig
+
+
+def experiment(run: ExperimentConfig) -> dict:
+    """Runs or continues an experiment. Writes ``results.json``, ``results.csv``, ``results.tex``, ``predictions.parquet`` and
+    ``report.html`` into its folder. Returns the results."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("experiment: was started by torchrun, expected one process; --jobs N or --engine ray share the work out")
+    what, out = Experiment.read(run.file), Path(run.out or Path("runs") / run.file.stem)
+    runs = what.runs(run.file)
+    jobs = [job for name, settings in runs.items() for job in jobs_of(name, settings, what.seeds, out, run.leaks)]
+    done = 0
+    for done, _ in enumerate(execute(jobs, run), 1):
+        console.print(f"{run.file.stem}: {done} of {len(jobs)} fine-tunings are done", highlight=False)
+    assert done == len(jobs), f"{done} of {len(jobs)} fine-tunings gave a result"
+    rows = [
+        {"variant": job.variant, "seed": job.seed, **row}
+        for job in jobs
+        for row in predictions.read(job.run.out / "predictions.parquet")
+    ]
+    results: dict[str, Any] = {"dataset": what.dataset, "seeds": what.seeds, "variants": {}}
+    for name, settings in runs.items():
+        clips = labelled(read_manifest(settings.manifest or ""), settings.manifest)
+        task = make_task(settings.task, clips, settings.manifest, settings.classes)
+        mine = [row for row in rows if row["variant"] == name]
+        results["variants"][name] = {
+            "task": task.name, **task.about(), "select": settings.select or task.select, "modalities": settings.modalities,
+            "clips": len({(row["path"], row["start"]) for row in mine}),
+            "summary": summarise_predictions(task, mine, what.resamples),
+        }  # fmt: skip
+    from avfmae.viz.experiment import write_results
+
+    write_results(out, results, rows, [job.run.out for job in jobs])
+    console.print(f"{out / 'report.html'}: the results", highlight=False)
+    return results
+
+
+def jobs_of(variant: str, run: FinetuneConfig, seeds: Iterable[int], out: Path, check: str) -> list[Job]:
+    """The fine-tunings of a variant.
+
+    Raises:
+        ValueError: a fold's training clips hold a test clip, in whatever form; names them.
+    """
+    if run.manifest is None:
+        raise ValueError("manifest: is not set; expected it in the protocol or in [finetune]")
+    clips = labelled(read_manifest(run.manifest), run.manifest)
+    found = []
+    splits = make_splits(clips, run)
+    for number, split in enumerate(splits):
+        known = {} if check == "off" else leaks([*split.train, *split.val], split.test, check == "contents")
+        if known:
+            shown = "\n  ".join(list(known.values())[:5])
+            raise ValueError(
+                f"{run.manifest}, {split.name}: {len(known)} training clips are tested (--leaks off trains anyway):\n  {shown}"
+            )
+        for seed in seeds:
+            place = (
+                out / "folds" / "-".join(filter(None, (variant.replace("/", "-"), f"seed {seed}", split.name))).replace(" ", "-")
+            )
+            only = None if run.folds is None else run.only_fold if len(splits) == 1 else number
+            found.append(Job(variant, seed, split.name, dataclasses.replace(run, seed=seed, only_fold=only, out=place)))
+    return sorted(found, key=lambda job: job.seed)  # so that a first seed is whole early
+
+
+def execute(jobs: list[Job], run: ExperimentConfig) -> Iterator[Path]:
+    """Does the jobs that are not done, some at the same time; gives the folder of each."""
+    if run.engine == "ray":
+        yield from _on_ray(jobs, run)
+    elif run.jobs == 1:
+        yield from map(do, jobs)
+    else:
+        context = multiprocessing.get_context("spawn")
+        cards = context.Queue()
+        for number in range(run.jobs):
+            cards.put(number % max(1, torch.cuda.device_count()))
+        with ProcessPoolExecutor(run.jobs, context, _take_card, (cards,)) as pool:
+            yield from pool.map(do, jobs)
+
+
+def _take_card(cards: Any) -> None:
+    """Each process computes on a GPU of its own, if there are some."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    number = cards.get()
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)
+
+
+def _on_ray(jobs: list[Job], run: ExperimentConfig) -> Iterator[Path]:
+    ray = need("ray", "ray", "--engine ray")
+    started = not ray.is_initialized()
+    if started:
+        ray.init(run.ray_address, num_cpus=None if run.ray_address else run.jobs, log_to_driver=False, include_dashboard=False)
+    try:
+        # A task that is lost with its machine goes on from its last checkpoint.
+        task = ray.remote(max_retries=2, num_cpus=1, num_gpus=min(1, int(ray.cluster_resources().get("GPU", 0))))(do)
+        absolute = [dataclasses.replace(job, run=dataclasses.replace(job.run, **_absolute(job.run))) for job in jobs]
+        yield from map(ray.get, [task.remote(job) for job in absolute])
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _absolute(run: FinetuneConfig) -> dict[str, Path]:
+    """The paths of a run, for a process that works in another folder."""
+    return {name: Path(path).absolute() for name in ("manifest", "init", "out") if (path := getattr(run, name)) is not None}
+
+
+def do(job: Job) -> Path:
+    """Fine-tunes, or goes on, or does nothing where it was done; the checkpoints of what is done are removed.
+
+    Raises:
+        ValueError: another experiment's results are in the folder; names the settings that differ.
+    """
+    out, done = job.run.out, job.run.out / "done.json"
+    settings = {k: v for k, v in dataclasses.asdict(job.run).items() if k not in ("out", "recipe", "config")} | _absolute(job.run)
+    settings |= {f"{name} content": digest([path]) for name, path in _absolute(job.run).items() if path.is_file()}
+    now = json.loads(json.dumps({k: v for k, v in settings.items() if k != "out"}, default=str))
+    if done.exists():
+        before = json.loads(done.read_text())
+        if differing := sorted(k for k in now.keys() | before.keys() if now.get(k) != before.get(k)):
+            raise ValueError(f"{out}: holds results of another {', '.join(differing)}; choose another out")
+        return out
+    if not finetune(job.run):
+        raise RuntimeError(f"{out}: fine-tuning was stopped before its end; the same command continues")
+    with atomic_write(done) as path:
+        path.write_text(json.dumps(now, indent=1))
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return out
