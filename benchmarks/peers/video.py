@@ -1,6 +1,5 @@
 """MAE-DFER (Sun et al., 2023) and SVFAP (Sun et al., 2023) as published: video alone, executed op by op."""
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 
