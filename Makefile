@@ -13,8 +13,9 @@ TESTS ?= tests
 	$(BIN)/pip install --no-build-isolation -e ".[dev]" -c constraints.txt
 	touch $@
 
+# MODEL=svfap (or mae_dfer, hicmae_base, ablation_lgi3, ...): another member of the family at the same size.
 demo: .venv/.installed
-	$(BIN)/avfmae demo
+	$(BIN)/avfmae demo $(if $(MODEL),--model $(MODEL) --out runs/demo-$(MODEL))
 
 test: .venv/.installed lint
 	$(BIN)/pytest $(PARALLEL) -m "not exhaustive"

@@ -2,6 +2,7 @@
 from . import checkpoints, config, data, losses, masking, metrics, models
 from .checkpoints import load_released, released_gradients, released_state_dict
 from .config import ModelConfig
+from .inference.features import FeatureExtractor
 from .inference.predictor import Prediction, Predictor
 from .masking import DualMask
 from .models.finetuning import AVFMAEForFinetuning
@@ -9,7 +10,7 @@ from .models.pretraining import AVFMAEForPretraining
 
 __version__: str
 __all__ = [
-    "AVFMAEForFinetuning", "AVFMAEForPretraining", "DualMask", "ModelConfig", "Prediction", "Predictor", "checkpoints",
-    "config", "data", "load_released", "losses", "masking", "metrics", "models", "released_gradients",
-    "released_state_dict",
+    "AVFMAEForFinetuning", "AVFMAEForPretraining", "DualMask", "FeatureExtractor", "ModelConfig", "Prediction",
+    "Predictor", "checkpoints", "config", "data", "load_released", "losses", "masking", "metrics", "models",
+    "released_gradients", "released_state_dict",
 ]  # fmt: skip

@@ -27,6 +27,7 @@ Training
 
 A trained model
   predict      a fine-tuned model on your own videos: faces followed, what is predicted over time, annotated videos
+  features     what the encoders make of clips: one vector a clip, a region or a token, as arrays
   evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
 
 This machine
@@ -108,6 +109,7 @@ COMMANDS: dict[str, tuple[str | Callable[[Any], Any], str | None]] = {
     "experiment": ("avfmae.stages.experiment:experiment", "avfmae.options:ExperimentConfig"),
     "finetune": (run_finetune, "avfmae.stages.config:FinetuneConfig"),
     "predict": ("avfmae.inference.predict:predict", "avfmae.options:PredictConfig"),
+    "features": ("avfmae.inference.features:features", "avfmae.options:FeaturesConfig"),
     "evaluate": ("avfmae.inference.evaluate:evaluate", "avfmae.options:EvaluateConfig"),
     "bench": ("avfmae_benchmarks.command:bench", None),
     "doctor": (run_doctor, None),

@@ -31,7 +31,7 @@ from avfmae.stages.psi import psi
 from avfmae.training.config import OptimConfig
 from avfmae.training.runlog import read_log
 
-PRESET = "demo"
+PRESET = "demo"  # whose sizes every member of the family takes here
 # Two labelled sets name the same emotions differently; the label map brings them together.
 STUDIO = dict(zip(EMOTIONS, ("calm-happy", "joy", "grief", "rage", "astonished", "terror"), strict=True))
 STAGE = dict(zip(EMOTIONS, ("serene", "elated", "sorrow", "fury", "amazed", "panic"), strict=True))
@@ -112,8 +112,11 @@ class Stages:
         self.lanes = ProcessPoolExecutor(lanes(), mp_context=get_context("spawn"))
         data = DataConfig(workers=0, stride=8, segments=1, crops=1, roll=False, rand_augment=(0.0, 0), crop_scale=(0.75, 1.0),
                           erase=0.0, multi_scales=(1.0, 0.875))  # fmt: skip
-        self.common = {"preset": PRESET, "data": data, "save_steps": 10_000, "log_steps": 5}
-        self.labelled = self.common | {"model": ModelConfig.preset(PRESET), "mixup": 0.0, "cutmix": 0.0}
+        self.model = ModelConfig.preset(PRESET)
+        if run.model != PRESET:
+            self.model = ModelConfig.preset(run.model).at_size_of(self.model)
+        self.common = {"preset": run.model, "model": self.model, "data": data, "save_steps": 10_000, "log_steps": 5}
+        self.labelled = self.common | {"mixup": 0.0, "cutmix": 0.0}
 
     def submit(self, title: str, stage: Callable, config: PretrainConfig | PSIConfig | FinetuneConfig) -> Future:
         return self.lanes.submit(in_lane, title, stage, config)
@@ -157,7 +160,7 @@ class Stages:
 
     def probe(self, title: str, weights: Path | None, seed: int) -> Future:
         clips = read_manifest(self.manifests["labelled"])
-        arguments = (ModelConfig.preset(PRESET), weights, clips, self.common["data"], tuple(EMOTIONS), seed)
+        arguments = (self.model, weights, clips, self.common["data"], tuple(EMOTIONS), seed)
         return self.lanes.submit(in_lane, f"linear probe of {title}", linear_probe, *arguments)
 
     def choose_rates(self) -> None:

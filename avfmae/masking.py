@@ -75,7 +75,7 @@ class DualMask:
         cls, video_encoder: Tensor | None = None, video_decoder: Tensor | None = None, audio_encoder: Tensor | None = None,
         audio_decoder: Tensor | None = None,
     ) -> "DualMask":  # fmt: skip
-        """From boolean masks (B, N), True = masked. Decoder masks are None for models without; all of a modality are where it has not that one.
+        """From boolean masks (B, N), True = masked. Decoder masks are None for models without; both are for a modality it lacks.
 
         Raises:
             ValueError: a mask is not (B, N) bool, or its clips do not all keep the same number of tokens.

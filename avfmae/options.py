@@ -39,6 +39,7 @@ class DemoConfig:
     """Draws faces and voices, pre-trains, injects semantics, fine-tunes on people it has not tested on, and shows it all."""
 
     out: Path = Path("runs/demo")  # where everything goes; ``report.html`` is the thing to open.
+    model: str = "demo"  # the member of the family, by its preset: hicmae_base, mae_dfer, svfap, ablation_lgi3, ...
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # of the fine-tunings: each row of the table has one a seed.
     # instead of the demo, train with several learning rates, and print which is best on people held out of the training clips.
     choose_rates: bool = False
@@ -74,6 +75,22 @@ class ExperimentConfig:
     engine: Literal["local", "ray"] = "local"  # on this machine, or as tasks of a Ray cluster that sees the same paths.
     ray_address: str | None = None  # of a cluster; none: one is started here.
     leaks: Literal["contents", "names", "off"] = "contents"  # how test clips are looked for among training clips.
+
+
+@dataclass
+class FeaturesConfig:
+    """What the encoders of a pre-trained or fine-tuned model make of clips, as arrays."""
+
+    sources: Annotated[tuple[Path, ...], tyro.conf.Positional]  # videos, or one manifest (.csv, .parquet, .txt).
+    model: Path  # ``weights.safetensors`` of a training run, or its folder.
+    out: Path  # .safetensors or .npz, with a .csv beside it that tells each row's clip; or .parquet.
+    level: Literal["clip", "region", "token"] = "clip"  # one vector a modality, one a region, or one a token.
+    layers: tuple[int, ...] = (-1,)  # blocks, from 0, or from -1 backwards; those of several stand one after the other.
+    learned: bool = False  # all blocks, weighed as the fine-tuned model does, in place of ``layers``.
+    pool: Literal["mean", "max"] = "mean"  # over regions, of level clip.
+    segments: int = 1  # windows spread over a clip, whose mean is taken.
+    batch: int = 8  # clips in one pass of the model.
+    workers: int = 2  # decoding processes.
 
 
 @dataclass

@@ -120,7 +120,7 @@ class Predictor:
         self.every, self.which, self.step, self.batch = every, faces, step, batch
         self.dtype = compute_dtype(precision, self.device)
         self.detector = None
-        if "video" in model.modalities:
+        if "video" in model.cfg.modalities:
             self.detector = _detector(detector, yunet, str(self.device))
 
     @classmethod
@@ -161,7 +161,7 @@ class Predictor:
         info, clip = source.info, Clip(0, str(video))
         low, high = frame_range(info, clip)
         windows = Windows(info, clip, self.model.cfg.video.size[0], self.data, self.step)
-        if "video" not in self.model.modalities:
+        if "video" not in self.model.cfg.modalities:
             seen = read_sound_windows(windows, low, high)
         elif not info.has_video:
             raise MediaError(source.path, "has no picture, which the model needs")
@@ -178,7 +178,7 @@ class Predictor:
                 row = {k: round(float(v), 3) if isinstance(v, float) else v for k, v in row.items()}
                 row["note"] = "; ".join(filter(None, (*words, note)))
                 result.rows.append(row)
-                if not ("video" in self.model.modalities and picture is None):
+                if not ("video" in self.model.cfg.modalities and picture is None):
                     waiting.append((row, picture, sound))
             if len(waiting) >= self.batch:
                 self.run(waiting, result)
@@ -190,7 +190,7 @@ class Predictor:
 
     def sound(self, source: Source, window: Window) -> tuple[np.ndarray | None, str]:
         """The window's sound, with silence where it has none, and a word on that."""
-        if "audio" not in self.model.modalities:
+        if "audio" not in self.model.cfg.modalities:
             return None, ""
         whole, note = max(SHORTEST, round((window.end - window.start) * SAMPLE_RATE)), ""
         try:
@@ -275,9 +275,9 @@ class Predictor:
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """The model's inputs, (B, T, H, W, 3) and (B, 1, frames, mels), on its device."""
         video = audio = None
-        if "video" in self.model.modalities:
+        if "video" in self.model.cfg.modalities:
             video = torch.from_numpy(np.stack([p for p in pictures if p is not None])).to(self.device)
-        if "audio" in self.model.modalities:
+        if "audio" in self.model.cfg.modalities:
             heard = [s for s in sounds if s is not None]
             lengths = torch.tensor([len(s) for s in heard])
             sound = torch.zeros(len(heard), int(lengths.max()))

@@ -117,7 +117,7 @@ def experiment(run: ExperimentConfig) -> dict:
         task = make_task(settings.task, clips, settings.manifest, settings.classes)
         mine = [row for row in rows if row["variant"] == name]
         results["variants"][name] = {
-            "task": task.name, **task.about(), "select": settings.select or task.select, "modalities": settings.modalities,
+            "task": task.name, **task.about(), "select": settings.select or task.select, "modalities": settings.model.modalities,
             "clips": len({(row["path"], row["start"]) for row in mine}),
             "summary": summarise_predictions(task, mine, what.resamples),
         }  # fmt: skip

@@ -4,9 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -26,9 +23,8 @@ def timeline(
     said = [row for row in rows if columns and row.get(columns[0]) is not None]
     numbers = sorted({row["face"] for row in said}, key=lambda n: -sum(row["face"] == n for row in said))[:MOST] or [None]
     numbers.sort(key=lambda n: n or 0)
-    figure, axes = plt.subplots(
-        len(numbers), 2, figsize=(11, 0.9 + 1.5 * len(numbers)), width_ratios=(1, 9), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(11, 0.9 + 1.5 * len(numbers)), layout="constrained")  # pyplot would keep it
+    axes = figure.subplots(len(numbers), 2, width_ratios=(1, 9), squeeze=False)
     for (left, right), number in zip(axes, numbers, strict=True):
         left.axis("off")
         if (picture := thumbnails.get(number)) is not None:

@@ -24,9 +24,9 @@ TASK = Classification(("calm", "glad", "sad"))
 DATA = DataConfig(stride=8)  # the demo's model sees 4 frames: windows of 1.28 s
 
 
-def make_model(**options):
+def make_model(**changes):
     torch.manual_seed(0)
-    return AVFMAEForFinetuning(avfmae.ModelConfig.preset("demo"), 3, "classification", **options).eval()
+    return AVFMAEForFinetuning(avfmae.ModelConfig.preset("demo").replace(**changes), 3, "classification").eval()
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def model():
 @pytest.fixture(scope="module")
 def weights(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "weights.safetensors"
-    about = {"task": "classification", "modalities": model.modalities, "data": {"stride": 8}, **TASK.about()}
+    about = {"task": "classification", "data": {"stride": 8}, **TASK.about()}
     save_weights(model, path, **about)
     return path
 

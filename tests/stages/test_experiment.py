@@ -16,7 +16,6 @@ from avfmae.datasets.command import finetuning
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae.datasets.interface import Options
 from avfmae.datasets.published import published
-from avfmae.models.registry import fusion_class
 from avfmae.stages import experiment as module
 from avfmae.tasks.classification import Classification
 from avfmae.tasks.pooling import Predictions, by_dataset, interval, summarise_predictions
@@ -30,7 +29,7 @@ preset = "tiny"
 manifest = "{manifest}"
 folds = 5
 val_share = 0.3
-modalities = ["video"]
+model.modalities = ["video"]
 [finetune.data]
 workers = 0
 segments = 1
@@ -239,7 +238,7 @@ def test_experiment_files_are_whole(file, tmp_path, monkeypatch):
     (tmp_path / f"{known.name}.toml").write_text(finetuning(known, tmp_path / "m.csv", [], Options()))
     for run in what.runs(file).values():
         assert (run.manifest, run.classes, run.select) == (tmp_path / "m.csv", known.classes, known.metrics[0])
-        assert len(run.modalities) == 1 or fusion_class(run.model.fusion).finetunes
+        assert run.model.modalities == known.modalities
 
 
 def test_every_labelled_set_has_an_experiment():

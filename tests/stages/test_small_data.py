@@ -21,6 +21,7 @@ from avfmae.training.config import OptimConfig
 from avfmae.training.step import TrainingStep
 
 TINY = avfmae.ModelConfig.preset("tiny")
+VIDEO = TINY.replace(modalities=("video",))
 
 
 def model():
@@ -88,7 +89,7 @@ def test_low_rank_updates_are_trained_resumed_and_written(tmp_path):
 
     def run(out, **changes):
         return FinetuneConfig(
-            manifest=manifest, out=tmp_path / out, preset="tiny", modalities=("video",), val_share=0.0, lora=2,
+            manifest=manifest, out=tmp_path / out, preset="tiny", model=VIDEO, val_share=0.0, lora=2,
             data=DataConfig(workers=0, segments=1, crops=1), optim=OptimConfig(lr=1e-1, epochs=2, total_batch=6), **changes,
         )  # fmt: skip
 

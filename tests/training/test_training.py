@@ -303,7 +303,10 @@ def test_regression_with_one_modality(drawn, tmp_path, modalities):
     rng = np.random.default_rng(0)
     write_manifest(tmp_path / "m.csv", [replace(c, label=f"{rng.normal():.3f} {rng.normal():.3f}") for c in read_manifest(drawn)])
     run = FinetuneConfig(
-        manifest=tmp_path / "m.csv", task="regression", modalities=modalities, **supervised(drawn, tmp_path / "run", epochs=1)
+        manifest=tmp_path / "m.csv",
+        task="regression",
+        **supervised(drawn, tmp_path / "run", epochs=1),
+        model=avfmae.ModelConfig.preset("tiny").replace(modalities=modalities),
     )
     results = finetune(run)
     assert {"PCC", "CCC", "MSE", "PCC_0", "CCC_1"} <= set(results["folds"]["split"]["last"]) and results["select"] == "CCC"
