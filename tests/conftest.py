@@ -26,7 +26,7 @@ NEEDED = {
     "media/test_augment.py": ("PIL",),
     "test_cli.py": DATA_PATH,
     "models/test_checkpoints.py": DATA_PATH,
-    "stages": DATA_PATH,
+    "stages": (*DATA_PATH, "matplotlib"),
     "tasks": (*DATA_PATH, "matplotlib"),
     "test_packaging.py": DATA_PATH,
     "training/test_resume.py": DATA_PATH,

@@ -103,6 +103,7 @@ def broken_crema_d(tree):
     }
 
 
+@pytest.mark.slow
 def test_verify_tells_every_fault_and_every_count_that_differs(tree, capsys):
     reasons = broken_crema_d(tree)
     with pytest.raises(SystemExit) as stopped:
@@ -118,6 +119,7 @@ def test_verify_tells_every_fault_and_every_count_that_differs(tree, capsys):
     assert "4 faults, all in" in told and "counts differ: clips, class ANG, class DIS" in " ".join(told.split())
 
 
+@pytest.mark.slow
 def test_verify_is_content_with_what_is_published(tree, monkeypatch, capsys):
     tree.media("VideoFlash/1001_DFA_ANG_XX.flv", "VideoFlash/1019_IEO_SAD_HI.flv")
     published = {"clips": 2, "histogram": {"ANG": 1, "SAD": 1}, "by_fold": {"1": 1, "2": 1}}

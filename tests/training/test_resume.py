@@ -93,7 +93,7 @@ def test_what_changes_no_result_is_not_compared(change, tmp_path):
 @pytest.fixture
 def plain_weights(monkeypatch):
     """Checkpoints of a single layer, which has no released layout."""
-    monkeypatch.setattr(state, "save_weights", lambda model, path: save_file(model.state_dict(), path))
+    monkeypatch.setattr(state, "save_weights", lambda model, path, merged: save_file(model.state_dict(), path))
     monkeypatch.setattr(state, "load_released", lambda model, path: model.load_state_dict(load_file(path)))
 
 
