@@ -150,8 +150,9 @@ def test_a_package_that_is_not_installed_is_named(capsys, monkeypatch, tmp_path)
 
 
 def test_an_unknown_recipe_is_named_with_those_there_are(capsys):
-    message = fails(capsys, "finetune", "--recipe", "hicmae_base")
-    assert "--recipe: got 'hicmae_base', expected one of base, huge, large for finetune" in message
+    message = fails(capsys, "finetune", "--recipe", "hicmae_large")
+    assert "--recipe: got 'hicmae_large', expected one of ablation_dier, ablation_hafe, " in message
+    assert "hicmae_base, huge, large, mae_dfer, svfap for finetune" in message
 
 
 def test_the_file_overrides_the_recipe_and_the_command_line_both(tmp_path):

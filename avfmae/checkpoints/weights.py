@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from avfmae.checkpoints import archives
+from avfmae.checkpoints.encoders import as_ours
 from avfmae.checkpoints.places import find_weights
 from avfmae.config import MODALITIES, ModalityConfig, ModelConfig
 from avfmae.files import atomic_write, printable
@@ -48,6 +49,7 @@ class LoadReport:
     dropped: list[str] = field(default_factory=list)  # in the file, not in the model
     missing: list[str] = field(default_factory=list)  # in the model, not in the file: left as initialised
     resized: list[str] = field(default_factory=list)  # a head of another size: left as initialised
+    notes: list[str] = field(default_factory=list)  # what was changed of an encoder of another project
 
     def __str__(self) -> str:
         place = f" from '{self.place}'" if self.place else ""
@@ -56,7 +58,7 @@ class LoadReport:
         for kind in ("dropped", "missing", "resized"):
             if names := getattr(self, kind):
                 lines.append(f"  {len(names)} {kind}: {_groups(names)}")
-        return "\n".join(map(printable, lines))
+        return "\n".join(map(printable, lines + [f"  {note}" for note in self.notes]))
 
 
 def _groups(names: Iterable[str]) -> str:
@@ -69,7 +71,8 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
     """Loads a checkpoint of the released layout into one of our models.
 
     What the model has no place for (a pre-training file's decoders, when fine-tuning) is dropped; a head or layer
-    weights that the file lacks, or has in another size, stay as initialised. The report says so.
+    weights that the file lacks, or has in another size, stay as initialised; and so do decoders where the file has an encoder
+    alone, of ours, of VideoMAE or of AudioMAE. Position tables in the file are resampled to the model's grid. The report says so.
 
     Args:
         model: AVFMAEForPretraining or AVFMAEForFinetuning.
@@ -88,9 +91,12 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
         source, state = "state dict", path_or_state_dict
     else:
         source, state = str(path_or_state_dict), read_weights(path_or_state_dict, mapped=True)
-    own, fresh = model.state_dict(), getattr(model, "FRESH", ())
+    fresh = getattr(model, "FRESH", ())  # a decoder's head is not to be taken for a fresh one
+    names = {n for name in model.state_dict() if not name.startswith(fresh) for n in released_names(model, name)}
+    state, *places = find_weights(state, source, names | {n for n in model.state_dict() if not n.startswith(fresh)})
+    state, notes = as_ours(model, state, names)
+    own = model.state_dict()
     shapes = {n: t.shape for n, t in to_released(model, {n: t.to("meta") for n, t in own.items()}).items()}
-    state, *places = find_weights(state, source, shapes.keys() | own.keys())
     if len(own.keys() & state.keys()) > len(shapes.keys() & state.keys()):  # a model's own state dict
         resized = [n for n in own if n in state and state[n].shape != own[n].shape]
         if wrong := next((n for n in resized if not n.startswith(fresh)), None):
@@ -98,7 +104,10 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
         state = to_released(model, {n: state[n] for n in own if n in state and n not in resized}) | {
             n: t for n, t in state.items() if n not in own or n in resized
         }
-    report, loaded, used, lost = LoadReport(source, *places), {}, set(), []
+    parts = {f"{n.partition('.')[0]}." for n in own if any(r in state for r in released_names(model, n))}
+    if parts and all(part.endswith("_encoder.") for part in parts):
+        fresh = (*fresh, *(f"{m}_{part}." for m in MODALITIES for part in ("decoder", "encoder.norm")))
+    report, loaded, used, lost = LoadReport(source, *places, notes=notes), {}, set(), []
     for name, tensor in own.items():
         names = released_names(model, name)
         used.update(names)
@@ -110,8 +119,8 @@ def load_released(model: nn.Module, path_or_state_dict: str | os.PathLike | Mapp
             if not name.startswith(fresh):
                 raise ValueError(_other_size(source, wrong[0], state[wrong[0]].shape, shapes[wrong[0]]))
         else:
-            parts = [state[n] for n in names]
-            loaded[name] = (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(tensor.shape)
+            values = [state[n] for n in names]
+            loaded[name] = (torch.cat(values) if len(values) > 1 else values[0]).reshape(tensor.shape)
             report.matched += names
     report.dropped = [n for n in state if n not in used]
     if lost:

@@ -115,7 +115,7 @@ class ViTBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Mask tokens behind the visible ones, one block, then one a skip feature; the head reads the mask tokens."""
+    """Mask tokens behind the visible ones; the last blocks read a skip feature each; the head reads the mask tokens."""
 
     positions: Tensor
 
@@ -127,7 +127,8 @@ class Decoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.register_buffer("positions", sinusoid_positions(m.tokens, width), persistent=False)
         self.blocks = nn.ModuleList(
-            ViTBlock(width, cfg.decoder_heads, cross=i > 0, sdpa=sdpa) for i in range(1 + len(cfg.skip_blocks))
+            ViTBlock(width, cfg.decoder_heads, cross=i >= cfg.decoder_depth - len(cfg.skip_blocks), sdpa=sdpa)
+            for i in range(cfg.decoder_depth)
         )
         self.norm = layer_norm(width)
         self.head = nn.Linear(width, torch.Size(m.patch).numel() * (3 if len(m.size) == 3 else 1))
@@ -139,7 +140,8 @@ class Decoder(nn.Module):
         seen, hidden = pick(positions, ~masked, self.counts[0]), pick(positions, decoded, self.counts[1])
         x = torch.cat([self.embed(x) + seen, self.mask_token + hidden], dim=1)
         skips = [self.embed(skip) + seen for skip in skips]
-        for block, context in zip(self.blocks, [None, *reversed(skips)], strict=True):
+        contexts = [*[None] * (len(self.blocks) - len(skips)), *reversed(skips)]
+        for block, context in zip(self.blocks, contexts, strict=True):
             x = block(x, context)
         return self.head(self.norm(x[:, -hidden.shape[1] :]))
 

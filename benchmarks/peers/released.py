@@ -15,16 +15,19 @@ class SplitSelfAttention(CrossAttention):
 
 
 class LGIBlock(nn.Module):
-    """Stages I to IV and the feed-forward over (B·R, S, C); every stage takes its tokens out and puts them back."""
+    """Stages I to IV, in MAE-DFER I to III, and the feed-forward over (B·R, S, C); every stage takes its tokens out and puts them
+    back."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, collects: bool = True):
         super().__init__()
         self.local_norm, self.local_attn = layer_norm(width), SplitSelfAttention(width, heads)
         self.region_norm, self.region_attn = layer_norm(width), SplitSelfAttention(width, heads)
         self.spread_norm, self.spread_context_norm = layer_norm(width), layer_norm(width)
         self.spread_attn = CrossAttention(width, heads)
-        self.collect_norm, self.collect_context_norm = layer_norm(width), layer_norm(width)
-        self.collect_attn = CrossAttention(width, heads)
+        self.collects = collects
+        if collects:
+            self.collect_norm, self.collect_context_norm = layer_norm(width), layer_norm(width)
+            self.collect_attn = CrossAttention(width, heads)
         self.mlp_norm, self.mlp = layer_norm(width), MLP(width)
 
     def forward(self, x: Tensor, batch: int) -> Tensor:
@@ -34,7 +37,8 @@ class LGIBlock(nn.Module):
         t = x[:, 1:].reshape(batch, -1, C).clone()  # (B, R·(S-1), C)
         m = m + self.region_attn(self.region_norm(m))
         t = t + self.spread_attn(self.spread_norm(t), self.spread_context_norm(m))
-        m = m + self.collect_attn(self.collect_norm(m), self.collect_context_norm(t))
+        if self.collects:
+            m = m + self.collect_attn(self.collect_norm(m), self.collect_context_norm(t))
         x = torch.cat([m.reshape(-1, 1, C), t.reshape(-1, S - 1, C)], dim=1)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -45,7 +49,7 @@ class Encoder(nn.Module):
         self.m, self.skip_blocks = m, cfg.skip_blocks
         self.embed = PatchEmbed(m, cfg.width)
         self.region_tokens = nn.Parameter(torch.zeros(m.regions, cfg.width))
-        self.blocks = nn.ModuleList(LGIBlock(cfg.width, cfg.heads) for _ in range(cfg.depth))
+        self.blocks = nn.ModuleList(LGIBlock(cfg.width, cfg.heads, cfg.encoder == "lgi4") for _ in range(cfg.depth))
         self.norm = layer_norm(cfg.width)
 
     def with_regions(self, t: Tensor) -> Tensor:
