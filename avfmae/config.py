@@ -64,6 +64,8 @@ class ModelConfig:
         temperature, contrastive_weight: τ and λ of HCMCL.
         gather_negatives: contrast with the clips of all processes rather than of one.
         negatives: contrast each clip with this many others, whatever the batch; None: with all.
+        residual: what tokens are between blocks: ``"compute"``, the dtype of matrix products, as under the published autocast, or
+            ``"float32"``, which in bfloat16 moves half as many bytes again.
         attention: ``"sdpa"`` or ``"flash"`` (the flash-attn package, half precision, on a GPU) for the decoder's long sequences.
         recompute: what encoders and decoders recompute in the backward pass to save memory: nothing (``"none"``), all but
             matrix products and long attention (``"selective"``), or all of a block (``"full"``).
@@ -94,6 +96,7 @@ class ModelConfig:
     contrastive_weight: float = 0.0025
     gather_negatives: bool = True
     negatives: int | None = None
+    residual: Literal["compute", "float32"] = "compute"
     attention: Literal["sdpa", "flash"] = "sdpa"
     recompute: Literal["none", "selective", "full"] = "none"
 

@@ -53,7 +53,7 @@ def export(run: ExportConfig) -> Path:
     if run.out.suffix not in SAMPLE:
         raise ValueError(f"out: got {run.out}, expected a file of {' or '.join(SAMPLE)}")
     model = load_finetuned(weights_file(run.model)).model
-    names = list(model.cfg.modalities)
+    names: list[str] = list(model.cfg.modalities)
     traced = trace(Exported(model, names), example(model, 2))
     with atomic_write(run.out) as temporary:
         if run.out.suffix == ".onnx":

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import avfmae_kernels as K
 from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.models.attention import Linear, flash_attention, layer_norm, pre_norm
-from avfmae.models.embed import sinusoid_positions
+from avfmae.models.embed import RESIDUAL, sinusoid_positions
 from avfmae.models.recompute import run
 from avfmae.models.vit import ViTBlock
 
@@ -23,7 +23,7 @@ class Decoder(nn.Module):
 
     def __init__(self, cfg: ModelConfig, m: ModalityConfig):
         super().__init__()
-        self.recompute = cfg.recompute
+        self.recompute, self.dtype = cfg.recompute, RESIDUAL[cfg.residual]
         if cfg.attention == "flash":
             flash_attention()  # refused now rather than in the first step
         width, heads, plain = cfg.decoder_width, cfg.decoder_heads, cfg.decoder_depth - len(cfg.skip_blocks)
@@ -49,8 +49,8 @@ class Decoder(nn.Module):
         Returns:
             (B, Nd, P).
         """
-        x = K.assemble_tokens(self.embed(fused), self.mask_token, self.positions, visible, decoded)
-        skips = [K.assemble_tokens(self.embed(skip), None, self.positions, visible, None) for skip in skips]
+        x = K.assemble_tokens(self.embed(fused), self.mask_token, self.positions, visible, decoded, self.dtype)
+        skips = [K.assemble_tokens(self.embed(skip), None, self.positions, visible, None, self.dtype) for skip in skips]
         branch, contexts = None, [*[None] * (len(self.blocks) - len(skips)), *reversed(skips)]
         for block, context in zip(self.blocks[:-1], contexts[:-1], strict=True):
             x, branch = run(block, x, branch, context, recompute=self.recompute)

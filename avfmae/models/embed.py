@@ -13,6 +13,8 @@ from avfmae.models.attention import Linear
 from avfmae_kernels.arguments import FLOATS, check_shape
 from avfmae_kernels.linear import compute_dtype
 
+RESIDUAL = {"compute": None, "float32": torch.float32}  # the dtype of tokens; None: that of the layer that makes them
+
 
 def sinusoid_positions(tokens: int, width: int) -> Tensor:
     """(N, C) fixed position table: angle p / 10000^(2⌊j/2⌋/C); sine on even columns j, cosine on odd ones."""
@@ -36,9 +38,10 @@ class PatchEmbed(nn.Module):
 
     RELEASED_NAMES = ((r"\bembed\.proj\.", "patch_embed.proj."), (r"\bembed\.positions$", "pos_embed"))
 
-    def __init__(self, m: ModalityConfig, width: int):
+    def __init__(self, m: ModalityConfig, width: int, residual: str = "compute"):
         super().__init__()
         self.m = m
+        self.dtype = RESIDUAL[residual]
         self.is_video = len(m.size) == 3
         channels = 3 if self.is_video else 1
         self.kernel = (channels, *m.patch)
@@ -58,4 +61,4 @@ class PatchEmbed(nn.Module):
 
     def forward(self, clip: Tensor, index: Tensor, boxes: Tensor | None = None) -> Tensor:
         """Tokens (B, M, C) of ``clip``, seen through ``boxes`` (B, 4), at ``index`` (B, M); positions added."""
-        return K.assemble_tokens(self.proj(self.rows(clip, index, boxes)), None, self.positions, index, None)
+        return K.assemble_tokens(self.proj(self.rows(clip, index, boxes)), None, self.positions, index, None, self.dtype)

@@ -115,7 +115,7 @@ class LGIEncoder(Encoder):
         self.recompute = cfg.recompute
         self.steps, self.groups = m.region[0], m.grid[0] // m.region[0]  # time steps a region, regions along time
         self.is_video = len(m.size) == 3
-        self.embed = PatchEmbed(m, cfg.width)
+        self.embed = PatchEmbed(m, cfg.width, cfg.residual)
         self.region_tokens = nn.Parameter(torch.zeros(m.regions, cfg.width))
         rates = torch.linspace(0, cfg.drop_path, cfg.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(LGIBlock(cfg.width, cfg.heads, rate, self.collects) for rate in rates)

@@ -72,7 +72,7 @@ class TPSBTEncoder(Encoder):
                 f"stages: got {cfg.stages} with encoder='tpsbt' and {m.grid[0]} time steps, which each but the first halves"
             )
         self.stages, self.recompute, self.unmasked_context = cfg.stages, cfg.recompute, cfg.unmasked_context
-        self.embed = PatchEmbed(m, cfg.width)
+        self.embed = PatchEmbed(m, cfg.width, cfg.residual)
         rates = torch.linspace(0, cfg.drop_path, cfg.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             ViTBlock(cfg.width, cfg.heads, cross=i >= cfg.stages[0], drop=rate) for i, rate in enumerate(rates)

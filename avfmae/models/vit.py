@@ -51,7 +51,7 @@ class ViTEncoder(Encoder):
     def __init__(self, cfg: ModelConfig, m: ModalityConfig):
         super().__init__()
         self.skip_blocks, self.recompute = cfg.skip_blocks, cfg.recompute
-        self.embed = PatchEmbed(m, cfg.width)
+        self.embed = PatchEmbed(m, cfg.width, cfg.residual)
         rates = torch.linspace(0, cfg.drop_path, cfg.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(ViTBlock(cfg.width, cfg.heads, drop=rate) for rate in rates)
         self.norm = layer_norm(cfg.width)

@@ -17,8 +17,9 @@ register(
 
 
 def assemble_tokens(
-    visible: Tensor, mask_token: Tensor | None, positions: Tensor, visible_index: Tensor, mask_index: Tensor | None
-) -> Tensor:
+    visible: Tensor, mask_token: Tensor | None, positions: Tensor, visible_index: Tensor, mask_index: Tensor | None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:  # fmt: skip
     r"""Visible tokens, then mask tokens, each with its position added (AVF-MAE++ §3.1, the decoder's input).
 
     .. math:: out_i = visible_i + positions_{visible\_index_i}, \qquad out_{N_v + j} = mask\_token + positions_{mask\_index_j}.
@@ -31,9 +32,10 @@ def assemble_tokens(
         mask_token: (C), or None: no mask tokens, the visible ones with their positions alone.
         positions: (T, C), contiguous.
         visible_index: (B, Nv) int64, 0 to T-1. mask_index: (B, Nm) int64, or None beside a None ``mask_token``.
+        dtype: of the result; None: that of ``visible``.
 
     Returns:
-        (B, Nv + Nm, C) in the wider dtype of ``visible`` and ``positions``.
+        (B, Nv + Nm, C). Sums are made in float32.
 
     Raises:
         IndexError: an index is outside the positions (CPU); on a GPU that token is NaN instead.
@@ -58,7 +60,7 @@ def assemble_tokens(
     return call(
         "assemble_tokens", visible.device,
         visible.contiguous(), mask_token, positions.contiguous(), visible_index.contiguous(),
-        None if mask_index is None else mask_index.contiguous(), torch.promote_types(visible.dtype, positions.dtype),
+        None if mask_index is None else mask_index.contiguous(), dtype or visible.dtype,
     )  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 """MAE-DFER (Sun et al., 2023) and SVFAP (Sun et al., 2023) as published: video alone, executed op by op."""
 
+from collections import OrderedDict
+
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -14,11 +16,13 @@ class Bottleneck(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm, self.mlp = layer_norm(width), nn.Module()
-        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, width // 4), nn.Linear(width // 4, BOTTLENECK)
+        self.norm = layer_norm(width)
+        self.mlp = nn.Sequential(
+            OrderedDict(fc1=nn.Linear(width, width // 4), act=nn.GELU(), fc2=nn.Linear(width // 4, BOTTLENECK))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self.mlp.fc2(nn.functional.gelu(self.mlp.fc1(self.norm(x)))).softmax(dim=2)
+        weights = self.mlp(self.norm(x)).softmax(dim=2)
         return (weights.transpose(2, 3) @ x).flatten(1, 2)
 
 

@@ -74,13 +74,14 @@ def test_against_float64(shape, dtype, implementation, device):
 
 
 @each_backend
-def test_the_wider_dtype_is_kept(implementation, device):
+def test_a_wider_dtype_is_kept_where_it_is_asked_for(implementation, device):
     require("assemble_tokens", implementation, device)
     seen, _ = indices(2, 3, 0, 4)
     with K.use(implementation):
         out = K.assemble_tokens(
-            torch.ones(2, 3, 8, device=device).bfloat16(), None, torch.full((4, 8), 1e-4, device=device), seen.to(device), None
-        )
+            torch.ones(2, 3, 8, device=device).bfloat16(), None, torch.full((4, 8), 1e-4, device=device), seen.to(device), None,
+            torch.float32,
+        )  # fmt: skip
     assert out.dtype == torch.float32 and torch.allclose(out, torch.tensor(1.0001, device=device), atol=1e-6)
 
 

@@ -117,7 +117,7 @@ def test_files_that_name_a_family_load(family, tmp_path):
     model = avfmae.AVFMAEForPretraining(cfg)
     save_weights(model, tmp_path / "new.safetensors")
     saved = dataclasses.asdict(cfg)
-    later = ("modalities", "stages", "decoder_depth", "frame_difference", "unmasked_context")
+    later = ("modalities", "stages", "decoder_depth", "frame_difference", "unmasked_context", "residual")
     for name in ("encoder", "fusion", "balanced_masks", "decoder_masks", *later):
         del saved[name]
     saved["family"] = family
