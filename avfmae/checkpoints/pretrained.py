@@ -39,7 +39,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, **about: Any) -> Path:
     Args:
         about: what goes with the weights: the task, its classes, how clips are read; as JSON takes it.
     """
-    folder, cfg = Path(folder), model.cfg
+    folder = Path(folder)
+    cfg: Any = model.cfg
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder / MODEL, **about)
     with atomic_write(folder / CONFIG) as path:
