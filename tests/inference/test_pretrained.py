@@ -102,3 +102,15 @@ def test_a_file_of_another_kind_is_not_exported(predictor, tmp_path):
     folder = predictor.save_pretrained(tmp_path / "mine")
     with pytest.raises(SystemExit, match=r"expected a file of \.onnx or \.pt2"):
         main(["export", str(folder), "--out", str(tmp_path / "model.tflite")])
+
+
+@pytest.mark.slow
+def test_a_pretrained_model_draws_what_it_reconstructs(predictor, tmp_path, media, monkeypatch, capsys):
+    monkeypatch.setattr("avfmae.inference.reconstruct.chosen_detector", lambda name: "precropped")
+    torch.manual_seed(0)
+    avfmae.save_pretrained(avfmae.AVFMAEForPretraining(avfmae.ModelConfig.preset("demo")), tmp_path / "pre")
+    out = tmp_path / "out"
+    main(["reconstruct", media["good_mp4"], media["text_mp4"], "--model", str(tmp_path / "pre"), "--out", str(out)])
+    assert [p.name for p in out.iterdir()] == ["good.mp4.png"] and "cannot read" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="is a fine-tuned model"):
+        main(["reconstruct", media["good_mp4"], "--model", str(predictor.save_pretrained(tmp_path / "tuned"))])
