@@ -25,6 +25,8 @@ def reconstruct(run: ReconstructConfig) -> list[Path]:
     Raises:
         ValueError: no video can be read, or the weights are a fine-tuned model's.
     """
+    import matplotlib.pyplot as plt
+
     from avfmae.viz.plots import reconstruction
 
     path = weights_file(run.model)
@@ -51,7 +53,7 @@ def reconstruct(run: ReconstructConfig) -> list[Path]:
         run.out.mkdir(parents=True, exist_ok=True)
         written.append(run.out / f"{printable(video.name)}.png")
         figure.savefig(written[-1])
-        figure.clear()
+        plt.close(figure)  # pyplot would keep it
         console.print(str(written[-1]), highlight=False)
     if not written:
         raise ValueError(f"none of the {len(run.videos)} videos can be read")
