@@ -29,6 +29,7 @@ A trained model
   predict      a fine-tuned model on your own videos: faces followed, what is predicted over time, annotated videos
   features     what the encoders make of clips: one vector a clip, a region or a token, as arrays
   evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
+  reconstruct  what a pre-trained model makes of the hidden parts of your own videos, drawn
   export       a fine-tuned model as ONNX or torch.export, any number of clips at once
 
 This machine
@@ -112,6 +113,7 @@ COMMANDS: dict[str, tuple[str | Callable[[Any], Any], str | None]] = {
     "predict": ("avfmae.inference.predict:predict", "avfmae.options:PredictConfig"),
     "features": ("avfmae.inference.features:features", "avfmae.options:FeaturesConfig"),
     "evaluate": ("avfmae.inference.evaluate:evaluate", "avfmae.options:EvaluateConfig"),
+    "reconstruct": ("avfmae.inference.reconstruct:reconstruct", "avfmae.options:ReconstructConfig"),
     "export": ("avfmae.inference.export:export", "avfmae.options:ExportConfig"),
     "bench": ("avfmae_benchmarks.command:bench", None),
     "doctor": (run_doctor, None),

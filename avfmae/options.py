@@ -186,3 +186,13 @@ class PrepareConfig:
                 raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {low}")
         if self.size % 2:
             raise ValueError(f"size: got {self.size}, expected an even number (colours are stored at half the size)")
+
+
+@dataclass
+class ReconstructConfig:
+    """What a pre-trained model makes of the hidden parts of videos: original, masked and reconstructed, as pictures."""
+
+    videos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # files.
+    model: Path  # ``weights.safetensors`` of a pre-training, or its folder.
+    out: Path = Path("runs/reconstructed")  # a folder, for a picture of each video.
+    seed: int = 0  # of the window and its masks.

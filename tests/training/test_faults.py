@@ -101,11 +101,10 @@ def test_a_folder_that_cannot_be_written_to_is_named(command, one_clip, weights,
         ({"config": "{}"}, "its model configuration is not understood"),
         ({"config": "3"}, "its model configuration is not understood"),
         ({"config": None}, "carries no model configuration"),
-        ({"modalities": None}, "its metadata is not understood (KeyError('modalities'))"),
         ({"data": '{"speed": 3}'}, "its metadata is not understood"),
         ({"task": '"ranking"'}, "expected one of classification, regression"),
     ],
-    ids=["no-json", "no-fields", "number", "no-config", "no-modalities", "unknown-setting", "unknown-task"],
+    ids=["no-json", "no-fields", "number", "no-config", "unknown-setting", "unknown-task"],
 )
 def test_damaged_metadata_is_told(change, words, weights, one_clip, tmp_path):
     from safetensors import safe_open
