@@ -56,6 +56,36 @@ def first_batch(path: str, batch: int, connection) -> None:
     connection.send((spent, most, (time.process_time() - spent) / STEPS))
 
 
+def rank(path: str, batch: int, number: int, ranks: int, connection) -> None:
+    """In a new process: one of several that train on a machine; stays as it is at the first batch until it is told to end."""
+    from avfmae.data.sampler import BatchSampler
+
+    dataset = open_dataset(path)
+    shares = {"rank": number, "world": ranks, "shards": dataset.shards()}
+    lists = BatchSampler.fit(len(dataset), batch, None, **shares).micro_batches(0, 2)
+    next(lists)
+    connection.send("ready")
+    connection.recv()
+
+
+def together(path: str, batch: int, ranks: int) -> int:
+    """Bytes that the ranks of a machine hold at their first batch: each page once, shared or not."""
+    context, started = multiprocessing.get_context("spawn"), []
+    for number in range(ranks):
+        ours, theirs = multiprocessing.Pipe()
+        process = context.Process(target=rank, args=(path, batch, number, ranks, theirs))
+        process.start()
+        theirs.close()
+        started.append((process, ours))
+    for _, pipe in started:
+        pipe.recv()
+    held = sum(psutil.Process(process.pid).memory_full_info().pss for process, _ in started)
+    for process, pipe in started:
+        pipe.send("end")
+        process.join()
+    return held
+
+
 def open_dataset(path: str):
     from avfmae.config import ModelConfig
     from avfmae.data.config import DataConfig
@@ -98,8 +128,9 @@ def worker(path: str) -> tuple[float, int]:
 def manifest(run: ManifestConfig) -> None:
     """Prints the table."""
     table = Table(
-        "clips", "list", "to the first batch", "memory at most", "next batch", "start of a worker", "memory of a worker"
-    )
+        "clips", "list", "to the first batch", "memory at most", "next batch", "start of a worker", "memory of a worker",
+        f"{run.ranks} ranks together",
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         for clips in (1, run.clips):
@@ -115,6 +146,10 @@ def manifest(run: ManifestConfig) -> None:
                 cells = [f"{clips:,}", kind, f"{spent:.1f} s", f"{most / GB:.2f} GB", f"{1e3 * following:.3f} ms"]
                 if kind == "cached":
                     seconds, own = worker(str(path))
-                    cells += [f"{seconds:.3f} s", f"{own / MB:.0f} MB"]
+                    cells += [
+                        f"{seconds:.3f} s",
+                        f"{own / MB:.0f} MB",
+                        f"{together(str(path), run.batch, run.ranks) / GB:.2f} GB",
+                    ]
                 table.add_row(*cells)
     Console().print(table)

@@ -126,10 +126,12 @@ class ManifestConfig:
     Attributes:
         clips: rows of the list, which is written to a temporary folder with all columns of a prepared set.
         batch: clips a step.
+        ranks: processes of one machine, whose memory is measured together.
     """
 
     clips: int = 1_360_000
     batch: int = 256
+    ranks: int = 8
 
 
 @dataclass
