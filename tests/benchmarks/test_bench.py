@@ -158,7 +158,7 @@ def test_a_kernel_that_fails_is_a_row_that_says_so(tmp_path, monkeypatch):
     assert notes == {"RuntimeError: out of resource: shared memory"} and plots.roofline(tmp_path) is not None
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_kernels_scaling_and_loader_save_rows(tmp_path):
     rows = kernels(
         KernelsConfig(only=("gated_sum", "adamw"), precisions=("bfloat16",), batch=2, rounds=2, device="cpu", out=tmp_path)

@@ -206,7 +206,7 @@ def test_results_of_another_machine_are_not_mixed_in(tmp_path):
     assert ended.returncode == 1 and "holds results of NVIDIA H200" in said and "nothing can be measured here" in said
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_is_compiled_ahead_is_what_a_launch_looks_for(tmp_path):
     pytest.importorskip("triton")
     done = run_program("compile_ahead", env=environment(TRITON_CACHE_DIR=str(tmp_path / "cache")))

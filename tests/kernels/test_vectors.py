@@ -56,7 +56,7 @@ def test_the_numeric_kernels_are_right(generation, tmp_path):
     assert run(*emulator, program).strip() == f"right with vectors of {width}"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_every_source_compiles_to_vectors_of_the_generation(generation, tmp_path):
     """As setup.py does it: all sources of a generation are one translation unit."""

@@ -116,7 +116,7 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in Path(folder).iterdir() if p.name != ".lock"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_killed_run_ends_with_the_bytes_of_an_unbroken_one(source, prepared, tmp_path):
     """SIGKILL as soon as there is one shard, and four; each time the same command again."""
     command = [sys.executable, "-m", "avfmae", "prepare", str(source), "--out", str(tmp_path / "out"), "--detector", "precropped",
@@ -186,7 +186,7 @@ def test_wrong_sources_are_named(tmp_path):
         settings(tmp_path, tmp_path / "out", size=63)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ray_gives_the_same_bytes(source, prepared, tmp_path):
     pytest.importorskip("ray")
     prepare.prepare(settings(source, tmp_path / "out", engine="ray"))

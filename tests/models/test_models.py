@@ -182,6 +182,7 @@ def test_whole_model_compiles_without_a_graph_break(stage):
     assert all((a - b).norm() <= 1e-3 * b.norm() + 1e-6 * largest for a, b in zip(got, want, strict=True))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("implementation", "device"), [INTERPRETED])
 def test_the_model_trains_alike_on_triton(implementation, device):
     """A whole step on Triton kernels, in the interpreter."""
