@@ -16,9 +16,7 @@ class Chip:
     """A GPU by its data sheet.
 
     Attributes:
-        tflops: bfloat16 with float32 sums, dense, 1e12/s. bandwidth: of its memory, TB/s. memory: GB.
-        link: to the other GPUs of a machine, GB/s each way. host: from the host's memory, GB/s.
-        network: to other machines, GB/s each way, one GPU's share; a usual cluster's, not the chip's.
+        tflops: bfloat16 with float32 sums, dense, 1e12/s. bandwidth: of its memory, TB/s. host: from the host's memory, GB/s.
     """
 
     name: str
@@ -26,9 +24,6 @@ class Chip:
     processors: int
     tflops: float
     bandwidth: float
-    memory: float
-    link: float
-    network: float
     host: float
     source: str
 
@@ -36,10 +31,10 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("H200", 90, 132, 989, 4.8, 141, 450, 50, 55, "NVIDIA H200 data sheet (SXM)"),
-        Chip("H100", 90, 132, 989, 3.35, 80, 450, 50, 55, "NVIDIA H100 data sheet (SXM)"),
-        Chip("A100", 80, 108, 312, 2.04, 80, 300, 25, 25, "NVIDIA A100 data sheet (SXM, 80 GB)"),
-        Chip("RTX 4090", 89, 128, 165, 1.01, 24, 25, 12, 25, "NVIDIA Ada architecture white paper, appendix A"),
+        Chip("H200", 90, 132, 989, 4.8, 55, "NVIDIA H200 data sheet (SXM)"),
+        Chip("H100", 90, 132, 989, 3.35, 55, "NVIDIA H100 data sheet (SXM)"),
+        Chip("A100", 80, 108, 312, 2.04, 25, "NVIDIA A100 data sheet (SXM, 80 GB)"),
+        Chip("RTX 4090", 89, 128, 165, 1.01, 25, "NVIDIA Ada architecture white paper, appendix A"),
     )
 }
 REACHED_PRODUCTS, REACHED_BYTES = 0.8, 0.9  # of the data sheet's numbers by the best kernels there are

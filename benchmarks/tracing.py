@@ -39,7 +39,6 @@ class Trace:
     upload: int
     state: int
     activations: int
-    gradients: int
 
     @property
     def launches(self) -> int:
@@ -84,7 +83,7 @@ def traced(side: SideName, stage: Stage, cfg: avfmae.ModelConfig, batch: int, pr
     gradients = sum(p.numel() * (2 if ours and precision != "float32" and p.ndim > 1 else 4) for p in parameters)
     state = sum(t.numel() * t.element_size() for t in step.state())
     activations = max(0, recorder.peak - state - gradients)
-    return Trace(side, calls, step.upload, state, activations, gradients)
+    return Trace(side, calls, step.upload, state, activations)
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """From waveforms to the model's audio: Kaldi log-mel filterbanks, normalised; a batch at a time, on any device."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -13,6 +15,15 @@ AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
 SHORTEST = 400  # samples: one 25 ms window
 HOP = 160  # samples from one window to the next
 FFT = 512
+
+
+def padded(sounds: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Sounds (samples,) as one batch (B, S) float32, zeros behind the shorter ones, and their lengths (B,)."""
+    lengths = torch.tensor([len(sound) for sound in sounds])
+    batch = torch.zeros(len(sounds), int(lengths.max()))
+    for row, sound in zip(batch, sounds, strict=True):
+        row[: len(sound)] = torch.from_numpy(sound)
+    return batch, lengths
 
 
 def roll_mag(sound: Tensor, lengths: Tensor, shift: Tensor, gain: Tensor) -> Tensor:

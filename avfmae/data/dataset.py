@@ -13,7 +13,7 @@ import torch
 from avfmae.config import ModelConfig
 from avfmae.data import augment
 from avfmae.data.arena import LARGEST_WHOLE, Arena
-from avfmae.data.audio import SHORTEST
+from avfmae.data.audio import SHORTEST, padded
 from avfmae.data.batch import Bad, Batch, Raw
 from avfmae.data.clip import Clip
 from avfmae.data.config import SAMPLE_RATE, DataConfig, Preparation
@@ -292,11 +292,7 @@ class ClipDataset:
                 raw.frames = torch.from_numpy(np.stack([view for several in views for view in several]))
             raw.draws = None if read[0].draw is None else [sample.draw for sample in read]
         if read[0].sounds is not None:
-            sounds = [sound for sample in read for sound in sample.sounds]
-            raw.lengths = torch.tensor([len(sound) for sound in sounds])
-            raw.sound = torch.zeros(len(sounds), int(raw.lengths.max()))
-            for row, sound in zip(raw.sound, sounds, strict=True):
-                row[: len(sound)] = torch.from_numpy(sound)
+            raw.sound, raw.lengths = padded([sound for sample in read for sound in sample.sounds])
             if self.purpose == "pretrain":
                 raw.shift, raw.gain = (
                     torch.tensor([sample.shift for sample in read]),

@@ -137,21 +137,28 @@ def evaluate(run: EvaluateConfig) -> list[dict]:
         return rows
 
 
+def is_manifest(sources: Sequence[Path]) -> bool:
+    return len(sources) == 1 and sources[0].suffix.lower() in MANIFESTS
+
+
+def listed(sources: Sequence[Path]) -> Sequence[Clip]:
+    """A manifest's clips, or one a video."""
+    return read_manifest(sources[0]) if is_manifest(sources) else [Clip(i, str(path)) for i, path in enumerate(sources)]
+
+
 def find_clips(run: EvaluateConfig) -> Sequence[Clip]:
     """The manifest's clips, of the split that is asked for, or the videos.
 
     Raises:
         ValueError: there is no such split.
     """
-    if len(run.clips) != 1 or run.clips[0].suffix.lower() not in MANIFESTS:
-        if run.split is not None:
-            raise ValueError(f"split: got {run.split!r}, but the clips are videos; expected a manifest")
-        return [Clip(i, str(path)) for i, path in enumerate(run.clips)]
-    listed = read_manifest(run.clips[0])
+    clips = listed(run.clips)
     if run.split is None:
-        return listed
-    if not (found := [clip for clip in listed if clip.split == run.split]):
-        splits = ", ".join(sorted({repr(clip.split) for clip in listed if clip.split})) or "none"
+        return clips
+    if not is_manifest(run.clips):
+        raise ValueError(f"split: got {run.split!r}, but the clips are videos; expected a manifest")
+    if not (found := [clip for clip in clips if clip.split == run.split]):
+        splits = ", ".join(sorted({repr(clip.split) for clip in clips if clip.split})) or "none"
         raise ValueError(f"split: got {run.split!r}, which no clip of {run.clips[0]} has; its splits are {splits}")
     return found
 

@@ -1,8 +1,6 @@
 """``avfmae features`` and ``avfmae.FeatureExtractor``: what a pre-trained or fine-tuned model's encoders make of clips."""
 
-import csv
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,11 +21,10 @@ from avfmae.data.config import DataConfig, Preparation
 from avfmae.data.cropping import with_a_detector
 from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
-from avfmae.data.manifest import MANIFESTS, read_manifest
 from avfmae.data.preprocess import preprocess
-from avfmae.files import atomic_write, printable
-from avfmae.inference.evaluate import load_finetuned
-from avfmae.models.finetuning import AVFMAEForFinetuning
+from avfmae.files import atomic_write, printable, write_rows
+from avfmae.inference.evaluate import listed, load_finetuned, say
+from avfmae.models.finetuning import AVFMAEForFinetuning, weighted_layers
 from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.options import FeaturesConfig
 
@@ -145,12 +142,11 @@ class FeatureExtractor:
             places = torch.arange(getattr(self.model.cfg, name).tokens, device=clip.device).expand(len(clip), -1)
             tokens, _, index = encoder.encode_visible(clip, places)
             return torch.zeros_like(tokens).scatter(1, index[..., None].expand_as(tokens), tokens)
-        before, encoder.needs_levels = getattr(encoder, "needs_levels", True), True
+        before, encoder.needs_levels = encoder.needs_levels, True
         levels = encoder.encode_all(clip).levels  # (B, J, L, C)
         encoder.needs_levels = before
         if self.learned:
-            weights = getattr(self.model, f"{name}_layer_weights").softmax(0)
-            chosen = torch.einsum("bjlc,l->bjc", levels, weights.to(levels.dtype))
+            chosen = weighted_layers(levels, getattr(self.model, f"{name}_layer_weights"))
         else:
             chosen = levels[:, :, self.layers].flatten(2)
         if self.level == "region":
@@ -166,14 +162,11 @@ def features(run: FeaturesConfig) -> Extracted:
     """
     if run.out.suffix not in FORMATS:
         raise ValueError(f"out: got {run.out}, expected a file of {', '.join(FORMATS)}")
-    if len(run.sources) == 1 and run.sources[0].suffix.lower() in MANIFESTS:
-        clips: Sequence[Clip] = read_manifest(run.sources[0])
-    else:
-        clips = [Clip(i, str(path)) for i, path in enumerate(run.sources)]
+    clips = listed(run.sources)
     options: Any = {name: getattr(run, name) for name in ("level", "layers", "learned", "pool", "batch")}
     result = FeatureExtractor.from_pretrained(run.model, **options)(clips, run.segments, run.workers)
     for bad in result.bad:
-        print(printable(f"cannot read {bad.path}: {bad.reason}"), file=sys.stderr)
+        say(f"cannot read {bad.path}: {bad.reason}")
     if not result.clips:
         raise ValueError(f"none of the {len(clips)} clips can be read")
     write_features(result, run.out)
@@ -200,6 +193,4 @@ def write_features(result: Extracted, path: Path) -> None:
         else:
             safetensors.numpy.save_file({n: np.ascontiguousarray(a) for n, a in result.arrays.items()}, temporary)
     with atomic_write(path.with_suffix(path.suffix + ".csv")) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+        write_rows(file, list(rows[0]), rows)

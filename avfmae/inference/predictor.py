@@ -12,7 +12,7 @@ import torch
 
 from avfmae.checkpoints import push_to_hub, read_about, save_pretrained, weights_file
 from avfmae.data import augment, faces
-from avfmae.data.audio import SHORTEST, model_inputs
+from avfmae.data.audio import SHORTEST, model_inputs, padded
 from avfmae.data.clip import Clip
 from avfmae.data.config import SAMPLE_RATE, DataConfig
 from avfmae.data.dataset import Window, frame_range
@@ -22,6 +22,7 @@ from avfmae.inference.evaluate import load_finetuned
 from avfmae.inference.stream import Seen, Windows, read_sound_windows, read_windows
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.tasks.interface import Task
+from avfmae.tasks.predictions import number_or_text
 from avfmae.training.precision import compute_dtype
 
 if TYPE_CHECKING:
@@ -280,7 +281,7 @@ class Predictor:
             for (row, _, _), output in zip(part, outputs, strict=True):
                 said = self.task.prediction(Clip(0, ""), output)
                 del said["path"]
-                values = {name: _number(value) for name, value in said.items()}
+                values = {name: number_or_text(value) for name, value in said.items()}
                 result.columns = [name for name, value in values.items() if isinstance(value, float)]
                 note = row.pop("note")
                 row.update(values)
@@ -295,11 +296,7 @@ class Predictor:
         if "video" in self.model.cfg.modalities:
             video = torch.from_numpy(np.stack([p for p in pictures if p is not None])).to(self.device)
         if "audio" in self.model.cfg.modalities:
-            heard = [s for s in sounds if s is not None]
-            lengths = torch.tensor([len(s) for s in heard])
-            sound = torch.zeros(len(heard), int(lengths.max()))
-            for line, samples in zip(sound, heard, strict=True):
-                line[: len(samples)] = torch.from_numpy(samples)
+            sound, lengths = padded([s for s in sounds if s is not None])
             audio = model_inputs(sound.to(self.device), lengths.to(self.device), self.model.cfg.audio.size[0])
         return video, audio
 
@@ -329,13 +326,6 @@ class _Shown:
 
 def _detector(name: str, yunet: str | None, device: str) -> faces.Detector | None:
     return faces.make_detector(faces.chosen_detector(name), yunet, device)
-
-
-def _number(value: str) -> str | float:
-    try:
-        return float(value)
-    except ValueError:
-        return value
 
 
 def _until_damaged(seen: Iterator[Seen], result: Prediction) -> Iterator[Seen]:

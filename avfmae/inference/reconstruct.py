@@ -1,6 +1,5 @@
 """``avfmae reconstruct``: what a pre-trained model makes of the hidden parts of one's own videos, as pictures."""
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from avfmae.data.dataset import PretrainDataset
 from avfmae.data.faces import chosen_detector
 from avfmae.data.sources import MediaError
 from avfmae.files import printable
+from avfmae.inference.evaluate import say
 from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.options import ReconstructConfig
 
@@ -48,7 +48,7 @@ def reconstruct(run: ReconstructConfig) -> list[Path]:
             dataset.read(dataset.clips[0], 0)  # what cannot be read would be replaced by itself
             figure = reconstruction(model.to(device), dataset, device, 1)
         except MediaError as error:
-            print(printable(f"cannot read {error}"), file=sys.stderr)
+            say(f"cannot read {error}")
             continue
         run.out.mkdir(parents=True, exist_ok=True)
         written.append(run.out / f"{printable(video.name)}.png")

@@ -79,7 +79,7 @@ class AVFMAEForFinetuning(AudioVisualModel):
         clips = {"video": video, "audio": audio}
         found = {name: getattr(self, f"{name}_encoder").encode_all(clips[name]) for name in self.cfg.modalities}
         own = [
-            _weighted_layers(features.levels, getattr(self, f"{name}_layer_weights"))  # (B, J, C)
+            weighted_layers(features.levels, getattr(self, f"{name}_layer_weights"))  # (B, J, C)
             for name, features in found.items()
             if features.levels is not None and hasattr(self, f"{name}_layer_weights")
         ]
@@ -93,6 +93,6 @@ class AVFMAEForFinetuning(AudioVisualModel):
         return FinetuningOutput(self.head(features), features)
 
 
-def _weighted_layers(x: Tensor, weights: Tensor) -> Tensor:
+def weighted_layers(x: Tensor, weights: Tensor) -> Tensor:
     """Σ_l softmax(w)_l · x_l: (B, J, L, C) -> (B, J, C), eq. 8."""
     return torch.einsum("bjlc,l->bjc", x, weights.softmax(0).to(x.dtype))

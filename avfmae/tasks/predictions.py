@@ -31,7 +31,7 @@ def write(task: Task, folder: Path, clips: Sequence[Clip], fold: str, chosen: Ma
         with np.load(folder / f"epoch-{report['epoch']}.npz") as kept:
             for number, output in sorted(zip(kept["ids"].tolist(), kept["outputs"], strict=True), key=lambda row: row[0]):
                 clip = of[number]
-                told = {name: _number(value) for name, value in task.prediction(clip, output).items() if name != "path"}
+                told = {name: number_or_text(value) for name, value in task.prediction(clip, output).items() if name != "path"}
                 about = {name: getattr(clip, name) for name in ABOUT}
                 rows.append({"fold": fold, "kind": kind, "epoch": report["epoch"], **about, "outputs": output.tolist(), **told})
     used = {f"epoch-{report['epoch']}.npz" for report in chosen.values()}
@@ -54,7 +54,8 @@ def clips_of(rows: Sequence[Mapping]) -> list[Clip]:
     return [Clip(i, **{name: row[name] for name in ABOUT}) for i, row in enumerate(rows)]
 
 
-def _number(text: str) -> str | float:
+def number_or_text(text: str) -> str | float:
+    """What a task's prediction says, as a number where it is one."""
     try:
         return float(text)
     except ValueError:

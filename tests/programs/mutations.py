@@ -110,11 +110,8 @@ class Bench:
         options = ["--preset", "tiny", "--data.workers", "0", "--optim.total-batch", "2", "--init", str(init)]
         return ["pretrain", "--manifest", str(self.folder / "nothing.csv"), "--out", str(self.folder / "run"), *options]
 
-    def media(self) -> Callable:
-        files = {Path(self.clip).suffix: Path(self.clip).read_bytes()}
-        for suffix in (".mkv", ".avi", ".mpg", ".flv"):
-            encode(self.folder / f"plain{suffix}", self.frames, self.sound, rate=16_000 if suffix != ".flv" else 44_100)
-            files[suffix] = (self.folder / f"plain{suffix}").read_bytes()
+    def evaluate_one_of(self, files: dict[str, bytes]) -> Callable:
+        """Damages one of some files, which are given by suffix."""
 
         def command(rng: np.random.Generator) -> list[str]:
             suffix = [*files][int(rng.integers(len(files)))]
@@ -123,6 +120,14 @@ class Bench:
             return self.evaluate(self.weights, path)
 
         return command
+
+    def media(self) -> Callable:
+        files = {Path(self.clip).suffix: Path(self.clip).read_bytes()}
+        for suffix in (".mkv", ".avi", ".mpg", ".flv"):
+            encode(self.folder / f"plain{suffix}", self.frames, self.sound, rate=16_000 if suffix != ".flv" else 44_100)
+            files[suffix] = (self.folder / f"plain{suffix}").read_bytes()
+
+        return self.evaluate_one_of(files)
 
     def checkpoints(self) -> Callable:
         saved = {"state_dict": self.state, "args": {"lr": 1e-3}, "epoch": np.float64(3)}
@@ -178,13 +183,7 @@ class Bench:
         (self.folder / "few.tsv").write_text((self.folder / "few.csv").read_text().replace(",", "\t"))
         files = {suffix: (self.folder / f"few{suffix}").read_bytes() for suffix in (".csv", ".parquet", ".txt", ".tsv")}
 
-        def command(rng: np.random.Generator) -> list[str]:
-            suffix = [*files][int(rng.integers(len(files)))]
-            path = self.folder / f"damaged{suffix}"
-            path.write_bytes(mutated(files[suffix], rng))
-            return self.evaluate(self.weights, path)
-
-        return command
+        return self.evaluate_one_of(files)
 
 
 class Watch:
