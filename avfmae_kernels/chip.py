@@ -80,19 +80,20 @@ def _cuda_masked_patch_loss(backward: bool, pred: Tensor, *rest) -> int:
 
 
 def _triton_region_attention(backward: bool, qkv: Tensor, heads: int, *rest) -> bool:
-    return _fits_registers(backward, qkv.shape[1], qkv.shape[2] // 3 // heads, qkv.dtype)
+    return _fits_registers(qkv.shape[1], qkv.shape[2] // 3 // heads, qkv.dtype)
 
 
 def _triton_cross_attention(backward: bool, q: Tensor, kv: Tensor, heads: int, *rest) -> bool:
-    return _fits_registers(backward, min(q.shape[1], kv.shape[1]), q.shape[2] // heads, q.dtype)
+    return _fits_registers(min(q.shape[1], kv.shape[1]), q.shape[2] // heads, q.dtype)
 
 
-def _fits_registers(backward: bool, rows: int, head_size: int, dtype: torch.dtype) -> bool:
+def _fits_registers(rows: int, head_size: int, dtype: torch.dtype) -> bool:
     """Whether Triton holds this many rows of a head without spilling (``avfmae_benchmarks.aot`` tells).
 
-    Products of float32 numbers take them in two parts, and a backward has four such tiles.
+    Products of float32 numbers take them in two parts, and a backward has four such tiles. A forward of 64 such rows compiles,
+    but reads outside its shared memory (Triton 3.6 on an H200, found by compute-sanitizer).
     """
-    if dtype == torch.float32 and backward:
+    if dtype == torch.float32:
         return fits_a_tile(4 * max(rows, SMALLEST), max(head_size, SMALLEST))
     return fits_a_tile(rows, head_size)
 

@@ -38,7 +38,7 @@ class Op:
     reference: Callable | None
     compiled: frozenset[str]  # devices that a compiled module has a kernel for
     triton: str
-    cuda_first: str
+    cuda_first: Callable[..., bool] | None
     cpu_levels: tuple[str, ...]
     host: bool
     strict: bool
@@ -53,8 +53,8 @@ library = torch.library.Library("avfmae", "DEF")
 
 def register(
     name: str, schema: str = "", reference: Callable | None = None, *, fake: Callable | None = None, triton: str = "",
-    out: bool = False, cuda_first: str = "", cpu_levels: tuple[str, ...] = processor.LEVELS, host: bool = False,
-    strict: bool = True,
+    out: bool = False, cuda_first: Callable[..., bool] | None = None, cpu_levels: tuple[str, ...] = processor.LEVELS,
+    host: bool = False, strict: bool = True,
 ) -> None:  # fmt: skip
     """Defines an op. Called once, in the op's folder.
 
@@ -64,7 +64,8 @@ def register(
         fake: gives empty results of the right shape, for tracing; None: the reference traces.
         triton: the module of the op's Triton kernel, a function that is named like the op; empty: it has none.
         out: the op has a second overload ``out``, which writes the results into tensors that are given, on CPUs.
-        cuda_first: why "auto" prefers CUDA C++ to Triton; empty: it does not.
+        cuda_first: whether "auto" prefers CUDA C++ to Triton, given the op's arguments: where it was measured to be faster
+            (``benchmarks/results/kernels.csv``). None: it does not.
         cpu_levels: processors (:data:`avfmae_kernels.processor.LEVELS`) on which the C++ kernel is faster than PyTorch; on others
             "auto" leaves the op to PyTorch.
         host: the op takes NumPy arrays, is no op of torch, and its C++ lies in the host module.
@@ -150,11 +151,10 @@ def why_not(name: str, implementation: str, device: str) -> str | None:
 
 def _automatic(op: Op, device: str) -> tuple[str, ...]:
     """The implementations that run and are fast, the best first. What a GPU's generation allows is asked at the call."""
-    order = sorted(IMPLEMENTATIONS, key=lambda i: i != "cuda") if op.cuda_first else IMPLEMENTATIONS
     slow = {"triton"} if device == "cpu" else set()  # its interpreter is for proving kernels
     if processor.LEVEL not in op.cpu_levels:
         slow.add("cpp")
-    return tuple(i for i in order if i not in slow and why_not(op.name, i, device) is None)
+    return tuple(i for i in IMPLEMENTATIONS if i not in slow and why_not(op.name, i, device) is None)
 
 
 def _checked(choice: str, source: str) -> str:
@@ -212,6 +212,8 @@ def choose(name: str, device: torch.device, args: tuple = ()) -> str:
             raise RuntimeError(f"{name}: implementation {_choice!r} was asked for, but {reason}")
     if not on_gpu:
         return order[0]
+    if "cuda" in order and (first := OPS[name].cuda_first) and first(*args):
+        order = ("cuda", *order)
     return next(i for i in order if chip.why_not(name, i, capability, args) is None)
 
 

@@ -17,6 +17,7 @@ from avfmae.extras import need
 from avfmae_kernels.device import kind
 
 EPS = 1e-6  # every LayerNorm of the family
+LONGEST_ON_A_GPU = 64  # sequences of the shorter side that the kernels attend to faster than torch
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
@@ -74,8 +75,11 @@ def add_norm(x: Tensor, branch: Tensor | None, norm: nn.LayerNorm | None) -> tup
 
 
 def short(x: Tensor, length: int, heads: int) -> bool:
-    """Whether attention of this length is the kernels'; on a GPU longer ones are torch's or flash-attn's."""
-    return kind(x.device) == "cpu" or K.fits_a_tile(length, x.shape[-1] // heads)
+    """Whether attention of this length is the kernels'; on a GPU longer ones are torch's or flash-attn's.
+
+    On an H200 480 queries to 80 keys take 350 µs in ours and 105 µs in torch's (batch 256, 6 heads of 64).
+    """
+    return kind(x.device) == "cpu" or (length <= LONGEST_ON_A_GPU and K.fits_a_tile(length, x.shape[-1] // heads))
 
 
 class SelfAttention(nn.Module):

@@ -79,7 +79,7 @@ def add_layer_norm_backward_kernel(
 
 
 FORWARD = [{"ROWS": rows, "num_warps": warps} for rows, warps in ((4, 4), (1, 2), (8, 8), (2, 4))]
-BACKWARD = [{"ROWS": rows, "num_warps": warps} for rows, warps in ((4, 4), (4, 8), (8, 8), (1, 4))]
+BACKWARD = [{"ROWS": rows, "num_warps": warps} for rows, warps in ((4, 4), (2, 4), (8, 8), (1, 2))]
 
 
 def _strides(*views: Tensor | None) -> list[int]:

@@ -14,11 +14,12 @@ from avfmae_kernels.triton_tools import bound, launch, store
 
 PARTS = 128  # programs that share a block of columns, at most
 LEAST_ROWS = 64  # of a program
+TALL = 4096  # rows; configurations are chosen apart for more and for fewer
 LEAST_COLUMNS = 32  # of any configuration
 
 
 @triton.jit
-def column_sum_kernel(x, parts, tickets, out, rows, C, stride, P, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def column_sum_kernel(x, parts, tickets, out, rows, C, stride, P, TALL: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     part, block = tl.program_id(0), tl.program_id(1)
     column = block * COLUMNS + tl.arange(0, COLUMNS)
     r, real = tl.arange(0, ROWS), column < C
@@ -62,5 +63,5 @@ def column_sum(x: Tensor, dtype: torch.dtype) -> Tensor:
     stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
     tickets = _tickets(x.device, stream, triton.next_power_of_2(triton.cdiv(C, LEAST_COLUMNS)))
     grid = lambda meta: (P, triton.cdiv(C, meta["COLUMNS"]))  # noqa: E731
-    launch(column_sum_kernel, grid, CONFIGURATIONS, x, parts, tickets, out, rows, C, x.stride(0), P)
+    launch(column_sum_kernel, grid, CONFIGURATIONS, x, parts, tickets, out, rows, C, x.stride(0), P, TALL=rows > TALL)
     return out

@@ -133,9 +133,9 @@ def configurations(few: int, many: int, D: int, dtype: torch.dtype) -> list[dict
     """Blocks of the longer side and warps worth trying: none of them spills. The first is used untuned."""
     wide, most = registers(D, dtype), 8 if dtype == torch.float32 else 16
     choices = (
-        ((32, 4), (32, 2), (16, 2))
+        ((16, 1), (16, 2), (32, 4))
         if few <= 16
-        else ((16, 4), (32, 8))
+        else ((16, 2), (16, 4), (32, 4), (32, 8))
         if few * wide <= 32
         else ((16, 8 if few > 32 else 2 if dtype == torch.float32 else 4),)
     )

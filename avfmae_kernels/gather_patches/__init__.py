@@ -21,7 +21,7 @@ register(
     "-> Tensor",
     reference,
     triton="avfmae_kernels.gather_patches.triton",
-    cuda_first="resamples what boxes show where it reads; Triton is given clips that were cropped before",
+    cuda_first=lambda *args: True,  # of boxes it resamples what it reads; Triton is given clips that were cropped before
 )
 
 

@@ -13,10 +13,14 @@ from avfmae_kernels.dispatch import call, register, register_backward_op
 from avfmae_kernels.masked_patch_loss import reference
 
 ARGUMENTS = "Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] size=[]"
-KERNELS = {
-    "triton": "avfmae_kernels.masked_patch_loss.triton",
-    "cuda_first": "reads, or resamples, every pixel once; Triton twice for each channel, of clips that were cropped before",
-}
+
+
+def has_boxes(*args) -> bool:
+    """Whether clips are cropped where they are read: CUDA C++ does that, and Triton is given clips that were cropped before."""
+    return len(args) > 1 and args[-2] is not None
+
+
+KERNELS = {"triton": "avfmae_kernels.masked_patch_loss.triton", "cuda_first": has_boxes}
 register("masked_patch_loss", f"({ARGUMENTS}) -> Tensor", reference.masked_patch_loss, **KERNELS)
 register("masked_patch_loss_backward", f"(Tensor grad, {ARGUMENTS}) -> Tensor", reference.masked_patch_loss_backward, **KERNELS)
 register_backward_op("masked_patch_loss", 1)

@@ -66,7 +66,8 @@ def test_float32_gradients_of_long_sequences_are_not_tritons(with_all):
     [
         (480, 80, 64, torch.bfloat16, "cross_attention_backward", True),
         (480, 80, 64, torch.float32, "cross_attention_backward", False),
-        (480, 80, 64, torch.float32, "cross_attention", True),
+        (480, 80, 64, torch.float32, "cross_attention", False),
+        (64, 88, 64, torch.float32, "cross_attention", False),
         (88, 24, 80, torch.float32, "cross_attention_backward", False),
         (88, 24, 64, torch.float32, "cross_attention_backward", True),
         (8, 800, 8, torch.float32, "cross_attention_backward", True),
@@ -108,7 +109,12 @@ def test_torch_compile_traces_the_choice(with_all):
             assert torch.compile(chosen, fullgraph=True, backend="eager")(x, qkv) == want
 
 
-@pytest.mark.parametrize("op", [name for name, op in dispatch.OPS.items() if op.cuda_first])
-def test_cuda_is_preferred_where_an_op_says_so(op, monkeypatch):
-    monkeypatch.setattr(dispatch, "why_not", lambda *args: None)  # as with everything built
-    assert dispatch._automatic(dispatch.OPS[op], "cuda")[0] == "cuda"
+@pytest.mark.parametrize(("boxes", "backward", "runs"), [(True, False, "cuda"), (True, True, "cuda"), (False, True, "triton")])
+def test_cuda_is_preferred_where_it_was_faster(monkeypatch, boxes, backward, runs):
+    for op in ("gather_patches", "masked_patch_loss", "masked_patch_loss_backward"):  # as with everything built
+        monkeypatch.setitem(dispatch.AUTOMATIC, (op, "cuda"), ("triton", "cuda", "reference"))
+    pred, grad = torch.empty(2, 3, 1536), torch.empty(2, 3)
+    args = (*[grad] * backward, pred, None, None, None, [2, 16, 16], torch.empty(2, 4) if boxes else None, [160, 160])
+    with pretended(90):
+        assert dispatch.choose("masked_patch_loss" + "_backward" * backward, GPU, args) == runs
+        assert dispatch.choose("gather_patches", GPU, (pred,)) == "cuda"
