@@ -71,6 +71,13 @@ class TPSBTEncoder(Encoder):
             raise ValueError(
                 f"stages: got {cfg.stages} with encoder='tpsbt' and {m.grid[0]} time steps, which each but the first halves"
             )
+        # the runs of a time step's tokens that are repeated together: the released code cuts where a step has not yet been halved
+        self.runs = STRIDE if cfg.token_order == "released" else 1
+        if m.visible // m.grid[0] % self.runs:
+            raise ValueError(
+                f"token_order: got 'released' with encoder='tpsbt' and {m.visible // m.grid[0]} visible tokens a time step, "
+                f"expected an even number of them, or 'raster'"
+            )
         self.stages, self.recompute, self.unmasked_context = cfg.stages, cfg.recompute, cfg.unmasked_context
         self.embed = PatchEmbed(m, cfg.width, cfg.residual)
         rates = torch.linspace(0, cfg.drop_path, cfg.depth, device="cpu").tolist()
@@ -110,10 +117,13 @@ class TPSBTEncoder(Encoder):
             if (places != places[:, :1]).any():
                 raise ValueError("masks: video shows other places at other times, expected a tube with encoder='tpsbt'")
         outputs = self.pyramid(self.embed(clip, visible, boxes), self.all_tokens(clip, boxes) if self.unmasked_context else None)
-        total = outputs[0]
+        total = outputs[0].flatten(1, 2)
         for output in outputs[1:]:
-            total = total + output.repeat_interleave(steps // output.shape[1], dim=1, output_size=steps)
-        return add_norm(total.flatten(1, 2), None, self.norm)[1], [], visible
+            coarse = self.runs * output.shape[1]  # (B, T/2^k, P, C) -> (B, runs·T/2^k, P/runs, C)
+            repeats = steps // output.shape[1]
+            output = output.flatten(1, 2).unflatten(1, (coarse, -1))
+            total = total + output.repeat_interleave(repeats, dim=1, output_size=repeats * coarse).flatten(1, 2)
+        return add_norm(total, None, self.norm)[1], [], visible
 
     def encode_all(self, clip: Tensor) -> Features:
         """The last stage's output."""
