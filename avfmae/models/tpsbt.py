@@ -17,6 +17,7 @@ from avfmae.models.embed import PatchEmbed
 from avfmae.models.interfaces import Encoder, Features
 from avfmae.models.recompute import run
 from avfmae.models.vit import ViTBlock
+from avfmae_kernels.device import kind
 
 BOTTLENECK = 8  # tokens a time step
 STRIDE = 2  # time steps that become one
@@ -112,7 +113,7 @@ class TPSBTEncoder(Encoder):
     def encode_visible(self, clip: Tensor, visible: Tensor, boxes: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
         """The stages' outputs are added up, each repeated in time to the first one's length."""
         steps = self.embed.m.grid[0]
-        if visible.device.type == "cpu" and not torch.compiler.is_compiling():
+        if kind(visible.device) == "cpu" and not torch.compiler.is_compiling():
             places = visible.unflatten(1, (steps, -1)) % (self.embed.m.tokens // steps)
             if (places != places[:, :1]).any():
                 raise ValueError("masks: video shows other places at other times, expected a tube with encoder='tpsbt'")
