@@ -89,21 +89,28 @@ class TPSBTEncoder(Encoder):
         self.spatial = nn.ModuleList(SpatialBottleneck(cfg.width) for _ in range(later))
         self.norm = layer_norm(cfg.width)
 
-    def pyramid(self, x: Tensor, everything: Tensor | None = None) -> list[Tensor]:
-        """Tokens (B, T·P, C) -> each stage's output (B, T/2^k, P, C). ``everything``: what the released defect reads."""
+    def pyramid(self, x: Tensor, everything: Tensor | None = None, levels: list[Tensor] | None = None) -> list[Tensor]:
+        """Tokens (B, T·P, C) -> each stage's output (B, T/2^k, P, C). ``everything``: what the released defect reads. ``levels``
+        gets the mean token of every block, (B, C)."""
         blocks, outputs = iter(self.blocks), []
-        x, branch = run(next(blocks), x, None, recompute=self.recompute)
+
+        def step(x: Tensor, branch: Tensor | None, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            x, branch = run(next(blocks), x, branch, context, recompute=self.recompute)
+            if levels is not None:
+                levels.append(add_norm(x, branch, self.norm)[1].mean(1))
+            return x, branch
+
+        x, branch = step(x, None)
         for _ in range(self.stages[0] - 1):
-            x, branch = run(next(blocks), x, branch, recompute=self.recompute)
+            x, branch = step(x, branch)
         outputs.append((x + branch).unflatten(1, (self.embed.m.grid[0], -1)))
         for depth, temporal, spatial in zip(self.stages[1:], self.temporal, self.spatial, strict=True):
             x = temporal(outputs[-1])
             tokens, (narrow, branch) = x.flatten(1, 2), (spatial(x), None)
             for _ in range(depth - 1):
-                narrow, branch = run(next(blocks), narrow, branch, tokens, recompute=self.recompute)
+                narrow, branch = step(narrow, branch, tokens)
             narrow = narrow if branch is None else narrow + branch
-            context = narrow if everything is None else everything
-            tokens, branch = run(next(blocks), tokens, None, context, recompute=self.recompute)
+            tokens, branch = step(tokens, None, narrow if everything is None else everything)
             outputs.append((tokens + branch).unflatten(1, (x.shape[1], -1)))
         return outputs
 
@@ -127,5 +134,7 @@ class TPSBTEncoder(Encoder):
         return add_norm(total, None, self.norm)[1], [], visible
 
     def encode_all(self, clip: Tensor) -> Features:
-        """The last stage's output."""
-        return Features(add_norm(self.pyramid(self.all_tokens(clip))[-1].flatten(1, 2), None, self.norm)[1])
+        """The last stage's output. Levels are of one token, the mean of a block's, which may be bottleneck tokens."""
+        levels = [] if self.needs_levels else None
+        last = self.pyramid(self.all_tokens(clip), levels=levels)[-1].flatten(1, 2)
+        return Features(add_norm(last, None, self.norm)[1], torch.stack(levels, dim=1)[:, None] if levels else None)
