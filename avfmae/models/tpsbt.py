@@ -95,10 +95,10 @@ class TPSBTEncoder(Encoder):
         blocks, outputs = iter(self.blocks), []
 
         def step(x: Tensor, branch: Tensor | None, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-            x, branch = run(next(blocks), x, branch, context, recompute=self.recompute)
+            x, added = run(next(blocks), x, branch, context, recompute=self.recompute)
             if levels is not None:
-                levels.append(add_norm(x, branch, self.norm)[1].mean(1))
-            return x, branch
+                levels.append(add_norm(x, added, self.norm)[1].mean(1))
+            return x, added
 
         x, branch = step(x, None)
         for _ in range(self.stages[0] - 1):
