@@ -57,7 +57,8 @@ class ModelConfig:
         region_mode: ``"exact"``: pre-training regions are the places that fine-tuning regions are, and masks are drawn
             balanced over them; ``"released"``: they are runs of visible tokens, as in the released code.
         token_order: ``"raster"``: every token meets its own position in the decoder; ``"released"``: video tokens
-            stay region-major while positions are in raster order, the defect that the released weights were trained with.
+            stay region-major while positions are in raster order, the defect that the released weights were trained with. Of a
+            pyramid, coarse stages are added to other places' tokens in pre-training, as SVFAP's were: its preset's.
         unmasked_context: the defect of SVFAP's released pre-training: a pyramid's stages end by reading all tokens of the clip,
             masked ones included, where the paper has the bottleneck tokens.
         drop_path: stochastic depth, the rate of the last block; it grows linearly over the blocks.
@@ -214,7 +215,7 @@ PRESETS = {
         video=_all_hidden(VIDEO, 80), audio=_all_hidden(AUDIO, 26),
     ),
     "mae_dfer": _VIDEO_ONLY.replace(encoder="lgi", depth=16, balanced_masks=True, frame_difference=True),
-    "svfap": _VIDEO_ONLY.replace(encoder="tpsbt", depth=21, stages=(12, 6, 3)),
+    "svfap": _VIDEO_ONLY.replace(encoder="tpsbt", depth=21, stages=(12, 6, 3), token_order="released"),
     # Encoders whose published weights are something to begin with, at their published sizes.
     "videomae_base": _VIDEO_ONLY.replace(
         width=768, heads=12, depth=12, video=_all_hidden(ModalityConfig((16, 224, 224), (2, 16, 16), (2, 7, 14), 1, 1), 160)

@@ -241,12 +241,23 @@ def report(run: DemoConfig, stages: Stages, begun: float) -> Path:
     results, probes = stages.compare()
     for row, runs in results.items():
         text = spread([r["summary"]["last"]["UAR"]["mean"] for r in runs])
-        console.print(f"fine-tuning {ROWS[row]}: UAR {text} on {TEST_PEOPLE} people never trained on", highlight=False)
+        seen = spread([expressions(r) for r in runs])
+        console.print(
+            f"fine-tuning {ROWS[row]}: UAR {text} on {TEST_PEOPLE} people never trained on; of the three expressions {seen}",
+            highlight=False,
+        )
     for name, recalls in probes.items():
         console.print(f"linear probe of {name}: UAR {spread(recalls)}", highlight=False)
     path = demo_report(run.out, {ROWS[row]: runs for row, runs in results.items()}, probes, time.monotonic() - begun)
     console.print(f"{time.monotonic() - begun:.0f} s; open {path}", highlight=False)
     return path
+
+
+def expressions(result: dict) -> float:
+    """Of a fine-tuning's last epoch, the share of clips whose expression is recognised, calm or excited."""
+    names = np.array([EMOTIONS[name][0] for name in result["classes"]])
+    confusion = np.array(result["summary"]["last"]["pooled"]["confusion"])
+    return float(confusion[names[:, None] == names].sum() / confusion.sum())
 
 
 def label_map_toml(sources: dict[str, dict[str, str]]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 USAGE = """\
 usage: avfmae bench SUBJECT [options]        (avfmae bench SUBJECT --help for the options)
 
-  step      training steps of avfmae, HiCMAE as published and AVF-MAE++ as released, in turns; --profile says where the time goes
+  step      training steps of avfmae and of the published models, in turns (--model mae_dfer); --profile says where the time goes
   kernels   every op at Base's shapes, every implementation, against the machine's bandwidth
   loader    clips a second from files, by number of decoding processes
   faces     detectors of faces: how many they find, how well, and how fast

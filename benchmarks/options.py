@@ -9,7 +9,13 @@ from avfmae_benchmarks import results
 
 Stage = Literal["pretrain", "finetune"]
 Size = Literal["tiny", "base", "large", "huge"]
-SideName = Literal["ours", "ours-fastest", "ours-eager", "reference", "compiled", "hicmae", "hicmae-compiled", "released"]
+Model = Literal[
+    "tiny", "base", "large", "huge", "hicmae_base", "mae_dfer", "svfap",
+    "ablation_lgi3", "ablation_lgi4", "ablation_dier", "ablation_hafe",
+]  # fmt: skip
+SideName = Literal[
+    "ours", "ours-fastest", "ours-eager", "reference", "compiled", "hicmae", "hicmae-compiled", "released", "mae_dfer", "svfap"
+]
 ROOT = results.CHECKOUT or Path()
 
 
@@ -23,7 +29,7 @@ class StepConfig:
 
     Attributes:
         stage: pre-training or fine-tuning.
-        size: of avfmae and of AVF-MAE++ as released; HiCMAE has one, base.
+        model: a member of the family by its preset. HiCMAE is also what AVF-MAE++ Base is measured against.
         sides: the first is paired with each of the others; a speed-up is of one pair's own turns.
         precisions: of every side; empty: bf16 (fp16 as published) on a GPU, float32 and bf16 on a CPU that multiplies bf16.
         batch: clips a step; 0: 256 on a GPU (fine-tuning 32), 4 on a CPU (fine-tuning 2).
@@ -35,7 +41,7 @@ class StepConfig:
     """
 
     stage: Stage = "pretrain"
-    size: Size = "base"
+    model: Model = "base"
     sides: tuple[SideName, ...] = ()
     precisions: tuple[Literal["float32", "bf16", "fp16"], ...] = ()
     batch: int = 0
@@ -165,7 +171,7 @@ class TraceConfig:
 
     Attributes:
         stage: pre-training or fine-tuning.
-        size: of the model.
+        model: a member of the family by its preset.
         sides: empty: ours, the reference in plain PyTorch, and the peers.
         batch: clips a step; 0: 256, in fine-tuning 32.
         precision: of our sides; peers go in what each was made for.
@@ -175,7 +181,7 @@ class TraceConfig:
     """
 
     stage: Stage = "pretrain"
-    size: Size = "base"
+    model: Model = "base"
     sides: tuple[SideName, ...] = ()
     batch: int = 0
     precision: Literal["bf16", "float32"] = "bf16"

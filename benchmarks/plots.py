@@ -26,6 +26,8 @@ NAMES = {
     "hicmae": "HiCMAE-B as published",
     "hicmae-compiled": "HiCMAE-B, bf16, SDPA, compiled",
     "released": "AVF-MAE++ as released",
+    "mae_dfer": "MAE-DFER as published",
+    "svfap": "SVFAP as published",
 }
 COLOURS = {
     "ours": BLUE,
@@ -36,6 +38,8 @@ COLOURS = {
     "hicmae": ORANGE,
     "hicmae-compiled": "#f6ad55",
     "released": GREY,
+    "mae_dfer": ORANGE,
+    "svfap": ORANGE,
 }
 MARKS = {"cpp": "o", "triton": "^", "cuda": "s", "reference": "x"}
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -22,25 +22,27 @@ from avfmae.training.config import OptimConfig
 from avfmae.training.precision import compute_dtype
 from avfmae.training.step import TrainingStep
 from avfmae.training.upload import uploaded
-from avfmae_benchmarks.options import SideName, Size, Stage
+from avfmae_benchmarks.options import Model, SideName, Stage
 from avfmae_benchmarks.peers import training as published
 from avfmae_benchmarks.peers.hicmae import HiCMAE
 from avfmae_benchmarks.peers.released import ReleasedAVFMAE, ReleasedClassifier
+from avfmae_benchmarks.peers.video import PublishedVideo
 from avfmae_kernels.gather_patches import IMAGENET_MEAN, IMAGENET_STD
 
 ENGINES = {"ours": "auto", "ours-fastest": "cpu", "ours-eager": "eager", "reference": "eager", "compiled": "auto"}
 OURS = tuple(ENGINES)
-PEERS = ("hicmae", "hicmae-compiled", "released")  # what speed-ups are against; docs/performance.md says what each side is
+PEERS = ("hicmae", "hicmae-compiled", "released", "mae_dfer", "svfap")  # what speed-ups are against; docs/performance.md
 CLASSES = 11
 OPTIM = OptimConfig(lr=1e-4, min_lr=1e-4, warmup_lr=1e-4)
-_TINY, _HICMAE = avfmae.ModelConfig.preset("tiny"), avfmae.ModelConfig.preset("hicmae_base")
-HICMAE = {
-    "base": _HICMAE,
-    "tiny": _HICMAE.replace(
-        **{n: getattr(_TINY, n) for n in ("width", "heads", "depth", "skip_blocks", "decoder_width", "decoder_heads")},
-        video=replace(_TINY.video, decoded=_TINY.video.tokens - _TINY.video.visible),
-    ),
-}  # the tiny one is nobody's: it is there to try the benchmark out
+# What a peer computes, and which of our models it stands beside. The tiny ones are nobody's: they are there to try the benchmark
+# out.
+PRETRAINS: dict[SideName, tuple[Model, tuple[Model, ...]]] = {
+    "hicmae": ("hicmae_base", ("base", "hicmae_base", "tiny")),
+    "hicmae-compiled": ("hicmae_base", ("base", "hicmae_base", "tiny")),
+    "mae_dfer": ("mae_dfer", ("mae_dfer", "tiny")),
+    "svfap": ("svfap", ("svfap", "tiny")),
+}
+RELEASED = ("tiny", "base", "large", "huge")  # sizes of AVF-MAE++, which is a peer in both stages
 
 
 @dataclass
@@ -68,7 +70,7 @@ def host_batch(cfg: avfmae.ModelConfig, stage: Stage, batch: int, seed: int = 0)
     """Random clips with masks, or with soft targets, as the data loader gives them."""
     g = torch.Generator().manual_seed(seed)
     video = torch.randint(0, 256, (batch, *cfg.video.size, 3), dtype=torch.uint8, generator=g)
-    audio = torch.randn(batch, 1, *cfg.audio.size, generator=g)
+    audio = torch.randn(batch, 1, *cfg.audio.size, generator=g) if "audio" in cfg.modalities else None
     masks = avfmae.DualMask.sample(cfg, batch, g) if stage == "pretrain" else None
     labels = None if stage == "pretrain" else torch.rand(batch, CLASSES, generator=g).softmax(-1)
     return Batch(video, audio, labels, masks, list(range(batch)))
@@ -76,33 +78,49 @@ def host_batch(cfg: avfmae.ModelConfig, stage: Stage, batch: int, seed: int = 0)
 
 def published_batch(cfg: avfmae.ModelConfig, batch: Batch) -> published.PublishedBatch:
     """The same clips and masks in the form that the published loops are given."""
-    assert batch.video is not None and batch.audio is not None
+    assert batch.video is not None
     clips = published.PublishedBatch(published_clip(batch.video), batch.audio, labels=batch.labels)
     if batch.masks:
 
-        def everywhere_but(index: Tensor, tokens: int) -> Tensor:
-            return torch.ones(len(index), tokens, dtype=torch.bool).scatter_(1, index, False)
+        def everywhere_but(kept: str) -> tuple[Tensor, ...]:
+            found = []
+            for name in cfg.modalities:
+                index = getattr(getattr(batch.masks, name), kept)
+                hidden = torch.ones(len(index), getattr(cfg, name).tokens, dtype=torch.bool)
+                found.append(hidden.scatter_(1, index, False))
+            return tuple(found)
 
-        assert batch.masks.video is not None and batch.masks.audio is not None
-        (video, V), (audio, A) = (batch.masks.video, cfg.video.tokens), (batch.masks.audio, cfg.audio.tokens)
-        clips.masks = everywhere_but(video.visible, V), everywhere_but(audio.visible, A)
-        if cfg.decoder_masks:
-            clips.decoders = everywhere_but(video.decoded, V), everywhere_but(audio.decoded, A)
+        clips.masks = everywhere_but("visible")
+        clips.decoders = everywhere_but("decoded") if cfg.decoder_masks else None
     return clips
 
 
-def config(side: SideName, stage: Stage, size: Size) -> avfmae.ModelConfig:
-    """The model of a side. The peers' masks and token order are the released ones.
+def config(side: SideName, stage: Stage, model: Model) -> avfmae.ModelConfig:
+    """What a side computes. The peers' masks, token orders and leaks are the released ones.
 
     Raises:
-        ValueError: the side has no such stage or size.
+        ValueError: the side has no such stage or model.
     """
-    if side.startswith("hicmae"):
-        if stage != "pretrain" or size not in HICMAE:
-            raise ValueError(f"{side}: is compared in pre-training at size base, asked for were {stage} and {size}")
-        return HICMAE[size]
-    cfg = avfmae.ModelConfig.preset(size)
-    return cfg.replace(token_order="released", region_mode="released") if side == "released" else cfg
+    if side not in PEERS:
+        return avfmae.ModelConfig.preset(model)
+    preset, models = PRETRAINS.get(side, (model, RELEASED))
+    if model not in models or (stage != "pretrain" and side in PRETRAINS):
+        where = f"in {'pre-training' if side in PRETRAINS else 'both stages'} of {', '.join(models)}"
+        raise ValueError(f"{side}: is compared {where}, asked for were {stage} and {model}")
+    cfg = avfmae.ModelConfig.preset(preset)
+    cfg = cfg.at_size_of(avfmae.ModelConfig.preset("tiny")) if model == "tiny" else cfg
+    return cfg.replace(token_order="released", region_mode="released", unmasked_context=True)
+
+
+def peers(stage: Stage, model: Model) -> list[SideName]:
+    """The published executions that our model is measured against by default."""
+    found: list[SideName] = []
+    for side, (_, beside) in PRETRAINS.items():
+        if stage == "pretrain" and model != "tiny" and model in beside:
+            found.append(side)
+    if model in RELEASED:
+        found.append("released")
+    return found
 
 
 def our_model(cfg: avfmae.ModelConfig, stage: Stage) -> nn.Module:
@@ -114,6 +132,8 @@ def our_model(cfg: avfmae.ModelConfig, stage: Stage) -> nn.Module:
 def peer_model(side: SideName, cfg: avfmae.ModelConfig, stage: Stage) -> nn.Module:
     if side.startswith("hicmae"):
         model = HiCMAE(cfg, sdpa=side == "hicmae-compiled")
+    elif side in PRETRAINS:
+        model = PublishedVideo(cfg)
     else:
         model = ReleasedAVFMAE(cfg) if stage == "pretrain" else ReleasedClassifier(cfg, CLASSES)
     init_xavier(model)
@@ -135,10 +155,10 @@ def useful_flops(cfg: avfmae.ModelConfig, stage: Stage) -> float:
     return counter.get_total_flops() / 2
 
 
-def build(side: SideName, stage: Stage, size: Size, precision: str, batch: int, device: torch.device) -> Side:
+def build(side: SideName, stage: Stage, name: Model, precision: str, batch: int, device: torch.device) -> Side:
     """A side at rest; ``precision`` is ``"float32"``, ``"bf16"`` or, for the peers, ``"fp16"``."""
     torch.manual_seed(0)
-    cfg = config(side, stage, size)
+    cfg = config(side, stage, name)
     clips = host_batch(cfg, stage, batch)
     flops, planned = batch * useful_flops(cfg, stage), no_bytes
     if side in OURS:
@@ -196,11 +216,11 @@ def pinned(batch: Batch, device: torch.device) -> Batch:
 def precisions(side: SideName, device: torch.device) -> list[str]:
     """What a side is measured in by default: on a GPU what each was made for, on a CPU everything that it multiplies."""
     if device.type == "cuda":
-        return ["fp16"] if side in ("hicmae", "released") else ["bf16"]
+        return ["fp16"] if side in PEERS and side != "hicmae-compiled" else ["bf16"]
     return ["float32", "bf16"] if compute_dtype("auto", device) == torch.bfloat16 else ["float32"]
 
 
-def check(sides: list[SideName], stage: Stage, size: Size, device: torch.device) -> Iterator[tuple[str, bool, str]]:
+def check(sides: list[SideName], stage: Stage, name: Model, device: torch.device) -> Iterator[tuple[str, bool, str]]:
     """Whether what is to be timed computes the same: (what, whether, by how much), one a comparison, on two clips in float32.
 
     ``ours``, replayed as it will be, against the plain path with the same weights: loss and gradient norm. A peer against our
@@ -209,7 +229,7 @@ def check(sides: list[SideName], stage: Stage, size: Size, device: torch.device)
     for side in sides:
         if side == "reference":
             continue
-        cfg = config(side, stage, size)
+        cfg = config(side, stage, name)
         clips = host_batch(cfg, stage, 2)
         torch.manual_seed(1)
         own = our_model(cfg, stage).to(device)

@@ -10,7 +10,7 @@ from avfmae.console import console
 from avfmae.engines.captured import EAGER_STEPS
 from avfmae_benchmarks import measure, results, sides
 from avfmae_benchmarks.measure import free, held, interleave, machine, matrix_rate, peak_of_cpu, wait
-from avfmae_benchmarks.options import SideName, Size, Stage, StepConfig
+from avfmae_benchmarks.options import Model, SideName, Stage, StepConfig
 from avfmae_benchmarks.profiles import profile_sides
 from avfmae_benchmarks.sides import PEERS, Side
 
@@ -26,12 +26,12 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def default_sides(stage: Stage, size: Size, device: torch.device) -> tuple[SideName, ...]:
+def default_sides(stage: Stage, model: Model, device: torch.device) -> tuple[SideName, ...]:
     """All that exist, but on a CPU without what takes minutes to compile or is not asked for every day."""
+    peers = sides.peers(stage, model)
     if device.type == "cpu":
-        return ("ours", "ours-fastest", "hicmae" if (stage, size) == ("pretrain", "base") else "released")
-    peers = ("hicmae", "hicmae-compiled") if (stage, size) == ("pretrain", "base") else ()
-    return ("ours", *peers, "released", "ours-eager", "compiled", "reference")
+        return ("ours", "ours-fastest", *peers[:1])
+    return ("ours", *peers, "ours-eager", "compiled", "reference")
 
 
 def pairs(names: tuple[SideName, ...], run: StepConfig, device: torch.device) -> Iterator[tuple[Member, ...]]:
@@ -58,14 +58,14 @@ def step(run: StepConfig, where: dict[str, str] | None = None) -> list[dict]:
             again.
     """
     device = pick_device(run.device)
-    names = tuple(run.sides) or default_sides(run.stage, run.size, device)
+    names = tuple(run.sides) or default_sides(run.stage, run.model, device)
     batch = run.batch or {"pretrain": (256, 4), "finetune": (32, 2)}[run.stage][device.type == "cpu"]
     wanted = list(pairs(names, run, device))
-    before = results.of_run("step", run.out, where, stage=run.stage, size=run.size)
+    before = results.of_run("step", run.out, where, stage=run.stage, size=run.model)
     rows = [row for row in before if row["pair"] in map(title, wanted)]
     missing = [pair for pair in wanted if title(pair) not in {row["pair"] for row in rows}]
     where = where or machine(device)
-    sound = checked(tuple(dict.fromkeys(name for pair in missing for name, _ in pair)), run.stage, run.size, device)
+    sound = checked(tuple(dict.fromkeys(name for pair in missing for name, _ in pair)), run.stage, run.model, device)
     rates = {p: matrix_rate(device, DTYPES[p], 3 * run.rounds) for p in dict.fromkeys(p for pair in missing for _, p in pair)}
     profiled: set[str] = set()
     for pair in missing:
@@ -75,7 +75,7 @@ def step(run: StepConfig, where: dict[str, str] | None = None) -> list[dict]:
         if run.save and sound:
             console.print(f"added to {results.append('step', found, run.out)}", highlight=False)
     release(device)
-    show(rows, sound, f"{run.stage} {run.size}, batch {batch}, {where['device']}")
+    show(rows, sound, f"{run.stage} {run.model}, batch {batch}, {where['device']}")
     if not sound:
         raise SystemExit(1)
     return rows
@@ -103,11 +103,11 @@ def take_turns(
         label = f"{name} {precision}"
         console.print(f"building {label} …", highlight=False)
         rows.append(
-            {"stage": run.stage, "size": run.size, "side": name, "precision": precision, "batch": batch, "pair": title(pair)}
+            {"stage": run.stage, "size": run.model, "side": name, "precision": precision, "batch": batch, "pair": title(pair)}
         )
         try:
             built[label], peaks[label] = measured_alone(
-                functools.partial(sides.build, name, run.stage, run.size, precision, batch, device), device
+                functools.partial(sides.build, name, run.stage, run.model, precision, batch, device), device
             )
         except torch.OutOfMemoryError:
             beside = f" beside {' and '.join(built)}" if built else ""
@@ -134,10 +134,10 @@ def take_turns(
     return rows
 
 
-def checked(names: tuple[SideName, ...], stage: Stage, size: Size, device: torch.device) -> bool:
+def checked(names: tuple[SideName, ...], stage: Stage, model: Model, device: torch.device) -> bool:
     """Runs the checks of what is to be timed, and says how they went."""
     sound = True
-    for what, holds, distance in sides.check(list(names), stage, size, device):
+    for what, holds, distance in sides.check(list(names), stage, model, device):
         console.print(f"{'holds' if holds else 'FAILS'}: {what}, {distance}", style=None if holds else "red", highlight=False)
         sound &= holds
     return sound

@@ -102,10 +102,12 @@ def _clips(stage: Stage, cfg: avfmae.ModelConfig, batch: int) -> Batch:
         seen, decoded = (torch.empty(batch, n, dtype=torch.int64) for n in (m.visible, m.decoded))
         return ModalityMask(seen, decoded, torch.empty(batch, m.decoded, dtype=torch.bool))
 
-    video, audio = torch.empty(batch, *cfg.video.size, 3, dtype=torch.uint8), torch.empty(batch, 1, *cfg.audio.size)
+    video = torch.empty(batch, *cfg.video.size, 3, dtype=torch.uint8)
+    audio = torch.empty(batch, 1, *cfg.audio.size) if "audio" in cfg.modalities else None
     if stage == "finetune":
         return Batch(video, audio, torch.empty(batch, sides.CLASSES), None, list(range(batch)))
-    return Batch(video, audio, None, DualMask(mask(cfg.video), mask(cfg.audio)), list(range(batch)))
+    masks = DualMask(mask(cfg.video), None if audio is None else mask(cfg.audio))
+    return Batch(video, audio, None, masks, list(range(batch)))
 
 
 def config_of(model: nn.Module) -> avfmae.ModelConfig:
@@ -126,25 +128,24 @@ def _ours(side: SideName, stage: Stage, model: nn.Module, batch: int, precision:
         moments = [t for s in step.optimizer.state.values() for t in s.values()]
         return list({id(t): t for t in [*model.parameters(), *step.params.of.values(), *moments]}.values())
 
-    assert clips.video is not None and clips.audio is not None
-    return _Step(
-        run, state, clips.video.nbytes + clips.audio.nbytes, lambda: [step.optimizer.state_of(p) for p in model.parameters()]
-    )
+    upload = sum(t.nbytes for t in (clips.video, clips.audio) if t is not None)
+    return _Step(run, state, upload, lambda: [step.optimizer.state_of(p) for p in model.parameters()])
 
 
 def _published(side: SideName, stage: Stage, model: nn.Module, batch: int) -> _Step:
     cfg = config_of(model)
     low = torch.bfloat16 if side == "hicmae-compiled" else torch.float16
-    clips = published.PublishedBatch(torch.empty(batch, 3, *cfg.video.size), torch.empty(batch, 1, *cfg.audio.size))
+    audio = torch.empty(batch, 1, *cfg.audio.size) if "audio" in cfg.modalities else None
+    clips = published.PublishedBatch(torch.empty(batch, 3, *cfg.video.size), audio)
     true: list[tuple[Tensor, int]] = []
     if stage == "pretrain":
 
-        def masks(kept: str) -> tuple[Tensor, Tensor]:
+        def masks(kept: str) -> tuple[Tensor, ...]:
             found = []
-            for m in (cfg.video, cfg.audio):
+            for m in (getattr(cfg, name) for name in cfg.modalities):
                 found.append(torch.empty(batch, m.tokens, dtype=torch.bool))
                 true.append((found[-1], batch * (m.tokens - getattr(m, kept))))
-            return found[0], found[1]
+            return tuple(found)
 
         clips.masks = masks("visible")
         clips.decoders = masks("decoded") if cfg.decoder_masks else None
@@ -169,7 +170,7 @@ def _published(side: SideName, stage: Stage, model: nn.Module, batch: int) -> _S
     def state() -> list[Tensor]:
         return [*model.parameters(), *(t for s in optimizer.state.values() for t in s.values() if isinstance(t, Tensor))]
 
-    return _Step(run, state, clips.video.nbytes + clips.audio.nbytes, run, true)
+    return _Step(run, state, sum(t.nbytes for t in (clips.video, clips.audio) if t is not None), run, true)
 
 
 LOW = {
@@ -219,13 +220,15 @@ def trace(run: TraceConfig) -> list[dict]:
     for name in names:
         if not run.json:
             console.print(f"tracing {name} …", highlight=False)
-        traces.append(traced(name, run.stage, sides.config(name, run.stage, run.size), batch, run.precision, chip.capability))
-    rows = [summary(t, chip) | {"stage": run.stage, "size": run.size, "batch": batch, "gpu": chip.name} for t in traces]
+        traces.append(traced(name, run.stage, sides.config(name, run.stage, run.model), batch, run.precision, chip.capability))
+    rows = [summary(t, chip) | {"stage": run.stage, "size": run.model, "batch": batch, "gpu": chip.name} for t in traces]
     if run.json:
         for row in rows:
             print(json.dumps(row))
         return rows
-    measure.show(table(traces, chip, f"{run.stage} {run.size}, batch {batch}; times are a model of an {chip.name}, not measured"))
+    measure.show(
+        table(traces, chip, f"{run.stage} {run.model}, batch {batch}; times are a model of an {chip.name}, not measured")
+    )
     for t in traces if run.lines else ():
         measure.show(by(t, chip, "line", run.lines))
     for t in traces:
@@ -234,8 +237,7 @@ def trace(run: TraceConfig) -> list[dict]:
 
 
 def default_sides(run: TraceConfig) -> tuple[SideName, ...]:
-    hicmae = ("hicmae", "hicmae-compiled") if run.stage == "pretrain" and run.size in sides.HICMAE else ()
-    return ("ours", "reference", *hicmae, "released")
+    return ("ours", "reference", *sides.peers(run.stage, run.model))
 
 
 def summary(t: Trace, chip: Chip) -> dict:

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import avfmae_kernels as K
+
+TOLERANCE = {torch.float32: (1e-4, 1e-3), torch.bfloat16: (2e-2, 2e-2)}  # of outputs and losses, and of gradient norms
 DATA = Path(__file__).parent / "data"
 
 
@@ -68,3 +72,10 @@ def relative(a: Tensor, b: Tensor) -> float:
     """Relative L2 distance of a from b."""
     a, b = (torch.as_tensor(x).double().cpu() for x in (a, b))
     return float((a - b).norm() / b.norm())
+
+
+@contextmanager
+def computing(implementation: str, device: str, dtype: torch.dtype):
+    """Inside, models compute with this implementation and in this dtype."""
+    with K.use(implementation), torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        yield

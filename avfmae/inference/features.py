@@ -51,7 +51,7 @@ class FeatureExtractor:
     Args:
         model: pre-trained or fine-tuned. data: how clips are read. preparation: how raw clips are cut to faces.
         level: ``"clip"``: (C,) a modality; ``"region"``: (J, C), as many as the encoder has regions; one where it has none;
-            ``"token"``: (N, C), the last block's, in raster order.
+            ``"token"``: (N, C), the last block's, in raster order; of a pyramid, the sum of its stages.
         layers: of which blocks, from 0, or from -1 backwards; of several, features stand one after the other in the last axis.
         learned: all blocks, weighed as the fine-tuned model does (eq. 8), in place of ``layers``.
         pool: over regions, of level ``"clip"``: ``"mean"`` or ``"max"``.

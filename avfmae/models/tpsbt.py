@@ -17,6 +17,7 @@ from avfmae.models.embed import PatchEmbed
 from avfmae.models.interfaces import Encoder, Features
 from avfmae.models.recompute import run
 from avfmae.models.vit import ViTBlock
+from avfmae_kernels.device import kind
 
 BOTTLENECK = 8  # tokens a time step
 STRIDE = 2  # time steps that become one
@@ -71,6 +72,13 @@ class TPSBTEncoder(Encoder):
             raise ValueError(
                 f"stages: got {cfg.stages} with encoder='tpsbt' and {m.grid[0]} time steps, which each but the first halves"
             )
+        # the runs of a time step's tokens that are repeated together: the released code cuts where a step has not yet been halved
+        self.runs = STRIDE if cfg.token_order == "released" else 1
+        if m.visible // m.grid[0] % self.runs:
+            raise ValueError(
+                f"token_order: got 'released' with encoder='tpsbt' and {m.visible // m.grid[0]} visible tokens a time step, "
+                f"expected an even number of them, or 'raster'"
+            )
         self.stages, self.recompute, self.unmasked_context = cfg.stages, cfg.recompute, cfg.unmasked_context
         self.embed = PatchEmbed(m, cfg.width, cfg.residual)
         rates = torch.linspace(0, cfg.drop_path, cfg.depth, device="cpu").tolist()
@@ -81,21 +89,28 @@ class TPSBTEncoder(Encoder):
         self.spatial = nn.ModuleList(SpatialBottleneck(cfg.width) for _ in range(later))
         self.norm = layer_norm(cfg.width)
 
-    def pyramid(self, x: Tensor, everything: Tensor | None = None) -> list[Tensor]:
-        """Tokens (B, T·P, C) -> each stage's output (B, T/2^k, P, C). ``everything``: what the released defect reads."""
+    def pyramid(self, x: Tensor, everything: Tensor | None = None, levels: list[Tensor] | None = None) -> list[Tensor]:
+        """Tokens (B, T·P, C) -> each stage's output (B, T/2^k, P, C). ``everything``: what the released defect reads. ``levels``
+        gets the mean token of every block, (B, C)."""
         blocks, outputs = iter(self.blocks), []
-        x, branch = run(next(blocks), x, None, recompute=self.recompute)
+
+        def step(x: Tensor, branch: Tensor | None, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+            x, added = run(next(blocks), x, branch, context, recompute=self.recompute)
+            if levels is not None:
+                levels.append(add_norm(x, added, self.norm)[1].mean(1))
+            return x, added
+
+        x, branch = step(x, None)
         for _ in range(self.stages[0] - 1):
-            x, branch = run(next(blocks), x, branch, recompute=self.recompute)
+            x, branch = step(x, branch)
         outputs.append((x + branch).unflatten(1, (self.embed.m.grid[0], -1)))
         for depth, temporal, spatial in zip(self.stages[1:], self.temporal, self.spatial, strict=True):
             x = temporal(outputs[-1])
             tokens, (narrow, branch) = x.flatten(1, 2), (spatial(x), None)
             for _ in range(depth - 1):
-                narrow, branch = run(next(blocks), narrow, branch, tokens, recompute=self.recompute)
+                narrow, branch = step(narrow, branch, tokens)
             narrow = narrow if branch is None else narrow + branch
-            context = narrow if everything is None else everything
-            tokens, branch = run(next(blocks), tokens, None, context, recompute=self.recompute)
+            tokens, branch = step(tokens, None, narrow if everything is None else everything)
             outputs.append((tokens + branch).unflatten(1, (x.shape[1], -1)))
         return outputs
 
@@ -105,16 +120,21 @@ class TPSBTEncoder(Encoder):
     def encode_visible(self, clip: Tensor, visible: Tensor, boxes: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
         """The stages' outputs are added up, each repeated in time to the first one's length."""
         steps = self.embed.m.grid[0]
-        if visible.device.type == "cpu" and not torch.compiler.is_compiling():
+        if kind(visible.device) == "cpu" and not torch.compiler.is_compiling():
             places = visible.unflatten(1, (steps, -1)) % (self.embed.m.tokens // steps)
             if (places != places[:, :1]).any():
                 raise ValueError("masks: video shows other places at other times, expected a tube with encoder='tpsbt'")
         outputs = self.pyramid(self.embed(clip, visible, boxes), self.all_tokens(clip, boxes) if self.unmasked_context else None)
-        total = outputs[0]
+        total = outputs[0].flatten(1, 2)
         for output in outputs[1:]:
-            total = total + output.repeat_interleave(steps // output.shape[1], dim=1, output_size=steps)
-        return add_norm(total.flatten(1, 2), None, self.norm)[1], [], visible
+            coarse = self.runs * output.shape[1]  # (B, T/2^k, P, C) -> (B, runs·T/2^k, P/runs, C)
+            repeats = steps // output.shape[1]
+            output = output.flatten(1, 2).unflatten(1, (coarse, -1))
+            total = total + output.repeat_interleave(repeats, dim=1, output_size=repeats * coarse).flatten(1, 2)
+        return add_norm(total, None, self.norm)[1], [], visible
 
     def encode_all(self, clip: Tensor) -> Features:
-        """The last stage's output."""
-        return Features(add_norm(self.pyramid(self.all_tokens(clip))[-1].flatten(1, 2), None, self.norm)[1])
+        """The last stage's output. Levels are of one token, the mean of a block's, which may be bottleneck tokens."""
+        levels = [] if self.needs_levels else None
+        last = self.pyramid(self.all_tokens(clip), levels=levels)[-1].flatten(1, 2)
+        return Features(add_norm(last, None, self.norm)[1], torch.stack(levels, dim=1)[:, None] if levels else None)

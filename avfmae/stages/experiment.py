@@ -1,4 +1,7 @@
-"""``avfmae experiment``: every fold and seed of a protocol, each a fine-tuning of its own, and one folder of results."""
+"""``avfmae experiment``: every fold and seed of a protocol, each a fine-tuning of its own, and one folder of results.
+
+Where the file has PSI, each fine-tuning has a PSI of its own before it, which its fold's test clips are kept out of.
+"""
 
 import dataclasses
 import json
@@ -19,9 +22,10 @@ from avfmae.extras import need
 from avfmae.files import atomic_write, digest
 from avfmae.options import ExperimentConfig
 from avfmae.recipes import configuration, read_table
-from avfmae.stages.config import FinetuneConfig
+from avfmae.stages.config import FinetuneConfig, HeldOut, PSIConfig
 from avfmae.stages.finetune import finetune, labelled
-from avfmae.stages.leaks import leaks
+from avfmae.stages.leaks import leaks, refuse_leaks
+from avfmae.stages.psi import psi, sets_of
 from avfmae.stages.splits import make_splits
 from avfmae.tasks import make_task, predictions
 from avfmae.tasks.pooling import summarise_predictions
@@ -38,7 +42,9 @@ class Experiment:
         seeds: each trains all folds.
         resamples: of the bootstrap; 0: no confidence intervals.
         finetune: settings of fine-tuning over those of the protocol.
-        variants: by name, settings over these; each is a row of the results. None: one without a name.
+        psi: settings of PSI, from the recipe's; model and initial weights are fine-tuning's. None: no PSI.
+        variants: by name, settings over those of fine-tuning, and perhaps ``psi = false``; each is a row of the results. None:
+            one without a name.
     """
 
     dataset: str | None = None
@@ -47,6 +53,7 @@ class Experiment:
     seeds: tuple[int, ...] = (0,)
     resamples: int = 1000
     finetune: dict = field(default_factory=dict)
+    psi: dict = field(default_factory=dict)
     variants: dict[str, dict] = field(default_factory=dict)
 
     @classmethod
@@ -62,6 +69,7 @@ class Experiment:
             "seeds": list,
             "resamples": int,
             "finetune": dict,
+            "psi": dict,
             "variants": dict,
         }
         for key, value in table.items():
@@ -69,6 +77,11 @@ class Experiment:
                 raise ValueError(f"{path}: unknown key {key!r}; known are {', '.join(kinds)}")
             if not isinstance(value, kinds[key]):
                 raise ValueError(f"{path}: {key} is {value!r}, expected a {kinds[key].__name__}")
+        for name, changes in table.get("variants", {}).items():
+            if changes.get("psi", False) is not False:
+                raise ValueError(f"{path} [variants.{name}]: psi is {changes['psi']!r}, expected false, or nothing")
+        if elsewhere := {"preset", "model", "init", "seed", "out"} & table.get("psi", {}).keys():
+            raise ValueError(f"{path} [psi]: has {min(elsewhere)}, expected it in [finetune], whose it takes")
         table["seeds"] = tuple(table.get("seeds", (0,)))
         return cls(**table)
 
@@ -78,10 +91,17 @@ class Experiment:
         return {
             name: configuration(
                 FinetuneConfig, "finetune", self.recipe, self.protocol,
-                tables=tables | {f"{path} [variants.{name}]": changes},
+                tables=tables | {f"{path} [variants.{name}]": {k: v for k, v in changes.items() if k != "psi"}},
             )
             for name, changes in (self.variants or {"": {}}).items()
         }  # fmt: skip
+
+    def before(self, variant: str, run: FinetuneConfig, path: Path) -> PSIConfig | None:
+        """The PSI before a variant's fine-tunings."""
+        if not self.psi or "psi" in self.variants.get(variant, {}):
+            return None
+        found = configuration(PSIConfig, "psi", self.recipe, tables={f"{path} [psi]": self.psi})
+        return dataclasses.replace(found, preset=run.preset, model=run.model, init=run.init)
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,7 @@ class Job:
     seed: int
     fold: str
     run: FinetuneConfig
+    psi: PSIConfig | None = None
 
 
 def experiment(run: ExperimentConfig) -> dict:
@@ -101,7 +122,11 @@ def experiment(run: ExperimentConfig) -> dict:
         raise ValueError("experiment: was started by torchrun, expected one process; --jobs N or --engine ray share the work out")
     what, out = Experiment.read(run.file), Path(run.out or Path("runs") / run.file.stem)
     runs = what.runs(run.file)
-    jobs = [job for name, settings in runs.items() for job in jobs_of(name, settings, what.seeds, out, run.leaks)]
+    jobs = [
+        job
+        for name, settings in runs.items()
+        for job in jobs_of(name, settings, what.seeds, out, run.leaks, what.before(name, settings, run.file))
+    ]
     done = 0
     for done, _ in enumerate(execute(jobs, run), 1):
         console.print(f"{run.file.stem}: {done} of {len(jobs)} fine-tunings are done", highlight=False)
@@ -128,16 +153,18 @@ def experiment(run: ExperimentConfig) -> dict:
     return results
 
 
-def jobs_of(variant: str, run: FinetuneConfig, seeds: Iterable[int], out: Path, check: str) -> list[Job]:
-    """The fine-tunings of a variant.
+def jobs_of(
+    variant: str, run: FinetuneConfig, seeds: Iterable[int], out: Path, check: str, semantics: PSIConfig | None = None
+) -> list[Job]:
+    """The fine-tunings of a variant, and the PSI before each.
 
     Raises:
-        ValueError: a fold's training clips hold a test clip, in whatever form; names them.
+        ValueError: a fold's training clips, or PSI's, hold a test clip, in whatever form; names them.
     """
     if run.manifest is None:
         raise ValueError("manifest: is not set; expected it in the protocol or in [finetune]")
     clips = labelled(read_manifest(run.manifest), run.manifest)
-    found = []
+    injected, found = sets_of(semantics)[1] if semantics else [], []
     splits = make_splits(clips, run)
     for number, split in enumerate(splits):
         known = {} if check == "off" else leaks([*split.train, *split.val], split.test, check == "contents")
@@ -146,12 +173,21 @@ def jobs_of(variant: str, run: FinetuneConfig, seeds: Iterable[int], out: Path, 
             raise ValueError(
                 f"{run.manifest}, {split.name}: {len(known)} training clips are tested (--leaks off trains anyway):\n  {shown}"
             )
+        if injected and semantics and semantics.held_out.on_leak == "refuse":
+            try:
+                refuse_leaks(injected, split.test, "refuse", check == "contents")
+            except ValueError as error:
+                raise ValueError(f"[psi], {split.name}: {error}") from error
         for seed in seeds:
             place = (
                 out / "folds" / "-".join(filter(None, (variant.replace("/", "-"), f"seed {seed}", split.name))).replace(" ", "-")
             )
             only = None if run.folds is None else run.only_fold if len(splits) == 1 else number
-            found.append(Job(variant, seed, split.name, dataclasses.replace(run, seed=seed, only_fold=only, out=place)))
+            job = Job(variant, seed, split.name, dataclasses.replace(run, seed=seed, only_fold=only, out=place))
+            if semantics:
+                held = HeldOut(run.manifest, folds=run.folds, fold=only or 0, on_leak=semantics.held_out.on_leak)
+                job = dataclasses.replace(job, psi=dataclasses.replace(semantics, seed=seed, held_out=held, out=place / "psi"))
+            found.append(job)
     return sorted(found, key=lambda job: job.seed)  # so that a first seed is whole early
 
 
@@ -185,16 +221,40 @@ def _on_ray(jobs: list[Job], run: ExperimentConfig) -> Iterator[Path]:
     try:
         # A task that is lost with its machine goes on from its last checkpoint.
         task = ray.remote(max_retries=2, num_cpus=1, num_gpus=min(1, int(ray.cluster_resources().get("GPU", 0))))(do)
-        absolute = [dataclasses.replace(job, run=dataclasses.replace(job.run, **_absolute(job.run))) for job in jobs]
+        absolute = [
+            dataclasses.replace(
+                job,
+                run=dataclasses.replace(job.run, **_absolute(job.run)),
+                psi=job.psi and dataclasses.replace(job.psi, **_absolute(job.psi)),
+            )
+            for job in jobs
+        ]
         yield from map(ray.get, [task.remote(job) for job in absolute])
     finally:
         if started:
             ray.shutdown()
 
 
-def _absolute(run: FinetuneConfig) -> dict[str, Path]:
+def _absolute(run: FinetuneConfig | PSIConfig) -> dict[str, Any]:
     """The paths of a run, for a process that works in another folder."""
-    return {name: Path(path).absolute() for name in ("manifest", "init", "out") if (path := getattr(run, name)) is not None}
+    names = ("manifest", "init", "out", "label_map")
+    found: dict[str, Any] = {name: Path(path).absolute() for name in names if (path := getattr(run, name, None)) is not None}
+    if isinstance(run, PSIConfig):
+        found["manifests"] = tuple(Path(path).absolute() for path in run.manifests)
+        found["held_out"] = dataclasses.replace(run.held_out, manifest=Path(run.held_out.manifest or "").absolute())
+        if not found.get("label_map", Path()).is_file():
+            found.pop("label_map", None)  # one of the recipes'
+    return found
+
+
+def _settings(run: FinetuneConfig | PSIConfig) -> dict[str, Any]:
+    """All that the results of a run depend on, wherever it is started from; of files also their contents."""
+    paths = _absolute(run)
+    del paths["out"]
+    files = {"manifests": paths.get("manifests", ())} | {name: (path,) for name, path in paths.items() if isinstance(path, Path)}
+    settings = {k: v for k, v in dataclasses.asdict(run).items() if k not in ("out", "recipe", "config")} | paths
+    settings |= {f"{name} content": digest(some) for name, some in files.items() if some and all(p.is_file() for p in some)}
+    return json.loads(json.dumps(settings, default=str))
 
 
 def do(job: Job) -> Path:
@@ -204,17 +264,21 @@ def do(job: Job) -> Path:
         ValueError: another experiment's results are in the folder; names the settings that differ.
     """
     out, done = job.run.out, job.run.out / "done.json"
-    settings = {k: v for k, v in dataclasses.asdict(job.run).items() if k not in ("out", "recipe", "config")} | _absolute(job.run)
-    settings |= {f"{name} content": digest([path]) for name, path in _absolute(job.run).items() if path.is_file()}
-    now = json.loads(json.dumps({k: v for k, v in settings.items() if k != "out"}, default=str))
+    now = _settings(job.run) | ({"psi": _settings(job.psi)} if job.psi else {})
     if done.exists():
         before = json.loads(done.read_text())
         if differing := sorted(k for k in now.keys() | before.keys() if now.get(k) != before.get(k)):
             raise ValueError(f"{out}: holds results of another {', '.join(differing)}; choose another out")
         return out
-    if not finetune(job.run):
+    run = job.run
+    if job.psi:
+        run = dataclasses.replace(run, init=psi(job.psi))
+        if not (job.psi.out / "classes.json").exists():
+            raise RuntimeError(f"{job.psi.out}: PSI was stopped before its end; the same command continues")
+    if not finetune(run):
         raise RuntimeError(f"{out}: fine-tuning was stopped before its end; the same command continues")
     with atomic_write(done) as path:
         path.write_text(json.dumps(now, indent=1))
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    for folder in (out, out / "psi"):
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return out

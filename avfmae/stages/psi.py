@@ -129,6 +129,7 @@ def held_out_clips(held: HeldOut) -> list[Clip]:
         return []
     clips = read_manifest(held.manifest)
     if held.folds is not None:
+        clips = labelled(clips, held.manifest)  # as fine-tuning cuts them
         fold = fold_of(clips, held.folds)
         return [c for c in clips if fold[c.id] == held.fold]
     found = [c for c in clips if c.split == held.split]
@@ -143,13 +144,19 @@ def balance(clips: Sequence[Clip], sources: dict[int, str], temperature: float) 
     return [counts[sources[c.id]] ** (temperature - 1) for c in clips]
 
 
-def psi(run: PSIConfig) -> Path:
-    """Runs or continues the stage. Returns the weights, ``out/weights.safetensors``."""
+def sets_of(run: PSIConfig) -> tuple[LabelMap, list[Clip], dict[int, str]]:
+    """The label map, and what :func:`merge` makes of the sets by it."""
     if not run.manifests:
         raise ValueError("manifests: none is set")
     path = Path(run.label_map or "label_map.toml")
     label_map = LabelMap.read(path if path.is_file() else recipe_folder() / path)
-    merged, sources = merge(run.manifests, label_map)
+    return label_map, *merge(run.manifests, label_map)
+
+
+def psi(run: PSIConfig) -> Path:
+    """Runs or continues the stage. Returns the weights, ``out/weights.safetensors``; ``classes.json`` beside them says that it is
+    done."""
+    label_map, merged, sources = sets_of(run)
     clips = refuse_leaks(merged, held_out_clips(run.held_out), run.held_out.on_leak)
     if label_map.smoothing:
         clips = [replace(c, dataset=sources[c.id]) for c in clips]

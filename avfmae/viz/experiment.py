@@ -131,6 +131,13 @@ def page(out: Path, results: dict, folders: Sequence[Path]) -> Page:
     shape = f"{folds} folds, {len(results['seeds'])} seeds, {first['clips']} test clips"
     made = Page(out, known.title if known else "Experiment", f"{f'{known.protocol}; ' if known else ''}{shape}.")
     metrics = headline(results)
+    rows = compared(results)
+    where = "means over folds" if folds <= SUBJECT_FOLDS else "pooled predictions, since a fold is a subject"
+    if known is not None:
+        made.add("Beside published numbers", f"Ours are {where}.", rows, published=bars(results, rows, metrics[0]))
+    elif len(results["variants"]) > 1:
+        ours = [{k: v for k, v in row.items() if k not in ("M parameters", "source")} for row in rows]
+        made.add("Variants", f"These are {where}.", ours, variants=bars(results, rows, metrics[0]))
     for variant, one in results["variants"].items():
         scale, title = factor(one), f"Results of {variant}" if variant else "Results"
         unit = f", in % ({', '.join(metrics)})" if scale == 100 else ""
@@ -140,12 +147,6 @@ def page(out: Path, results: dict, folders: Sequence[Path]) -> Page:
             "set itself, as published numbers often are, which is no fair estimate."
         )
         made.add(title, text, result_rows(one, scale))
-    rows = compared(results)
-    where = "means over folds" if folds <= SUBJECT_FOLDS else "pooled predictions, since a fold is a subject"
-    if known is not None:
-        made.add("Beside published numbers", f"Ours are {where}.", rows, published=bars(results, rows, metrics[0]))
-    elif len(results["variants"]) > 1:
-        made.add("Variants", f"These are {where}.", rows, variants=bars(results, rows, metrics[0]))
     for number, (variant, one) in enumerate(results["variants"].items()):
         of, last = f" of {variant}" if variant else "", one["summary"]["last"]
         made.add(f"Folds{of}", rows=fold_rows(one, metrics))
@@ -218,8 +219,10 @@ def bars(results: dict, rows: Sequence[dict[str, str]], metric: str) -> Figure |
         if mine:
             axis.plot(intervals[ours], (y, y), color="black", linewidth=1.2)
             ours += 1
-        axis.text(max(value, 0), y, f" {value:.1f} ", va="center", ha="right" if value > 15 else "left", fontsize=7.5,
-                  color="white" if value > 15 else "black")  # fmt: skip
+        inside = value > 15  # at the beginning of the bar, as the interval is at its end
+        axis.text(
+            0 if inside else max(value, 0), y, f" {value:.1f}", va="center", fontsize=7.5, color="white" if inside else "black"
+        )
     axis.set(yticks=range(len(rows)), yticklabels=[f"{row['method']} ({row['modalities']})" for row in rows], xlabel=metric)
     axis.invert_yaxis()
     return figure

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import avfmae_kernels as K
 from avfmae_benchmarks.first.process import die_with_parent
-from avfmae_benchmarks.sides import OPTIM, Size, Stage, config, finetuning_loss, host_batch, our_model
+from avfmae_benchmarks.sides import OPTIM, Model, Stage, config, finetuning_loss, host_batch, our_model
 from avfmae_kernels import dispatch
 
 
@@ -31,12 +31,12 @@ class Request:
     constants: tuple[tuple[str, object], ...]
 
 
-def of_step(stage: Stage, size: Size, precision: str, batch: int, device: torch.device) -> list[Request]:
+def of_step(stage: Stage, model: Model, precision: str, batch: int, device: torch.device) -> list[Request]:
     """What a step's forward and backward would compile; ``batch`` need only divide by 16 where the real one does."""
     from avfmae.tasks.reconstruction import pretraining_loss
     from avfmae.training.step import TrainingStep
 
-    cfg = config("ours", stage, size)
+    cfg = config("ours", stage, model)
     loss = pretraining_loss if stage == "pretrain" else finetuning_loss
     step = TrainingStep(our_model(cfg, stage).to(device), loss, OPTIM, 100, 10, precision=precision)
     clips = host_batch(cfg, stage, batch).to(device)

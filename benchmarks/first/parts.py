@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from avfmae_benchmarks.first.journal import Journal
 
 if TYPE_CHECKING:
-    from avfmae_benchmarks.sides import Size, Stage
+    from avfmae_benchmarks.sides import Model, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAIN = {"size": "tiny", "batch": 2, "rounds": 1, "warm_up": 0, "precisions": ("float32",)}  # of a dry run
+PLAIN = {"model": "tiny", "batch": 2, "rounds": 1, "warm_up": 0, "precisions": ("float32",)}  # of a dry run
 
 
 class LeftOut(Exception):
@@ -127,7 +127,7 @@ def ahead(run: Run) -> str:
     from avfmae_benchmarks.first.ahead import compile_all, of_step
 
     device, requests = torch.device(run.device), {}
-    steps: list[tuple[Stage, Size, str, int]] = [("pretrain", "tiny", "bf16", 16)]
+    steps: list[tuple[Stage, Model, str, int]] = [("pretrain", "tiny", "bf16", 16)]
     arch = 90
     if not run.dry:
         major, minor = torch.cuda.get_device_capability()
@@ -279,7 +279,7 @@ PARTS = (
     Part("kernels", "every op and implementation against the roofs", 400, kernels),
     Part("sanitizer", "that kernels keep to their memory and have no races", 400, sanitizer),
     Part("scaling", "ours over sizes and batches", 400, scaling),
-    Part("huge", "Huge against AVF-MAE++ as released", 300, pair("ours", "released", size="huge", rounds=3)),
+    Part("huge", "Huge against AVF-MAE++ as released", 300, pair("ours", "released", model="huge", rounds=3)),
     Part("finetuning", "fine-tuning against AVF-MAE++ as released", 300, pair("ours", "released", stage="finetune")),
     Part(
         "sides",

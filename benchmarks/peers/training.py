@@ -23,15 +23,16 @@ from avfmae_kernels.gather_patches import IMAGENET_MEAN, IMAGENET_STD
 
 @dataclass
 class PublishedBatch:
-    """Normalised clips (B, 3, T, H, W) and spectrograms (B, 1, frames, mels), float32; masks (B, tokens) bool, True = masked.
+    """Normalised clips (B, 3, T, H, W) and spectrograms (B, 1, frames, mels), float32; of each modality a mask (B, tokens) bool,
+    True = masked. The video-only models have no spectrograms.
 
-    ``decoders``: HiCMAE's None; AVF-MAE++'s decoder masks. ``labels``: fine-tuning's soft targets (B, outputs).
+    ``decoders``: AVF-MAE++'s decoder masks; None of the others. ``labels``: fine-tuning's soft targets (B, outputs).
     """
 
     video: Tensor
-    audio: Tensor
-    masks: tuple[Tensor, Tensor] | None = None
-    decoders: tuple[Tensor, Tensor] | None = None
+    audio: Tensor | None
+    masks: tuple[Tensor, ...] | None = None
+    decoders: tuple[Tensor, ...] | None = None
     labels: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "PublishedBatch":
@@ -44,12 +45,14 @@ class PublishedBatch:
 
 
 def video_targets(video: Tensor, cfg: ModelConfig) -> Tensor:
-    """Standardised patches of every tubelet, later frames less the first one: (B, 3, T, H, W) -> (B, tokens, 1536). Frames are
+    """Standardised patches of every tubelet: (B, 3, T, H, W) -> (B, tokens, 1536). Where what changes is predicted, frames are
     subtracted in the clip's layout, to which the patches go back, and from which they are cut once more."""
     mean, std = (torch.tensor(c, device=video.device)[:, None, None, None] for c in (IMAGENET_MEAN, IMAGENET_STD))
     (p, q, r), t, h = cfg.video.patch, video.shape[2] // cfg.video.patch[0], video.shape[3] // cfg.video.patch[1]
     patches = rearrange(video * std + mean, "b c (t p) (h q) (w r) -> b (t h w) (p q r) c", p=p, q=q, r=r)
     patches = (patches - patches.mean(-2, keepdim=True)) / (patches.var(-2, keepdim=True).sqrt() + 1e-6)
+    if not cfg.frame_difference:
+        return patches.flatten(2)
     clip = rearrange(patches, "b (t h w) (p q r) c -> b c (t p) (h q) (w r)", t=t, h=h, p=p, q=q, r=r)
     change = clip - clip[:, :, ::p].repeat_interleave(p, dim=2)
     change[:, :, ::p] = clip[:, :, ::p]
@@ -62,15 +65,17 @@ def audio_targets(audio: Tensor, cfg: ModelConfig) -> Tensor:
 
 
 def pretraining_loss(model: Callable, cfg: ModelConfig, batch: PublishedBatch, autocast: Callable) -> Tensor:
-    """Reconstruction of both modalities and λ · contrast, as each of the two models defines them."""
+    """Reconstruction of the modalities and λ · contrast, as each of the models defines them."""
     decoded = batch.decoders or batch.masks
     assert decoded is not None and batch.masks is not None, "masks: a batch of pre-training has them"
     with torch.no_grad():
-        targets = [video_targets(batch.video, cfg), audio_targets(batch.audio, cfg)]
+        targets = [video_targets(batch.video, cfg), *([] if batch.audio is None else [audio_targets(batch.audio, cfg)])]
         targets = [t[~d if batch.decoders else d].reshape(len(t), -1, t.shape[-1]) for t, d in zip(targets, decoded, strict=True)]
     with autocast():
         if batch.decoders:
             *predictions, video_skips, audio_skips = model(batch.video, batch.audio, *batch.masks, *(~d for d in decoded))
+        elif batch.audio is None:
+            predictions, video_skips, audio_skips = [model(batch.video, *batch.masks)], (), ()
         else:
             *predictions, video_skips, audio_skips = model(batch.video, batch.audio, *batch.masks)
         loss = batch.video.new_zeros(())

@@ -54,7 +54,8 @@ class Pyramid(nn.Module):
             for _ in range(depth - 1):
                 narrow = next(blocks)(narrow, x)
             x = next(blocks)(x, everything if self.leaks else narrow)
-            total = total + x.unflatten(1, (steps, places)).repeat_interleave(self.steps // steps, dim=1).flatten(1, 2)
+            runs = x.unflatten(1, (steps * STRIDE, -1))  # as released: cut where time has not yet been halved
+            total = total + runs.repeat_interleave(self.steps // steps, dim=1).flatten(1, 2)
         return self.norm(total), []
 
 

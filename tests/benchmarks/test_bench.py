@@ -16,10 +16,10 @@ from avfmae_benchmarks.measure import held, interleave, peak_of_cpu
 from avfmae_benchmarks.plots import PlotConfig, plot
 from avfmae_benchmarks.profiles import breakdown, kind
 from avfmae_benchmarks.scaling import ScalingConfig, scaling
-from avfmae_benchmarks.step import StepConfig, speed_up, step
+from avfmae_benchmarks.step import StepConfig, default_sides, speed_up, step
 
 CPU = torch.device("cpu")
-QUICK = {"size": "tiny", "rounds": 2, "warm_up": 1, "batch": 2, "device": "cpu"}
+QUICK = {"model": "tiny", "rounds": 2, "warm_up": 1, "batch": 2, "device": "cpu"}
 
 
 @pytest.mark.slow
@@ -34,6 +34,21 @@ def test_a_step_of_every_side_is_checked_timed_and_saved(tmp_path, capsys):
     assert len(results.read("step", tmp_path)) == 5  # rows are added, never replaced
     shown = capsys.readouterr().err
     assert "holds: released against our model of its weights" in shown and "× released" in shown
+
+
+@pytest.mark.parametrize("name", ["mae_dfer", "svfap"])
+def test_members_stand_beside_their_published_execution(name):
+    (what, holds, _), (_, peer_holds, _) = sides.check(["ours", name], "pretrain", "tiny", CPU)
+    assert holds and peer_holds, what
+    peer = sides.build(name, "pretrain", "tiny", "float32", 2, CPU)
+    assert peer.run() > peer.run() > 0  # the same batch, learnt
+    assert default_sides("pretrain", name, CPU) == ("ours", "ours-fastest", name)
+    assert sides.config("svfap", "pretrain", "svfap").unmasked_context  # as published, which ours is not
+    assert not sides.config("ours", "pretrain", "svfap").unmasked_context
+    with pytest.raises(
+        ValueError, match=f"{name}: is compared in pre-training of {name}, tiny, asked for were finetune and base"
+    ):
+        sides.config(name, "finetune", "base")
 
 
 @pytest.fixture
@@ -225,8 +240,8 @@ def test_a_profile_names_what_takes_time():
 def test_the_command_line_names_what_is_wrong(tmp_path, capsys):
     with pytest.raises(SystemExit, match="no subject 'speed'"):
         main(["bench", "speed"])
-    with pytest.raises(SystemExit, match="hicmae: is compared in pre-training"):
-        main(["bench", "step", "--sides", "hicmae", "--stage", "finetune", "--size", "tiny", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="hicmae: is compared in pre-training of base, hicmae_base, tiny"):
+        main(["bench", "step", "--sides", "hicmae", "--stage", "finetune", "--model", "tiny", "--out", str(tmp_path)])
     with pytest.raises(SystemExit, match="no op begins with softmax"):
         main(["bench", "kernels", "--only", "softmax", "--out", str(tmp_path)])
     if not torch.cuda.is_available():

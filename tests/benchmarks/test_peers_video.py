@@ -44,10 +44,11 @@ def test_the_video_peers_compute_what_ours_do(cfg):
     assert golden.relative(got, want) <= 1e-4
 
 
-def test_mae_dfer_as_published_gives_the_released_numbers():
-    reference = load_file(golden.DATA / "mae_dfer.safetensors")
-    model = PublishedVideo(avfmae.ModelConfig.preset("mae_dfer"))
-    avfmae.load_released(model, golden.weights("mae_dfer_pretraining"))
+@pytest.mark.parametrize("name", ["mae_dfer", "svfap"])
+def test_the_video_peers_give_the_released_numbers(name):
+    reference = load_file(golden.DATA / f"{name}.safetensors")
+    model = PublishedVideo(avfmae.ModelConfig.preset(name))
+    avfmae.load_released(model, golden.weights(f"{name}_pretraining"))
     with torch.no_grad():
         pred = model(published_clip(golden.batch()[0]), reference["em"])
     assert golden.relative(pred[:, ::9, ::3], reference["eval_video"]) <= 1e-4

@@ -67,6 +67,23 @@ def test_levels_and_layers(model, media):
             FeatureExtractor(model, DATA, **options)
 
 
+@pytest.mark.parametrize("kind", [AVFMAEForFinetuning, avfmae.AVFMAEForPretraining], ids=["finetuned", "pretrained"])
+@pytest.mark.parametrize("name", ["hicmae_base", "mae_dfer", "svfap"])
+def test_every_member_has_features_of_every_level(name, kind, media):
+    torch.manual_seed(0)
+    cfg = avfmae.ModelConfig.preset(name).at_size_of(avfmae.ModelConfig.preset("demo"))
+    member = kind(cfg, 3) if kind is AVFMAEForFinetuning else kind(cfg)
+    for level, size in (
+        ("clip", ()),
+        ("region", (cfg.video.regions if "lgi" in cfg.encoder else 1,)),
+        ("token", (cfg.video.tokens,)),
+    ):
+        layers = (-1,) if level == "token" else (0, -1)
+        found = FeatureExtractor(member, DATA, level=level, layers=layers)([media["good_mp4"]]).arrays
+        assert list(found) == list(cfg.modalities) and found["video"].shape == (1, *size, len(layers) * cfg.width)
+        assert np.isfinite(found["video"]).all()
+
+
 def test_tokens_stand_in_raster_order(model, media):
     """A picture that changes in one patch changes that patch's token most."""
     extractor = FeatureExtractor(model, DATA, level="token")

@@ -6,6 +6,7 @@ import pytest
 from avfmae.data.manifest import read_manifest
 from avfmae.data.sources import open_clip
 from avfmae.datasets.drawn import EMOTIONS, FPS, RATE, SECONDS, VOICES, DemoSet, Identity, draw_clip, make_demo_set, voice
+from avfmae.demo import expressions
 
 
 def generator(*key):
@@ -85,3 +86,12 @@ def test_expressions_are_seen_and_the_mouth_follows_the_sound(tmp_path):
     loud = np.array([np.abs(sound[int(i / FPS * RATE) :][:1280]).mean() for i in range(18)])
     darkness = -np.percentile(frames[1][:, 58:90, 32:64].reshape(18, -1), 15, axis=1)
     assert np.corrcoef(loud, darkness)[0, 1] > 0.2
+
+
+def test_calm_and_excited_are_one_expression():
+    """Classes stand in pairs: a smile, a frown, wide eyes."""
+    excitement_wrong = np.kron(np.eye(3), [[0, 5], [5, 0]])
+    expression_wrong = np.roll(np.eye(6), 2, axis=1)
+    for confusion, share in ((np.eye(6), 1), (excitement_wrong, 1), (expression_wrong, 0), (np.ones((6, 6)), 1 / 3)):
+        result = {"classes": list(EMOTIONS), "summary": {"last": {"pooled": {"confusion": confusion.tolist()}}}}
+        assert expressions(result) == pytest.approx(share)

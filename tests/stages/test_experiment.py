@@ -2,6 +2,10 @@
 
 import csv
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +21,8 @@ from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae.datasets.interface import Options
 from avfmae.datasets.published import published
 from avfmae.stages import experiment as module
+from avfmae.stages.psi import held_out_clips
+from avfmae.stages.splits import make_splits
 from avfmae.tasks.classification import Classification
 from avfmae.tasks.pooling import Predictions, by_dataset, interval, summarise_predictions
 from avfmae.tasks.regression import Regression
@@ -88,6 +94,80 @@ def test_a_killed_experiment_goes_on_and_writes_the_same(file, whole, tmp_path, 
     assert written(tmp_path / "parts") == written(whole)
 
 
+@pytest.fixture
+def with_psi(drawn, tmp_path):
+    """PSI on the target's own clips, under two hybrid labels; and a variant without it."""
+    (tmp_path / "map.toml").write_text('classes = ["good", "bad"]\n[map.faces]\njoyful = "good"\nsad = "bad"\n')
+    semantics = f"""
+[psi]
+manifests = ["{drawn}"]
+label_map = "{tmp_path / "map.toml"}"
+held_out.on_leak = "exclude"
+data = {{ workers = 0, segments = 1, crops = 1 }}
+optim = {{ epochs = 1, total_batch = 4 }}
+[variants."with PSI"]
+[variants."without PSI"]
+psi = false
+"""
+    path = tmp_path / "psi.toml"
+    path.write_text(SETTINGS.format(manifest=drawn) + semantics)
+    return path
+
+
+def test_psi_knows_nothing_of_its_folds_test_clips(with_psi, drawn, tmp_path):
+    what = module.Experiment.read(with_psi)
+    runs = what.runs(with_psi)
+    jobs, without = (
+        module.jobs_of(name, run, (0, 1), tmp_path, "contents", what.before(name, run, with_psi)) for name, run in runs.items()
+    )
+    assert len(jobs) == len(without) == 10 and all(job.psi is None for job in without)
+    clips, people = read_manifest(drawn), set()
+    for job in jobs:
+        (split,) = make_splits(clips, job.run)
+        held = held_out_clips(job.psi.held_out)
+        assert held == split.test and job.psi.seed == job.seed and job.psi.model == job.run.model
+        people |= {(job.seed, clip.subject) for clip in held}
+    assert len(people) == 10
+    text = with_psi.read_text().replace('held_out.on_leak = "exclude"\n', "")
+    with_psi.write_text(text)
+    with pytest.raises(SystemExit, match=r"\[psi\], fold 0: held_out: 2 of 10 clips belong to the target's evaluation"):
+        main(["experiment", str(with_psi), "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.slow
+def test_fine_tuning_begins_where_its_own_psi_ended(with_psi, tmp_path, monkeypatch):
+    finetune, begun = module.finetune, []
+    monkeypatch.setattr(module, "finetune", lambda run: begun.append(run.init) or finetune(run))
+    with_psi.write_text(with_psi.read_text().replace("folds = 5", "folds = 5\nonly_fold = 3"))
+    main(["experiment", str(with_psi), "--out", str(tmp_path / "out")])
+    variants = json.loads((tmp_path / "out" / "results.json").read_text())["variants"]
+    assert list(variants) == ["with PSI", "without PSI"]
+    folder = tmp_path / "out" / "folds" / "with-PSI-seed-0-fold-3"
+    assert begun == [folder / "psi" / "weights.safetensors", None]
+    assert '"loss"' in (folder / "psi" / "log.jsonl").read_text() and not list(folder.glob("**/checkpoints"))
+    assert json.loads((folder / "done.json").read_text())["psi"]["manifests content"]
+    with_psi.write_text(with_psi.read_text().replace("epochs = 1,", "epochs = 2,"))
+    with pytest.raises(SystemExit, match="holds results of another psi; choose another out"):
+        main(["experiment", str(with_psi), "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.exhaustive
+def test_an_experiment_that_was_killed_anywhere_ends_with_the_same_bytes(file, whole, tmp_path):
+    """SIGKILL, at moments between the beginning of the first fold and the last."""
+    command = [sys.executable, "-m", "avfmae", "experiment", str(file), "--out", str(tmp_path / "out")]
+    kills = 0
+    for folds in (1, 2, 3, 5):  # killed once a fold has logged a step, and then some
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(list(tmp_path.glob("out/folds/*/log.jsonl"))) < folds:
+            time.sleep(0.01)
+        time.sleep(0.3)
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 3 and not (tmp_path / "out" / "results.json").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    assert written(tmp_path / "out") == written(whole)
+
+
 @pytest.mark.slow
 def test_what_is_written_agrees(whole):
     rows = pyarrow.parquet.read_table(whole / "predictions.parquet").to_pylist()
@@ -157,11 +237,13 @@ def test_a_test_clip_among_the_training_clips_is_refused(drawn, tmp_path, change
     [
         ("seed = 1", "unknown key 'seed'; known are dataset, protocol"),
         ("seeds = 1", "seeds is 1, expected a list"),
+        ("[psi]\nseed = 1", r"\[psi\]: has seed, expected it in \[finetune\]"),
+        ("[variants.a]\npsi = true", r"\[variants.a\]: psi is True, expected false"),
         ("[finetune]\nepochs = 3", r"e.toml \[finetune\]: unknown key 'epochs'"),
         ('[variants."no PSI"]\npreset = 1', r"\[variants.no PSI\]: preset is 1, expected str"),
         ("", "manifest: is not set; expected it in the protocol"),
     ],
-    ids=["key", "kind", "setting", "variant", "empty"],
+    ids=["key", "kind", "psi", "psi-on", "setting", "variant", "empty"],
 )
 def test_a_bad_file_is_told_in_a_line(tmp_path, text, message):
     (tmp_path / "e.toml").write_text(text)
