@@ -11,6 +11,18 @@ import tyro
 
 
 @dataclass
+class AppConfig:
+    """A page on this machine: drop a video or record one, and see faces, predictions, the spectrogram and the attention."""
+
+    model: Path  # ``weights.safetensors`` of a fine-tuning run, or its folder.
+    host: str = "127.0.0.1"  # the address to listen at; 0.0.0.0: everyone who reaches this machine can use the page.
+    port: int | None = None  # none: the first that is free, from 7860 on.
+    largest: int = 500  # megabytes that an upload may have.
+    # how faces are found, see ``prepare``; precropped takes the frames as faces; none: as in training.
+    detector: Literal["auto", "mtcnn", "haar", "precropped"] | None = None
+
+
+@dataclass
 class DatasetConfig:
     """A named data set as a manifest. Without a name all are listed; without a root, what is known of one is printed."""
 

@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import cv2
 import numpy as np
@@ -129,7 +129,7 @@ class Predictor:
             self.detector = _detector(detector, yunet, str(self.device))
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> "Predictor":
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
         """The predictor of a fine-tuned model: its weights, the folder of the run that wrote them, a folder that
         :meth:`save_pretrained` wrote, or ``owner/name`` on Hugging Face's hub.
 
