@@ -65,6 +65,8 @@ class EvaluateConfig:
     clips: Annotated[tuple[Path, ...], tyro.conf.Positional]  # videos, or one manifest (.csv, .parquet, .txt).
     out: Path | None = None  # write the predictions to this CSV file; otherwise they are printed.
     split: str | None = None  # the manifest's clips of this split alone; none: all, and each split is scored by itself.
+    by: tuple[str, ...] = ()  # columns of the manifest, such as subject_sex: each group of clips is scored by itself too.
+    report: Path | None = None  # a folder for groups.json, groups.csv and a picture of each column of ``by``.
     segments: int | None = None  # views a clip in time; none: as the model was evaluated in training.
     crops: int | None = None  # views a clip in space; none: likewise.
     # ``silence`` lets a clip without sound pass; none: as in training.
@@ -73,6 +75,10 @@ class EvaluateConfig:
     find_faces: bool = True
     yunet: Path | None = None  # YuNet's .onnx file, where training's faces were found by it and it lies elsewhere now.
     workers: int = 2  # decoding processes.
+
+    def __post_init__(self):
+        if self.report is not None and not self.by:
+            raise ValueError("report: is of groups of clips; give the columns that tell them with --by COLUMN")
 
 
 @dataclass
