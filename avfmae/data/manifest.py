@@ -2,8 +2,9 @@
 
 Columns: ``path`` (required), ``audio_path`` (sound from another file), ``start`` and ``end`` (seconds into the file),
 ``label`` (a class name, or numbers separated by spaces or commas for regression), ``split``, ``fold`` (the one that tests the
-clip), ``subject``, ``dataset``, ``face_x, face_y, face_w, face_h`` (pixels). Other columns are kept in the file, where :func:`read_columns`
-finds them. Relative paths are relative to the manifest. The manifest, and clips of prepared sets, may lie at any URL that fsspec opens.
+clip), ``subject``, ``dataset``, ``face_x, face_y, face_w, face_h`` (pixels). Other columns are kept in the file, where
+:func:`read_columns` finds them. Relative paths are relative to the manifest. The manifest, and clips of prepared sets, may lie
+at any URL that fsspec opens.
 
 CSV is UTF-8 with commas, semicolons or tabs. Spaces around values are no part of them; an empty cell and NaN are no value.
 """
