@@ -208,9 +208,9 @@ class PrepareConfig:
 
 @dataclass
 class ReconstructConfig:
-    """What a pre-trained model makes of the hidden parts of videos: original, masked and reconstructed, as pictures."""
+    """What a pre-trained model makes of the hidden parts of videos: original, masked and reconstructed, as pictures and mp4."""
 
     videos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # files.
     model: Path  # ``weights.safetensors`` of a pre-training, or its folder.
-    out: Path = Path("runs/reconstructed")  # a folder, for a picture of each video.
+    out: Path = Path("runs/reconstructed")  # a folder, for a picture and an mp4 of each video.
     seed: int = 0  # of the window and its masks.

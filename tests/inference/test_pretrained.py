@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import av
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -11,9 +13,12 @@ import avfmae
 from avfmae.checkpoints import pretrained
 from avfmae.cli import main
 from avfmae.data.config import DataConfig
+from avfmae.data.sources import open_clip
 from avfmae.inference.predictor import Predictor
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.tasks.classification import Classification
+from avfmae.viz.annotate import frames_of_sound, write_mp4
+from avfmae.viz.reconstruction import moving_pictures
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +109,44 @@ def test_a_file_of_another_kind_is_not_exported(predictor, tmp_path):
         main(["export", str(folder), "--out", str(tmp_path / "model.tflite")])
 
 
+def test_what_moves_shows_the_clip_and_its_sound_in_step(tmp_path):
+    """Frames change when they should, the line moves, and a click is heard when it is."""
+    video = np.zeros((3, 1, 4, 8, 8, 3), np.uint8)
+    video[:, 0] += np.array([40, 90, 140, 190], np.uint8)[:, None, None, None]
+    audio = np.random.default_rng(0).normal(size=(3, 1, 128, 256))
+    audio[1, 0, :, :50] = np.nan
+    moving = list(moving_pictures({"video": video, "audio": audio}, 2.0))
+    assert [time for time, _ in moving] == pytest.approx(np.arange(50) / 25)
+    assert [int(picture[30, 30, 0]) for _, picture in moving] == [40] * 13 + [90] * 12 + [140] * 13 + [190] * 12
+    assert [int((picture[300, :256] == 255).all(-1).argmax()) for _, picture in moving[::10]] == [0, 51, 102, 153, 204]
+    assert (moving[20][1][300, 256:300] == 128).all()  # masked sound is grey
+    samples = np.zeros(32_000, np.float32)
+    samples[16_000:16_400] = 0.8 * np.sin(np.arange(400))
+    write_mp4(tmp_path / "made.mp4", moving, 25, frames_of_sound(samples, 16_000))
+    source = open_clip(str(tmp_path / "made.mp4"))
+    heard = np.abs(source.sound(source.info.start, source.info.start + 2))
+    assert len(source.info.times) == 50 and 15_900 < np.flatnonzero(heard > 0.3)[0] < 16_100
+    write_mp4(tmp_path / "silent.mp4", moving, 25, None)
+    assert not open_clip(str(tmp_path / "silent.mp4")).info.has_audio
+
+
 @pytest.mark.slow
 def test_a_pretrained_model_draws_what_it_reconstructs(predictor, tmp_path, media, monkeypatch, capsys):
     monkeypatch.setattr("avfmae.inference.reconstruct.chosen_detector", lambda name: "precropped")
     torch.manual_seed(0)
     avfmae.save_pretrained(avfmae.AVFMAEForPretraining(avfmae.ModelConfig.preset("demo")), tmp_path / "pre")
     out = tmp_path / "out"
-    main(["reconstruct", media["good_mp4"], media["text_mp4"], "--model", str(tmp_path / "pre"), "--out", str(out)])
-    assert [p.name for p in out.iterdir()] == ["good.mp4.png"] and "cannot read" in capsys.readouterr().err
+    names = ("good_mp4", "silent_mp4", "text_mp4")
+    main(["reconstruct", *(media[name] for name in names), "--model", str(tmp_path / "pre"), "--out", str(out)])
+    written = {f"{name}.mp4.{suffix}" for name in ("good", "silent") for suffix in ("png", "mp4")}
+    assert {p.name for p in out.iterdir()} == written and "cannot read" in capsys.readouterr().err
+    for name, kinds in (("good", ["video", "audio"]), ("silent", ["video"])):
+        with av.open(str(out / f"{name}.mp4.mp4")) as container:
+            assert [s.type for s in container.streams] == kinds
+            assert container.duration / 1e6 == pytest.approx(16 / 25, abs=0.05)  # 4 frames, 4 apart
+            frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(int)
+        original, masked, filled = (frames[:, 20:276, k * 256 : k * 256 + 256] for k in range(3))
+        hidden = np.abs(masked - 128).max(-1) < 8
+        assert 0.3 < hidden.mean() < 0.9 and np.abs(original - filled)[~hidden].mean() < 6  # but for the codec
     with pytest.raises(SystemExit, match="is a fine-tuned model"):
         main(["reconstruct", media["good_mp4"], "--model", str(predictor.save_pretrained(tmp_path / "tuned"))])
