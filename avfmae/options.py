@@ -150,8 +150,10 @@ class InspectConfig:
 class PredictConfig:
     """A fine-tuned model on any videos: faces found and followed, windows that slide over them, a row a window and face."""
 
-    videos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # files, or folders of frame images.
+    videos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # files, or folders of frame images; none with ``--camera``.
     model: Path  # ``weights.safetensors`` of a fine-tuning run, or its folder.
+    # in place of videos, the number of a camera or the address of a stream: its picture alone, until Ctrl-C, in constant memory.
+    camera: str | None = None
     out: Path | None = None  # a folder for tables (CSV, JSON, Parquet), timelines and thumbnails; otherwise a table is printed.
     annotate: bool = False  # write each video with boxes, bars and its sound too (needs ``--out``).
     faces: Literal["main", "all"] = "main"  # in each window the face that is seen most, or all that are often seen.
@@ -167,6 +169,10 @@ class PredictConfig:
     def __post_init__(self):
         if self.annotate and self.out is None:
             raise ValueError("annotate: needs a folder to write to; give it with --out FOLDER")
+        if bool(self.videos) == (self.camera is not None):
+            raise ValueError(f"videos, camera: got {'both' if self.videos else 'neither'}, expected one of them")
+        if self.camera is not None and (self.annotate or self.whole):
+            raise ValueError(f"{'annotate' if self.annotate else 'whole'}: needs a file, and a camera is none")
 
 
 @dataclass

@@ -12,14 +12,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from avfmae.console import console
 from avfmae.data.sources import MediaError
 from avfmae.extras import need
 from avfmae.files import printable
 from avfmae.inference.attention import attention_maps
-from avfmae.inference.predictor import Prediction, Predictor
+from avfmae.inference.predictor import Given, Prediction, Predictor
 from avfmae.options import AppConfig
 from avfmae.viz.attention import Look, attention_figure
 
@@ -31,7 +29,6 @@ predicted, and nothing leaves the machine that serves this page.
 """
 MOST = 3  # faces whose attention is drawn
 AT_ONCE = 2  # videos
-Given = tuple[dict[str, Any], np.ndarray | None, np.ndarray | None]  # a row, its frames and its sound
 
 
 @dataclass
