@@ -13,7 +13,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from avfmae.checkpoints import load_released, read_about, weights_file
+from avfmae.checkpoints import read_about, weights_file
 from avfmae.console import console
 from avfmae.data.batch import Bad
 from avfmae.data.clip import Clip
@@ -89,8 +89,7 @@ class FeatureExtractor:
         if "task" in about:
             tuned = load_finetuned(path)
             return cls(tuned.model, tuned.data, tuned.preparation, **options)
-        model = AVFMAEForPretraining(about["config"])
-        load_released(model, path)
+        model = AVFMAEForPretraining.from_pretrained(path)
         return cls(model, DataConfig(**about.get("data", {})), Preparation.of(about.get("preparation")), **options)
 
     def __call__(self, clips: Sequence[Clip | str | Path], segments: int = 1, workers: int = 0) -> Extracted:

@@ -1,6 +1,5 @@
 """``avfmae.Predictor``: what a fine-tuned model says of a video, window by window and face by face."""
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -155,10 +154,9 @@ class Predictor:
         """Writes a folder that :meth:`from_pretrained` reads: ``config.json``, ``model.safetensors`` and a model card."""
         return save_pretrained(self.model, folder, **self.about)
 
-    def push_to_hub(self, name: str, private: bool = False) -> None:
+    def push_to_hub(self, name: str, private: bool = False, **options: Any) -> None:
         """Uploads such a folder to Hugging Face's hub as ``owner/name`` (``pip install 'avfmae[hub]'``)."""
-        with tempfile.TemporaryDirectory() as folder:
-            push_to_hub(self.save_pretrained(Path(folder) / name.rpartition("/")[2]), name, private)
+        push_to_hub(self.model, name, private, self.about, **options)
 
     def __call__(self, video: str | Path) -> Prediction:
         """Predicts a whole video.

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from avfmae.checkpoints import load_released, read_about, weights_file
 from avfmae.console import console
 from avfmae.data.clip import Clip
 from avfmae.data.config import SAMPLE_RATE, DataConfig, Preparation
@@ -34,12 +33,8 @@ def reconstruct(run: ReconstructConfig) -> list[Path]:
     from avfmae.viz.annotate import frames_of_sound, write_mp4
     from avfmae.viz.reconstruction import FPS, moving_pictures, reconstructed, reconstruction_picture
 
-    path = weights_file(run.model)
-    about = read_about(path)
-    if "task" in about:
-        raise ValueError(f"{path}: is a fine-tuned model, which has no decoder; expected a pre-trained one")
-    model = AVFMAEForPretraining(about["config"])
-    load_released(model, path)
+    model = AVFMAEForPretraining.from_pretrained(run.model)
+    about = model.about
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # nothing is drawn but the masks, and the sound stays in step
     data = replace(DataConfig(**about.get("data", {})), missing_audio="silence", multi_scales=(1.0,), roll=False, workers=0)

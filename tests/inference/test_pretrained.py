@@ -60,24 +60,61 @@ def test_a_pretrained_model_is_saved_likewise(tmp_path):
         Predictor.from_pretrained(tmp_path / "pre")
 
 
-def test_models_go_to_a_hub_and_come_back(predictor, tmp_path, monkeypatch):
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder that stands for Hugging Face's hub; gives what it was asked."""
+    asked = []
+
     class Hub:
-        def create_repo(self, name, private, exist_ok):
+        def create_repo(self, name, private, exist_ok, token=None):
             (tmp_path / name).mkdir(parents=True)
 
-        def upload_folder(self, repo_id, folder_path):
+        def upload_folder(self, repo_id, folder_path, **options):
+            asked.append(options)
             shutil.copytree(folder_path, tmp_path / repo_id, dirs_exist_ok=True)
 
         HfApi = None
 
         @staticmethod
-        def snapshot_download(name):
+        def snapshot_download(name, **options):
+            asked.append(options)
             return str(tmp_path / name)
 
     Hub.HfApi = Hub
     monkeypatch.setattr(pretrained, "need", lambda *_: Hub)
-    predictor.push_to_hub("me/my-model")
-    assert same(Predictor.from_pretrained("me/my-model", detector="precropped").model, predictor.model)
+    return asked
+
+
+def test_models_go_to_a_hub_and_come_back(predictor, hub):
+    predictor.push_to_hub("me/my-model", commit_message="first")
+    loaded = Predictor.from_pretrained("me/my-model", detector="precropped")
+    assert same(loaded.model, predictor.model) and loaded.task == predictor.task
+    assert hub == [{"commit_message": "first"}, {}]
+
+
+@pytest.mark.parametrize("kind", [avfmae.AVFMAEForPretraining, AVFMAEForFinetuning], ids=["pre-trained", "fine-tuned"])
+def test_a_model_itself_is_saved_loaded_and_shared(kind, tmp_path, hub):
+    torch.manual_seed(0)
+    model = kind(avfmae.ModelConfig.preset("demo"), *([3] if kind is AVFMAEForFinetuning else []))
+    loaded = kind.from_pretrained(model.save_pretrained(tmp_path / "first", data={"stride": 8}))
+    assert type(loaded) is kind and same(loaded, model) and not loaded.training
+    again = kind.from_pretrained(loaded.save_pretrained(tmp_path / "again"))
+    assert same(again, model) and again.about["data"] == {"stride": 8}  # what it was loaded with goes on
+    loaded.push_to_hub("me/mine", private=True, token="t")
+    assert same(kind.from_pretrained("me/mine", revision="v1"), model)
+    assert hub == [{"token": "t"}, {"revision": "v1"}]
+
+
+def test_a_head_is_made_anew_on_pretrained_encoders(tmp_path, predictor):
+    torch.manual_seed(0)
+    model = avfmae.AVFMAEForPretraining(avfmae.ModelConfig.preset("demo"))
+    folder = model.save_pretrained(tmp_path / "pre")
+    tuned = AVFMAEForFinetuning.from_pretrained(folder, num_outputs=5)
+    assert tuned.head.out_features == 5 and same(tuned.video_encoder, model.video_encoder)
+    with pytest.raises(ValueError, match="expected num_outputs"):
+        AVFMAEForFinetuning.from_pretrained(folder)
+    with pytest.raises(ValueError, match="is a fine-tuned model, which has no decoder"):
+        avfmae.AVFMAEForPretraining.from_pretrained(predictor.save_pretrained(tmp_path / "tuned"))
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path, monkeypatch):
