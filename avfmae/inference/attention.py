@@ -22,7 +22,7 @@ def attention_maps(
     region's share of what all region tokens read of each other (stage II).
 
     Args:
-        video, audio: as the model takes them.
+        video: (B, T, H, W, 3) uint8, or None. audio: (B, 1, frames, mels), or None.
 
     Returns:
         By modality, (B, T, H, W) of video and (B, T, F) of sound, by patch; they sum to 1.

@@ -90,7 +90,8 @@ class Predictor:
     """Predicts what a fine-tuned model was trained for, in windows that slide over a video.
 
     Args:
-        model, task, data: of a fine-tuning, as :func:`avfmae.inference.evaluate.load_finetuned` gives them.
+        model: fine-tuned, as :func:`avfmae.inference.evaluate.load_finetuned` gives it with its task and data.
+        task: what its outputs mean. data: how clips are read.
         detector: of faces: ``"auto"``, ``"mtcnn"``, ``"haar"``, ``"yunet"`` with its model's file in ``yunet``; or
             ``"precropped"``: the frames are faces.
         aligned: whether faces are turned and scaled by their landmarks, as those of training were.
