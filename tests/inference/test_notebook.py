@@ -29,6 +29,7 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     shown = [kind for output in outputs for kind in output.get("data", {})]
     assert shown.count("image/png") == 2 and "text/html" in shown  # a timeline, a reconstruction; a table
+    assert any("glad" in output.get("data", {}).get("text/html", "") for output in outputs)  # something is predicted
     assert (tmp_path / "my-model" / "model.safetensors").is_file() and (tmp_path / "reconstructed" / "drawn.mp4.mp4").is_file()
 
 
