@@ -8,6 +8,7 @@ import glob
 import importlib
 import re
 import shlex
+import subprocess
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,3 +199,24 @@ def test_a_page_runs_from_top_to_bottom(page, place, without_a_hub, monkeypatch)
             for program, *rest in commands(block):
                 assert program == "avfmae"
                 cli.main([path for word in rest for path in (sorted(glob.glob(word)) if "*" in word else [word])])
+
+
+def test_the_site_has_every_page():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2].partition("\nhooks:")[0]
+    pages = set(re.findall(r"[\w.]+\.md", nav))
+    assert pages == {path.name for path in (ROOT / "docs").glob("*.md")} | {"index.md", "kernels.md"}
+
+
+@pytest.mark.exhaustive
+def test_the_site_is_built_without_a_warning(tmp_path):
+    """In the environment that `make docs` makes."""
+    mkdocs = ROOT / ".venv-docs" / "bin" / "mkdocs"
+    if not mkdocs.is_file():
+        pytest.skip("make docs has not been run: it makes .venv-docs")
+    command = [mkdocs, "build", "--strict", "--quiet", "--site-dir", tmp_path / "site"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    api = (tmp_path / "site" / "api" / "index.html").read_text()
+    assert 'id="avfmae.inference.predictor.Predictor.from_pretrained"' in api and ":class:<code>" not in api
+    start = (tmp_path / "site" / "index.html").read_text()
+    assert "images/app.png" in start and (tmp_path / "site" / "images" / "app.png").is_file()

@@ -10,13 +10,14 @@ from avfmae.tasks.interface import Task
 from avfmae.tasks.pooling import Predictions, interval, numbers_of
 
 RESAMPLES = 500  # of the bootstrap
+FEW = 5  # people; of fewer, a bootstrap tells nothing
 
 
 def metrics_of_groups(
     task: Task, clips: Sequence[Clip], outputs: np.ndarray, names: Sequence[str | None]
 ) -> list[dict[str, Any]]:
-    """Of each group, in the order of names: ``group`` (its name; None: clips without one), ``clips``, ``metrics`` by name, and
-    their ``interval``: 95 % by bootstrap over subjects.
+    """Of each group, in the order of names: ``group`` (its name; None: clips without one), the numbers of ``clips`` and ``people``,
+    ``metrics`` by name, and their ``interval``: 95 % by bootstrap over people, (None, None) where these are fewer than ``FEW``.
 
     Args:
         outputs: (n, O) of the model. names: (n,) of each clip's group.
@@ -26,8 +27,10 @@ def metrics_of_groups(
         chosen = np.flatnonzero(rows == (name or ""))
         part = Predictions([clips[i] for i in chosen.tolist()], outputs[chosen], [""] * len(chosen))
         metrics = task.metrics(part.clips, part.outputs)
-        about = {"group": name, "clips": len(chosen), "metrics": numbers_of(metrics)}
-        found.append(about | {"interval": interval(task, [part], RESAMPLES)} | _lacking(metrics))
+        numbers, people = numbers_of(metrics), {(clip.dataset, clip.subject or clip.path) for clip in part.clips}
+        sure = interval(task, [part], RESAMPLES) if len(people) >= FEW else dict.fromkeys(numbers, (None, None))
+        about = {"group": name, "clips": len(chosen), "people": len(people), "metrics": numbers, "interval": sure}
+        found.append(about | _lacking(metrics))
     return found
 
 

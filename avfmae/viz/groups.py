@@ -28,16 +28,19 @@ def print_groups(report: dict[str, Any], select: str) -> None:
     groups, gaps = report["groups"], report["gaps"]
     metrics = _first(groups, select)
     table = Table(title=Text(printable(title(report))), title_justify="left")
-    for name in (report["column"], "clips", "cannot be read", "no face", *metrics):
+    for name in (report["column"], "clips", "people", "cannot be read", "no face", *metrics):
         table.add_column(Text(printable(name)))
     for group in groups:
         cells = [f"{group['metrics'][m]:.4f}" for m in metrics]
         low, high = group["interval"][select]
-        cells[metrics.index(select)] += f" [{low:.2f}, {high:.2f}]"
-        table.add_row(Text(printable(group["group"] or NONE)), *(str(group[n]) for n in ("clips", "unread", "no_face")), *cells)
+        if low is not None:
+            cells[metrics.index(select)] += f" [{low:.2f}, {high:.2f}]"
+        table.add_row(
+            Text(printable(group["group"] or NONE)), *(str(group[n]) for n in ("clips", "people", "unread", "no_face")), *cells
+        )
     if gaps:
         table.add_section()
-        table.add_row("largest gap", "", "", "", *(f"{gaps[m]['gap']:.4f}" for m in metrics))
+        table.add_row("largest gap", *[""] * 4, *(f"{gaps[m]['gap']:.4f}" for m in metrics))
     console.print(table)
     for group in groups:
         if lacking := group.get("without_clips"):
@@ -70,7 +73,8 @@ def groups_picture(report: dict[str, Any], select: str) -> Figure:
     axis = figure.subplots()
     for y, group in enumerate(groups):
         axis.barh(y, group["metrics"][select], color=GREY if group["group"] is None else BLUE, height=0.65)
-        axis.plot(group["interval"][select], (y, y), color="black", linewidth=1.2)
+        if None not in group["interval"][select]:
+            axis.plot(group["interval"][select], (y, y), color="black", linewidth=1.2)
     names = [f"{printable(group['group'] or NONE)} ({group['clips']} clips)" for group in groups]
     axis.set(
         yticks=range(len(groups)), yticklabels=names, xlabel=f"{select} [{LEVEL} % interval]", title=printable(title(report))

@@ -49,6 +49,14 @@ def test_clips_without_a_group_are_one_and_make_no_gap():
     assert largest_gaps(groups) == {}
 
 
+def test_of_few_people_no_interval_is_given():
+    """Ten clips of one person would have one of no width."""
+    clips = [Clip(i, f"{i}.mp4", label="a", subject="one" if i < 10 else str(i)) for i in range(20)]
+    few, many = metrics_of_groups(TASK, clips, np.eye(2)[[0, 1] * 10], ["few"] * 10 + ["many"] * 10)
+    assert (few["people"], few["interval"]["WAR"]) == (1, (None, None))
+    assert many["people"] == 10 and None not in many["interval"]["WAR"]
+
+
 def test_a_group_without_a_class_says_so():
     groups = metrics_of_groups(TASK, clips_of("aab"), np.eye(2)[[0, 0, 1]], ["x", "x", "y"])
     assert [g["without_clips"] for g in groups] == [["b"], ["a"]]
