@@ -16,7 +16,7 @@ FEW = 5  # people; of fewer, a bootstrap tells nothing
 def metrics_of_groups(
     task: Task, clips: Sequence[Clip], outputs: np.ndarray, names: Sequence[str | None]
 ) -> list[dict[str, Any]]:
-    """Of each group, in the order of names: ``group`` (its name; None: clips without one), the numbers of ``clips`` and ``people``,
+    """Of each group, in the order of names: ``group`` (its name; None: clips without one), how many ``clips`` and ``people``,
     ``metrics`` by name, and their ``interval``: 95 % by bootstrap over people, (None, None) where these are fewer than ``FEW``.
 
     Args:
