@@ -122,6 +122,7 @@ def evaluate(run: EvaluateConfig) -> list[dict]:
         given = {name: getattr(run, name) for name in ("segments", "crops", "missing_audio", "workers")}
         data = replace(tuned.data, **{name: value for name, value in given.items() if value is not None})
         how, words = as_trained(clips, data, tuned.preparation, run)
+        data = data if how is None else with_time_for_faces(data)
         dataset = ClipDataset(clips, model.cfg, data, "evaluate", preparation=how)
         mine, dtype = range(dist.rank, len(clips), dist.world), compute_dtype(tuned.precision, dist.device)
         with torch.autocast(dist.device.type, dtype, enabled=dtype != torch.float32):
@@ -179,6 +180,11 @@ def as_trained(
         return how, [] if str(own) == str(how) else [f"the clips show {own}; the model was trained on {how}"]
     how, word = with_a_detector(how, run.yunet and str(run.yunet))
     return how, [f"raw clips are cut as in training: {how}", *([] if word is None else [word])]
+
+
+def with_time_for_faces(data: DataConfig) -> DataConfig:
+    """Finding faces in a clip takes longer than reading it; the time that a worker may take is that of ``prepare``."""
+    return replace(data, clip_seconds=max(data.clip_seconds, 300.0))
 
 
 def write_predictions(rows: Sequence[dict], path: Path | None) -> None:

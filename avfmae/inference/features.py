@@ -23,7 +23,7 @@ from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.preprocess import preprocess
 from avfmae.files import atomic_write, printable, write_rows
-from avfmae.inference.evaluate import listed, load_finetuned, say
+from avfmae.inference.evaluate import listed, load_finetuned, say, with_time_for_faces
 from avfmae.models.finetuning import AVFMAEForFinetuning, weighted_layers
 from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.options import FeaturesConfig
@@ -113,6 +113,7 @@ class FeatureExtractor:
         """(clip ids, features) of one batch after the other."""
         data = replace(self.data, segments=segments, crops=1, missing_audio="silence", workers=workers)
         how = None if self.preparation is None else with_a_detector(self.preparation, None)[0]
+        data = data if how is None else with_time_for_faces(data)
         dataset = ClipDataset(clips, self.model.cfg, data, "evaluate", preparation=how)
         waiting = []
         # Clips are cropped one by one, as how a batch is cropped depends on whether all of it has one size.

@@ -1,5 +1,6 @@
 """``avfmae predict``: what a fine-tuned model says of one's own videos, as tables, pictures and annotated videos."""
 
+import ctypes
 import json
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ def predict(run: PredictConfig) -> list[Prediction]:
     names = ("detector", "margin", "every", "faces", "step", "batch")
     given: dict[str, Any] = {name: value for name in names if (value := getattr(run, name)) is not None}
     given |= {} if run.yunet is None else {"yunet": str(run.yunet)}
+    give_frames_back()
     predictor = Predictor.from_pretrained(run.model, **given)
     if run.camera is not None:
         return [watch(predictor, run.camera, run.out)]
@@ -61,6 +63,14 @@ def predict(run: PredictConfig) -> list[Prediction]:
         write_tables(results, run.out)
         console.print(f"{run.out}: predictions.csv, .json, .parquet, and a folder for each video", highlight=False)
     return results
+
+
+def give_frames_back() -> None:
+    """Memory of large frames goes back to the system when it is freed; glibc would keep it in pieces that other sizes do not fit,
+    and more of it the longer a video is."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD
 
 
 def predict_one(predictor: Predictor, video: Path, run: PredictConfig) -> Prediction:
