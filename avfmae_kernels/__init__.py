@@ -8,6 +8,7 @@ from avfmae_kernels.adamw import adamw, from_compact_moments, gradient_norm, mat
 from avfmae_kernels.add_layer_norm import add_layer_norm, join_add_layer_norm, split_add_layer_norm
 from avfmae_kernels.arguments import fits_a_tile
 from avfmae_kernels.assemble_tokens import assemble_tokens
+from avfmae_kernels.column_sum import column_sum
 from avfmae_kernels.crop_clips import crop_clips
 from avfmae_kernels.cross_attention import cross_attention
 from avfmae_kernels.dispatch import chosen, explain, use, uses_reference
@@ -27,7 +28,7 @@ from avfmae_kernels.region_attention import region_attention
 from avfmae_kernels.sample_masks import choose_tokens, random_bits
 
 __all__ = [
-    "adamw", "add_layer_norm", "assemble_tokens", "choose_tokens", "chosen", "crop_clips", "cross_attention",
+    "adamw", "add_layer_norm", "assemble_tokens", "choose_tokens", "chosen", "column_sum", "crop_clips", "cross_attention",
     "cross_attention_linear", "explain", "fits_a_tile", "from_compact_moments", "gated_sum", "gather_patches",
     "gelu_linear", "gradient_norm", "gradients_taken", "join_add_layer_norm", "linear", "masked_patch_loss",
     "matmul_adamw", "matmul_bf16", "norm_linear", "random_bits", "region_attention", "region_attention_linear",

@@ -57,6 +57,7 @@ NAMES = {
     torch.float16: "fp16",
     torch.float32: "fp32",
     torch.uint8: "u8",
+    torch.int32: "i32",
     torch.int64: "i64",
     torch.bool: "i1",
 }

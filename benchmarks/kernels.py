@@ -8,7 +8,7 @@ from rich.table import Table
 import avfmae_kernels as K
 from avfmae.console import console
 from avfmae_benchmarks import results
-from avfmae_benchmarks.measure import bandwidth, free, interleave, machine, matrix_rate, show, wait
+from avfmae_benchmarks.measure import bandwidth, free, interleave, machine, matrix_rate, replayed, show, wait
 from avfmae_benchmarks.ops import CASES
 from avfmae_benchmarks.options import KernelsConfig
 from avfmae_benchmarks.step import pick_device
@@ -72,6 +72,7 @@ def kernels(run: KernelsConfig, where: dict[str, str] | None = None) -> list[dic
 
 
 WRONG = "wrong"
+REPEATS = 20  # calls of an op in a CUDA graph, which is timed as a whole
 
 
 def timed(name: str, op: str, make: Callable, precision: str, batch: int, rounds: int, device: torch.device) -> Iterator[dict]:
@@ -93,19 +94,19 @@ def timed(name: str, op: str, make: Callable, precision: str, batch: int, rounds
         for implementation in disagreeing(here, 1e-4 if precision == "float32" else 2e-2):
             del here[implementation]
             yield {"direction": direction, "implementation": implementation, "note": WRONG}
-        repeats = 20 if device.type == "cuda" else 1
-        timings = interleave(here, device, rounds, 3, repeats, f"{name} {precision} {direction}")
+        graphs = {i: replayed(call, device, REPEATS) for i, call in here.items()}
+        timings = interleave({i: run for i, (run, _) in graphs.items()}, device, rounds, 3, 1, f"{name} {precision} {direction}")
         for implementation, t in timings.items():
-            floor = floors[direction]
+            floor, calls = floors[direction], graphs[implementation][1]
             yield {
                 "direction": direction,
                 "implementation": implementation,
-                "us": t.median * 1e6,
-                "us_p20": t.p20 * 1e6,
-                "us_p80": t.p80 * 1e6,
-                "gb_per_s": floor.bytes / t.median / 1e9,
+                "us": t.median * 1e6 / calls,
+                "us_p20": t.p20 * 1e6 / calls,
+                "us_p80": t.p80 * 1e6 / calls,
+                "gb_per_s": floor.bytes * calls / t.median / 1e9,
                 "flops_per_byte": floor.flops / floor.bytes,
-                "gflops": floor.flops / t.median / 1e9,
+                "gflops": floor.flops * calls / t.median / 1e9,
             }
 
 

@@ -67,6 +67,27 @@ def interleave(
     return {name: Timing.of(s) for name, s in seconds.items()}
 
 
+def replayed(run: Callable, device: torch.device, repeats: int) -> tuple[Callable, int]:
+    """``run`` without what Python takes to launch it: a replay of a CUDA graph, and how often it runs in it.
+
+    What cannot be captured (it waits for the device), and anything on a CPU, is given back as it is, once.
+    """
+    if device.type != "cuda":
+        return run, 1
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        run()
+    stream.synchronize()
+    try:
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            for _ in range(repeats):
+                run()
+    except RuntimeError:
+        return run, 1
+    return graph.replay, repeats
+
+
 def free(device: torch.device) -> None:
     """Gives memory back that nobody holds any more; a step and its graph know each other."""
     gc.collect()

@@ -115,6 +115,12 @@ def gelu_backward(batch, dtype, device):
     return {"backward": Run(lambda: gelu_gradient(grad, x), 4 * size(x), 25 * x.numel())}
 
 
+def column_sum(batch, dtype, device):
+    """Of the gradient of an encoder block's feed-forward."""
+    x = torch.randn(batch * 88, 4 * C, dtype=dtype, device=device)
+    return {"forward": Run(lambda: K.column_sum(x, dtype), size(x), x.numel())}
+
+
 def matmul_bf16(batch, dtype, device):
     """The second product of an encoder block's feed-forward, of float32 weights."""
     x, weight = torch.randn(batch * 88, 4 * C, dtype=dtype, device=device), torch.randn(C, 4 * C, device=device)
@@ -223,6 +229,7 @@ CASES = {  # case: (op, what makes it)
     "add_layer_norm": ("add_layer_norm", add_layer_norm),
     "gated_sum": ("gated_sum", gated_sum),
     "gelu_backward": ("gelu_backward", gelu_backward),
+    "column_sum": ("column_sum", column_sum),
     "adamw": ("adamw", adamw),
     "matmul_bf16": ("matmul_bf16", matmul_bf16),
     "matmul_adamw": ("matmul_adamw", matmul_adamw),

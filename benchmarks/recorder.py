@@ -176,7 +176,7 @@ def group_of(op: str, ours: bool) -> str:
     if op.startswith(LONG_ATTENTION):
         return "long attention"
     if ours:
-        return {"region_attention": "short attention", "cross_attention": "short attention"}.get(
+        return {"region_attention": "short attention", "cross_attention": "short attention", "column_sum": "sums"}.get(
             name := op.removesuffix("_triton").removesuffix("_backward"), name
         )
     if op.startswith("gelu"):

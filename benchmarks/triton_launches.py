@@ -8,6 +8,7 @@ from avfmae_kernels import chip
 from avfmae_kernels.add_layer_norm import triton as add_layer_norm
 from avfmae_kernels.arguments import FLOATS, fits_a_tile
 from avfmae_kernels.assemble_tokens import triton as assemble_tokens
+from avfmae_kernels.column_sum import triton as column_sum
 from avfmae_kernels.cross_attention import triton as cross_attention
 from avfmae_kernels.gated_sum import triton as gated_sum
 from avfmae_kernels.gather_patches import triton as gather_patches
@@ -75,6 +76,8 @@ def _rows(dtype: torch.dtype, C: int) -> None:
         gated_sum.gated_sum_backward(value, gate, value, gate, value)
     hidden = _empty(BATCH, 4 * C, dtype=dtype)
     gelu_backward.gelu_backward(hidden, hidden)
+    column_sum.column_sum(hidden, dtype)
+    column_sum.column_sum(parts.flatten(1), WIDE)
     visible, table, token = _empty(BATCH, 80, C, dtype=dtype), _empty(800, C, dtype=WIDE), _empty(C, dtype=WIDE)
     seen, masked = _empty(BATCH, 80, dtype=INDEX), _empty(BATCH, 400, dtype=INDEX)
     assemble_tokens.assemble_tokens(visible, token, table, seen, masked, WIDE)

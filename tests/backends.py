@@ -6,6 +6,7 @@ On a GPU Triton's kernels run compiled. Without one they run in Triton's interpr
 import pytest
 import torch
 
+from avfmae_kernels import chip
 from avfmae_kernels.dispatch import why_not
 
 HAS_GPU = torch.cuda.is_available()
@@ -29,6 +30,18 @@ def require(op: str, implementation: str, device: str = "cpu") -> None:
     """Skips the test where the implementation cannot run, saying why."""
     if reason := why_not(op, implementation, device):
         pytest.skip(reason)
+
+
+def require_chip(op: str, implementation: str, device: str, *args) -> None:
+    """Skips the test where this GPU cannot run an op of these arguments, or its gradient; dispatch leaves them to others."""
+    if device == "cuda":
+        capability = chip.compute_capability(None)
+        for reason in (
+            chip.why_not(op, implementation, capability, args),
+            chip.why_not(f"{op}_backward", implementation, capability, (args[0], *args, False)),
+        ):
+            if reason:
+                pytest.skip(reason)
 
 
 def interpreted(implementation: str, device: str) -> bool:

@@ -1,7 +1,9 @@
 """The whole step as one CUDA graph: a GPU gets a thousand kernels in one launch, and never waits for Python."""
 
+import traceback
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -57,7 +59,7 @@ class CudaGraph(Captured):
             with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
                 self.outputs = self.step(inputs)
         except Exception as error:
-            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            reason = first_cause(error)
         else:
             self.graph = graph
             return None
@@ -82,6 +84,15 @@ class CudaGraph(Captured):
         with torch.cuda.stream(self.stream):
             yield
         torch.cuda.current_stream().wait_stream(self.stream)
+
+
+def first_cause(error: BaseException) -> str:
+    """What broke a capture, and where: CUDA's word for its broken end comes last, and hides it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    places = traceback.extract_tb(error.__traceback__)
+    at = f" at {Path(places[-1].filename).name}:{places[-1].lineno}" if places else ""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}{at}"
 
 
 def release_pool(pool: tuple[int, int], device: int) -> None:

@@ -40,7 +40,7 @@ def _update(params, grads, exp_avgs, exp_avg_sqs, steps, copies, lr, beta1, beta
     compact = bool(exp_avgs) and exp_avgs[0].dtype == torch.int8
     grads32 = [torch.empty_like(p) for p in params]
     torch._foreach_copy_(grads32, grads)
-    torch._foreach_add_(steps, 1 - skip)
+    torch._foreach_add_(steps, [1 - skip] * len(steps))  # of one tensor, torch 2.11 waits for the GPU to read it
     if compact:
         for lists in zip(params, grads32, exp_avgs, exp_avg_sqs, steps, strict=True):
             _compact(*lists, lr, beta1, beta2, eps, weight_decay, divisor, skip)

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from avfmae_kernels.column_sum import column_sum
 from avfmae_kernels.dispatch import op_of
+
+PARTS = 264  # programs of a GPU that sum the gradients to weight and bias: two on each processor of the largest chips
 
 
 def like(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -62,7 +65,7 @@ def backward_into(
     bias: Tensor, grad_x: Tensor, grad_residual: Tensor | None, normalised: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Writes what is not None: gradients to ``x`` and the residual, the recomputed norm; returns the norm's own (2, C)."""
-    parts = stats.new_empty(1 if implementation == "cpp" else min(528, len(stats)), 2, len(weight))
+    parts = stats.new_empty(1 if implementation == "cpp" else min(PARTS, len(stats)), 2, len(weight))
     given, written = map(_rows, (grad_total, grad, total)), map(_rows, (grad_x, grad_residual, normalised))
     op_of("add_layer_norm_backward", implementation)(*given, stats, weight, bias, *written, parts)
-    return parts.sum(0) if len(parts) > 1 else parts[0]
+    return column_sum(parts.flatten(1)).view(2, -1) if len(parts) > 1 else parts[0]

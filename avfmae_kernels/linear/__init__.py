@@ -16,7 +16,9 @@ from avfmae_kernels import dispatch, matmul
 from avfmae_kernels.add_layer_norm import add_layer_norm, check, core
 from avfmae_kernels.add_layer_norm.core import undefined_stay_none
 from avfmae_kernels.arguments import TILE
+from avfmae_kernels.column_sum import column_sum
 from avfmae_kernels.cross_attention import cross_attention, cross_attention_backward
+from avfmae_kernels.device import kind
 from avfmae_kernels.gelu_backward import gelu_backward
 from avfmae_kernels.region_attention import region_attention, region_attention_backward
 
@@ -71,7 +73,7 @@ def cross_attention_linear(q: Tensor, kv: Tensor, num_heads: int, weight: Tensor
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear(x, weight, bias)`` of something that must be kept: (..., I) -> (..., O)."""
     dtype = compute_dtype(weight)
-    if dispatch.uses_reference() or not matmul.has_faster(x, dtype):
+    if dispatch.uses_reference() or not (kind(x.device) == "cuda" or matmul.has_faster(x, dtype)):
         return F.linear(x, weight, bias)
     return _Linear.apply(dtype, x, weight, bias)
 
@@ -102,7 +104,7 @@ def _weight_grads(grad: Tensor, a: Tensor, weight: Tensor, dtype: torch.dtype, b
     grad, a = matmul.rows(grad), matmul.rows(a)
     if (taker := _takers.get(id(weight))) and (sums := taker(grad, a)) is not None:
         return None, sums.to(dtype) if bias else None
-    return matmul.to_weight(grad, a, dtype), grad.sum(0).to(dtype) if bias else None
+    return matmul.to_weight(grad, a, dtype), column_sum(grad, dtype) if bias else None
 
 
 class _Linear(torch.autograd.Function):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import each_backend, each_kernel, interpreted, registered, require
+from backends import each_backend, each_kernel, interpreted, registered, require, require_chip
 from correctness import TOLERANCE, check, poisoned
 
 import avfmae_kernels as K
@@ -41,6 +41,7 @@ def check_shape(implementation, shape, dtype, device="cpu"):
         sequences = 1 if max(shape[1:3]) > 400 else 2
         shape = (min(shape[0], sequences), *shape[1:3], min(shape[3], 2), shape[4])
     heads = shape[3]
+    require_chip("cross_attention", implementation, device, *(x.to(dtype) for x in inputs(*shape)), heads)
     if shape[2] == 1:  # softmax over one key is 1: no gradient reaches the query
         q, kv = (x.to(device, dtype).requires_grad_() for x in inputs(*shape))
         with K.use(implementation), poisoned():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import each_backend, each_kernel, interpreted, registered, require
+from backends import each_backend, each_kernel, interpreted, registered, require, require_chip
 from correctness import TOLERANCE, check, poisoned
 
 import avfmae_kernels as K
@@ -34,6 +34,7 @@ def check_shape(implementation, shape, dtype, device="cpu"):
     heads = shape[2]
     if interpreted(implementation, device):
         shape = (min(shape[0], 7), *shape[1:])
+    require_chip("region_attention", implementation, device, *(x.to(dtype) for x in inputs(*shape)), heads)
     check(
         implementation,
         lambda x: K.region_attention(x, heads),
