@@ -4,7 +4,7 @@ BIN := .venv/bin
 PARALLEL := -n auto --dist loadgroup
 TESTS ?= tests
 
-.PHONY: demo test test-fast test-long test-isa test-oldest lint types bench wheel gpu-first gpu-wheels cuda-build-check triton-check clean
+.PHONY: demo test test-fast test-long test-isa test-oldest lint types docs bench wheel gpu-first gpu-wheels cuda-build-check triton-check clean
 
 .venv/.installed: pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -49,6 +49,12 @@ types: .venv/.installed
 	mkdir -p build/typing
 	ln -sfn ../../benchmarks build/typing/avfmae_benchmarks
 	$(BIN)/pyright
+
+# The site in build/site, in an environment of its own: it reads docstrings and imports nothing of the package.
+docs:
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --quiet $$(.venv-docs/bin/python tools/extra.py docs)
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 
 bench: .venv/.installed
 	$(BIN)/pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-sort=name

@@ -31,6 +31,7 @@ A trained model
   evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
   reconstruct  what a pre-trained model makes of the hidden parts of your own videos, drawn
   export       a fine-tuned model as ONNX or torch.export, any number of clips at once
+  app          a page on this machine: drop a video or record one, and see what a fine-tuned model says of it
 
 This machine
   doctor       what was built, which torch, GPU and decoders, and which kernels run here and why
@@ -115,6 +116,7 @@ COMMANDS: dict[str, tuple[str | Callable[[Any], Any], str | None]] = {
     "evaluate": ("avfmae.inference.evaluate:evaluate", "avfmae.options:EvaluateConfig"),
     "reconstruct": ("avfmae.inference.reconstruct:reconstruct", "avfmae.options:ReconstructConfig"),
     "export": ("avfmae.inference.export:export", "avfmae.options:ExportConfig"),
+    "app": ("avfmae.inference.app:app", "avfmae.options:AppConfig"),
     "bench": ("avfmae_benchmarks.command:bench", None),
     "doctor": (run_doctor, None),
 }

@@ -11,6 +11,18 @@ import tyro
 
 
 @dataclass
+class AppConfig:
+    """A page on this machine: drop a video or record one, and see faces, predictions, the spectrogram and the attention."""
+
+    model: Path  # ``weights.safetensors`` of a fine-tuning run, or its folder.
+    host: str = "127.0.0.1"  # the address to listen at; 0.0.0.0: everyone who reaches this machine can use the page.
+    port: int | None = None  # none: the first that is free, from 7860 on.
+    largest: int = 500  # megabytes that an upload may have.
+    # how faces are found, see ``prepare``; precropped takes the frames as faces; none: as in training.
+    detector: Literal["auto", "mtcnn", "haar", "precropped"] | None = None
+
+
+@dataclass
 class DatasetConfig:
     """A named data set as a manifest. Without a name all are listed; without a root, what is known of one is printed."""
 
@@ -53,6 +65,8 @@ class EvaluateConfig:
     clips: Annotated[tuple[Path, ...], tyro.conf.Positional]  # videos, or one manifest (.csv, .parquet, .txt).
     out: Path | None = None  # write the predictions to this CSV file; otherwise they are printed.
     split: str | None = None  # the manifest's clips of this split alone; none: all, and each split is scored by itself.
+    by: tuple[str, ...] = ()  # columns of the manifest, such as subject_sex: each group of clips is scored by itself too.
+    report: Path | None = None  # a folder for groups.json, groups.csv and a picture of each column of ``by``.
     segments: int | None = None  # views a clip in time; none: as the model was evaluated in training.
     crops: int | None = None  # views a clip in space; none: likewise.
     # ``silence`` lets a clip without sound pass; none: as in training.
@@ -61,6 +75,10 @@ class EvaluateConfig:
     find_faces: bool = True
     yunet: Path | None = None  # YuNet's .onnx file, where training's faces were found by it and it lies elsewhere now.
     workers: int = 2  # decoding processes.
+
+    def __post_init__(self):
+        if self.report is not None and not self.by:
+            raise ValueError("report: is of groups of clips; give the columns that tell them with --by COLUMN")
 
 
 @dataclass
@@ -132,8 +150,10 @@ class InspectConfig:
 class PredictConfig:
     """A fine-tuned model on any videos: faces found and followed, windows that slide over them, a row a window and face."""
 
-    videos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # files, or folders of frame images.
+    videos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # files, or folders of frame images; none with ``--camera``.
     model: Path  # ``weights.safetensors`` of a fine-tuning run, or its folder.
+    # in place of videos, the number of a camera or the address of a stream: its picture alone, until Ctrl-C, in constant memory.
+    camera: str | None = None
     out: Path | None = None  # a folder for tables (CSV, JSON, Parquet), timelines and thumbnails; otherwise a table is printed.
     annotate: bool = False  # write each video with boxes, bars and its sound too (needs ``--out``).
     faces: Literal["main", "all"] = "main"  # in each window the face that is seen most, or all that are often seen.
@@ -149,6 +169,10 @@ class PredictConfig:
     def __post_init__(self):
         if self.annotate and self.out is None:
             raise ValueError("annotate: needs a folder to write to; give it with --out FOLDER")
+        if bool(self.videos) == (self.camera is not None):
+            raise ValueError(f"videos, camera: got {'both' if self.videos else 'neither'}, expected one of them")
+        if self.camera is not None and (self.annotate or self.whole):
+            raise ValueError(f"{'annotate' if self.annotate else 'whole'}: needs a file, and a camera is none")
 
 
 @dataclass
@@ -190,9 +214,9 @@ class PrepareConfig:
 
 @dataclass
 class ReconstructConfig:
-    """What a pre-trained model makes of the hidden parts of videos: original, masked and reconstructed, as pictures."""
+    """What a pre-trained model makes of the hidden parts of videos: original, masked and reconstructed, as pictures and mp4."""
 
     videos: Annotated[tuple[Path, ...], tyro.conf.Positional]  # files.
     model: Path  # ``weights.safetensors`` of a pre-training, or its folder.
-    out: Path = Path("runs/reconstructed")  # a folder, for a picture of each video.
+    out: Path = Path("runs/reconstructed")  # a folder, for a picture and an mp4 of each video.
     seed: int = 0  # of the window and its masks.

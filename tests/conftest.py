@@ -29,6 +29,7 @@ NEEDED = {
     "models/test_weights.py": DATA_PATH,
     "stages": (*DATA_PATH, "matplotlib"),
     "tasks": (*DATA_PATH, "matplotlib"),
+    "test_docs.py": (*DATA_PATH, "matplotlib", "pyarrow"),
     "test_packaging.py": DATA_PATH,
     "training/test_faults.py": DATA_PATH,
     "training/test_resume.py": DATA_PATH,

@@ -1,16 +1,22 @@
 """A model as a folder, as Hugging Face lays it out: ``config.json``, ``model.safetensors`` and a model card."""
 
 import json
+import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import nn
+from safetensors import safe_open
 
-from avfmae.checkpoints.weights import save_weights
+from avfmae.checkpoints.weights import load_released, read_about, save_weights
 from avfmae.config import ModelConfig
 from avfmae.extras import need
 from avfmae.files import atomic_write
+from avfmae.models.base import AudioVisualModel
+from avfmae.models.finetuning import AVFMAEForFinetuning
+
+M = TypeVar("M", bound=AudioVisualModel)
 
 CONFIG, MODEL, CARD = "config.json", "model.safetensors", "README.md"
 NAMES = ("weights.safetensors", MODEL)  # of a training run's folder, and of one that is made here
@@ -34,14 +40,14 @@ What it predicts is how annotators or actors of its training data named a face a
 """
 
 
-def save_pretrained(model: nn.Module, folder: str | Path, **about: Any) -> Path:
+def save_pretrained(model: AudioVisualModel, folder: str | Path, **about: Any) -> Path:
     """Writes a model's folder. What is loaded from it is the same, bit by bit.
 
     Args:
         about: what goes with the weights: the task, its classes, how clips are read; as JSON takes it.
     """
     folder, cfg = Path(folder), model.cfg
-    assert isinstance(cfg, ModelConfig)
+    about = model.about | ({"task": model.task} if isinstance(model, AVFMAEForFinetuning) else {}) | about
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder / MODEL, **about)
     with atomic_write(folder / CONFIG) as path:
@@ -58,15 +64,41 @@ def save_pretrained(model: nn.Module, folder: str | Path, **about: Any) -> Path:
     return folder
 
 
-def weights_file(path: str | Path) -> Path:
+def load_pretrained(kind: type[M], path: str | Path, num_outputs: int | None = None, **options: Any) -> M:
+    """See ``from_pretrained`` of the models."""
+    file = weights_file(path, **options)
+    about = read_about(file)
+    is_tuned, is_wanted_tuned = "task" in about, issubclass(kind, AVFMAEForFinetuning)
+    args: list[Any] = [cfg := about.pop("config")]
+    assert isinstance(cfg, ModelConfig)
+    if is_wanted_tuned and not is_tuned and num_outputs is None:
+        raise ValueError(f"{file}: is a pre-trained model, which has no head; expected num_outputs for a new one")
+    if is_tuned and not is_wanted_tuned:
+        raise ValueError(f"{file}: is a fine-tuned model, which has no decoder; load it with AVFMAEForFinetuning")
+    if is_wanted_tuned:
+        if num_outputs is None:
+            with safe_open(file, "pt") as tensors:
+                num_outputs = len(tensors.get_tensor("head.bias"))
+        args += [num_outputs, about.get("task", "classification")]
+    model = kind(*args)
+    load_released(model, file)
+    model.about = about  # goes with it where it is saved again
+    return model.eval()
+
+
+def weights_file(path: str | Path, **options: Any) -> Path:
     """The weights of a run's or a model's folder, or the file itself; of ``owner/name``, which is no file here, from the hub.
+
+    Args:
+        options: of ``snapshot_download``.
 
     Raises:
         FileNotFoundError: they are not there. RuntimeError: ``huggingface_hub`` is not installed.
     """
     local = Path(path)
     if not local.exists() and len(local.parts) == 2 and not local.suffix and not local.is_absolute():
-        local = Path(need("huggingface_hub", "hub", f"{path}, which is no file here,").snapshot_download(str(path)))
+        hub = need("huggingface_hub", "hub", f"{path}, which is no file here,")
+        local = Path(hub.snapshot_download(str(path), **options))
     if local.is_dir():
         local = next((local / name for name in NAMES if (local / name).is_file()), local / NAMES[0])
     if not local.is_file():
@@ -74,8 +106,16 @@ def weights_file(path: str | Path) -> Path:
     return local
 
 
-def push_to_hub(folder: str | Path, name: str, private: bool = False) -> None:
-    """Uploads a model's folder to Hugging Face's hub as ``owner/name``."""
+def push_to_hub(
+    model: AudioVisualModel, name: str, private: bool = False, about: Mapping[str, Any] | None = None, **options: Any
+) -> None:
+    """Uploads the folder that :func:`save_pretrained` writes to Hugging Face's hub as ``owner/name``.
+
+    Args:
+        about: see there. options: of huggingface_hub's ``upload_folder``, such as ``commit_message`` and ``token``.
+    """
     hub = need("huggingface_hub", "hub", "push_to_hub").HfApi()
-    hub.create_repo(name, private=private, exist_ok=True)
-    hub.upload_folder(repo_id=name, folder_path=str(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        made = save_pretrained(model, Path(folder) / name.rpartition("/")[2], **about or {})
+        hub.create_repo(name, private=private, exist_ok=True, **{k: v for k, v in options.items() if k == "token"})
+        hub.upload_folder(repo_id=name, folder_path=str(made), **options)

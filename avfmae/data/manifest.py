@@ -2,8 +2,9 @@
 
 Columns: ``path`` (required), ``audio_path`` (sound from another file), ``start`` and ``end`` (seconds into the file),
 ``label`` (a class name, or numbers separated by spaces or commas for regression), ``split``, ``fold`` (the one that tests the
-clip), ``subject``, ``dataset``, ``face_x, face_y, face_w, face_h`` (pixels). Other columns are kept in the file and not read.
-Relative paths are relative to the manifest. The manifest, and clips of prepared sets, may lie at any URL that fsspec opens.
+clip), ``subject``, ``dataset``, ``face_x, face_y, face_w, face_h`` (pixels). Other columns are kept in the file, where
+:func:`read_columns` finds them. Relative paths are relative to the manifest. The manifest, and clips of prepared sets, may lie
+at any URL that fsspec opens.
 
 CSV is UTF-8 with commas, semicolons or tabs. Spaces around values are no part of them; an empty cell and NaN are no value.
 """
@@ -12,8 +13,8 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -28,7 +29,7 @@ from avfmae.data.clip import Clip
 from avfmae.data.table import COLUMNS, FACE, NUMBERS, SHARED, TYPES, ClipTable, batches_of
 from avfmae.files import atomic_write, write_rows
 
-__all__ = ["COLUMNS", "FACE", "MANIFESTS", "read_manifest", "read_released_list", "write_manifest"]
+__all__ = ["COLUMNS", "FACE", "MANIFESTS", "read_columns", "read_manifest", "read_released_list", "write_manifest"]
 
 MANIFESTS = (".csv", ".parquet", ".txt", ".tsv")  # suffixes
 BLOCK = 1 << 23  # bytes that are read at a time
@@ -43,21 +44,14 @@ def read_manifest(path: str | os.PathLike) -> ClipTable:
         FileNotFoundError: there is no such file.
         ValueError: a column is missing, a value is no number, or there are no rows; names file and row.
     """
-    url = re.match(r"([a-z][a-z0-9+.-]+(?:::[a-z0-9+.-]+)*):/+(.+)", str(path))
-    if url is not None:  # a URL that has been a Path has lost a slash, which is put back
-        where = f"{url[1]}://{url[2]}"
-        import fsspec
-
-        try:
-            with fsspec.open(where) as file:
-                return ClipTable(pa.Table.from_batches(_batches(file, where)), where.rpartition("/")[0])
-        except (OSError, ImportError) as error:
-            raise FileNotFoundError(f"{where}: cannot be opened ({type(error).__name__}: {error})") from error
+    if (where := _url(path)) is not None:
+        with _opened(where) as file:
+            return ClipTable(pa.Table.from_batches(_batches(file, where)), where.rpartition("/")[0])
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such manifest")
 
     def batches() -> Iterator[pa.RecordBatch]:
-        with open(path, "rb") as file:
+        with _opened(str(path)) as file:
             yield from _batches(file, str(path))
 
     base, stat = os.path.dirname(path), os.stat(path)
@@ -67,28 +61,70 @@ def read_manifest(path: str | os.PathLike) -> ClipTable:
     return ClipTable.cached(key, base, batches)
 
 
+def read_columns(path: str | os.PathLike, names: Sequence[str]) -> dict[str, list[str | None]]:
+    """Any columns of a manifest: the text of each row, None where it has none.
+
+    Raises:
+        FileNotFoundError: there is no such file. ValueError: a column is missing; names it.
+    """
+    where = _url(path) or str(path)
+    found: dict[str, list[str | None]] = {name: [] for name in names}
+    with _opened(where) as file:
+        for batch in _rows(file, where, names):
+            for name in names:
+                values = _text_of(batch[name]).view(pa.binary()).to_pylist()
+                found[name] += [value and value.decode("utf-8", "replace") for value in values]
+    return found
+
+
+def _url(path: str | os.PathLike) -> str | None:
+    """The path as a URL, if it is one; one that has been a Path has lost a slash, which is put back."""
+    match = re.match(r"([a-z][a-z0-9+.-]+(?:::[a-z0-9+.-]+)*):/+(.+)", str(path))
+    return match and f"{match[1]}://{match[2]}"
+
+
+@contextmanager
+def _opened(where: str) -> Iterator[IO[bytes]]:
+    if "://" not in where:
+        with open(where, "rb") as file:
+            yield file
+        return
+    import fsspec
+
+    try:
+        with fsspec.open(where) as file:
+            yield file
+    except (OSError, ImportError) as error:
+        raise FileNotFoundError(f"{where}: cannot be opened ({type(error).__name__}: {error})") from error
+
+
 def _batches(file: IO[bytes], path: str) -> Iterator[pa.RecordBatch]:
     """The table of a manifest, part after part."""
-    read, rows = 0, _parquet(file, path) if path.endswith(".parquet") else _csv(file, path)
-    try:
-        for batch in rows:
-            if len(batch):
-                yield batch if "id" in batch.schema.names else _checked(batch, read, path)  # a released list has numbers
-                read += len(batch)
-    except pa.ArrowInvalid as error:
-        kind = "Parquet" if path.endswith(".parquet") else "CSV"
-        raise ValueError(f"{path}: is no readable {kind} file ({error})") from error
+    read = 0
+    for batch in _rows(file, path, None):
+        if len(batch):
+            yield batch if "id" in batch.schema.names else _checked(batch, read, path)  # a released list has numbers
+            read += len(batch)
     if not read:
         raise ValueError(f"{path}: holds no clips")
 
 
-def _parquet(file: IO[bytes], path: str) -> Iterator[pa.RecordBatch]:
+def _rows(file: IO[bytes], path: str, wanted: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+    """The columns of these names, or those that clips have, as text."""
+    kind = "Parquet" if path.endswith(".parquet") else "CSV"
+    try:
+        yield from (_parquet if kind == "Parquet" else _csv)(file, path, wanted)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: is no readable {kind} file ({error})") from error
+
+
+def _parquet(file: IO[bytes], path: str, wanted: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
     parquet = pa.parquet.ParquetFile(file)
-    for batch in parquet.iter_batches(columns=_used(parquet.schema_arrow.names, path)):
+    for batch in parquet.iter_batches(columns=_used(parquet.schema_arrow.names, path, wanted)):
         yield pa.record_batch([column.cast(pa.string(), safe=False) for column in batch.columns], names=batch.schema.names)
 
 
-def _csv(file: IO[bytes], path: str) -> Iterator[pa.RecordBatch]:
+def _csv(file: IO[bytes], path: str, wanted: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
     head = file.read(1 << 16)
     if b"\0" in head:
         raise ValueError(f"{path}: is no readable CSV file (it holds zero bytes; expected UTF-8, not UTF-16)")
@@ -103,11 +139,13 @@ def _csv(file: IO[bytes], path: str) -> Iterator[pa.RecordBatch]:
     if "path" not in names and separator not in line and len(line.split()) >= 2:
         if "path" in line.split():
             raise ValueError(f"{path}: its header is separated by spaces ({line[:80]!r}), expected commas, semicolons or tabs")
+        if wanted is not None:
+            raise ValueError(f"{path}: is a list without columns, expected one named {wanted[0]!r}")
         yield from batches_of(_released(file, path))
         return
     if not line:
         return
-    used = _used(names, path)
+    used = _used(names, path, wanted)
     reader = pa.csv.open_csv(
         file,
         pa.csv.ReadOptions(block_size=BLOCK, column_names=names, skip_rows=2 if says else 1, use_threads=False),
@@ -133,10 +171,10 @@ def _without_spaces(file: IO[bytes], separator: str, path: str) -> IO[bytes]:
     return io.BytesIO(out.getvalue().encode("utf-8", "surrogateescape"))
 
 
-def _used(names: list[str], path: str) -> list[str]:
-    used = [c for c in COLUMNS if c in names]
-    if "path" not in used:
-        raise ValueError(f"{path}: column 'path' is missing; it has {', '.join(names)}")
+def _used(names: list[str], path: str, wanted: Sequence[str] | None) -> list[str]:
+    used = [c for c in wanted or COLUMNS if c in names]
+    if missing := next((c for c in wanted or ("path",) if c not in names), None):
+        raise ValueError(f"{path}: column {missing!r} is missing; it has {', '.join(names)}")
     if twice := next((c for c in used if names.count(c) > 1), None):
         raise ValueError(f"{path}: has the column {twice!r} {names.count(twice)} times, expected once")
     return used
@@ -146,11 +184,7 @@ def _checked(batch: pa.RecordBatch, read: int, path: str) -> pa.RecordBatch:
     """Text as it was written, as the table has it. ``read``: rows before these."""
     columns = {"id": pa.array(np.arange(read, read + len(batch)))}
     for name in batch.schema.names:
-        text = pc.ascii_trim_whitespace(batch[name])
-        if pc.any(pc.starts_with(text, '"')).as_py():  # a quote after a space is none to the reader of CSV
-            text = pc.ascii_trim(text, '"')
-        text = pc.replace_substring_regex(text, "^'([-=+@])", r"\1")  # as files.cell() writes it
-        text = pc.if_else(pc.is_in(text, pa.array(["", "nan", "NaN", "NAN"])), None, text)
+        text = _text_of(batch[name])
         if name not in NUMBERS:
             columns[name] = text.view(pa.binary())
             continue
@@ -163,6 +197,15 @@ def _checked(batch: pa.RecordBatch, read: int, path: str) -> pa.RecordBatch:
     if columns["path"].null_count:
         raise ValueError(f"{path}, row {read + pc.index(columns['path'].is_null(), True).as_py() + 1}: path is empty")
     return pa.record_batch(list(columns.values()), schema=pa.schema([(c, TYPES[c]) for c in columns]))
+
+
+def _text_of(column: pa.Array) -> pa.Array:
+    """Without spaces and quotes around it; None where there is nothing, or NaN."""
+    text = pc.ascii_trim_whitespace(column)
+    if pc.any(pc.starts_with(text, '"')).as_py():  # a quote after a space is none to the reader of CSV
+        text = pc.ascii_trim(text, '"')
+    text = pc.replace_substring_regex(text, "^'([-=+@])", r"\1")  # as files.cell() writes it
+    return pc.if_else(pc.is_in(text, pa.array(["", "nan", "NaN", "NAN"])), None, text)
 
 
 def write_manifest(path: str | os.PathLike, clips: Iterable[Clip]) -> None:

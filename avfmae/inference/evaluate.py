@@ -17,12 +17,13 @@ from avfmae.data.config import DataConfig, Preparation
 from avfmae.data.cropping import seen_by_training, with_a_detector
 from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
-from avfmae.data.manifest import MANIFESTS, read_manifest
+from avfmae.data.manifest import MANIFESTS, read_columns, read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.files import atomic_write, printable, write_rows
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.options import EvaluateConfig
 from avfmae.tasks import task_class
+from avfmae.tasks.groups import largest_gaps, metrics_of_groups
 from avfmae.tasks.interface import Task
 from avfmae.training.dist import Processes, processes
 from avfmae.training.precision import compute_dtype
@@ -117,9 +118,11 @@ def evaluate(run: EvaluateConfig) -> list[dict]:
     with processes() as dist:
         tuned = load_finetuned(run.weights)
         model, task, clips = tuned.model.to(dist.device), tuned.task, find_clips(run)
+        columns = columns_of_groups(run)
         given = {name: getattr(run, name) for name in ("segments", "crops", "missing_audio", "workers")}
         data = replace(tuned.data, **{name: value for name, value in given.items() if value is not None})
         how, words = as_trained(clips, data, tuned.preparation, run)
+        data = data if how is None else with_time_for_faces(data)
         dataset = ClipDataset(clips, model.cfg, data, "evaluate", preparation=how)
         mine, dtype = range(dist.rank, len(clips), dist.world), compute_dtype(tuned.precision, dist.device)
         with torch.autocast(dist.device.type, dtype, enabled=dtype != torch.float32):
@@ -133,7 +136,10 @@ def evaluate(run: EvaluateConfig) -> list[dict]:
         rows = found.rows(task, clips)
         write_predictions(rows, run.out)
         if any(clip.label is not None for clip in clips):
-            print_metrics(task, clips, found.outputs, run)
+            splits = scored(task, clips, found.outputs, run)
+            print_metrics(task, splits, found.outputs)
+            if columns:
+                report_groups(task, splits, clips, found, columns, run.report)
         return rows
 
 
@@ -176,6 +182,11 @@ def as_trained(
     return how, [f"raw clips are cut as in training: {how}", *([] if word is None else [word])]
 
 
+def with_time_for_faces(data: DataConfig) -> DataConfig:
+    """Finding faces in a clip takes longer than reading it; the time that a worker may take is that of ``prepare``."""
+    return replace(data, clip_seconds=max(data.clip_seconds, 300.0))
+
+
 def write_predictions(rows: Sequence[dict], path: Path | None) -> None:
     """Writes a CSV table, or prints it. Columns without a value are left out."""
     columns = dict.fromkeys(name for row in rows for name, value in row.items() if name == "path" or value is not None)
@@ -192,8 +203,10 @@ def say(text: str) -> None:
     print(printable(text), file=sys.stderr)
 
 
-def print_metrics(task: Task, clips: Sequence[Clip], outputs: dict[int, np.ndarray], run: EvaluateConfig) -> None:
-    """Of every split by itself; says which clips are left out."""
+def scored(
+    task: Task, clips: Sequence[Clip], outputs: dict[int, np.ndarray], run: EvaluateConfig
+) -> dict[str | None, list[Clip]]:
+    """The clips that are scored, by split; says which clips are left out."""
     splits: dict[str | None, list[Clip]] = {}
     left_out: Counter[str] = Counter()
     for clip in clips:
@@ -212,9 +225,53 @@ def print_metrics(task: Task, clips: Sequence[Clip], outputs: dict[int, np.ndarr
     if len(splits) > 1:
         counts = ", ".join(f"{name or 'none'} ({len(some)} clips)" for name, some in splits.items())
         say(f"{run.clips[0]} has the splits {counts}; each is scored by itself (--split NAME: one alone)")
+    return splits
+
+
+def print_metrics(task: Task, splits: dict[str | None, list[Clip]], outputs: dict[int, np.ndarray]) -> None:
+    """Of every split by itself."""
     for name, some in splits.items():
         values = task.metrics(some, np.array([outputs[clip.id] for clip in some]))
         title = "" if name is None and len(splits) == 1 else f"{name or 'no split'}: "
         say(title + "  ".join(f"{metric} {value:.4f}" for metric, value in values.items() if isinstance(value, float)))
         if recall := values.get("recall"):
             say("recall:  " + "  ".join(f"{c} {v:.4f}" for c, v in recall.items() if v is not None))
+
+
+def columns_of_groups(run: EvaluateConfig) -> dict[str, list[str | None]]:
+    """The columns of ``by``, a value for each row of the manifest.
+
+    Raises:
+        ValueError: there is no manifest, or a column is missing.
+    """
+    if run.by and not is_manifest(run.clips):
+        raise ValueError(f"by: got {run.by[0]!r}, but the clips are videos; expected a manifest with that column")
+    return read_columns(run.clips[0], run.by) if run.by else {}
+
+
+def report_groups(
+    task: Task, splits: dict[str | None, list[Clip]], clips: Sequence[Clip], found: Predictions,
+    columns: dict[str, list[str | None]], folder: Path | None,
+) -> None:  # fmt: skip
+    """Prints the metrics of groups of clips, and writes them."""
+    from avfmae.viz.groups import print_groups, write_groups
+
+    unread = {bad.id for bad in found.bad}
+    no_face = {i for i, flags in found.flags.items() if "no-face" in flags.split()}
+    reports = []
+    for split, some in splits.items():
+        lost = [clip for clip in clips if clip.id in unread and clip.split == split]
+        for name, values in columns.items():
+            outputs = np.array([found.outputs[clip.id] for clip in some])
+            groups = metrics_of_groups(task, some, outputs, [values[clip.id] for clip in some])
+            for group in groups:
+                group["unread"] = sum(values[clip.id] == group["group"] for clip in lost)
+                group["no_face"] = sum(values[clip.id] == group["group"] and clip.id in no_face for clip in some)
+            for group in {values[clip.id] for clip in lost} - {group["group"] for group in groups}:
+                say(f"{name} {group or '(none)'}: none of its clips can be read")
+            reports.append({"split": split, "column": name, "groups": groups, "gaps": largest_gaps(groups)})
+    for report in reports:
+        print_groups(report, task.select)
+    if folder is not None:
+        write_groups(reports, task.select, folder)
+        say(f"{folder}: groups.json, groups.csv and pictures")

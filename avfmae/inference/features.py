@@ -13,7 +13,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from avfmae.checkpoints import load_released, read_about, weights_file
+from avfmae.checkpoints import read_about, weights_file
 from avfmae.console import console
 from avfmae.data.batch import Bad
 from avfmae.data.clip import Clip
@@ -23,7 +23,7 @@ from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.preprocess import preprocess
 from avfmae.files import atomic_write, printable, write_rows
-from avfmae.inference.evaluate import listed, load_finetuned, say
+from avfmae.inference.evaluate import listed, load_finetuned, say, with_time_for_faces
 from avfmae.models.finetuning import AVFMAEForFinetuning, weighted_layers
 from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.options import FeaturesConfig
@@ -89,8 +89,7 @@ class FeatureExtractor:
         if "task" in about:
             tuned = load_finetuned(path)
             return cls(tuned.model, tuned.data, tuned.preparation, **options)
-        model = AVFMAEForPretraining(about["config"])
-        load_released(model, path)
+        model = AVFMAEForPretraining.from_pretrained(path)
         return cls(model, DataConfig(**about.get("data", {})), Preparation.of(about.get("preparation")), **options)
 
     def __call__(self, clips: Sequence[Clip | str | Path], segments: int = 1, workers: int = 0) -> Extracted:
@@ -114,6 +113,7 @@ class FeatureExtractor:
         """(clip ids, features) of one batch after the other."""
         data = replace(self.data, segments=segments, crops=1, missing_audio="silence", workers=workers)
         how = None if self.preparation is None else with_a_detector(self.preparation, None)[0]
+        data = data if how is None else with_time_for_faces(data)
         dataset = ClipDataset(clips, self.model.cfg, data, "evaluate", preparation=how)
         waiting = []
         # Clips are cropped one by one, as how a batch is cropped depends on whether all of it has one size.

@@ -1,11 +1,14 @@
 """``avfmae predict``: what a fine-tuned model says of one's own videos, as tables, pictures and annotated videos."""
 
+import ctypes
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 from PIL import Image
@@ -16,6 +19,7 @@ from rich.text import Text
 
 from avfmae.checkpoints import weights_file
 from avfmae.console import console
+from avfmae.data.clip import Clip
 from avfmae.data.sources import MediaError, open_clip
 from avfmae.files import atomic_write, printable, write_rows
 from avfmae.inference.predictor import Prediction, Predictor
@@ -40,7 +44,10 @@ def predict(run: PredictConfig) -> list[Prediction]:
     names = ("detector", "margin", "every", "faces", "step", "batch")
     given: dict[str, Any] = {name: value for name in names if (value := getattr(run, name)) is not None}
     given |= {} if run.yunet is None else {"yunet": str(run.yunet)}
+    give_frames_back()
     predictor = Predictor.from_pretrained(run.model, **given)
+    if run.camera is not None:
+        return [watch(predictor, run.camera, run.out)]
     results, failed = [], 0
     for video in run.videos:
         try:
@@ -56,6 +63,14 @@ def predict(run: PredictConfig) -> list[Prediction]:
         write_tables(results, run.out)
         console.print(f"{run.out}: predictions.csv, .json, .parquet, and a folder for each video", highlight=False)
     return results
+
+
+def give_frames_back() -> None:
+    """Memory of large frames goes back to the system when it is freed; glibc would keep it in pieces that other sizes do not fit,
+    and more of it the longer a video is."""
+    if sys.platform == "linux":
+        with suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD
 
 
 def predict_one(predictor: Predictor, video: Path, run: PredictConfig) -> Prediction:
@@ -80,6 +95,29 @@ def predict_one(predictor: Predictor, video: Path, run: PredictConfig) -> Predic
         console.print(Text(printable(f"{video}: {note}"), style="yellow"))
     if sys.stdout.isatty():
         show(result)
+    return result
+
+
+def watch(predictor: Predictor, name: str, out: Path | None) -> Prediction:
+    """Prints the rows of a camera as they come, or writes them to ``out``/predictions.csv beside a picture of each face."""
+    from avfmae.inference.camera import Camera, predict_camera
+
+    camera, result, told = Camera(name), Prediction(f"camera {name}"), 0
+    task = predictor.task.prediction(Clip(0, ""), np.zeros(predictor.task.outputs))
+    columns = [*FIRST[1:], *(c for c in task if c != "path"), "note"]
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        console.print(f"{out}: predictions.csv and faces; Ctrl-C ends it", highlight=False)
+    with open(out / "predictions.csv", "w", newline="") if out is not None else nullcontext(sys.stdout) as file:
+        write_rows(file, columns, [])
+        with suppress(KeyboardInterrupt):
+            for rows in predict_camera(predictor, camera, result):
+                write_rows(file, columns, rows, header=False)
+                file.flush()
+                for face in result.faces[told:]:
+                    if out is not None:
+                        Image.fromarray(face.thumbnail).save(out / f"face-{face.number}.png")
+                told = len(result.faces)
     return result
 
 

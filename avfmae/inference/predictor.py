@@ -1,10 +1,9 @@
 """``avfmae.Predictor``: what a fine-tuned model says of a video, window by window and face by face."""
 
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import cv2
 import numpy as np
@@ -33,6 +32,7 @@ OFTEN = 0.3  # and in which each of several is
 THUMBNAIL = 112  # pixels
 ALIGNED = ("mtcnn", "yunet")  # detectors that give landmarks
 DETECTORS = (*ALIGNED, "haar")
+Given = tuple[dict[str, Any], np.ndarray | None, np.ndarray | None]  # a row, and its frames and sound
 
 
 @dataclass
@@ -90,7 +90,8 @@ class Predictor:
     """Predicts what a fine-tuned model was trained for, in windows that slide over a video.
 
     Args:
-        model, task, data: of a fine-tuning, as :func:`avfmae.inference.evaluate.load_finetuned` gives them.
+        model: fine-tuned, as :func:`avfmae.inference.evaluate.load_finetuned` gives it with its task and data.
+        task: what its outputs mean. data: how clips are read.
         detector: of faces: ``"auto"``, ``"mtcnn"``, ``"haar"``, ``"yunet"`` with its model's file in ``yunet``; or
             ``"precropped"``: the frames are faces.
         aligned: whether faces are turned and scaled by their landmarks, as those of training were.
@@ -129,7 +130,7 @@ class Predictor:
             self.detector = _detector(detector, yunet, str(self.device))
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, **options: Any) -> "Predictor":
+    def from_pretrained(cls, path: str | Path, **options: Any) -> Self:
         """The predictor of a fine-tuned model: its weights, the folder of the run that wrote them, a folder that
         :meth:`save_pretrained` wrote, or ``owner/name`` on Hugging Face's hub.
 
@@ -154,10 +155,9 @@ class Predictor:
         """Writes a folder that :meth:`from_pretrained` reads: ``config.json``, ``model.safetensors`` and a model card."""
         return save_pretrained(self.model, folder, **self.about)
 
-    def push_to_hub(self, name: str, private: bool = False) -> None:
+    def push_to_hub(self, name: str, private: bool = False, **options: Any) -> None:
         """Uploads such a folder to Hugging Face's hub as ``owner/name`` (``pip install 'avfmae[hub]'``)."""
-        with tempfile.TemporaryDirectory() as folder:
-            push_to_hub(self.save_pretrained(Path(folder) / name.rpartition("/")[2]), name, private)
+        push_to_hub(self.model, name, private, self.about, **options)
 
     def __call__(self, video: str | Path) -> Prediction:
         """Predicts a whole video.
@@ -185,19 +185,10 @@ class Predictor:
             raise MediaError(source.path, "has no picture, which the model needs")
         else:
             seen = read_windows(source, windows, low, high, None if source.is_cropped else self.detector, self.every)
-        waiting: list[tuple[dict, np.ndarray | None, np.ndarray | None]] = []
-        shown = _Shown(result, info.start, info.times)
+        waiting: list[Given] = []
+        shown = Shown(result, lambda number: float(info.times[number] - info.start))
         for window in _until_damaged(seen, result):
-            sound, note = self.sound(source, window.window)
-            rows = list(self.pictures(window, shown))
-            for face, box, picture, words in rows:
-                row = {"start": window.window.start - info.start, "end": window.window.end - info.start, "face": face}
-                row |= dict(zip("xywh", box or (None,) * 4, strict=True))
-                row = {k: round(float(v), 3) if isinstance(v, float) else v for k, v in row.items()}
-                row["note"] = "; ".join(filter(None, (*words, note)))
-                result.rows.append(row)
-                if not ("video" in self.model.cfg.modalities and picture is None):
-                    waiting.append((row, picture, sound))
+            waiting += self.rows(source, window, shown, result)
             if len(waiting) >= self.batch:
                 self.run(waiting, result)
             yield (window.last - low) / (high - low)
@@ -205,6 +196,19 @@ class Predictor:
         result.notes += sorted(source.flags)
         if not any(result.columns and row.get(result.columns[0]) is not None for row in result.rows):
             result.notes.append("nothing is predicted: no face is found" if result.rows else "nothing is predicted")
+
+    def rows(self, source: Source, seen: Seen, shown: "Shown", result: Prediction) -> list[Given]:
+        """Adds the rows of a window to the result; gives those of which something can be predicted."""
+        sound, note = self.sound(source, seen.window)
+        span, given = {name: getattr(seen.window, name) - source.info.start for name in ("start", "end")}, []
+        for face, box, picture, words in self.pictures(seen, shown):
+            row = span | {"face": face} | dict(zip("xywh", box or (None,) * 4, strict=True))
+            row = {k: round(float(v), 3) if isinstance(v, float) else v for k, v in row.items()}
+            row["note"] = "; ".join(filter(None, (*words, note)))
+            result.rows.append(row)
+            if not ("video" in self.model.cfg.modalities and picture is None):
+                given.append((row, picture, sound))
+        return given
 
     def sound(self, source: Source, window: Window) -> tuple[np.ndarray | None, str]:
         """The window's sound, with silence where it has none, and a word on that."""
@@ -219,7 +223,7 @@ class Predictor:
             note = note or (f"sound in {len(found) / whole:.0%} of the window" if len(found) else "no sound: silence is heard")
         return np.pad(found, (0, max(0, whole - len(found)))), note
 
-    def pictures(self, seen: Seen, shown: "_Shown") -> Iterable[tuple[int | None, tuple | None, np.ndarray | None, list[str]]]:
+    def pictures(self, seen: Seen, shown: "Shown") -> Iterable[tuple[int | None, tuple | None, np.ndarray | None, list[str]]]:
         """(number, box, frames, notes) of each face in a window; a single one without frames where there is none."""
         words = ["shorter than a window"] if len(set(seen.window.frames.tolist())) < len(seen.window.frames) else []
         if seen.frames is None:
@@ -271,7 +275,7 @@ class Predictor:
         return augment.crop(frames, box, (height, width), "bilinear")
 
     @torch.no_grad()
-    def run(self, waiting: list[tuple[dict, np.ndarray | None, np.ndarray | None]], result: Prediction) -> None:
+    def run(self, waiting: list[Given], result: Prediction) -> None:
         """Predicts the rows that wait, and empties the list."""
         for k in range(0, len(waiting), self.batch):
             part = waiting[k : k + self.batch]
@@ -301,11 +305,11 @@ class Predictor:
         return video, audio
 
 
-class _Shown:
-    """The faces of a video, by number, as they are met."""
+class Shown:
+    """The faces of a video, by number, as they are met. ``seconds``: when a frame is shown, by its number."""
 
-    def __init__(self, result: Prediction, start: float, times: np.ndarray):
-        self.result, self.times = result, times - start
+    def __init__(self, result: Prediction, seconds: Callable[[int], float]):
+        self.result, self.seconds = result, seconds
 
     def add(self, face: Any, seen: Seen, track: faces.Track, picture: np.ndarray) -> int:
         """Numbers a face when it is first shown, and notes where it is found."""
@@ -313,12 +317,12 @@ class _Shown:
         if not face.number:
             face.number = len(mine) + 1
             thumbnail = cv2.resize(picture[len(picture) // 2], (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_LINEAR)
-            mine.append(FaceOfVideo(face.number, np.asarray(thumbnail), float(self.times[seen.first]), 0.0))
+            mine.append(FaceOfVideo(face.number, np.asarray(thumbnail), self.seconds(seen.first), 0.0))
         known = mine[face.number - 1]
-        known.last = float(self.times[seen.last - 1])
+        known.last = self.seconds(seen.last - 1)
         done = known.boxes[-1][0] if known.boxes else -np.inf
         for number in sorted(track.faces):
-            if (time := float(self.times[seen.first + number])) > done:
+            if (time := self.seconds(seen.first + number)) > done:
                 x, y, w, h = (round(v / seen.scale, 1) for v in track.faces[number].box)
                 known.boxes.append((time, (x, y, w, h)))
         return face.number

@@ -1,18 +1,18 @@
-"""``avfmae reconstruct``: what a pre-trained model makes of the hidden parts of one's own videos, as pictures."""
+"""``avfmae reconstruct``: what a pre-trained model makes of the hidden parts of one's own videos, as pictures and as videos."""
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from avfmae.checkpoints import load_released, read_about, weights_file
 from avfmae.console import console
 from avfmae.data.clip import Clip
-from avfmae.data.config import DataConfig, Preparation
+from avfmae.data.config import SAMPLE_RATE, DataConfig, Preparation
 from avfmae.data.cropping import with_a_detector
-from avfmae.data.dataset import PretrainDataset
+from avfmae.data.dataset import PretrainDataset, read_window_audio, sample_window
 from avfmae.data.faces import chosen_detector
-from avfmae.data.sources import MediaError
+from avfmae.data.sources import MediaError, open_clip
 from avfmae.files import printable
 from avfmae.inference.evaluate import say
 from avfmae.models.pretraining import AVFMAEForPretraining
@@ -20,41 +20,52 @@ from avfmae.options import ReconstructConfig
 
 
 def reconstruct(run: ReconstructConfig) -> list[Path]:
-    """Draws original, masked and reconstructed frames and spectrogram of a window of each video. Returns the pictures.
+    """Draws original, masked and reconstructed frames and spectrogram of a window of each video, and writes them as an mp4 too.
+
+    Returns:
+        The pictures; each has its mp4 beside it.
 
     Raises:
         ValueError: no video can be read, or the weights are a fine-tuned model's.
     """
     import matplotlib.pyplot as plt
 
-    from avfmae.viz.plots import reconstruction
+    from avfmae.viz.annotate import frames_of_sound, write_mp4
+    from avfmae.viz.reconstruction import FPS, moving_pictures, reconstructed, reconstruction_picture
 
-    path = weights_file(run.model)
-    about = read_about(path)
-    if "task" in about:
-        raise ValueError(f"{path}: is a fine-tuned model, which has no decoder; expected a pre-trained one")
-    model = AVFMAEForPretraining(about["config"])
-    load_released(model, path)
+    model = AVFMAEForPretraining.from_pretrained(run.model)
+    about = model.about
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    data = replace(DataConfig(**about.get("data", {})), missing_audio="silence", multi_scales=(1.0,), workers=0)
+    # nothing is drawn but the masks, and the sound stays in step
+    data = replace(DataConfig(**about.get("data", {})), missing_audio="silence", multi_scales=(1.0,), roll=False, workers=0)
     how = Preparation.of(about.get("preparation"))
     if how is None or how.detector == "precropped":  # of which nothing is known, or whose frames were faces already
         how = Preparation(chosen_detector("auto"), margin=data.face_margin)
     how, _ = with_a_detector(how, None)
-    written = []
+    position, written = np.random.default_rng(run.seed).random(), []
     for video in run.videos:
-        dataset = PretrainDataset([Clip(0, str(video))], model.cfg, data, "pretrain", run.seed, preparation=how)
         try:
-            dataset.read(dataset.clips[0], 0)  # what cannot be read would be replaced by itself
-            figure = reconstruction(model.to(device), dataset, device, 1)
-        except MediaError as error:
+            source = open_clip(str(video), data.sound_track or how.sound_track)
+            if "video" in model.cfg.modalities and not source.info.has_video:
+                raise MediaError(source.path, "has no picture, which the model needs")
+            info, whole = source.info, Clip(0, str(video))
+            window = sample_window(info, whole, position, model.cfg.video.size[0], data, spread=False)
+            clip = replace(whole, start=window.start - info.start, end=window.end - info.start)
+            dataset = PretrainDataset([clip], model.cfg, data, "pretrain", run.seed, preparation=how)
+            dataset.read(clip, 0)  # what cannot be read would be replaced by itself
+            panels = reconstructed(model.to(device), dataset, device, 1)
+            sound = read_window_audio(source, window, "silence")
+        except (MediaError, OSError) as error:
             say(f"cannot read {error}")
             continue
         run.out.mkdir(parents=True, exist_ok=True)
         written.append(run.out / f"{printable(video.name)}.png")
+        figure = reconstruction_picture(panels)
         figure.savefig(written[-1])
         plt.close(figure)  # pyplot would keep it
-        console.print(str(written[-1]), highlight=False)
+        heard = frames_of_sound(sound, SAMPLE_RATE) if info.has_audio else None
+        write_mp4(written[-1].with_suffix(".mp4"), moving_pictures(panels, window.end - window.start), FPS, heard)
+        console.print(f"{written[-1]}, and .mp4", highlight=False)
     if not written:
         raise ValueError(f"none of the {len(run.videos)} videos can be read")
     return written

@@ -1,7 +1,11 @@
 """What all models are: encoders and a fusion as the configuration names them, and the layer that each parameter is of."""
 
+from pathlib import Path
+from typing import Any, Self
+
 from torch import nn
 
+import avfmae
 from avfmae.config import ModelConfig
 from avfmae.models.decoder import Decoder
 from avfmae.models.interfaces import Encoder, Fusion
@@ -9,14 +13,19 @@ from avfmae.models.registry import encoder_class, fusion_class
 
 
 class AudioVisualModel(nn.Module):
-    """Encoders, and where there are two a fusion, as ``cfg`` names them."""
+    """Encoders, and where there are two a fusion, as ``cfg`` names them.
+
+    Attributes:
+        about: what the weights that were loaded say besides: the task, its classes, how clips are read.
+    """
 
     video_encoder: Encoder
     audio_encoder: Encoder
+    about: dict[str, Any]
 
     def __init__(self, cfg: ModelConfig):
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.about = cfg, {}
         encoder, fusion = encoder_class(cfg.encoder), fusion_class(cfg.fusion)
         for modality in cfg.modalities:
             self.add_module(f"{modality}_encoder", encoder(cfg, getattr(cfg, modality)))
@@ -42,6 +51,32 @@ class AudioVisualModel(nn.Module):
         if layer is None:
             return self.last_layer
         return layer + self.cfg.depth if part == "fusion" else layer
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **options: Any) -> Self:
+        """A model with its weights, in evaluation mode: of a folder that :meth:`save_pretrained` or a training run wrote, of a
+        file of weights, or of ``owner/name`` on Hugging Face's hub.
+
+        Args:
+            options: ``num_outputs``: of a head that is made anew, on pre-trained encoders; others are of huggingface_hub's
+                ``snapshot_download``, such as ``revision`` and ``token``.
+
+        Raises:
+            FileNotFoundError: there is no such model. ValueError: it is of the other kind, pre-trained or fine-tuned.
+        """
+        return avfmae.checkpoints.load_pretrained(cls, name, **options)
+
+    def save_pretrained(self, folder: str | Path, **about: Any) -> Path:
+        """Writes ``config.json``, ``model.safetensors`` and a model card.
+
+        Args:
+            about: what goes with the weights, such as ``classes``; what the model was loaded with is kept.
+        """
+        return avfmae.save_pretrained(self, folder, **about)
+
+    def push_to_hub(self, name: str, **options: Any) -> None:
+        """Uploads such a folder to Hugging Face's hub as ``owner/name``. ``options``: see ``avfmae.checkpoints.push_to_hub``."""
+        avfmae.checkpoints.push_to_hub(self, name, **options)
 
 
 def part_class(cfg: ModelConfig, part: str) -> type[Encoder] | type[Fusion] | type[Decoder] | None:

@@ -1,7 +1,7 @@
-"""A video with what a model says of it drawn in: boxes, bars, and the sound as it was."""
+"""Videos that are written: with what a model says drawn in, as boxes and bars, and the sound as it was."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -110,33 +110,64 @@ def write_annotated(
         MediaError: a frame does not decode; nothing is written then.
     """
     info = source.info
-    frames = source.frames_between(0, len(info.times))
+
+    def drawn() -> Iterator[tuple[float, np.ndarray]]:
+        for number, frame in enumerate(source.frames_between(0, len(info.times))):
+            time = float(info.times[number] - info.start)
+            yield time, draw(frame, time)
+            advance((number + 1) / len(info.times))
+
+    write_mp4(
+        path, drawn(), info.fps, sound_frames(source.sound_path, source.sound_track, info.start) if info.has_audio else None
+    )
+
+
+def write_mp4(
+    path: Path, pictures: Iterable[tuple[float, np.ndarray]], fps: float, sound: Iterator[tuple[float, av.AudioFrame]] | None
+) -> None:
+    """Writes pictures and sound.
+
+    Args:
+        pictures: (seconds, (H, W, 3) uint8), ascending, of one size. fps: what the file says of itself.
+        sound: (seconds at its end, frame), of 48 kHz in stereo; None: there is none.
+    """
     with atomic_write(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
-        video: Any = container.add_stream("libx264", rate=Fraction(info.fps).limit_denominator(1001))
+        video: Any = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         video.pix_fmt, video.options = "yuv420p", {"preset": "veryfast", "crf": "21"}
         video.codec_context.time_base = Fraction(1, TICKS)
-        sound: Any = container.add_stream("aac", rate=RATE, layout="stereo") if info.has_audio else None
-        heard = sound_frames(source.sound_path, source.sound_track, info.start) if sound else iter(())
+        track: Any = None if sound is None else container.add_stream("aac", rate=RATE, layout="stereo")
+        heard = iter(()) if sound is None else sound
         later, stamp = next(heard, None), -1
-        for number, frame in enumerate(frames):
-            time = float(info.times[number] - info.start)
-            if not number:
-                video.height, video.width = (n - n % 2 for n in frame.shape[:2])
+        for time, picture in pictures:
+            if stamp < 0:
+                video.height, video.width = (n - n % 2 for n in picture.shape[:2])
             while later is not None and later[0] <= time:
-                container.mux(sound.encode(later[1]))
+                container.mux(track.encode(later[1]))
                 later = next(heard, None)
-            drawn = np.ascontiguousarray(draw(frame, time)[: video.height, : video.width])
-            picture = av.VideoFrame.from_ndarray(drawn, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[: video.height, : video.width]), format="rgb24")
             stamp = max(stamp + 1, round(time * TICKS))  # stamps that repeat are told apart
-            picture.pts, picture.time_base = stamp, Fraction(1, TICKS)
-            container.mux(video.encode(picture))
-            advance((number + 1) / len(info.times))
+            frame.pts, frame.time_base = stamp, Fraction(1, TICKS)
+            container.mux(video.encode(frame))
         container.mux(video.encode())
         while later is not None:
-            container.mux(sound.encode(later[1]))
+            container.mux(track.encode(later[1]))
             later = next(heard, None)
-        if sound is not None:
-            container.mux(sound.encode())
+        if track is not None:
+            container.mux(track.encode())
+
+
+def frames_of_sound(samples: np.ndarray, rate: int) -> Iterator[tuple[float, av.AudioFrame]]:
+    """(samples,) float32, mono, as :func:`write_mp4` takes sound."""
+    whole, resampler, begun = av.AudioFrame.from_ndarray(samples[None], "flt", "mono"), _resampler(), 0
+    whole.sample_rate, whole.pts = rate, 0
+    for piece in (*resampler.resample(whole), *resampler.resample(None)):
+        piece.pts, piece.time_base = begun, Fraction(1, RATE)
+        begun += piece.samples
+        yield begun / RATE, piece
+
+
+def _resampler() -> av.AudioResampler:
+    return av.AudioResampler(format="fltp", layout="stereo", rate=RATE)
 
 
 def sound_frames(path: str, track: str | None, start: float) -> Iterator[tuple[float, av.AudioFrame]]:
@@ -150,7 +181,7 @@ def sound_frames(path: str, track: str | None, start: float) -> Iterator[tuple[f
                 continue
             for frame in decoded:
                 if kind != (kind := (frame.format.name, frame.layout.name, frame.sample_rate)):  # recordings change it midway
-                    resampler = av.AudioResampler(format="fltp", layout="stereo", rate=RATE)
+                    resampler = _resampler()
                 for piece in resampler.resample(frame):
                     if piece.time is not None:
                         begun = max(begun, round((piece.time - start) * RATE))

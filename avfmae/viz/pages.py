@@ -16,7 +16,8 @@ from avfmae.data.dataset import PretrainDataset
 from avfmae.data.quarantine import read_quarantine
 from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.tasks.results import result_tables
-from avfmae.viz.plots import confusion_picture, loss_curves, reconstruction
+from avfmae.viz.plots import confusion_picture, loss_curves
+from avfmae.viz.reconstruction import reconstructed, reconstruction_picture
 
 
 def print_results(results: dict) -> None:
@@ -100,6 +101,6 @@ def stage_report(
     if model is not None:
         assert dataset is not None and device is not None, "dataset, device: are needed beside a model"
         text = "Original, masked and reconstructed; on the right the spectrograms."
-        page.add("Reconstruction", text, reconstruction=reconstruction(model, dataset, device))
+        page.add("Reconstruction", text, reconstruction=reconstruction_picture(reconstructed(model, dataset, device, 2)))
     add_quarantine(page, [log.parent for log in logs.values()])
     return page.write()

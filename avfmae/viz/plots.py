@@ -1,15 +1,11 @@
-"""The figures of a report: loss curves, reconstructions, confusion matrices, comparisons."""
+"""The figures of a report: loss curves, confusion matrices, comparisons, clips as the model sees them."""
 
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
-import torch
-from einops import rearrange
-from torch import Tensor
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -17,14 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from avfmae.config import ModalityConfig, ModelConfig
-from avfmae.data.preprocess import preprocess
 from avfmae.masking import DualMask, ModalityMask
-from avfmae.models.embed import audio_patches
-from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.training.runlog import read_log
 
 if TYPE_CHECKING:
-    from avfmae.data.dataset import PretrainDataset
     from avfmae.viz.inspection import Inspection
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
@@ -61,7 +53,7 @@ def confusion_picture(matrix: Sequence[Sequence[int]], classes: Sequence[str], t
     side = 1.6 + 0.55 * len(classes)
     figure, axis = plt.subplots(figsize=(side, side * 0.9), layout="constrained")
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    _bare(axis, xlabel="predicted", ylabel="true", title=title)
+    bare(axis, xlabel="predicted", ylabel="true", title=title)
     axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
     axis.set_yticks(range(len(classes)), classes)
     for i, j in np.ndindex(counts.shape):
@@ -69,72 +61,8 @@ def confusion_picture(matrix: Sequence[Sequence[int]], classes: Sequence[str], t
     return figure
 
 
-@torch.no_grad()
-def reconstruction(model: AVFMAEForPretraining, dataset: "PretrainDataset", device: torch.device, clips: int = 2) -> Figure:
-    """Original, masked and reconstructed frames and spectrograms; the model predicts everything that the encoder did not see.
-
-    The model predicts standardised patches; the true patch's mean and scale put them back into view.
-    """
-    model.eval()
-    batch = dataset.batch([(0, i) for i in np.linspace(0, len(dataset) - 1, clips).astype(int)])
-    cfg, batch = model.cfg, preprocess(batch.to(device), model.cfg)
-    assert batch.masks is not None
-    hidden = {}
-    for name in cfg.modalities:
-        places = torch.ones(clips, getattr(cfg, name).tokens, dtype=torch.bool, device=device)
-        hidden[f"{name}_encoder"] = places.scatter_(1, getattr(batch.masks, name).visible, False)
-    masks = DualMask.from_bool(**hidden)
-    predicted = model.decode(model.encode(batch.video, batch.audio, masks), masks)
-    shown = {"video": _shown_frames, "audio": _shown_sounds}
-    panels = [
-        shown[name](getattr(batch, name), predicted[name].float(), getattr(masks, name).decoded, cfg) for name in cfg.modalities
-    ]
-    ratios = [p.shape[3] / p.shape[2] for p in panels]
-    figure, axes = plt.subplots(
-        3 * clips, len(panels), figsize=(1 + sum(ratios), 3.75 * clips), width_ratios=ratios, layout="constrained", squeeze=False
-    )
-    for (b, k), (column, panel) in itertools.product(np.ndindex(clips, 3), enumerate(panels)):
-        axis: Axes = axes[3 * b + k, column]  # pyright: ignore[reportAssignmentType]  an array of them
-        if panel.ndim == 5:
-            axis.imshow(panel[k, b])
-        else:
-            low, high = np.percentile(panel[0, b], (2, 99.5))
-            colours = matplotlib.colormaps["magma"].with_extremes(bad="#808080")
-            axis.imshow(panel[k, b], origin="lower", aspect="auto", cmap=colours, vmin=low, vmax=high)
-        _bare(axis, xticks=[], yticks=[], ylabel="" if column else ("original", "masked", "reconstructed")[k])
-    return figure
-
-
-def _shown_frames(video: Tensor, predicted: Tensor, decoded: Tensor, cfg: ModelConfig) -> np.ndarray:
-    """(3, B, H, frames·W, 3) uint8: at most eight frames side by side, original, masked and reconstructed."""
-    (T, _, _), (p, q, r), (t, h, _) = cfg.video.size, cfg.video.patch, cfg.video.grid
-    tubelets = rearrange(video.float(), "b (t p) (h q) (w r) c -> b (t h w) p (q r) c", p=p, q=q, r=r)
-    mean, std = tubelets.mean((2, 3), keepdim=True), tubelets.flatten(2, 3).std(2)[:, :, None, None] + 1e-6
-    filled, masked = tubelets.clone(), tubelets.clone()
-    frames = rearrange(predicted, "b n (p s c) -> b n p s c", p=p, c=3)
-    if cfg.frame_difference:
-        frames = frames.cumsum(2)
-    for b, index in enumerate(decoded):
-        filled[b, index] = frames[b] * std[b, index] + mean[b, index]
-        masked[b, index] = 128
-    clips = torch.stack([tubelets, masked, filled]).clamp(0, 255).byte()
-    clips = rearrange(clips, "k b (t h w) p (q r) c -> k b (t p) (h q) (w r) c", t=t, h=h, q=q, r=r)[:, :, :: max(1, T // 8)]
-    return rearrange(clips, "k b t h w c -> k b h (t w) c").cpu().numpy()
-
-
-def _shown_sounds(audio: Tensor, predicted: Tensor, decoded: Tensor, cfg: ModelConfig) -> np.ndarray:
-    """(3, B, mels, frames): original, masked (NaN) and reconstructed."""
-    patches = audio_patches(audio, cfg.audio.patch)
-    scale = patches.std(-1, keepdim=True) + 1e-6
-    filled, masked = patches.clone(), patches.clone()
-    for b, index in enumerate(decoded):
-        filled[b, index] = predicted[b] * scale[b, index] + patches[b, index].mean(-1, keepdim=True)
-        masked[b, index] = torch.nan
-    sounds = torch.stack([patches, masked, filled])
-    return rearrange(sounds, "k b (t f) (p q) -> k b (f q) (t p)", t=cfg.audio.grid[0], p=cfg.audio.patch[0]).cpu().numpy()
-
-
-def _bare(axis: Axes, **settings: object) -> None:
+def bare(axis: Axes, **settings: object) -> None:
+    """Sets labels and ticks, and takes the frame off."""
     axis.set(**settings)
     axis.spines[:].set_visible(False)
 
@@ -167,7 +95,7 @@ def clip_picture(clip: "Inspection", cfg: ModelConfig, masks: DualMask) -> Figur
     left, right = list(figure.subfigures(1, 2, width_ratios=(1, 4.6)))  # pyright: ignore[reportArgumentType]  an array
     axis = left.subplots()
     axis.imshow(clip.original)
-    _bare(axis, xticks=[], yticks=[], title="no face is found" if clip.face is None else "source, face")
+    bare(axis, xticks=[], yticks=[], title="no face is found" if clip.face is None else "source, face")
     if clip.face is not None:
         x, y, w, h = clip.face
         axis.add_patch(plt.Rectangle((x, y), w, h, fill=False, color=ORANGE, linewidth=2))
@@ -185,7 +113,7 @@ def clip_picture(clip: "Inspection", cfg: ModelConfig, masks: DualMask) -> Figur
     cover = np.array([(0, 0, 0, 0), (0.59, 0.59, 0.59, 1), (0.37, 0.37, 0.37, 1)])[heard.T]
     rows[3].imshow(cover, origin="lower", aspect="auto", extent=(begin, last, 0, mels))
     for row, name in zip(rows, ("seen", "left by\nthe masks", "heard", "left by\nthe masks"), strict=True):
-        _bare(row, yticks=[])
+        bare(row, yticks=[])
         row.set_ylabel(name, rotation=0, ha="right", va="center")
     rows[-1].set(xlim=(begin, max(end, last)), xlabel="seconds")
     if not valid.any():

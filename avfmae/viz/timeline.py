@@ -42,7 +42,7 @@ def timeline(
 
 
 def draw(axis: Axes, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """One face's numbers; each row counts from half-way to the one before to half-way to the next."""
+    """One face's numbers at the middles of its windows; those of the first and the last one hold up to the window's end."""
     if not rows:
         axis.text(0.5, 0.5, "nothing is predicted", ha="center", va="center", transform=axis.transAxes)
         axis.set_yticks([])
@@ -54,8 +54,7 @@ def draw(axis: Axes, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) 
     gaps = np.flatnonzero(np.diff(middles) > 1.5 * apart) + 1
     times = np.insert(middles, gaps, (middles[gaps - 1] + middles[np.minimum(gaps, len(middles) - 1)]) / 2)
     values = np.insert(values, gaps, np.nan, axis=0)
-    if len(rows) == 1:
-        times, values = np.array([starts[0], ends[0]]), np.repeat(values, 2, axis=0)
+    times, values = np.concatenate([starts[:1], times, ends[-1:]]), np.concatenate([values[:1], values, values[-1:]])
     colours = matplotlib.colormaps["tab10" if len(columns) <= 10 else "tab20"].colors  # pyright: ignore[reportAttributeAccessIssue]
     if (values[~np.isnan(values)] >= 0).all() and np.allclose(np.nansum(values, axis=1)[~np.isnan(values[:, 0])], 1, atol=0.01):
         tops = np.cumsum(np.column_stack([np.zeros(len(values)), values]), axis=1)

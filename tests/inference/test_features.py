@@ -12,6 +12,7 @@ import torch
 import avfmae
 from avfmae.checkpoints import save_weights
 from avfmae.cli import main
+from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.inference.features import FeatureExtractor
 from avfmae.models.finetuning import AVFMAEForFinetuning
@@ -44,6 +45,20 @@ def test_features_do_not_depend_on_workers(model, media):
     assert [c.path for c in there.clips] == clips[:-1] and [b.path for b in there.bad] == clips[-1:]
     for name, array in here.arrays.items():
         assert np.abs(array - there.arrays[name]).max() < 1e-5
+
+
+@pytest.mark.exhaustive
+def test_a_hundred_clips_are_the_same_however_they_are_read(model, media):
+    """Alone, in batches, by this process and by others; twenty clips from each of five beginnings."""
+    names = [name for name in media if name.startswith(("good", "click", "odd", "fast", "slow", "ntsc"))]
+    clips = [Clip(i, media[names[i % len(names)]], start=0.2 * (i // 20)) for i in range(100)]
+    alone = FeatureExtractor(model, DATA, batch=1)(clips)
+    assert len(alone.clips) == 100
+    for workers, batch in ((0, 8), (1, 8), (2, 7)):
+        found = FeatureExtractor(model, DATA, batch=batch)(clips, workers=workers)
+        assert [c.id for c in found.clips] == list(range(100))
+        for name, array in found.arrays.items():
+            assert np.abs(array - alone.arrays[name]).max() < 1e-5
 
 
 def test_levels_and_layers(model, media):

@@ -3,6 +3,8 @@
 import json
 import shutil
 
+import av
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -11,9 +13,12 @@ import avfmae
 from avfmae.checkpoints import pretrained
 from avfmae.cli import main
 from avfmae.data.config import DataConfig
+from avfmae.data.sources import open_clip
 from avfmae.inference.predictor import Predictor
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.tasks.classification import Classification
+from avfmae.viz.annotate import frames_of_sound, write_mp4
+from avfmae.viz.reconstruction import moving_pictures
 
 
 @pytest.fixture(scope="module")
@@ -55,24 +60,61 @@ def test_a_pretrained_model_is_saved_likewise(tmp_path):
         Predictor.from_pretrained(tmp_path / "pre")
 
 
-def test_models_go_to_a_hub_and_come_back(predictor, tmp_path, monkeypatch):
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A folder that stands for Hugging Face's hub; gives what it was asked."""
+    asked = []
+
     class Hub:
-        def create_repo(self, name, private, exist_ok):
+        def create_repo(self, name, private, exist_ok, token=None):
             (tmp_path / name).mkdir(parents=True)
 
-        def upload_folder(self, repo_id, folder_path):
+        def upload_folder(self, repo_id, folder_path, **options):
+            asked.append(options)
             shutil.copytree(folder_path, tmp_path / repo_id, dirs_exist_ok=True)
 
         HfApi = None
 
         @staticmethod
-        def snapshot_download(name):
+        def snapshot_download(name, **options):
+            asked.append(options)
             return str(tmp_path / name)
 
     Hub.HfApi = Hub
     monkeypatch.setattr(pretrained, "need", lambda *_: Hub)
-    predictor.push_to_hub("me/my-model")
-    assert same(Predictor.from_pretrained("me/my-model", detector="precropped").model, predictor.model)
+    return asked
+
+
+def test_models_go_to_a_hub_and_come_back(predictor, hub):
+    predictor.push_to_hub("me/my-model", commit_message="first")
+    loaded = Predictor.from_pretrained("me/my-model", detector="precropped")
+    assert same(loaded.model, predictor.model) and loaded.task == predictor.task
+    assert hub == [{"commit_message": "first"}, {}]
+
+
+@pytest.mark.parametrize("kind", [avfmae.AVFMAEForPretraining, AVFMAEForFinetuning], ids=["pre-trained", "fine-tuned"])
+def test_a_model_itself_is_saved_loaded_and_shared(kind, tmp_path, hub):
+    torch.manual_seed(0)
+    model = kind(avfmae.ModelConfig.preset("demo"), *([3] if kind is AVFMAEForFinetuning else []))
+    loaded = kind.from_pretrained(model.save_pretrained(tmp_path / "first", data={"stride": 8}))
+    assert type(loaded) is kind and same(loaded, model) and not loaded.training
+    again = kind.from_pretrained(loaded.save_pretrained(tmp_path / "again"))
+    assert same(again, model) and again.about["data"] == {"stride": 8}  # what it was loaded with goes on
+    loaded.push_to_hub("me/mine", private=True, token="t")
+    assert same(kind.from_pretrained("me/mine", revision="v1"), model)
+    assert hub == [{"token": "t"}, {"revision": "v1"}]
+
+
+def test_a_head_is_made_anew_on_pretrained_encoders(tmp_path, predictor):
+    torch.manual_seed(0)
+    model = avfmae.AVFMAEForPretraining(avfmae.ModelConfig.preset("demo"))
+    folder = model.save_pretrained(tmp_path / "pre")
+    tuned = AVFMAEForFinetuning.from_pretrained(folder, num_outputs=5)
+    assert tuned.head.out_features == 5 and same(tuned.video_encoder, model.video_encoder)
+    with pytest.raises(ValueError, match="expected num_outputs"):
+        AVFMAEForFinetuning.from_pretrained(folder)
+    with pytest.raises(ValueError, match="is a fine-tuned model, which has no decoder"):
+        avfmae.AVFMAEForPretraining.from_pretrained(predictor.save_pretrained(tmp_path / "tuned"))
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path, monkeypatch):
@@ -104,13 +146,44 @@ def test_a_file_of_another_kind_is_not_exported(predictor, tmp_path):
         main(["export", str(folder), "--out", str(tmp_path / "model.tflite")])
 
 
+def test_what_moves_shows_the_clip_and_its_sound_in_step(tmp_path):
+    """Frames change when they should, the line moves, and a click is heard when it is."""
+    video = np.zeros((3, 1, 4, 8, 8, 3), np.uint8)
+    video[:, 0] += np.array([40, 90, 140, 190], np.uint8)[:, None, None, None]
+    audio = np.random.default_rng(0).normal(size=(3, 1, 128, 256))
+    audio[1, 0, :, :50] = np.nan
+    moving = list(moving_pictures({"video": video, "audio": audio}, 2.0))
+    assert [time for time, _ in moving] == pytest.approx(np.arange(50) / 25)
+    assert [int(picture[30, 30, 0]) for _, picture in moving] == [40] * 13 + [90] * 12 + [140] * 13 + [190] * 12
+    assert [int((picture[300, :256] == 255).all(-1).argmax()) for _, picture in moving[::10]] == [0, 51, 102, 153, 204]
+    assert (moving[20][1][300, 256:300] == 128).all()  # masked sound is grey
+    samples = np.zeros(32_000, np.float32)
+    samples[16_000:16_400] = 0.8 * np.sin(np.arange(400))
+    write_mp4(tmp_path / "made.mp4", moving, 25, frames_of_sound(samples, 16_000))
+    source = open_clip(str(tmp_path / "made.mp4"))
+    heard = np.abs(source.sound(source.info.start, source.info.start + 2))
+    assert len(source.info.times) == 50 and 15_900 < np.flatnonzero(heard > 0.3)[0] < 16_100
+    write_mp4(tmp_path / "silent.mp4", moving, 25, None)
+    assert not open_clip(str(tmp_path / "silent.mp4")).info.has_audio
+
+
 @pytest.mark.slow
 def test_a_pretrained_model_draws_what_it_reconstructs(predictor, tmp_path, media, monkeypatch, capsys):
     monkeypatch.setattr("avfmae.inference.reconstruct.chosen_detector", lambda name: "precropped")
     torch.manual_seed(0)
     avfmae.save_pretrained(avfmae.AVFMAEForPretraining(avfmae.ModelConfig.preset("demo")), tmp_path / "pre")
     out = tmp_path / "out"
-    main(["reconstruct", media["good_mp4"], media["text_mp4"], "--model", str(tmp_path / "pre"), "--out", str(out)])
-    assert [p.name for p in out.iterdir()] == ["good.mp4.png"] and "cannot read" in capsys.readouterr().err
+    names = ("good_mp4", "silent_mp4", "text_mp4")
+    main(["reconstruct", *(media[name] for name in names), "--model", str(tmp_path / "pre"), "--out", str(out)])
+    written = {f"{name}.mp4.{suffix}" for name in ("good", "silent") for suffix in ("png", "mp4")}
+    assert {p.name for p in out.iterdir()} == written and "cannot read" in capsys.readouterr().err
+    for name, kinds in (("good", ["video", "audio"]), ("silent", ["video"])):
+        with av.open(str(out / f"{name}.mp4.mp4")) as container:
+            assert [s.type for s in container.streams] == kinds
+            assert container.duration / 1e6 == pytest.approx(16 / 25, abs=0.05)  # 4 frames, 4 apart
+            frames = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]).astype(int)
+        original, masked, filled = (frames[:, 20:276, k * 256 : k * 256 + 256] for k in range(3))
+        hidden = np.abs(masked - 128).max(-1) < 8
+        assert 0.3 < hidden.mean() < 0.9 and np.abs(original - filled)[~hidden].mean() < 6  # but for the codec
     with pytest.raises(SystemExit, match="is a fine-tuned model"):
         main(["reconstruct", media["good_mp4"], "--model", str(predictor.save_pretrained(tmp_path / "tuned"))])

@@ -1,0 +1,93 @@
+"""Metrics of groups of clips: printed, written as JSON and CSV, and drawn."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich.table import Table
+from rich.text import Text
+
+from avfmae.console import console
+from avfmae.files import atomic_write, printable, write_rows
+from avfmae.tasks.pooling import LEVEL
+from avfmae.viz.plots import BLUE, GREY
+
+PRINTED = 4  # metrics
+NONE = "(none)"  # clips without a value in the column
+
+
+def print_groups(report: dict[str, Any], select: str) -> None:
+    """A table: a row a group, and the largest gaps.
+
+    Args:
+        report: ``split``, ``column``, ``groups`` and ``gaps`` as :mod:`avfmae.tasks.groups` gives them. select: the metric whose
+            interval is shown.
+    """
+    groups, gaps = report["groups"], report["gaps"]
+    metrics = _first(groups, select)
+    table = Table(title=Text(printable(title(report))), title_justify="left")
+    for name in (report["column"], "clips", "people", "cannot be read", "no face", *metrics):
+        table.add_column(Text(printable(name)))
+    for group in groups:
+        cells = [f"{group['metrics'][m]:.4f}" for m in metrics]
+        low, high = group["interval"][select]
+        if low is not None:
+            cells[metrics.index(select)] += f" [{low:.2f}, {high:.2f}]"
+        table.add_row(
+            Text(printable(group["group"] or NONE)), *(str(group[n]) for n in ("clips", "people", "unread", "no_face")), *cells
+        )
+    if gaps:
+        table.add_section()
+        table.add_row("largest gap", *[""] * 4, *(f"{gaps[m]['gap']:.4f}" for m in metrics))
+    console.print(table)
+    for group in groups:
+        if lacking := group.get("without_clips"):
+            told = (
+                f"{report['column']} {group['group'] or NONE} has no clips of {', '.join(lacking)}: other groups' UAR is of more"
+            )
+            console.print(printable(told), highlight=False)
+
+
+def write_groups(reports: Sequence[dict[str, Any]], select: str, folder: Path) -> None:
+    """``groups.json``, ``groups.csv`` with a row a number, and a picture a column."""
+    with atomic_write(folder / "groups.json") as path:
+        path.write_text(json.dumps(reports, indent=1))
+    rows = [
+        {"split": report["split"], "column": report["column"], "group": group["group"], "clips": group["clips"], "metric": metric}
+        | {"value": value} | dict(zip(("low", "high"), group["interval"][metric], strict=True))
+        for report in reports for group in report["groups"] for metric, value in group["metrics"].items()
+    ]  # fmt: skip
+    with atomic_write(folder / "groups.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
+        write_rows(file, ("split", "column", "group", "clips", "metric", "value", "low", "high"), rows)
+    for report in reports:
+        name = "-".join(filter(None, ("groups", report["column"], report["split"]))).replace("/", "_")
+        groups_picture(report, select).savefig(folder / f"{printable(name)}.png")
+
+
+def groups_picture(report: dict[str, Any], select: str) -> Figure:
+    """A bar a group, with its interval and the number of its clips."""
+    groups = report["groups"]
+    figure = Figure(figsize=(6.4, 0.9 + 0.3 * len(groups)), layout="constrained")  # pyplot would keep it
+    axis = figure.subplots()
+    for y, group in enumerate(groups):
+        axis.barh(y, group["metrics"][select], color=GREY if group["group"] is None else BLUE, height=0.65)
+        if None not in group["interval"][select]:
+            axis.plot(group["interval"][select], (y, y), color="black", linewidth=1.2)
+    names = [f"{printable(group['group'] or NONE)} ({group['clips']} clips)" for group in groups]
+    axis.set(
+        yticks=range(len(groups)), yticklabels=names, xlabel=f"{select} [{LEVEL} % interval]", title=printable(title(report))
+    )
+    axis.invert_yaxis()
+    return figure
+
+
+def title(report: dict[str, Any]) -> str:
+    return f"by {report['column']}" + (f", {report['split']}" if report["split"] else "")
+
+
+def _first(groups: Sequence[dict[str, Any]], select: str) -> list[str]:
+    """The metrics that are printed, of which ``select`` is one."""
+    names = list(groups[0]["metrics"])
+    return list(dict.fromkeys([*names[: PRINTED - (select not in names[:PRINTED])], select]))
