@@ -5,6 +5,7 @@
 """
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal
@@ -88,6 +89,9 @@ class Sharded:
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+        if (version := tuple(map(int, torch.__version__.split(".")[:2]))) < (2, 13):
+            raise ValueError(f"parallel: got 'fsdp' with torch {'.'.join(map(str, version))}, expected 2.13 or later")
+        warnings.filterwarnings("ignore", ".*returned a view tensor")  # which nothing of ours writes into
         self.model = model
         self.plain = copy.deepcopy(model).to("meta")
         policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
