@@ -15,6 +15,7 @@ from avfmae.checkpoints.weights import load_released, read_weights, save_weights
 from avfmae.files import atomic_write
 
 WEIGHTS, STATE = "weights.safetensors", "state.pt"
+STATE_JSON = "state.json"  # of a distributed checkpoint (:mod:`avfmae.checkpoints.distributed`)
 KEEP = 2
 
 
@@ -44,9 +45,18 @@ def save_checkpoint(
             torch.save(content, file)
     except (OSError, RuntimeError, SafetensorError) as error:  # of a full disk both libraries speak in their own words
         shutil.rmtree(temporary, ignore_errors=True)
-        free = shutil.disk_usage(folder).free / 1e6
-        raise OSError(f"{folder}: a checkpoint cannot be written, with {free:.0f} MB free ({error})") from error
-    final = folder / f"step-{state.step:08d}"
+        raise cannot_be_written(folder, error) from error
+    return publish(temporary, folder / f"step-{state.step:08d}")
+
+
+def cannot_be_written(folder: Path, error: BaseException) -> OSError:
+    free = shutil.disk_usage(folder).free / 1e6
+    return OSError(f"{folder}: a checkpoint cannot be written, with {free:.0f} MB free ({error})")
+
+
+def publish(temporary: Path, final: Path) -> Path:
+    """Puts a checkpoint that is written whole in its place, and takes away what is old or unfinished."""
+    folder = final.parent
     former = folder / f"{final.name}.old"  # which is read where the process ends before the new one is there
     if final.exists():  # a run that went on from an earlier step saves this one once more
         shutil.rmtree(former, ignore_errors=True)
@@ -74,6 +84,12 @@ def load_checkpoint(
 
     ValueError: a file is unreadable or does not fit the model.
     """
+    if (path / STATE_JSON).exists():
+        from avfmae.checkpoints import distributed
+
+        return distributed.load(path, model, optimiser, averaged, accept)
+    if any(hasattr(p, "full_tensor") for p in model.parameters()):
+        raise ValueError(f"{path}: was written by one process, expected one of several with parallel='fsdp'; go on with 'ddp'")
     content = read_weights(path / STATE)
     try:
         saved = TrainingState(**content["state"])

@@ -34,9 +34,10 @@ def pretrain(run: PretrainConfig) -> Path:
                           prepare=lambda batch, number: preprocess(batch, run.model, fused=True),
                           about=how_clips_were_read(run, how))  # fmt: skip
         trainer.fit()
-        if dist.is_main:
-            from avfmae.viz.pages import stage_report
+        with trainer.step.shared.gathered():
+            if dist.is_main:
+                from avfmae.viz.pages import stage_report
 
-            stage_report(run.out, "Pre-training", run.preset, [run.manifest], model=model, dataset=dataset, device=dist.device)
+                stage_report(run.out, "Pre-training", run.preset, [run.manifest], model=model, dataset=dataset, device=dist.device)
         dist.barrier()
     return Path(run.out) / "weights.safetensors"

@@ -60,6 +60,8 @@ class RunConfig:
         precision: ``auto`` is bf16 on a GPU and on processors that multiply it, and float32 on others.
         engine: how a step is executed: ``auto`` is ``cuda_graph`` on a GPU and ``eager`` on a CPU. ``cpu`` is the fastest on a
             CPU: it keeps the optimizer's moments in fewer bits, and updates weights in the backward pass.
+        parallel: how several processes share the model: ``ddp``, each has all of it; ``fsdp``, each has a part of every weight,
+            gradient and moment, for models that do not fit one GPU (docs/scaling.md).
         compile: let torch.compile have what the kernels leave.
         save_steps: a checkpoint every so many steps, and at the end.
         log_steps: a line of log every so many steps, and in short runs 20 times; between them nothing waits for the device.
@@ -77,6 +79,7 @@ class RunConfig:
     seed: int = 0
     precision: Literal["auto", "float32", "bf16"] = "auto"
     engine: str = "auto"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
     save_steps: int = 500
     log_steps: int = 10

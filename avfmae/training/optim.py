@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import avfmae_kernels as K
 from avfmae.training.config import OptimConfig
+from avfmae.training.parallel import local
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -65,8 +66,8 @@ class AdamW(torch.optim.AdamW):
         for copied in (False, True):
             chosen = [(p, c) for p, c in pairs if (c is not p) == copied]
             states = [self.state_of(p) for p, _ in chosen]
-            moments = [[s[name] for s in states] for name in ("exp_avg", "exp_avg_sq", "step")]
-            params, grads = [p.detach() for p, _ in chosen], [c.grad for _, c in chosen]
+            moments = [[local(s[name]) for s in states] for name in ("exp_avg", "exp_avg_sq", "step")]
+            params, grads = [local(p.detach()) for p, _ in chosen], [local(c.grad) for _, c in chosen]
             copies = [c.detach() for _, c in chosen] if copied else []
             K.adamw(params, grads, *moments, copies, rate, *recipe, divisor, skip, squares)
 

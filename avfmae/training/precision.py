@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from avfmae.models.attention import CrossAttention, SelfAttention
+from avfmae.training.parallel import local
 from avfmae_kernels import processor
 
 DTYPES = {"bf16": torch.bfloat16, "float32": torch.float32}
@@ -74,8 +75,8 @@ class ComputeParams:
             copy.copy_(parameter)
 
     def grads(self) -> list[Tensor]:
-        """The gradients that are there, in the order of the parameters."""
-        return [p.grad for p in self.of.values() if p.grad is not None]
+        """The gradients that are there, in the order of the parameters; of sharded ones this process's parts."""
+        return [local(p.grad) for p in self.of.values() if p.grad is not None]
 
     def drop_grads(self) -> None:
         for p in self.of.values():

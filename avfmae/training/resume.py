@@ -11,7 +11,7 @@ from avfmae.training.config import RunConfig
 
 # Settings that results do not depend on, or that are compared by what they lead to: files by their content, a preset as a model.
 FREE = {
-    "recipe", "config", "out", "preset", "init", "compile", "save_steps", "log_steps", "tensorboard", "stop_after",
+    "recipe", "config", "out", "preset", "init", "parallel", "compile", "save_steps", "log_steps", "tensorboard", "stop_after",
     "resume_anyway", "manifest", "manifests", "label_map", "held_out", "folds", "only_fold", "val_share", "select",
     "optim.micro_batch", "optim.max_skipped", "data.workers", "data.clip_seconds", "data.recycle", "data.max_bad_share",
 }  # fmt: skip

@@ -5,7 +5,6 @@ is an engine's business (:mod:`avfmae.engines`).
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
@@ -15,8 +14,8 @@ import avfmae_kernels as K
 from avfmae.data.batch import Batch
 from avfmae.losses import world_size
 from avfmae.training.config import OptimConfig
-from avfmae.training.dist import GradientAverage
 from avfmae.training.optim import build_optimizer, learning_rate
+from avfmae.training.parallel import Parallel, local, share
 from avfmae.training.precision import ComputeParams, compute_dtype
 
 # Gives a batch's loss and the parts of it that are logged. Its first argument computes what the model computes.
@@ -35,6 +34,7 @@ class TrainingStep:
         micro_batches: of a step. With several, gradients add up in float32, and the weights have no copies in bfloat16.
         precision: ``"auto"``, ``"float32"`` or ``"bf16"``: what matrix products are computed in.
         forward: computes what the model computes, such as ``torch.compile(model)``; None: the model.
+        parallel: how several processes share the model (:mod:`avfmae.training.parallel`).
 
     Attributes:
         number: steps done, a scalar on the device. skipped: those that were not finite; in_a_row: the latest of them without a
@@ -44,15 +44,17 @@ class TrainingStep:
 
     def __init__(
         self, model: nn.Module, loss: LossFunction, optim: OptimConfig, steps: int, steps_per_epoch: int,
-        micro_batches: int = 1, precision: str = "auto", forward: Callable | None = None,
+        micro_batches: int = 1, precision: str = "auto", forward: Callable | None = None, parallel: Parallel = "ddp",
     ):  # fmt: skip
         self.model, self.loss, self.optim, self.forward = model.train(), loss, optim, model if forward is None else forward
         self.micro_batches, self.world = micro_batches, world_size()
         self.device = next(model.parameters()).device
         self.dtype = compute_dtype(precision, self.device)
+        self.shared = share(model, parallel, self.dtype)
         self.optimizer = build_optimizer(model, optim)
-        self.params = ComputeParams(model, self.dtype if micro_batches == 1 else torch.float32)
-        self.average = GradientAverage(list(self.params.of.values())) if self.world > 1 else None
+        copies = micro_batches == 1 and not self.shared.casts
+        self.params = ComputeParams(model, self.dtype if copies else torch.float32)
+        self.over_processes: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]] | None = None  # the loss, from the first step on
         self.batch_statistics = [b for m in model.modules() if isinstance(m, nn.BatchNorm1d) for b in m.buffers()]
         self.averaged = [p.detach().clone() for p in model.parameters()] if optim.ema else []
         rates = [learning_rate(s, steps_per_epoch, optim) for s in range(steps)]
@@ -69,7 +71,7 @@ class TrainingStep:
         """
         before = self.begin()
         totals = self.backward(batches)
-        grad_norm = K.gradient_norm(self.params.grads())
+        grad_norm = self.shared.whole_norm(K.gradient_norm(self.params.grads()))
         skip = 1 - (grad_norm.isfinite() & totals["loss"].isfinite()).float()
         clip = self.optim.clip_grad
         divisor = (grad_norm / clip).clamp(min=1) if clip else torch.ones_like(grad_norm)
@@ -94,18 +96,22 @@ class TrainingStep:
         """What the forward pass computes in."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
+    def compute(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss(self.forward, batch)
+
     def forward_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and all that is logged of it, the loss included."""
         with self.autocast():
-            loss, parts = self.loss(self.forward, batch)
+            loss, parts = (self.over_processes or self.compute)(batch)
         return loss, {"loss": loss.detach().float(), **{name: part.detach().float() for name, part in parts.items()}}
 
     def backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Leaves the gradients of the mean over micro-batches and processes; returns the same mean of what is logged."""
         totals: dict[str, Tensor] = {}
+        if self.over_processes is None:
+            self.connect(batches[0])
         for k, batch in enumerate(batches):
-            sends = self.average.during(k + 1 == len(batches)) if self.average else nullcontext()
-            with self.params.in_use(), sends:
+            with self.params.in_use(), self.shared.sends(self.over_processes, k + 1 == len(batches)):
                 loss, values = self.forward_loss(batch)
                 (loss / len(batches)).backward()
             for name, value in values.items():
@@ -116,6 +122,20 @@ class TrainingStep:
             totals = dict(zip(totals, shared.unbind(), strict=True))
         return totals
 
+    def connect(self, batch: Batch) -> None:
+        """Puts the loss over the processes, on the stream that steps run on."""
+        with self.params.in_use():
+            self.over_processes = self.shared.over(self.compute)
+        if self.shared.rehearses:
+            # The first backward pass orders the buckets in which gradients are added up. A run that continues must add up as the
+            # unbroken one does, so the first is one that changes nothing.
+            statistics = [b.clone() for b in self.batch_statistics]
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.params.in_use():
+                self.forward_loss(batch)[0].backward()
+            self.params.drop_grads()
+            for buffer, before in zip(self.batch_statistics, statistics, strict=True):
+                buffer.copy_(before)
+
     @torch.no_grad()
     def finish(self, grad_norm: Tensor, skip: Tensor, statistics: list[Tensor]) -> dict[str, Tensor]:
         """Counts the step, averages the weights, and takes back batch statistics where ``skip`` is 1."""
@@ -123,7 +143,8 @@ class TrainingStep:
         for buffer, before in zip(self.batch_statistics, statistics, strict=True):
             buffer.copy_(torch.where(skip > 0, before, buffer))
         if self.averaged:
-            torch._foreach_lerp_(self.averaged, [p.detach() for p in self.model.parameters()], 1 - self.optim.ema)
+            weights = [local(p.detach()) for p in self.model.parameters()]
+            torch._foreach_lerp_([local(a) for a in self.averaged], weights, 1 - self.optim.ema)
         self.number += 1
         self.skipped += skip
         self.in_a_row.copy_((self.in_a_row + 1) * skip)

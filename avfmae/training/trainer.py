@@ -1,6 +1,5 @@
 """The one training loop of all three stages."""
 
-import copy
 import os
 import signal
 import time
@@ -17,6 +16,7 @@ from torch import nn
 
 from avfmae import engines
 from avfmae.checkpoints import save_weights
+from avfmae.checkpoints.distributed import Writer
 from avfmae.checkpoints.state import TrainingState, checkpoints, load_checkpoint, save_checkpoint
 from avfmae.console import console
 from avfmae.data.batch import Bad, Batch
@@ -68,7 +68,7 @@ class Trainer:
         self.steps = optim.epochs * self.sampler.steps_per_epoch
         self.step = TrainingStep(
             model, loss, optim, self.steps, self.sampler.steps_per_epoch, self.sampler.accumulation, run.precision,
-            torch.compile(model) if run.compile else None,
+            torch.compile(model) if run.compile else None, run.parallel,
         )  # fmt: skip
         self.found: list[Bad] = []  # bad clips since the last line of log
         lists = {"training": dataset.clips} | {name: ClipTable.of(clips) for name, clips in (others or {}).items()}
@@ -79,6 +79,8 @@ class Trainer:
             else {}
         )
         self.state = TrainingState(fingerprint=dist.gather(found)[0])
+        # Several processes, and whoever may become several, write distributed checkpoints.
+        self.writer = Writer(self.out / "checkpoints") if dist.world > 1 or run.parallel == "fsdp" else None
         self.resume()
         self.execute = engines.build(run.engine, self.step)
         resumed = self.state.step > 0
@@ -144,23 +146,27 @@ class Trainer:
                     begun, waited, logged = time.perf_counter(), 0.0, step + 1
                 if whole_epoch:
                     asked = time.perf_counter()
-                    if (metrics := self.evaluate(step // per_epoch)) is not None:
+                    with self.step.shared.gathered():
+                        metrics = self.evaluate(step // per_epoch)
+                    if metrics is not None:
                         self.state.history.append({"epoch": step // per_epoch, **metrics})
                         log.evaluation(step, metrics)
                     begun += time.perf_counter() - asked  # is no time of training
                 stop = self.stops(interrupt, asked=logged == step + 1)
                 if stop or saves:
                     self.save(values)
+                if self.writer and (stop or ends):
+                    self.writer.finish()
                 if stop:
                     log.say(f"{self.title}: interrupted; saved at step {step + 1}. The same command continues.")
                     raise SystemExit(130)
-        if self.dist.is_main and self.state.step == self.steps:
+        if self.state.step == self.steps:
             about = {"steps": self.steps, **self.about}
-            save_weights(self.model, self.out / "weights.safetensors", **about)
-            if self.step.averaged:
-                average = copy.deepcopy(self.model)
-                torch._foreach_copy_([p.detach() for p in average.parameters()], self.step.averaged)
-                save_weights(average, self.out / "weights-averaged.safetensors", **about)
+            for name, params in (("weights", None), ("weights-averaged", self.step.averaged)):
+                if params != []:
+                    model = self.step.shared.whole(params)
+                    if self.dist.is_main:
+                        save_weights(model, self.out / f"{name}.safetensors", **about)
         self.dist.barrier()
         return self.state.history
 
@@ -197,18 +203,20 @@ class Trainer:
 
     def save(self, values: dict) -> None:
         self.state.skipped, self.state.in_a_row = (int(values[n]) for n in ("skipped", "in_a_row"))
-        if self.dist.is_main:
-            save_checkpoint(self.out / "checkpoints", self.model, self.step.optimizer, self.state, self.step.averaged)
-        self.dist.barrier()
+        what = self.model, self.step.optimizer, self.state, self.step.averaged
+        if self.writer:
+            self.writer.save(*what)
+        else:
+            save_checkpoint(self.out / "checkpoints", *what)
 
 
 class _Interrupt:
-    """Turns SIGTERM and Ctrl-C into a flag, so that a run ends between two steps with a checkpoint; a second one kills."""
+    """Turns SIGTERM, SIGUSR1 and Ctrl-C into a flag, so that a run ends between two steps with a checkpoint; a second one kills."""
 
     def __enter__(self) -> "_Interrupt":
         self.received, self.previous = False, {}
         try:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                 self.previous[number] = signal.signal(number, self.handle)
         except ValueError:  # not the main thread
             pass

@@ -1,0 +1,108 @@
+"""Checkpoints of several processes (torch.distributed.checkpoint): each writes its part, and any number of processes reads them.
+
+Beside torch's files, of which ``.metadata`` is a pickle that reading executes, ``state.json`` says where the run stands.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+
+from avfmae.checkpoints.state import STATE_JSON, TrainingState, cannot_be_written, publish
+
+
+class Writer:
+    """Writes checkpoints in the background, while training goes on; one after the other.
+
+    Args:
+        folder: of the run's checkpoints.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.pending = folder, None
+        self.world = dist.get_world_size() if dist.is_initialized() else 1
+        self.is_main = self.world == 1 or dist.get_rank() == 0
+        # of its own, since training talks meanwhile
+        self.group = dist.new_group(backend="gloo") if self.world > 1 else None
+        self.waits = ThreadPoolExecutor(1)
+
+    def save(self, model: nn.Module, optimiser: torch.optim.Optimizer, state: TrainingState, averaged: Sequence[Tensor]) -> None:
+        """Copies all that is saved, and begins to write ``folder/step-NNNNNNNN``; the folder appears when all have written."""
+        self.finish()
+        temporary = self.folder / f".writing-{state.step}"
+        try:
+            if self.is_main:
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+                told = {"state": asdict(state), "averaged": bool(averaged)}
+                (temporary / STATE_JSON).write_text(json.dumps(told))
+            if self.group is not None:
+                dist.barrier(self.group)
+            content = tensors(model, optimiser, averaged)
+            written = dcp.async_save(
+                content, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None
+            )
+            assert isinstance(written, Future)
+        except OSError as error:
+            raise cannot_be_written(self.folder, error) from error
+        self.pending = self.waits.submit(self._publish, written, temporary, self.folder / f"step-{state.step:08d}")
+
+    def _publish(self, written: Future, temporary: Path, final: Path) -> None:
+        written.result()
+        if self.is_main:
+            publish(temporary, final)
+
+    def finish(self) -> None:
+        """Waits until what was begun is there, on every process."""
+        if self.pending is None:
+            return
+        pending, self.pending = self.pending, None
+        try:
+            pending.result()
+        except (OSError, RuntimeError, CheckpointException) as error:
+            raise cannot_be_written(self.folder, error) from error
+        if self.group is not None:
+            dist.barrier(self.group)
+
+
+def tensors(model: nn.Module, optimiser: torch.optim.Optimizer, averaged: Sequence[Tensor]) -> dict[str, Tensor]:
+    """All that is saved, by name: weights, moments (made where there are none) and averages. Moments are float32."""
+    found = {f"model.{name}": tensor.detach() for name, tensor in model.state_dict().items()}
+    names = [name for group in optimiser.param_groups for name in group["names"]]
+    for param in (p for group in optimiser.param_groups for p in group["params"] if p.requires_grad):
+        optimiser.state_of(param)
+    for number, moments in optimiser.state_dict()["state"].items():
+        found |= {f"optimiser.{names[number]}.{name}": tensor for name, tensor in moments.items()}
+    parameters = [name for name, _ in model.named_parameters()]
+    return found | {f"averaged.{name}": tensor for name, tensor in zip(parameters, averaged, strict=bool(averaged))}
+
+
+def load(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, averaged: Sequence[Tensor], accept: Callable[[dict], None]
+) -> TrainingState:
+    """As :func:`avfmae.checkpoints.state.load_checkpoint`; every process reads what it holds."""
+    try:
+        told = json.loads((path / STATE_JSON).read_text())
+        saved = TrainingState(**told["state"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path / STATE_JSON}: holds no state of training ({error!r})") from error
+    accept(saved.fingerprint)
+    try:
+        dcp.load(
+            tensors(model, optimiser, averaged if told["averaged"] else ()), checkpoint_id=path, no_dist=not dist.is_initialized()
+        )
+    except (CheckpointException, RuntimeError, ValueError, OSError, EOFError) as error:
+        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        raise ValueError(f"{path}: is no readable checkpoint of this model: {reason.strip()}") from error
+    if averaged and not told["averaged"]:  # an average that was not kept before begins with the weights
+        for kept, param in zip(averaged, model.parameters(), strict=True):
+            kept.copy_(param.detach())
+    return saved
