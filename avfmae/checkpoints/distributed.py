@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,8 +31,8 @@ class Writer:
         self.folder, self.pending = folder, None
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.is_main = self.world == 1 or dist.get_rank() == 0
-        # of its own, since training talks meanwhile
-        self.group = dist.new_group(backend="gloo") if self.world > 1 else None
+        # of its own, since training talks meanwhile; torch's types have a number there for those who are no members
+        self.group: Any = dist.new_group(backend="gloo") if self.world > 1 else None
         self.waits = ThreadPoolExecutor(1)
 
     def save(self, model: nn.Module, optimiser: torch.optim.Optimizer, state: TrainingState, averaged: Sequence[Tensor]) -> None:
@@ -47,9 +48,7 @@ class Writer:
             if self.group is not None:
                 dist.barrier(self.group)
             content = tensors(model, optimiser, averaged)
-            written = dcp.async_save(
-                content, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None
-            )
+            written = dcp.async_save(content, checkpoint_id=temporary, process_group=self.group, no_dist=self.group is None)
             assert isinstance(written, Future)
         except OSError as error:
             raise cannot_be_written(self.folder, error) from error
@@ -73,8 +72,12 @@ class Writer:
             dist.barrier(self.group)
 
 
-def tensors(model: nn.Module, optimiser: torch.optim.Optimizer, averaged: Sequence[Tensor]) -> dict[str, Tensor]:
-    """All that is saved, by name: weights, moments (made where there are none) and averages. Moments are float32."""
+def tensors(model: nn.Module, optimiser: Any, averaged: Sequence[Tensor]) -> dict[str, Tensor]:
+    """All that is saved, by name: weights, moments (made where there are none) and averages. Moments are float32.
+
+    Args:
+        optimiser: an ``avfmae.training.optim.AdamW``.
+    """
     found = {f"model.{name}": tensor.detach() for name, tensor in model.state_dict().items()}
     names = [name for group in optimiser.param_groups for name in group["names"]]
     for param in (p for group in optimiser.param_groups for p in group["params"] if p.requires_grad):
