@@ -17,7 +17,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from avfmae.checkpoints.state import STATE_JSON, TrainingState, cannot_be_written, publish
+from avfmae.checkpoints.state import STATE_JSON, TrainingState, cannot_be_written, load_checkpoint, publish
 
 
 class Writer:
@@ -91,7 +91,9 @@ def tensors(model: nn.Module, optimiser: Any, averaged: Sequence[Tensor]) -> dic
 def load(
     path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, averaged: Sequence[Tensor], accept: Callable[[dict], None]
 ) -> TrainingState:
-    """As :func:`avfmae.checkpoints.state.load_checkpoint`; every process reads what it holds."""
+    """As :func:`avfmae.checkpoints.state.load_checkpoint`, of checkpoints of both kinds; every process reads what it holds."""
+    if not (path / STATE_JSON).exists():
+        return load_checkpoint(path, model, optimiser, averaged, accept)
     try:
         told = json.loads((path / STATE_JSON).read_text())
         saved = TrainingState(**told["state"])

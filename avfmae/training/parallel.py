@@ -154,3 +154,20 @@ def share(model: nn.Module, how: Parallel, dtype: torch.dtype) -> Replicated | S
         dtype: that matrix products are computed in.
     """
     return Sharded(model, dtype) if how == "fsdp" and world_size() > 1 else Replicated(model)
+
+
+def connect(step: Any, batch: "Batch") -> None:
+    """Puts a training step's loss over the processes, on the stream that steps run on.
+
+    The first backward pass orders the buckets in which gradients are added up. A run that continues must add up as the unbroken
+    one does, so the first is one that changes nothing.
+    """
+    with step.params.in_use():
+        step.over_processes = step.shared.over(step.compute)
+    if step.shared.rehearses:
+        statistics = [b.clone() for b in step.batch_statistics]
+        with torch.random.fork_rng([step.device] if step.device.type == "cuda" else []), step.params.in_use():
+            step.forward_loss(batch)[0].backward()
+        step.params.drop_grads()
+        for buffer, before in zip(step.batch_statistics, statistics, strict=True):
+            buffer.copy_(before)
