@@ -20,6 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from avfmae.console import console
+from avfmae.engines.cuda_graph import NotCaptured, captured
 from avfmae_kernels import processor
 from avfmae_kernels.matmul import linear
 
@@ -74,16 +75,13 @@ def replayed(run: Callable, device: torch.device, repeats: int) -> tuple[Callabl
     """
     if device.type != "cuda":
         return run, 1
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         run()
-    stream.synchronize()
     try:
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            for _ in range(repeats):
-                run()
-    except RuntimeError:
+        graph, _ = captured(lambda: [run() for _ in range(repeats)], stream)
+    except NotCaptured:
         return run, 1
     return graph.replay, repeats
 

@@ -4,6 +4,7 @@ import traceback
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from avfmae.data.batch import Batch
 from avfmae.engines import Step, say
 from avfmae.engines.captured import Captured, draws_while_recomputing
+
+T = TypeVar("T")
 
 
 def engine(step) -> Step:
@@ -41,33 +44,14 @@ class CudaGraph(Captured):
 
     def capture(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         inputs = [batch.map(torch.clone) for batch in batches]
-        if reason := self.try_to_capture(inputs):
+        try:
+            self.graph, self.outputs = captured(lambda: self.step(inputs), self.stream)
+        except NotCaptured as reason:
             say("cuda_graph", f"the step cannot be captured and runs eagerly, which is slower ({reason})")
             return self.eagerly(batches)  # a broken capture has executed nothing
         self.inputs = [t for batch in inputs for t in batch.tensors()]
         self.graph.replay()
         return self.outputs
-
-    def try_to_capture(self, inputs: Sequence[Batch]) -> str | None:
-        """Makes the graph. Returns None, or the reason for its failure after restoring generator, memory and stream."""
-        graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-        stream, generator = torch.cuda.current_stream(), torch.cuda.default_generators[self.stream.device.index]
-        drawn = generator.clone_state()
-        torch.cuda.synchronize()
-        try:
-            # The data workers' pinning threads may call CUDA meanwhile: only this thread's calls must be fit for capture.
-            with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
-                self.outputs = self.step(inputs)
-        except Exception as error:
-            reason = first_cause(error)
-        else:
-            self.graph = graph
-            return None
-        # torch does not clean up after a capture that CUDA has broken off.
-        torch.cuda.set_stream(stream)
-        generator.graphsafe_set_state(drawn)
-        release_pool(pool, self.stream.device.index)
-        return reason
 
     def replay(self, tensors: list[Tensor], batches: Sequence[Batch]) -> dict[str, Tensor]:
         if self.graph is None:
@@ -84,6 +68,33 @@ class CudaGraph(Captured):
         with torch.cuda.stream(self.stream):
             yield
         torch.cuda.current_stream().wait_stream(self.stream)
+
+
+class NotCaptured(Exception):
+    """Work cannot be captured; says why."""
+
+
+def captured(work: Callable[[], T], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, T]:
+    """A CUDA graph of ``work()``, with memory of its own, and what it returned. Nothing is executed yet.
+
+    Raises:
+        NotCaptured: after restoring generator, memory and stream.
+    """
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    before, generator = torch.cuda.current_stream(), torch.cuda.default_generators[stream.device.index]
+    drawn = generator.clone_state()
+    torch.cuda.synchronize()
+    try:
+        # The data workers' pinning threads may call CUDA meanwhile: only this thread's calls must be fit for capture.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            return graph, work()
+    except Exception as error:
+        reason = NotCaptured(first_cause(error))
+    # torch does not clean up after a capture that CUDA has broken off.
+    torch.cuda.set_stream(before)
+    generator.graphsafe_set_state(drawn)
+    release_pool(pool, stream.device.index)
+    raise reason
 
 
 def first_cause(error: BaseException) -> str:
