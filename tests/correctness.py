@@ -70,7 +70,8 @@ def check(implementation: str, op: Callable, oracle: Callable, inputs: list[Tens
         got = run(op, moved, upstream)
     with K.use("reference"):
         plain = run(op, moved, upstream)
+    times = 2 if (implementation, device) == ("triton", "cuda") else 1.5  # the tensor cores' factors are rounded once more
     for i, (a, p, w) in enumerate(zip(got, plain, want, strict=True)):
         assert w.norm() > 0 and a.shape == w.shape, f"number {i} is vacuous, or {tuple(a.shape)}"
         e, r = error(a, w), error(p, w)
-        assert e <= TOLERANCE[dtype] and e <= max(2 * r, 1e-6), f"number {i}: error {e:.2e}, the reference's {r:.2e}"
+        assert e <= TOLERANCE[dtype] and e <= max(times * r, 1e-6), f"number {i}: error {e:.2e}, the reference's {r:.2e}"
