@@ -65,7 +65,7 @@ def register(
         triton: the module of the op's Triton kernel, a function that is named like the op; empty: it has none.
         out: the op has a second overload ``out``, which writes the results into tensors that are given, on CPUs.
         cuda_first: whether "auto" prefers CUDA C++ to Triton, given the op's arguments: where it was measured to be faster
-            (``benchmarks/results/kernels.csv``). None: it does not.
+            (docs/performance.md, "On an H200"). None: it does not.
         cpu_levels: processors (:data:`avfmae_kernels.processor.LEVELS`) on which the C++ kernel is faster than PyTorch; on others
             "auto" leaves the op to PyTorch.
         host: the op takes NumPy arrays, is no op of torch, and its C++ lies in the host module.
