@@ -38,6 +38,8 @@ def pretrain(run: PretrainConfig) -> Path:
             if dist.is_main:
                 from avfmae.viz.pages import stage_report
 
-                stage_report(run.out, "Pre-training", run.preset, [run.manifest], model=model, dataset=dataset, device=dist.device)
+                stage_report(
+                    run.out, "Pre-training", run.preset, [run.manifest], model=model, dataset=dataset, device=dist.device
+                )
         dist.barrier()
     return Path(run.out) / "weights.safetensors"
