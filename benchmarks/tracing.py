@@ -31,13 +31,14 @@ from avfmae_kernels.device import as_on_gpu
 
 @dataclass
 class Trace:
-    """A side's step: its calls, and the bytes of its clips on the host, of its weights with all that an optimiser keeps, and of
-    what a step needs beside them."""
+    """A side's step: its calls, and the bytes of its clips on the host, of its weights with all that an optimiser keeps, of
+    its gradients, and of what a step needs beside them."""
 
     side: SideName
     calls: list[Launch]
     upload: int
     state: int
+    gradients: int
     activations: int
 
     @property
@@ -83,7 +84,7 @@ def traced(side: SideName, stage: Stage, cfg: avfmae.ModelConfig, batch: int, pr
     gradients = sum(p.numel() * (2 if ours and precision != "float32" and p.ndim > 1 else 4) for p in parameters)
     state = sum(t.numel() * t.element_size() for t in step.state())
     activations = max(0, recorder.peak - state - gradients)
-    return Trace(side, calls, step.upload, state, activations)
+    return Trace(side, calls, step.upload, state, gradients, activations)
 
 
 @dataclass
@@ -213,6 +214,10 @@ def trace(run: TraceConfig) -> list[dict]:
     """Prints what each side's step asks of the GPU, and returns it as rows."""
     if run.gpu not in CHIPS:
         raise ValueError(f"gpu: got {run.gpu!r}, expected one of {', '.join(CHIPS)}")
+    if run.gpus * run.nodes > 1:
+        from avfmae_benchmarks.cluster import cluster
+
+        return cluster(run)
     chip = CHIPS[run.gpu]
     names = run.sides or default_sides(run)
     batch = run.batch or {"pretrain": 256, "finetune": 32}[run.stage]

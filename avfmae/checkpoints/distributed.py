@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, cast
 from zlib import crc32
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
@@ -37,10 +37,10 @@ class Writer:
         self.rank, self.world = rank_and_world()
         self.is_main = self.rank == 0
         # of its own, since training talks meanwhile
-        self.group = dist.new_group(backend="gloo") if self.world > 1 else None
+        self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if self.world > 1 else None
         self.waits = ThreadPoolExecutor(1)
 
-    def save(self, model: nn.Module, optimiser: torch.optim.Optimizer, state: TrainingState, averaged: Sequence[Tensor]) -> None:
+    def save(self, model: nn.Module, optimiser: Any, state: TrainingState, averaged: Sequence[Tensor]) -> None:
         """Copies all that is saved, and begins to write ``folder/step-NNNNNNNN``; the folder appears when all have written."""
         self.finish()
         temporary = self.folder / f".writing-{state.step}"
@@ -84,8 +84,12 @@ class Writer:
             dist.barrier(self.group)
 
 
-def tensors(model: nn.Module, optimiser: torch.optim.Optimizer, averaged: Sequence[Tensor]) -> dict[str, Tensor]:
-    """All that is saved, by name: weights, moments (made where there are none) and averages. Moments are float32."""
+def tensors(model: nn.Module, optimiser: Any, averaged: Sequence[Tensor]) -> dict[str, Tensor]:
+    """All that is saved, by name: weights, moments (made where there are none) and averages. Moments are float32.
+
+    Args:
+        optimiser: an :class:`avfmae.training.optim.AdamW`.
+    """
     found = {f"model.{name}": tensor.detach() for name, tensor in model.state_dict().items()}
     names = [name for group in optimiser.param_groups for name in group["names"]]
     for param in (p for group in optimiser.param_groups for p in group["params"] if p.requires_grad):
@@ -97,7 +101,7 @@ def tensors(model: nn.Module, optimiser: torch.optim.Optimizer, averaged: Sequen
 
 
 def load(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, averaged: Sequence[Tensor], accept: Callable[[dict], None]
+    path: Path, model: nn.Module, optimiser: Any, averaged: Sequence[Tensor], accept: Callable[[dict], None]
 ) -> TrainingState:
     """As :func:`avfmae.checkpoints.state.load_checkpoint`; every process reads what it holds."""
     try:

@@ -52,7 +52,7 @@ class RunConfig:
             file overrides it.
         config: a TOML file with any of these settings; the command line overrides it.
         out: the run's folder: logs, checkpoints, weights, report. A run found there is continued.
-        preset: the model by its name: tiny, demo, base, large, huge, hicmae_base, mae_dfer, svfap, an ablation such as
+        preset: the model by its name: tiny, demo, base, large, huge, giant, hicmae_base, mae_dfer, svfap, an ablation such as
             ablation_dier, videomae_base or audiomae_base.
         model: the model; by default the preset's, of which single fields are changed by ``[model]`` and ``--model.FIELD``.
         init: weights to start from (safetensors or a released pickle).

@@ -1,7 +1,7 @@
 """How the processes of a run share its model: one place that knows, on PyTorch's own engines.
 
 ``"ddp"``: each process has all weights (DistributedDataParallel), and gradients are averaged while backward goes on.
-``"fsdp"``: each process has a part of every weight, gradient and moment (FSDP2); a block's weights are gathered where it computes.
+``"fsdp"``: each process has a part of every weight, gradient and moment (FSDP2); a block's are gathered where it computes.
 """
 
 import copy

@@ -211,7 +211,7 @@ class Trainer:
 
 
 class _Interrupt:
-    """Turns SIGTERM, SIGUSR1 and Ctrl-C into a flag, so that a run ends between two steps with a checkpoint; a second one kills."""
+    """Turns SIGTERM, SIGUSR1 and Ctrl-C into a flag, so that a run ends with a checkpoint between two steps; a second kills."""
 
     def __enter__(self) -> "_Interrupt":
         self.received, self.previous = False, {}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from processes import PROGRAMS, run_python
+from processes import run_python
 from safetensors.torch import load_file
 
 import avfmae
