@@ -97,16 +97,16 @@ def timed(name: str, op: str, make: Callable, precision: str, batch: int, rounds
         graphs = {i: replayed(call, device, REPEATS) for i, call in here.items()}
         timings = interleave({i: run for i, (run, _) in graphs.items()}, device, rounds, 3, 1, f"{name} {precision} {direction}")
         for implementation, t in timings.items():
-            floor, calls = floors[direction], graphs[implementation][1]
+            floor, repeats = floors[direction], graphs[implementation][1]
             yield {
                 "direction": direction,
                 "implementation": implementation,
-                "us": t.median * 1e6 / calls,
-                "us_p20": t.p20 * 1e6 / calls,
-                "us_p80": t.p80 * 1e6 / calls,
-                "gb_per_s": floor.bytes * calls / t.median / 1e9,
+                "us": t.median * 1e6 / repeats,
+                "us_p20": t.p20 * 1e6 / repeats,
+                "us_p80": t.p80 * 1e6 / repeats,
+                "gb_per_s": floor.bytes * repeats / t.median / 1e9,
                 "flops_per_byte": floor.flops / floor.bytes,
-                "gflops": floor.flops * calls / t.median / 1e9,
+                "gflops": floor.flops * repeats / t.median / 1e9,
             }
 
 

@@ -41,6 +41,7 @@ COLOURS = {
     "mae_dfer": ORANGE,
     "svfap": ORANGE,
 }
+PLAIN = str.maketrans("", "", "*`")  # names without what marks them in a text
 MARKS = {"cpp": "o", "triton": "^", "cuda": "s", "reference": "x"}
 
 
@@ -71,7 +72,8 @@ def shown(name: str, folder: Path) -> dict[str, list[dict[str, str]]]:
     if name == "bench_loader":
         return results.latest(results.read("loader", folder), purpose="one core")
     newest = results.latest(results.read("step", folder), stage="pretrain")
-    return {device: [r for r in rows if r["size"] == rows[0]["size"]] for device, rows in newest.items()}
+    found = {device: [r for r in rows if r["size"] == rows[0]["size"]] for device, rows in newest.items()}
+    return dict(sorted(found.items(), key=lambda item: " cores, " in item[0]))  # GPUs first
 
 
 def digest(name: str, folder: Path) -> str:
@@ -81,9 +83,12 @@ def digest(name: str, folder: Path) -> str:
 
 
 def table(folder: Path) -> str:
-    """The README's part: by device a table of the newest pre-training comparison."""
-    parts = [BEGIN]
-    for device, rows in shown("bench_step", folder).items():
+    """The README's part: of each GPU, and of the fastest processor, a table of the newest pre-training comparison."""
+    parts, devices = [BEGIN], shown("bench_step", folder)
+    processors = {d: max(float(r["clips_per_s"] or 0) for r in rows) for d, rows in devices.items() if " cores, " in d}
+    for device, rows in devices.items():
+        if device in processors and processors[device] < max(processors.values()):
+            continue
         first = rows[0]
         head = [
             "",
@@ -108,7 +113,7 @@ def table(folder: Path) -> str:
             cells = [
                 name,
                 f"{number(row['ms'])} ({number(row['ms_p20'])} to {number(row['ms_p80'])})",
-                f"{float(row['clips_per_s']):.2f}",
+                number(row["clips_per_s"]),
                 f"{float(row['matrix_share']):.0%}",
                 f"{float(row['peak_gb']):.2f}",
                 f"{float(row['kept_gb']):.2f}",
@@ -118,9 +123,9 @@ def table(folder: Path) -> str:
     return "\n".join([*parts, "", END])
 
 
-def number(ms: str) -> str:
-    value = float(ms)
-    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+def number(given: str | float) -> str:
+    value = float(given)
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def bars(folder: Path) -> Figure | None:
@@ -144,10 +149,10 @@ def bars(folder: Path) -> Figure | None:
             error_kw={"lw": 1},
             height=0.7,
         )
-        axis.set_yticks(range(len(rows)), [f"{NAMES[r['side']].strip('*')} {r['precision']}" for r in rows])
+        axis.set_yticks(range(len(rows)), [f"{NAMES[r['side']]} {r['precision']}".translate(PLAIN) for r in rows])
         for y, (row, top) in enumerate(zip(rows, speeds + np.maximum(0, spread[1]), strict=True)):
             ups = speed_up(rows, row).items() if row["side"] not in PEERS else ()
-            axis.text(top, y, "   ".join([f" {speeds[y]:.2f}", *(f"{up:.2f} × {other}" for other, up in ups)]), va="center")
+            axis.text(top, y, "   ".join([f" {number(speeds[y])}", *(f"{up:.2f} × {other}" for other, up in ups)]), va="center")
         axis.set(xlabel="clips/s; × what it took turns with", xlim=(0, 2.1 * (speeds + np.maximum(0, spread[1])).max()))
         axis.set_title(f"pre-training step, batch {rows[0]['batch']}, {device}", loc="left", fontsize="medium")
     return figure

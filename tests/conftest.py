@@ -32,7 +32,6 @@ NEEDED = {
     "test_docs.py": (*DATA_PATH, "matplotlib", "pyarrow"),
     "test_packaging.py": DATA_PATH,
     "training/test_faults.py": DATA_PATH,
-    "training/test_parallel.py": DATA_PATH,
     "training/test_resume.py": DATA_PATH,
     "training/test_runlog.py": DATA_PATH,
     "training/test_training.py": DATA_PATH,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from zlib import crc32
 
 import torch.distributed as dist
@@ -18,7 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from avfmae.checkpoints.state import STATE_JSON, TrainingState, cannot_be_written, publish
+from avfmae.checkpoints.state import STATE_JSON, TrainingState, cannot_be_written, load_checkpoint, publish
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -36,8 +36,8 @@ class Writer:
         self.folder, self.pending = folder, None
         self.rank, self.world = rank_and_world()
         self.is_main = self.rank == 0
-        # of its own, since training talks meanwhile
-        self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo")) if self.world > 1 else None
+        # of its own, since training talks meanwhile; torch's types have a number there for those who are no members
+        self.group: Any = dist.new_group(backend="gloo") if self.world > 1 else None
         self.waits = ThreadPoolExecutor(1)
 
     def save(self, model: nn.Module, optimiser: Any, state: TrainingState, averaged: Sequence[Tensor]) -> None:
@@ -88,7 +88,7 @@ def tensors(model: nn.Module, optimiser: Any, averaged: Sequence[Tensor]) -> dic
     """All that is saved, by name: weights, moments (made where there are none) and averages. Moments are float32.
 
     Args:
-        optimiser: an :class:`avfmae.training.optim.AdamW`.
+        optimiser: an ``avfmae.training.optim.AdamW``.
     """
     found = {f"model.{name}": tensor.detach() for name, tensor in model.state_dict().items()}
     names = [name for group in optimiser.param_groups for name in group["names"]]
@@ -103,7 +103,9 @@ def tensors(model: nn.Module, optimiser: Any, averaged: Sequence[Tensor]) -> dic
 def load(
     path: Path, model: nn.Module, optimiser: Any, averaged: Sequence[Tensor], accept: Callable[[dict], None]
 ) -> TrainingState:
-    """As :func:`avfmae.checkpoints.state.load_checkpoint`; every process reads what it holds."""
+    """As :func:`avfmae.checkpoints.state.load_checkpoint`, of checkpoints of both kinds; every process reads what it holds."""
+    if not (path / STATE_JSON).exists():
+        return load_checkpoint(path, model, optimiser, averaged, accept)
     try:
         told = json.loads((path / STATE_JSON).read_text())
         saved = TrainingState(**told["state"])

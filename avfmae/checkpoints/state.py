@@ -84,10 +84,6 @@ def load_checkpoint(
 
     ValueError: a file is unreadable or does not fit the model.
     """
-    if (path / STATE_JSON).exists():
-        from avfmae.checkpoints import distributed
-
-        return distributed.load(path, model, optimiser, averaged, accept)
     if any(hasattr(p, "full_tensor") for p in model.parameters()):
         raise ValueError(f"{path}: was written by one process, expected one of several with parallel='fsdp'; go on with 'ddp'")
     content = read_weights(path / STATE)

@@ -1,7 +1,7 @@
 """How the processes of a run share its model: one place that knows, on PyTorch's own engines.
 
 ``"ddp"``: each process has all weights (DistributedDataParallel), and gradients are averaged while backward goes on.
-``"fsdp"``: each process has a part of every weight, gradient and moment (FSDP2); a block's are gathered where it computes.
+``"fsdp"``: each process has a part of every weight, gradient and moment (FSDP2); a block's weights are gathered for its work.
 """
 
 import copy
@@ -156,3 +156,20 @@ def share(model: nn.Module, how: Parallel, dtype: torch.dtype) -> Replicated | S
         dtype: that matrix products are computed in.
     """
     return Sharded(model, dtype) if how == "fsdp" and world_size() > 1 else Replicated(model)
+
+
+def connect(step: Any, batch: "Batch") -> None:
+    """Puts a training step's loss over the processes, on the stream that steps run on.
+
+    The first backward pass orders the buckets in which gradients are added up. A run that continues must add up as the unbroken
+    one does, so the first is one that changes nothing.
+    """
+    with step.params.in_use():
+        step.over_processes = step.shared.over(step.compute)
+    if step.shared.rehearses:
+        statistics = [b.clone() for b in step.batch_statistics]
+        with torch.random.fork_rng([step.device] if step.device.type == "cuda" else []), step.params.in_use():
+            step.forward_loss(batch)[0].backward()
+        step.params.drop_grads()
+        for buffer, before in zip(step.batch_statistics, statistics, strict=True):
+            buffer.copy_(before)

@@ -15,7 +15,7 @@ from avfmae.data.batch import Batch
 from avfmae.losses import world_size
 from avfmae.training.config import OptimConfig
 from avfmae.training.optim import build_optimizer, learning_rate
-from avfmae.training.parallel import Parallel, local, share
+from avfmae.training.parallel import Parallel, connect, local, share
 from avfmae.training.precision import ComputeParams, compute_dtype
 
 # Gives a batch's loss and the parts of it that are logged. Its first argument computes what the model computes.
@@ -109,7 +109,7 @@ class TrainingStep:
         """Leaves the gradients of the mean over micro-batches and processes; returns the same mean of what is logged."""
         totals: dict[str, Tensor] = {}
         if self.over_processes is None:
-            self.connect(batches[0])
+            connect(self, batches[0])
         for k, batch in enumerate(batches):
             with self.params.in_use(), self.shared.sends(self.over_processes, k + 1 == len(batches)):
                 loss, values = self.forward_loss(batch)
@@ -121,20 +121,6 @@ class TrainingStep:
             dist.all_reduce(shared)
             totals = dict(zip(totals, shared.unbind(), strict=True))
         return totals
-
-    def connect(self, batch: Batch) -> None:
-        """Puts the loss over the processes, on the stream that steps run on."""
-        with self.params.in_use():
-            self.over_processes = self.shared.over(self.compute)
-        if self.shared.rehearses:
-            # The first backward pass orders the buckets in which gradients are added up. A run that continues must add up as the
-            # unbroken one does, so the first is one that changes nothing.
-            statistics = [b.clone() for b in self.batch_statistics]
-            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []), self.params.in_use():
-                self.forward_loss(batch)[0].backward()
-            self.params.drop_grads()
-            for buffer, before in zip(self.batch_statistics, statistics, strict=True):
-                buffer.copy_(before)
 
     @torch.no_grad()
     def finish(self, grad_norm: Tensor, skip: Tensor, statistics: list[Tensor]) -> dict[str, Tensor]:

@@ -15,9 +15,8 @@ from rich.text import Text
 from torch import nn
 
 from avfmae import engines
-from avfmae.checkpoints import save_weights
-from avfmae.checkpoints.distributed import Writer
-from avfmae.checkpoints.state import TrainingState, checkpoints, load_checkpoint, save_checkpoint
+from avfmae.checkpoints import distributed, save_weights
+from avfmae.checkpoints.state import TrainingState, checkpoints, save_checkpoint
 from avfmae.console import console
 from avfmae.data.batch import Bad, Batch
 from avfmae.data.clip import Clip
@@ -80,7 +79,7 @@ class Trainer:
         )
         self.state = TrainingState(fingerprint=dist.gather(found)[0])
         # Several processes, and whoever may become several, write distributed checkpoints.
-        self.writer = Writer(self.out / "checkpoints") if dist.world > 1 or run.parallel == "fsdp" else None
+        self.writer = distributed.Writer(self.out / "checkpoints") if dist.world > 1 or run.parallel == "fsdp" else None
         self.resume()
         self.execute = engines.build(run.engine, self.step)
         resumed = self.state.step > 0
@@ -92,7 +91,7 @@ class Trainer:
         for path in reversed(checkpoints(self.out / "checkpoints")):
             try:
                 accept = partial(check_same, path, now=mine, anyway=self.run.resume_anyway)
-                self.state = load_checkpoint(path, self.model, self.step.optimizer, self.step.averaged, accept)
+                self.state = distributed.load(path, self.model, self.step.optimizer, self.step.averaged, accept)
                 break
             except OtherRun:
                 raise
@@ -211,7 +210,7 @@ class Trainer:
 
 
 class _Interrupt:
-    """Turns SIGTERM, SIGUSR1 and Ctrl-C into a flag, so that a run ends with a checkpoint between two steps; a second kills."""
+    """Turns SIGTERM, SIGUSR1 and Ctrl-C into a flag, so that a run ends between steps with a checkpoint; a second kills."""
 
     def __enter__(self) -> "_Interrupt":
         self.received, self.previous = False, {}

@@ -29,7 +29,7 @@ def print_groups(report: dict[str, Any], select: str) -> None:
     metrics = _first(groups, select)
     table = Table(title=Text(printable(title(report))), title_justify="left")
     for name in (report["column"], "clips", "people", "cannot be read", "no face", *metrics):
-        table.add_column(Text(printable(name)))
+        table.add_column(Text(printable(name)), no_wrap=name == report["column"])
     for group in groups:
         cells = [f"{group['metrics'][m]:.4f}" for m in metrics]
         low, high = group["interval"][select]

@@ -19,7 +19,7 @@ def column_sum(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     Floor: bytes. It reads the matrix once. PyTorch's reduction of a tall bfloat16 matrix reaches a third of an H200's bandwidth.
 
     Args:
-        x: (rows, C) float32, bfloat16 or float16. Columns lie side by side, rows anywhere.
+        x: (rows, C) float32, bfloat16 or float16. Rows may lie anywhere.
         dtype: of the sums: float32, bfloat16 or float16.
 
     Returns:
@@ -27,7 +27,9 @@ def column_sum(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """
     if x.ndim != 2:
         raise ValueError(f"x: got {tuple(x.shape)}, expected (rows, C)")
+    if x.stride(1) != 1:  # gradients of sums come expanded
+        x = x.contiguous()
     check_floats(x=x)
     if dtype not in FLOATS:
         raise ValueError(f"dtype: got {dtype}, expected torch.float32, torch.bfloat16 or torch.float16")
-    return call("column_sum", x.device, x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous(), dtype)
+    return call("column_sum", x.device, x, dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 from avfmae_kernels import dispatch, matmul
 from avfmae_kernels.add_layer_norm import add_layer_norm, check, core
 from avfmae_kernels.add_layer_norm.core import undefined_stay_none
-from avfmae_kernels.arguments import TILE
+from avfmae_kernels.arguments import FLOATS, TILE
 from avfmae_kernels.column_sum import column_sum
 from avfmae_kernels.cross_attention import cross_attention, cross_attention_backward
 from avfmae_kernels.device import kind
@@ -73,7 +73,8 @@ def cross_attention_linear(q: Tensor, kv: Tensor, num_heads: int, weight: Tensor
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear(x, weight, bias)`` of something that must be kept: (..., I) -> (..., O)."""
     dtype = compute_dtype(weight)
-    if dispatch.uses_reference() or not (kind(x.device) == "cuda" or matmul.has_faster(x, dtype)):
+    ours = matmul.has_faster(x, dtype) or (kind(x.device) == "cuda" and dtype in FLOATS)
+    if dispatch.uses_reference() or not ours:
         return F.linear(x, weight, bias)
     return _Linear.apply(dtype, x, weight, bias)
 

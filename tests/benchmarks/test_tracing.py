@@ -18,7 +18,7 @@ from avfmae_benchmarks.tracing import trace, traced
 
 # What a step of these may take at most: launches, GB and TFLOP with the update, and launches of norm and update alone. A change
 # that adds a pass over memory fails here; one that removes passes lowers the numbers.
-BUDGETS = {("pretrain", "base", 256): (3410, 159, 20.5, 120), ("finetune", "base", 32): (2860, 62, 7.7, 110)}
+BUDGETS = {("pretrain", "base", 256): (3425, 160, 20.5, 126), ("finetune", "base", 32): (2870, 63, 7.7, 114)}
 
 
 @pytest.mark.slow
@@ -32,13 +32,13 @@ def test_a_step_stays_within_its_budget(stage, size, batch):
 
 @pytest.mark.slow
 def test_operations_are_those_of_the_products_that_run():
-    """Against torch's own counter in a real step of plain PyTorch, which knows no attention of ours."""
+    """Against torch's own counter in a real step of plain PyTorch, which keeps what long attention computes twice."""
     cfg = sides.config("ours", "pretrain", "tiny")
     model, batch = avfmae.AVFMAEForPretraining(cfg), sides.host_batch(cfg, "pretrain", 2)
     with K.use("reference"), FlopCounterMode(display=False) as counter:
         pretraining_loss(model, batch)[0].backward()
     t = traced("reference", "pretrain", cfg, 2, "float32")
-    assert sum(c.flop for c in t.calls if c.group != "long attention") == pytest.approx(counter.get_total_flops(), rel=0.02)
+    assert t.flop == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
 def test_bytes_of_a_product_a_broadcast_sum_and_a_view():

@@ -35,6 +35,12 @@ def test_no_rows_give_zero(implementation, device):
     assert torch.equal(summed(implementation, torch.zeros(0, 5, device=device)).cpu(), torch.zeros(5))
 
 
+@each_kernel
+def test_an_expanded_gradient_is_summed(implementation, device):
+    require("column_sum", implementation, device)
+    assert torch.equal(summed(implementation, torch.ones((), device=device).expand(7, 3)).cpu(), torch.full((3,), 7.0))
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match=r"x: got \(3,\), expected \(rows, C\)"):
         K.column_sum(torch.zeros(3))

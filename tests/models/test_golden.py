@@ -17,7 +17,7 @@ FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 PLACES = [  # implementation, device and dtype; every number must hold in each
     *(pytest.param((name, "cpu", FLOAT32), id=name) for name in ("auto", "cpp", "reference")),
     pytest.param(("auto", "cpu", BFLOAT16), id="bfloat16"),
-    *(pytest.param((name, "cuda", FLOAT32), id=f"{name}-gpu", marks=GPU) for name in ("auto", "triton", "reference")),
+    *(pytest.param((name, "cuda", FLOAT32), id=f"{name}-gpu", marks=GPU) for name in ("auto", "reference")),
     pytest.param(("auto", "cuda", BFLOAT16), id="bfloat16-gpu", marks=GPU),
 ]
 

@@ -14,9 +14,10 @@ import avfmae_kernels as K
 from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.losses import info_nce
 from avfmae.masking import region_of
-from avfmae.models.attention import CrossAttention, SelfAttention, drop_path
+from avfmae.models.attention import CrossAttention, SelfAttention, drop_path, layer_norm
 from avfmae.models.iavcl import EvolutionaryRefinement
 from avfmae.models.lgi import LGIBlock
+from avfmae_kernels.device import as_on_gpu
 
 pytestmark = pytest.mark.isa
 
@@ -349,3 +350,17 @@ def test_wrong_masks_are_named(masks, words):
     with pytest.raises(ValueError) as caught:
         avfmae.DualMask.from_bool(*masks)
     assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("last", [None, 7])
+def test_long_attention_goes_another_way_on_a_gpu_to_the_same_answer(last):
+    """A region's 101 tokens are torch's there; a CPU that stands in for a GPU computes them."""
+    torch.manual_seed(0)
+    attention, norm = SelfAttention(64, 2), layer_norm(64)
+    x = torch.randn(2, 101, 64) if last else torch.randn(2, 3, 101, 64)
+    with K.use("reference"), torch.no_grad():
+        ours = attention(x, None, norm, last)
+        with as_on_gpu(90):
+            theirs = attention(x, None, norm, last)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

@@ -1,7 +1,6 @@
-"""Steps of the tiny model on a batch that torchrun's processes share, written to a file: their values, gradients and weights.
+"""Two steps of the tiny model on a batch that torchrun's processes share: losses, weights and gradients, written to a file.
 
-Arguments: the file, and for each run ``ddp`` or ``fsdp``, the precision, how many micro-batches, and what is recomputed, as
-``ddp,float32,1,none``.
+Arguments: the file, ``ddp`` or ``fsdp``, the precision, how many micro-batches, and what is recomputed.
 """
 
 import sys
@@ -16,7 +15,7 @@ from avfmae.training.config import OptimConfig
 from avfmae.training.dist import processes
 from avfmae.training.step import TrainingStep
 
-CLIPS, STEPS = 8, 3
+CLIPS = 8
 
 
 def clips(cfg, start, stop):
@@ -28,31 +27,31 @@ def clips(cfg, start, stop):
     return Batch(video[start:stop], audio[start:stop], None, masks, list(range(start, stop)))
 
 
-def run(at, parallel, precision, micro_batches, recompute):
-    torch.manual_seed(0)
-    # masks of the released kind score unequal numbers of tokens
-    cfg = avfmae.ModelConfig.preset("tiny").replace(region_mode="released", recompute=recompute)
-    model, count = avfmae.AVFMAEForPretraining(cfg), int(micro_batches)
-    optim = OptimConfig(lr=1e-2, clip_grad=1.0, ema=0.9, layer_decay=0.9)
-    step = TrainingStep(model, pretraining_loss, optim, 100, 10, count, precision, parallel=parallel)
-    size = CLIPS // (at.world * count)
-    mine = [clips(cfg, k * size, (k + 1) * size) for k in range(at.rank * count, (at.rank + 1) * count)]
-    step.begin()
-    step.backward(mine)
-    grads = {n: step.params.of[p].grad for n, p in model.named_parameters()}
-    gradients = {n: getattr(g, "full_tensor", lambda g=g: g)().clone() for n, g in grads.items() if g is not None}
-    values = [{name: float(value) for name, value in step(mine).items()} for _ in range(STEPS)]
-    held = sum(getattr(p, "to_local", lambda p=p: p)().numel() for p in model.parameters())
-    states = [step.shared.whole(params).state_dict() for params in (None, step.averaged)]
-    weights, averaged = ({n: t.clone() for n, t in state.items()} for state in states)
-    found = {"gradients": gradients, "weights": weights, "averaged": averaged}
-    scored = [int(n) for batch in mine for n in batch.masks.audio.scored.sum(1)]
-    return found | {"values": values, "held": held, "scored": at.gather(scored)}
-
-
 if __name__ == "__main__":
-    path, *runs = sys.argv[1:]
+    path, parallel, precision, micro_batches, recompute = sys.argv[1:]
     with processes() as at:
-        found = {settings: run(at, *settings.split(",")) for settings in runs}
+        torch.manual_seed(0)
+        # masks of the released kind score unequal numbers of tokens
+        cfg = avfmae.ModelConfig.preset("tiny").replace(region_mode="released", recompute=recompute)
+        model, count = avfmae.AVFMAEForPretraining(cfg), int(micro_batches)
+        optim = OptimConfig(lr=1e-2, clip_grad=1.0, ema=0.9, layer_decay=0.9)
+        step = TrainingStep(model, pretraining_loss, optim, 100, 10, count, precision, parallel=parallel)
+        size = CLIPS // (at.world * count)
+        mine = [clips(cfg, k * size, (k + 1) * size) for k in range(at.rank * count, (at.rank + 1) * count)]
+        gradients, find = {}, step.params.drop_grads
+
+        def keep():
+            grads = {n: step.params.of[p].grad for n, p in model.named_parameters()}
+            got = {n: getattr(g, "full_tensor", lambda g=g: g)().float().clone() for n, g in grads.items() if g is not None}
+            gradients.update(got if not gradients else {})
+            find()
+
+        step.params.drop_grads = find
+        values = []
+        for number in range(3):
+            step.params.drop_grads = keep if number == 0 else find
+            values.append({name: float(value) for name, value in step(mine).items()})
+        whole = [step.shared.whole(p).state_dict() for p in (None, step.averaged)]
         if at.is_main:
-            torch.save(found, path)
+            weights, averaged = ({n: t.clone() for n, t in state.items()} for state in whole)
+            torch.save({"values": values, "gradients": gradients, "weights": weights, "averaged": averaged}, path)

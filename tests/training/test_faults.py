@@ -19,7 +19,7 @@
 | a list of bad clips that is rewritten | media/test_quarantine: test_a_bad_clip_adds_a_row_and_rewrites_none |
 | evaluation in one process | media/test_as_trained: test_two_processes_share_the_clips |
 | one clip a step | training/test_faults: test_batch_statistics_of_one_clip_are_refused |
-| initial weights and two processes | training/test_training: test_torchrun_trains_as_one_process_does |
+| initial weights and two processes | training/test_processes: test_torchrun_trains_as_one_process_does_which_goes_on_where_two_stopped |
 """  # noqa: E501
 
 import os
