@@ -21,7 +21,6 @@ from avfmae.stages.pretrain import pretrain
 from avfmae.training.config import OptimConfig
 from avfmae.training.runlog import read_log
 
-
 SCRIPT = Path(__file__).parents[2] / "train" / "pretrain.py"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
