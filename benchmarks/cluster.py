@@ -1,7 +1,8 @@
 """``avfmae bench trace --gpus 8 --nodes 32``: what a traced step becomes on several GPUs. A model, of which nothing was measured.
 
-Each link carries REACHED of its data sheet's rate, and a collective takes at least LATENCY. What is sent hides behind the work that
-it does not need: gathered weights behind the pass that computes meanwhile, gradients behind the backward pass. The rest adds up.
+Each link carries REACHED of its data sheet's rate, and a collective takes at least LATENCY; both are assumptions. What is sent
+hides behind work that does not wait for it: gathered weights behind the pass that computes meanwhile, gradients behind the
+backward pass.
 """
 
 import json
@@ -104,8 +105,8 @@ def cluster(run: TraceConfig) -> list[dict]:
             print(json.dumps(row))
         return rows
     shown = Table(
-        title=f"{run.stage} {run.model} ({sizes.all / 1e6:.0f} M parameters), {run.nodes} × {run.gpus} {chip.name}, {batch} clips "
-        f"each, {total} a step; a model, not measured",
+        title=f"{run.stage} {run.model} ({sizes.all / 1e6:.0f} M parameters), {run.nodes} × {run.gpus} {chip.name}, {batch} "
+        f"clips each, {total} a step; a model, not measured",
         caption=f"hours of {CLIPS:,} clips and {EPOCHS} epochs; published, on hardware that the paper does not name: "
         + ", ".join(f"{name} {hours} h" for name, hours in PUBLISHED.items()),
     )
