@@ -14,7 +14,7 @@ from rich.table import Table
 from torch import nn
 
 from avfmae.models.attention import DropsBranches
-from avfmae_benchmarks import measure, sides
+from avfmae_benchmarks import measure, sides, tracing
 from avfmae_benchmarks.gpus import CHIPS, Chip, step_seconds
 from avfmae_benchmarks.options import TraceConfig
 from avfmae_benchmarks.tracing import Trace, traced
@@ -78,13 +78,18 @@ def shared(t: Trace, sizes: Sizes, strategy: str, gpus: int, nodes: int, chip: C
     }  # fmt: skip
 
 
+def trace(run: TraceConfig) -> list[dict]:
+    """``avfmae bench trace``: of one GPU, or of several."""
+    return cluster(run) if run.gpus * run.nodes > 1 else tracing.trace(run)
+
+
 def cluster(run: TraceConfig) -> list[dict]:
     """Prints our step on ``gpus`` × ``nodes`` GPUs, by strategy, and the hours of the paper's pre-training. Returns the rows.
 
     Raises:
         ValueError: the GPU has no link whose rate is known.
     """
-    chip = CHIPS[run.gpu]
+    chip = tracing.chip_of(run)
     if not (chip.nvlink and chip.network):
         fit = ", ".join(c.name for c in CHIPS.values() if c.nvlink and c.network)
         raise ValueError(f"gpu: got {run.gpu!r} with {run.gpus} GPUs on {run.nodes} nodes, expected one with NVLink: {fit}")

@@ -209,15 +209,15 @@ class Autocast(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def trace(run: TraceConfig) -> list[dict]:
-    """Prints what each side's step asks of the GPU, and returns it as rows."""
+def chip_of(run: TraceConfig) -> Chip:
     if run.gpu not in CHIPS:
         raise ValueError(f"gpu: got {run.gpu!r}, expected one of {', '.join(CHIPS)}")
-    if run.gpus * run.nodes > 1:
-        from avfmae_benchmarks.cluster import cluster
+    return CHIPS[run.gpu]
 
-        return cluster(run)
-    chip = CHIPS[run.gpu]
+
+def trace(run: TraceConfig) -> list[dict]:
+    """Prints what each side's step asks of the GPU, and returns it as rows."""
+    chip = chip_of(run)
     names = run.sides or default_sides(run)
     batch = run.batch or {"pretrain": 256, "finetune": 32}[run.stage]
     traces = []
