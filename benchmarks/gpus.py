@@ -35,41 +35,10 @@ class Chip:
 CHIPS = {
     chip.name: chip
     for chip in (
+        Chip("H200", 90, 132, 989, 4.8, 55, 141, 450, 50, "NVIDIA H200 (SXM) and DGX H200 data sheets: NVLink 4, ConnectX-7"),
+        Chip("H100", 90, 132, 989, 3.35, 55, 80, 450, 50, "NVIDIA H100 (SXM) and DGX H100 data sheets: NVLink 4, ConnectX-7"),
         Chip(
-            "H200",
-            90,
-            132,
-            989,
-            4.8,
-            55,
-            141,
-            450,
-            50,
-            "NVIDIA H200 (SXM) and DGX H200 data sheets: NVLink 4, ConnectX-7 400 Gb/s a GPU",
-        ),
-        Chip(
-            "H100",
-            90,
-            132,
-            989,
-            3.35,
-            55,
-            80,
-            450,
-            50,
-            "NVIDIA H100 (SXM) and DGX H100 data sheets: NVLink 4, ConnectX-7 400 Gb/s a GPU",
-        ),
-        Chip(
-            "A100",
-            80,
-            108,
-            312,
-            2.04,
-            25,
-            80,
-            300,
-            25,
-            "NVIDIA A100 (SXM, 80 GB) and DGX A100 data sheets: NVLink 3, HDR 200 Gb/s a GPU",
+            "A100", 80, 108, 312, 2.04, 25, 80, 300, 25, "NVIDIA A100 (SXM, 80 GB), DGX A100 data sheets: NVLink 3, HDR 200 Gb/s"
         ),
         Chip("RTX 4090", 89, 128, 165, 1.01, 25, 24, 0, 0, "NVIDIA Ada architecture white paper, appendix A"),
     )
