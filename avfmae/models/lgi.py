@@ -55,7 +55,7 @@ class LGIBlock(DropsBranches):
         x, normalised = K.join_add_layer_norm(
             m, m_branch, t, self.mlp_norm.weight, self.mlp_norm.bias, self.mlp_norm.eps, m_branch.dtype
         )
-        return x, self.dropped(self.mlp.shrink(self.mlp.fc1(normalised)))
+        return x, self.dropped(self.mlp.of_normalised(normalised))
 
     def locals_only(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
         """Local tokens and their branch (B, R·(S-1), C) of a last block whose region tokens nobody reads: no stage IV."""
