@@ -96,7 +96,7 @@ class LGIBlock(DropsBranches):
         if not self.collects:
             return m, m_branch, t + branch
         t, kv = self.collect_attn.keys_and_values(t, branch, self.collect_context_norm)
-        _, q = self.collect_attn.queries(total, None, self.collect_norm)
+        total, q = self.collect_attn.queries(total, None, self.collect_norm)
         return total, self.dropped(self.collect_attn.attend(q, kv)), t  # IV
 
 
@@ -158,7 +158,8 @@ class LGIEncoder(Encoder):
         for i, block in enumerate(self.blocks[:-1]):
             x, branch = run(block, x, branch, recompute=self.recompute)
             if i in self.skip_blocks:
-                skips.append(add_norm(x[:, :, 1:], branch[:, :, 1:], self.norm)[1].flatten(1, 2))
+                x, branch = x + branch, None
+                skips.append(add_norm(x[:, :, 1:], None, self.norm)[1].flatten(1, 2))
         _, out = add_norm(*self.blocks[-1].locals_only(x, branch), self.norm)
         if len(self.blocks) - 1 in self.skip_blocks:
             skips.append(out)

@@ -38,15 +38,15 @@ def norm_linear(
         x: (..., C). residual: (..., C) or None. norm_weight, norm_bias: (C). weight: (O, C). bias: (O) or None.
 
     Returns:
-        The sum (..., C), ``x`` itself where nothing is added, and the linear layer's answer (..., O).
+        The sum (..., C), ``x`` where nothing is added, and the linear layer's answer (..., O). What goes on with the sum rather
+        than with ``x`` has its gradient added in the norm's own pass.
     """
     check(x, residual, norm_weight, norm_bias)
     implementation = dispatch.choose("add_layer_norm", x.device)
     if implementation == "reference":
         total, normalised = add_layer_norm(x, residual, norm_weight, norm_bias, eps, compute_dtype(weight))
         return total, F.linear(normalised, weight, bias)
-    *total, y = _NormLinear.apply(implementation, eps, x, residual, norm_weight, norm_bias, weight, bias)
-    return total[0] if total else x, y
+    return _NormLinear.apply(implementation, eps, x, residual, norm_weight, norm_bias, weight, bias)
 
 
 def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
@@ -162,12 +162,10 @@ class _NormLinear(torch.autograd.Function):
         ctx.dtype, ctx.weight, ctx.bias = dtype, weight.dtype, bias is not None
         ctx.save_for_backward(total, stats, norm_weight, norm_bias, operand)
         undefined_stay_none(ctx)
-        y = matmul.linear(normalised, operand, bias)
-        return (y,) if residual is None else (total, y)
+        return total, matmul.linear(normalised, operand, bias)
 
     @staticmethod
-    def backward(ctx, *grads):
-        grad_total, grad = (None, *grads)[-2:]
+    def backward(ctx, grad_total, grad):
         *saved, weight = ctx.saved_tensors
         total = saved[0]
         if grad is None:  # the linear layer's answer was not used
