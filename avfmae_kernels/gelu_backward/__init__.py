@@ -1,4 +1,4 @@
-"""The gradient of the exact GELU, its sums, and the recomputed output, in one pass. (Forward is torch's own, one pass already.)"""
+"""The exact GELU's gradient, its sums, and the recomputed output, in one pass. (Forward is one pass already, torch's own.)"""
 
 import torch
 from torch import Tensor
