@@ -159,7 +159,7 @@ def test_a_rank_is_killed_and_the_run_goes_on_by_itself(parallel, drawn, tmp_pat
     children = Path(f"/proc/{group.pid}/task/{group.pid}/children").read_text().split()
     (rank,) = [c for c in children if "RANK=1" in Path(f"/proc/{c}/environ").read_text().split("\0")]
     os.kill(int(rank), signal.SIGKILL)
-    said = group.communicate(timeout=300)[1]
+    said = group.communicate(timeout=600)[1]
     assert group.returncode == 0 and "exitcode: -9" in said, said[-3000:]
     run(*command(drawn, whole, *more), processes=2)
     assert len(losses(whole)) == 8 and losses(killed) == losses(whole)
