@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from avfmae.data.clip import Clip
+from avfmae.data.sources.frames import FrameFolder
 from avfmae.recipes import recipe_folder
 from avfmae.stages.leaks import leaks, refuse_leaks
 from avfmae.stages.psi import LabelMap, balance, merge
@@ -66,6 +67,16 @@ def test_folders_of_frames_are_known_by_their_contents(tmp_path):
             Image.new("RGB", (8, 8), colour).save(tmp_path / name / f"{i}.png")
     held, *others = (Clip(i, str(tmp_path / name)) for i, name in enumerate(("held", "copy", "other")))
     assert list(leaks(others, [held])) == [1] and leaks(others, [held], contents=False) == {}
+
+
+def test_folders_of_other_sizes_are_not_read(tmp_path, monkeypatch):
+    """As many images, of fewer bytes: a set has thousands of such folders, and each has many images."""
+    for name, size in (("held", 8), ("other", 64)):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (size, size)).save(tmp_path / name / "1.png")
+    monkeypatch.setattr(FrameFolder, "digest", lambda self: pytest.fail(f"{self.path} is read"))
+    held, other = (Clip(i, str(tmp_path / name)) for i, name in enumerate(("held", "other")))
+    assert leaks([other], [held]) == {}
 
 
 @pytest.mark.parametrize(("file", "classes"), [("label_map.toml", 13), ("label_map_micro.toml", 3)])
