@@ -98,7 +98,13 @@ def weights_file(path: str | Path, **options: Any) -> Path:
     local = Path(path)
     if not local.exists() and len(local.parts) == 2 and not local.suffix and not local.is_absolute():
         hub = need("huggingface_hub", "hub", f"{path}, which is no file here,")
-        local = Path(hub.snapshot_download(str(path), **options))
+        try:
+            local = Path(hub.snapshot_download(str(path), **options))
+        except Exception as error:  # its own, and those of the libraries below it
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise FileNotFoundError(
+                f"{path}: is no file here, and cannot be had from Hugging Face's hub ({said[:300]})"
+            ) from error
     if local.is_dir():
         local = next((local / name for name in NAMES if (local / name).is_file()), local / NAMES[0])
     if not local.is_file():

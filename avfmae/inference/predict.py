@@ -4,7 +4,6 @@ import ctypes
 import json
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from avfmae.checkpoints import weights_file
 from avfmae.console import console
 from avfmae.data.clip import Clip
 from avfmae.data.sources import MediaError, open_clip
-from avfmae.files import atomic_write, printable, write_rows
+from avfmae.files import atomic_write, check_writable, printable, unique_names, write_rows
 from avfmae.inference.predictor import Prediction, Predictor
 from avfmae.options import EvaluateConfig, PredictConfig
 
@@ -37,11 +36,13 @@ def predict(run: PredictConfig) -> list[Prediction]:
     Raises:
         ValueError: none can be read.
     """
+    if run.out is not None:
+        check_writable(run.out, is_folder=True)
     if run.whole:
         from avfmae.inference.evaluate import evaluate
 
         out = run.out and run.out / "predictions.csv"
-        evaluate(EvaluateConfig(weights_file(run.model), run.videos, out, missing_audio="silence"))
+        evaluate(EvaluateConfig(weights_file(run.model), run.videos, out, missing_audio="silence", yunet=run.yunet))
         return []
     names = ("detector", "margin", "every", "faces", "step", "batch")
     given: dict[str, Any] = {name: value for name in names if (value := getattr(run, name)) is not None}
@@ -52,7 +53,7 @@ def predict(run: PredictConfig) -> list[Prediction]:
         return [watch(predictor, run.camera, run.out)]
     results: list[Prediction] = []
     try:
-        for video, folder in zip(run.videos, folders(run.videos), strict=True):
+        for video, folder in zip(run.videos, unique_names(run.videos), strict=True):
             try:
                 results.append(predict_one(predictor, video, run.out and run.out / folder, run.annotate))
             except (MediaError, OSError) as error:
@@ -66,15 +67,6 @@ def predict(run: PredictConfig) -> list[Prediction]:
     if not results:
         raise ValueError(f"none of the {len(run.videos)} videos can be predicted")
     return results
-
-
-def folders(videos: Sequence[Path]) -> list[str]:
-    """A folder's name for each video: the file's, with a number where several have the same."""
-    names, met = [printable(video.name) for video in videos], Counter()
-    for place, name in enumerate(names):
-        met[name] += 1
-        names[place] = name if met[name] == 1 else f"{name} ({met[name]})"
-    return names
 
 
 def give_frames_back() -> None:

@@ -113,11 +113,11 @@ class Predictor:
     ):  # fmt: skip
         if faces not in ("main", "all"):
             raise ValueError(f"faces: got {faces!r}, expected 'main' or 'all'")
-        if step is not None and step <= 0:
+        if step is not None and not 0 < step < np.inf:
             raise ValueError(f"step: got {step}, expected seconds above 0")
-        for name, value in (("every", every), ("batch", batch)):
-            if value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
+        for name, value, least in (("every", every, 1), ("batch", batch, 1), ("margin", margin or 0, 0)):
+            if not least <= value < np.inf:
+                raise ValueError(f"{name}: got {value}, expected at least {least}")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.task, self.data = model.eval().to(self.device), task, data
         self.aligned, self.size, self.margin, self.follow = aligned, size, data.face_margin if margin is None else margin, follow
