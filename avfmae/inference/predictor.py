@@ -155,9 +155,9 @@ class Predictor:
         """Writes a folder that :meth:`from_pretrained` reads: ``config.json``, ``model.safetensors`` and a model card."""
         return save_pretrained(self.model, folder, **self.about)
 
-    def push_to_hub(self, name: str, private: bool = False, **options: Any) -> None:
-        """Uploads such a folder to Hugging Face's hub as ``owner/name`` (``pip install 'avfmae[hub]'``)."""
-        push_to_hub(self.model, name, private, self.about, **options)
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads such a folder to Hugging Face's hub as ``owner/name``; see the models' method."""
+        return push_to_hub(self.model, repo_id, self.about, **options)
 
     def __call__(self, video: str | Path) -> Prediction:
         """Predicts a whole video.
