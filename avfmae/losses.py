@@ -4,8 +4,6 @@ Shapes: B batch, N tokens, P numbers a patch. Under torch.distributed every mean
 a process returns its share scaled so that the processes' average is the whole batch's loss.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -47,17 +45,17 @@ def reconstruction_loss(
 
 
 class Gathered:
-    """Tensors (B, C) of all processes, on their way: the first that is asked for waits, and other work goes on meanwhile."""
+    """Features (K, B, C) of all processes, on their way; other work goes on meanwhile."""
 
-    def __init__(self, tensors: Sequence[Tensor]):
+    def __init__(self, features: Tensor):
         self.work: list = []
-        self.everything = _Gather.apply(torch.stack(list(tensors), dim=1), self.work)
+        self.everything = _Gather.apply(features.transpose(0, 1).contiguous(), self.work)
 
-    def __getitem__(self, k: int) -> Tensor:
-        """The k-th tensor of every process, in order of rank: (processes' B, C)."""
+    def arrived(self) -> Tensor:
+        """(K, processes' B, C), in order of rank."""
         while self.work:
             self.work.pop().wait()
-        return self.everything[:, k]
+        return self.everything.transpose(0, 1)
 
 
 class _Gather(torch.autograd.Function):
@@ -77,10 +75,10 @@ class _Gather(torch.autograd.Function):
 def info_nce(
     video: Tensor, audio: Tensor, temperature: float, negatives: int | None = None, everyone: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Symmetric InfoNCE between the modalities' clip features (eq. 1's contrastive term, one level).
+    """Symmetric InfoNCE between the modalities' clip features (eq. 1's contrastive term), of one level or of several at once.
 
     Args:
-        video, audio: (B, C) float32, of length 1.
+        video, audio: (..., B, C) float32, of length 1; what comes first counts levels.
         temperature: τ.
         negatives: contrast with this many other clips (the following ones, cyclically) instead of with all, so that
             the objective is the same for any batch and number of processes.
@@ -88,16 +86,20 @@ def info_nce(
             it contrasts its own clips only.
 
     Returns:
-        The loss, and the logits v·aᵀ/τ: (B, B), or (B, all processes' B).
+        The loss, added up over levels, and the logits v·aᵀ/τ: (..., B, B), or (..., B, all processes' B).
     """
     all_video, all_audio = everyone or (video, audio)
-    first = dist.get_rank() * len(video) if everyone else 0
-    by_video, by_audio = video @ all_audio.T / temperature, audio @ all_video.T / temperature
-    labels = torch.arange(first, first + len(video), device=video.device)
+    count, total = video.shape[-2], all_video.shape[-2]
+    first = dist.get_rank() * count if everyone else 0
+    by_video, by_audio = video @ all_audio.mT / temperature, audio @ all_video.mT / temperature
+    labels = torch.arange(first, first + count, device=video.device)
     compared = [by_video, by_audio]
     if negatives is not None:
-        if negatives >= len(all_video):
-            raise ValueError(f"negatives: {negatives} other clips were asked for, but the batch has {len(all_video) - 1}")
-        others = (labels[:, None] + torch.arange(negatives + 1, device=labels.device)) % len(all_video)  # itself first
-        compared, labels = [logits.gather(1, others) for logits in compared], torch.zeros_like(labels)
-    return (F.cross_entropy(compared[0], labels) + F.cross_entropy(compared[1], labels)) / 2, by_video
+        if negatives >= total:
+            raise ValueError(f"negatives: {negatives} other clips were asked for, but the batch has {total - 1}")
+        others = (labels[:, None] + torch.arange(negatives + 1, device=labels.device)) % total  # itself first
+        compared = [logits.gather(-1, others.expand(*logits.shape[:-1], -1)) for logits in compared]
+        labels = torch.zeros_like(labels)
+    labels = labels.expand(video.shape[:-1]).flatten()
+    losses = [F.cross_entropy(logits.flatten(0, -2), labels, reduction="sum") for logits in compared]
+    return (losses[0] + losses[1]) / (2 * count), by_video

@@ -15,10 +15,11 @@ from avfmae_kernels.dispatch import chosen, explain, use, uses_reference
 from avfmae_kernels.gated_sum import gated_sum
 from avfmae_kernels.gather_patches import gather_patches
 from avfmae_kernels.linear import (
+    compute_dtype,
     cross_attention_linear,
-    gelu_linear,
     gradients_taken,
     linear,
+    mlp,
     norm_linear,
     region_attention_linear,
 )  # fmt: skip
@@ -28,9 +29,9 @@ from avfmae_kernels.region_attention import region_attention
 from avfmae_kernels.sample_masks import choose_tokens, random_bits
 
 __all__ = [
-    "adamw", "add_layer_norm", "assemble_tokens", "choose_tokens", "chosen", "column_sum", "crop_clips", "cross_attention",
-    "cross_attention_linear", "explain", "fits_a_tile", "from_compact_moments", "gated_sum", "gather_patches",
-    "gelu_linear", "gradient_norm", "gradients_taken", "join_add_layer_norm", "linear", "masked_patch_loss",
-    "matmul_adamw", "matmul_bf16", "norm_linear", "random_bits", "region_attention", "region_attention_linear",
+    "adamw", "add_layer_norm", "assemble_tokens", "choose_tokens", "chosen", "column_sum", "compute_dtype", "crop_clips",
+    "cross_attention", "cross_attention_linear", "explain", "fits_a_tile", "from_compact_moments", "gated_sum", "gather_patches",
+    "gradient_norm", "gradients_taken", "join_add_layer_norm", "linear", "masked_patch_loss",
+    "matmul_adamw", "matmul_bf16", "mlp", "norm_linear", "random_bits", "region_attention", "region_attention_linear",
     "split_add_layer_norm", "to_compact_moments", "use", "uses_reference",
 ]  # fmt: skip

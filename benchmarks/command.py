@@ -42,7 +42,7 @@ SUBJECTS = {
     "loader": ("LoaderConfig", "loader:bench_loader"),
     "faces": ("FacesConfig", "faces:bench_faces"),
     "manifest": ("ManifestConfig", "manifest:manifest"),
-    "trace": ("TraceConfig", "tracing:trace"),
+    "trace": ("TraceConfig", "cluster:trace"),
     "scaling": ("ScalingConfig", "scaling:scaling"),
     "plot": ("PlotConfig", "plots:plot"),
 }

@@ -17,6 +17,7 @@ class Chip:
 
     Attributes:
         tflops: bfloat16 with float32 sums, dense, 1e12/s. bandwidth: of its memory, TB/s. host: from the host's memory, GB/s.
+        memory: GB. nvlink: to the other GPUs of a node, one way, GB/s. network: of a GPU's own adapter, one way, GB/s. 0: none.
     """
 
     name: str
@@ -25,16 +26,21 @@ class Chip:
     tflops: float
     bandwidth: float
     host: float
+    memory: float
+    nvlink: float
+    network: float
     source: str
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("H200", 90, 132, 989, 4.8, 55, "NVIDIA H200 data sheet (SXM)"),
-        Chip("H100", 90, 132, 989, 3.35, 55, "NVIDIA H100 data sheet (SXM)"),
-        Chip("A100", 80, 108, 312, 2.04, 25, "NVIDIA A100 data sheet (SXM, 80 GB)"),
-        Chip("RTX 4090", 89, 128, 165, 1.01, 25, "NVIDIA Ada architecture white paper, appendix A"),
+        Chip("H200", 90, 132, 989, 4.8, 55, 141, 450, 50, "NVIDIA H200 (SXM) and DGX H200 data sheets: NVLink 4, ConnectX-7"),
+        Chip("H100", 90, 132, 989, 3.35, 55, 80, 450, 50, "NVIDIA H100 (SXM) and DGX H100 data sheets: NVLink 4, ConnectX-7"),
+        Chip(
+            "A100", 80, 108, 312, 2.04, 25, 80, 300, 25, "NVIDIA A100 (SXM, 80 GB), DGX A100 data sheets: NVLink 3, HDR 200 Gb/s"
+        ),
+        Chip("RTX 4090", 89, 128, 165, 1.01, 25, 24, 0, 0, "NVIDIA Ada architecture white paper, appendix A"),
     )
 }
 REACHED_PRODUCTS, REACHED_BYTES = 0.8, 0.9  # of the data sheet's numbers by the best kernels there are

@@ -10,7 +10,7 @@ from avfmae_benchmarks import results
 Stage = Literal["pretrain", "finetune"]
 Size = Literal["tiny", "base", "large", "huge"]
 Model = Literal[
-    "tiny", "base", "large", "huge", "hicmae_base", "mae_dfer", "svfap",
+    "tiny", "base", "large", "huge", "giant", "hicmae_base", "mae_dfer", "svfap",
     "ablation_lgi3", "ablation_lgi4", "ablation_dier", "ablation_hafe",
 ]  # fmt: skip
 SideName = Literal[
@@ -176,6 +176,8 @@ class TraceConfig:
         batch: clips a step; 0: 256, in fine-tuning 32.
         precision: of our sides; peers go in what each was made for.
         gpu: whose data sheet the model takes: H200, H100, A100 or RTX 4090.
+        gpus: in a node. nodes: with gpus, of ours alone: communication, memory a GPU and hours of the paper's pre-training, by
+            strategy, from the links' data sheets; ``batch`` is a GPU's.
         lines: how many source lines to show of each side.
         json: print one line a side for programs, and nothing else.
     """
@@ -186,6 +188,8 @@ class TraceConfig:
     batch: int = 0
     precision: Literal["bf16", "float32"] = "bf16"
     gpu: str = "H200"
+    gpus: int = 1
+    nodes: int = 1
     lines: int = 0
     json: bool = False
 

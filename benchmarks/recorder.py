@@ -68,19 +68,21 @@ class Recorder(TorchDispatchMode):
     """Inside it every launch is appended to ``launches``. Enter a ``FakeTensorMode`` before.
 
     Attributes:
-        peak: most bytes of what was made inside and was there at once.
+        peak: most bytes of what was there at once beside ``resident``.
 
     Args:
         true: by a mask (bool), how many of its places are True: a boolean index has as many rows, which tensors without memory
             do not know.
+        resident: what is there all the time.
     """
 
-    def __init__(self, true: Sequence[tuple[Tensor, int]] = ()):
+    def __init__(self, true: Sequence[tuple[Tensor, int]] = (), resident: Sequence[Tensor] = ()):
         super().__init__()
         self.launches: list[Launch] = []
         self.lines: dict[int, str] = {}  # by autograd's sequence number
         self.storages: dict[int, tuple[int, StorageWeakRef, int]] = {}  # by address: a number, the storage, its bytes
         self.named, self.peak = 0, 0
+        self.resident = {t.untyped_storage()._cdata: t for t in resident}
         self.true = {self.number(mask): count for mask, count in true}
         self.masks = [mask for mask, _ in true]  # held, so that their numbers stay theirs
 
@@ -133,7 +135,8 @@ class Recorder(TorchDispatchMode):
         known = self.storages.get(storage._cdata)
         if known is None or known[1].expired():
             self.named += 1
-            known = self.storages[storage._cdata] = self.named, StorageWeakRef(storage), storage.nbytes()
+            size = 0 if storage._cdata in self.resident else storage.nbytes()
+            known = self.storages[storage._cdata] = self.named, StorageWeakRef(storage), size
         return known[0]
 
     def count_memory(self) -> None:

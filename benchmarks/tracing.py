@@ -31,13 +31,14 @@ from avfmae_kernels.device import as_on_gpu
 
 @dataclass
 class Trace:
-    """A side's step: its calls, and the bytes of its clips on the host, of its weights with all that an optimiser keeps, and of
-    what a step needs beside them."""
+    """A side's step: its calls, and the bytes of its clips on the host, of its weights with all that an optimiser keeps, of
+    its gradients, and of what is there beside its weights at a step's peak."""
 
     side: SideName
     calls: list[Launch]
     upload: int
     state: int
+    gradients: int
     activations: int
 
     @property
@@ -75,15 +76,14 @@ def traced(side: SideName, stage: Stage, cfg: avfmae.ModelConfig, batch: int, pr
         step = _ours(side, stage, model, batch, precision) if ours else _published(side, stage, model, batch)
         with Recorder(step.true):
             step.prepare()
-        recorder = Recorder(step.true)
+        recorder = Recorder(step.true, step.state())
         with recorder:
             step.run()
     calls = list(fused(recorder.launches)) if side == "hicmae-compiled" else recorder.launches
     parameters = list(model.parameters())
     gradients = sum(p.numel() * (2 if ours and precision != "float32" and p.ndim > 1 else 4) for p in parameters)
     state = sum(t.numel() * t.element_size() for t in step.state())
-    activations = max(0, recorder.peak - state - gradients)
-    return Trace(side, calls, step.upload, state, activations)
+    return Trace(side, calls, step.upload, state, gradients, recorder.peak)
 
 
 @dataclass
@@ -209,11 +209,15 @@ class Autocast(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def trace(run: TraceConfig) -> list[dict]:
-    """Prints what each side's step asks of the GPU, and returns it as rows."""
+def chip_of(run: TraceConfig) -> Chip:
     if run.gpu not in CHIPS:
         raise ValueError(f"gpu: got {run.gpu!r}, expected one of {', '.join(CHIPS)}")
-    chip = CHIPS[run.gpu]
+    return CHIPS[run.gpu]
+
+
+def trace(run: TraceConfig) -> list[dict]:
+    """Prints what each side's step asks of the GPU, and returns it as rows."""
+    chip = chip_of(run)
     names = run.sides or default_sides(run)
     batch = run.batch or {"pretrain": 256, "finetune": 32}[run.stage]
     traces = []

@@ -75,7 +75,7 @@ def _rows(dtype: torch.dtype, C: int) -> None:
         gated_sum.gated_sum(gate, value, gate, value)
         gated_sum.gated_sum_backward(value, gate, value, gate, value)
     hidden = _empty(BATCH, 4 * C, dtype=dtype)
-    gelu_backward.gelu_backward(hidden, hidden)
+    gelu_backward.gelu_backward(hidden, hidden, dtype)
     column_sum.column_sum(hidden, dtype)
     column_sum.column_sum(parts.flatten(1), WIDE)
     visible, table, token = _empty(BATCH, 80, C, dtype=dtype), _empty(800, C, dtype=WIDE), _empty(C, dtype=WIDE)

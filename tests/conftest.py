@@ -37,6 +37,7 @@ NEEDED = {
     "training/test_runlog.py": DATA_PATH,
     "training/test_training.py": DATA_PATH,
     "benchmarks/test_bench.py": (*DATA_PATH, "matplotlib"),
+    "benchmarks/test_cluster.py": ("rich",),
     "benchmarks/test_tracing.py": ("rich",),
 }
 

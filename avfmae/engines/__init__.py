@@ -26,7 +26,7 @@ def names() -> list[str]:
 
 
 def build(name: str, step: "TrainingStep") -> Step:
-    """The step as the named engine executes it; ``"auto"`` is a CUDA graph on a GPU, and the step as it is on a CPU.
+    """The step as the named engine executes it; ``"auto"`` is a CUDA graph where one process has a GPU, else the step as it is.
 
     Raises:
         ValueError: there is no such engine.
@@ -34,7 +34,7 @@ def build(name: str, step: "TrainingStep") -> Step:
     if name not in names():
         raise ValueError(f"engine: got {name!r}, expected one of {', '.join(names())}")
     if name == "auto":
-        name = "cuda_graph" if step.device.type == "cuda" else "eager"
+        name = "cuda_graph" if step.device.type == "cuda" and step.world == 1 else "eager"
     return step if name == "eager" else importlib.import_module(f"{__name__}.{name}").engine(step)
 
 

@@ -21,7 +21,12 @@ class Captured:
         step: gives scalars on the device, which its next call may overwrite.
         signature: what the step depends on beside its batches and the numbers in memory; when it changes, the step is recorded
             anew.
+
+    Attributes:
+        eager_steps: before the recording.
     """
+
+    eager_steps = EAGER_STEPS
 
     def __init__(self, step: Step, signature: Callable[[], Hashable] = lambda: None):
         self.step, self.signature = step, signature
@@ -35,7 +40,7 @@ class Captured:
         if self.signature() != self.recorded_under:
             self.forget()
         self.runs += 1
-        if self.runs <= EAGER_STEPS:
+        if self.runs <= self.eager_steps:
             return self.eagerly(batches)
         tensors = [t for batch in batches for t in batch.tensors()]
         like = [(t.shape, t.stride(), t.dtype) for t in tensors]

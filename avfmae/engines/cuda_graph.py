@@ -22,8 +22,13 @@ def engine(step) -> Step:
         say("cuda_graph", f"needs a GPU, and the model is on the {step.device.type}; steps run eagerly")
     elif draws_while_recomputing(step.model):
         say("cuda_graph", "stochastic depth with recomputed blocks cannot be captured; steps run eagerly")
-    elif step.world == 1:  # several processes run eagerly as a rule, of which nothing is said
-        return CudaGraph(step, step.device, step.signature)
+    elif step.shared.casts:
+        say("cuda_graph", "weights that are gathered for each block cannot be captured (parallel='fsdp'); steps run eagerly")
+    else:
+        graph = CudaGraph(step, step.device, step.signature)
+        if step.world > 1:  # NCCL and DistributedDataParallel want 11 steps to set themselves up; not yet run on several GPUs
+            graph.eager_steps = 11
+        return graph
     return step
 
 

@@ -175,8 +175,9 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         """x, branch (..., C) -> x, branch."""
-        x, hidden = pre_norm(x, branch, norm, self.fc1.weight, self.fc1.bias)
-        return x, self.shrink(hidden)
+        dtype = K.compute_dtype(self.fc1.bias)
+        x, normalised = K.add_layer_norm(x, branch, norm.weight, norm.bias, norm.eps, dtype)
+        return x, self.of_normalised(normalised)
 
-    def shrink(self, hidden: Tensor) -> Tensor:
-        return K.gelu_linear(hidden, self.fc2.weight, self.fc2.bias)
+    def of_normalised(self, x: Tensor) -> Tensor:
+        return K.mlp(x, self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias)

@@ -88,8 +88,10 @@ class BatchNorm(nn.BatchNorm1d):
         var = squares / n - mean.square()
         with torch.no_grad():
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * n / (n - 1), self.momentum)
+            # torch's None: the mean over all batches
+            momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(var * n / (n - 1), momentum)
         scale = self.weight * (var + self.eps).rsqrt()
         return x * scale[:, None] + (self.bias - mean * scale)[:, None]
 

@@ -55,7 +55,7 @@ class LGIBlock(DropsBranches):
         x, normalised = K.join_add_layer_norm(
             m, m_branch, t, self.mlp_norm.weight, self.mlp_norm.bias, self.mlp_norm.eps, m_branch.dtype
         )
-        return x, self.dropped(self.mlp.shrink(self.mlp.fc1(normalised)))
+        return x, self.dropped(self.mlp.of_normalised(normalised))
 
     def locals_only(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
         """Local tokens and their branch (B, R·(S-1), C) of a last block whose region tokens nobody reads: no stage IV."""
@@ -96,7 +96,7 @@ class LGIBlock(DropsBranches):
         if not self.collects:
             return m, m_branch, t + branch
         t, kv = self.collect_attn.keys_and_values(t, branch, self.collect_context_norm)
-        _, q = self.collect_attn.queries(total, None, self.collect_norm)
+        total, q = self.collect_attn.queries(total, None, self.collect_norm)
         return total, self.dropped(self.collect_attn.attend(q, kv)), t  # IV
 
 
@@ -158,7 +158,8 @@ class LGIEncoder(Encoder):
         for i, block in enumerate(self.blocks[:-1]):
             x, branch = run(block, x, branch, recompute=self.recompute)
             if i in self.skip_blocks:
-                skips.append(add_norm(x[:, :, 1:], branch[:, :, 1:], self.norm)[1].flatten(1, 2))
+                x, branch = x + branch, None
+                skips.append(add_norm(x[:, :, 1:], None, self.norm)[1].flatten(1, 2))
         _, out = add_norm(*self.blocks[-1].locals_only(x, branch), self.norm)
         if len(self.blocks) - 1 in self.skip_blocks:
             skips.append(out)

@@ -116,19 +116,16 @@ class Contrast:
     """HCMCL: the modalities' skip features against each other. Other processes' travel between the making of it and its loss."""
 
     def __init__(self, cfg: ModelConfig, video: list[Tensor], audio: list[Tensor]):
-        self.cfg, self.levels = cfg, len(video)
-        self.features = [F.normalize(skip.mean(1).float(), dim=-1) for skip in (*video, *audio)]
+        self.cfg, clips = cfg, torch.stack([skip.mean(1) for skip in (*video, *audio)])
+        self.features = F.normalize(clips.float(), dim=-1)  # (2 · levels, B, C), video's first
         shared = cfg.gather_negatives and world_size() > 1
         self.everyone = Gathered(self.features) if shared else None
 
     def loss(self) -> tuple[Tensor, list[Tensor]]:
         """The sum over levels, and the logits of each."""
-        cfg, everyone, found = self.cfg, self.everyone, []
-        for k in range(self.levels):
-            pair = (k, self.levels + k)
-            others = (everyone[pair[0]], everyone[pair[1]]) if everyone else None
-            found.append(info_nce(*(self.features[i] for i in pair), cfg.temperature, cfg.negatives, others))
-        return torch.stack([loss for loss, _ in found]).sum(), [logits for _, logits in found]
+        others = self.everyone.arrived().chunk(2) if self.everyone else None
+        loss, logits = info_nce(*self.features.chunk(2), self.cfg.temperature, self.cfg.negatives, others)
+        return loss, list(logits)
 
 
 def init_xavier(model: nn.Module) -> None:

@@ -52,13 +52,13 @@ class RunConfig:
             file overrides it.
         config: a TOML file with any of these settings; the command line overrides it.
         out: the run's folder: logs, checkpoints, weights, report. A run found there is continued.
-        preset: the model by its name: tiny, demo, base, large, huge, hicmae_base, mae_dfer, svfap, an ablation such as
+        preset: the model by its name: tiny, demo, base, large, huge, giant, hicmae_base, mae_dfer, svfap, an ablation such as
             ablation_dier, videomae_base or audiomae_base.
         model: the model; by default the preset's, of which single fields are changed by ``[model]`` and ``--model.FIELD``.
         init: weights to start from (safetensors or a released pickle).
         seed: of weights, order, masks and augmentation.
         precision: ``auto`` is bf16 on a GPU and on processors that multiply it, and float32 on others.
-        engine: how a step is executed: ``auto`` is ``cuda_graph`` on a GPU and ``eager`` on a CPU. ``cpu`` is the fastest on a
+        engine: how a step is executed: ``auto`` is ``cuda_graph`` on one GPU, else ``eager``. ``cpu`` is the fastest on a
             CPU: it keeps the optimizer's moments in fewer bits, and updates weights in the backward pass.
         parallel: how several processes share the model: ``ddp``, each has all of it; ``fsdp``, each has a part of every weight,
             gradient and moment, for models that do not fit one GPU (docs/scaling.md).

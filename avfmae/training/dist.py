@@ -43,6 +43,15 @@ class Processes:
             dist.barrier()
 
 
+def store_of_attempt() -> dist.Store:
+    """Where processes find each other. Torchrun starts a group anew with the store of the one that died, addresses included, so
+    names get the number of the attempt. Nodes count attempts differently: of several, torchrun is told to take new stores
+    (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, as train/slurm.sh does)."""
+    store, _, _ = next(dist.rendezvous("env://"))
+    alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]
+    return dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if alone else "", store)
+
+
 @contextmanager
 def processes() -> Iterator[Processes]:
     """Joins the process group that torchrun announces in the environment; without one, this process is the world."""
@@ -54,7 +63,9 @@ def processes() -> Iterator[Processes]:
         device = torch.device("cpu")
     ours = world > 1 and not dist.is_initialized()
     if ours:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", store=store_of_attempt(), rank=rank, world_size=world
+        )
     try:
         yield Processes(rank, world, device)
         if ours:

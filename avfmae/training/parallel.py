@@ -50,9 +50,11 @@ class Replicated:
         """
         if not self.rehearses:
             return loss
-        return nn.parallel.DistributedDataParallel(
-            _Loss(self.model, loss), broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True, static_graph=True
-        )
+        with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers, which 2.11 has not
+            warnings.simplefilter("ignore", FutureWarning)
+            return nn.parallel.DistributedDataParallel(
+                _Loss(self.model, loss), broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True, static_graph=True
+            )
 
     def sends(self, loss: Loss, last: bool) -> AbstractContextManager:
         """Around a micro-batch: gradients travel with the last one of a step."""

@@ -51,6 +51,8 @@ class TrainingStep:
         self.device = next(model.parameters()).device
         self.dtype = compute_dtype(precision, self.device)
         self.shared = share(model, parallel, self.dtype)
+        if self.shared.casts and forward is not None:
+            raise ValueError("compile: got True with parallel='fsdp', expected False")
         self.optimizer = build_optimizer(model, optim)
         copies = micro_batches == 1 and not self.shared.casts
         self.params = ComputeParams(model, self.dtype if copies else torch.float32)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from avfmae_kernels.add_layer_norm import core, reference
-from avfmae_kernels.add_layer_norm.core import backward_into, forward_into, like, undefined_stay_none
+from avfmae_kernels.add_layer_norm.core import backward_into, forward_into, like, norm_grads, parts_of, undefined_stay_none
 from avfmae_kernels.arguments import FLOATS, check_floats
 from avfmae_kernels.dispatch import choose, register, run_reference
 
@@ -138,8 +138,9 @@ class _Split(torch.autograd.Function):
         for i, (s, o) in enumerate(zip(slots(grad_x), slots(other), strict=True)):
             total, stats, weight, bias = saved[4 * i : 4 * i + 4]
             given = [None if g is None else g.reshape(total.shape) for g in grads[2 * i : 2 * i + 2]]
-            d_norm = backward_into(ctx.implementation, *given, total, stats, weight, bias, s, o, None)
-            d_norms += d_norm.to(weight.dtype).unbind()
+            all_parts, parts = parts_of(ctx.implementation, weight, stats)
+            backward_into(ctx.implementation, *given, total, stats, weight, bias, s, o, None, parts)
+            d_norms += norm_grads(all_parts, weight)
         return None, None, None, grad_x, grad_x if other is None else other, *d_norms
 
 
@@ -190,12 +191,12 @@ class _Join(torch.autograd.Function):
         x, *stats, weight, bias = ctx.saved_tensors
         grad_inputs = [like(y, x.dtype) for y in slots(x)]
         other = like(grad_inputs[0], ctx.residual) if ctx.residual != x.dtype else None
-        d_norms = [
-            backward_into(ctx.implementation, *given, stats[i], weight, bias, grad_inputs[i], other if i == 0 else None, None)
-            for i, given in enumerate(zip(slots(grad_total), slots(grad), slots(x), strict=True))
-        ]
+        all_parts, *parts = parts_of(ctx.implementation, weight, *stats)
+        for i, given in enumerate(zip(slots(grad_total), slots(grad), slots(x), strict=True)):
+            to_residual = other if i == 0 else None
+            backward_into(ctx.implementation, *given, stats[i], weight, bias, grad_inputs[i], to_residual, None, parts[i])
         m, t = grad_inputs
-        return None, None, None, m, m if other is None else other, t.flatten(1, 2), *sum(d_norms).to(weight.dtype)
+        return None, None, None, m, m if other is None else other, t.flatten(1, 2), *norm_grads(all_parts, weight)
 
 
 def slots(x: Tensor | None) -> tuple[Tensor | None, Tensor | None]:

@@ -56,16 +56,27 @@ def backward(
     """Gradients to ``x``, to a residual of dtype ``residual`` (None: there was none), to weight and to bias."""
     grad_x = like(total, total.dtype)
     other = like(total, residual) if residual not in (None, total.dtype) else None
-    d_norm = backward_into(implementation, grad_total, grad, total, stats, weight, bias, grad_x, other, normalised)
-    return grad_x, None if residual is None else grad_x if other is None else other, *d_norm.to(weight.dtype).unbind()
+    all_parts, parts = parts_of(implementation, weight, stats)
+    backward_into(implementation, grad_total, grad, total, stats, weight, bias, grad_x, other, normalised, parts)
+    return grad_x, None if residual is None else grad_x if other is None else other, *norm_grads(all_parts, weight)
 
 
 def backward_into(
     implementation: str, grad_total: Tensor | None, grad: Tensor | None, total: Tensor, stats: Tensor, weight: Tensor,
-    bias: Tensor, grad_x: Tensor, grad_residual: Tensor | None, normalised: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Writes what is not None: gradients to ``x`` and the residual, the recomputed norm; returns the norm's own (2, C)."""
-    parts = stats.new_empty(1 if implementation == "cpp" else min(PARTS, -(-len(stats) // 8)), 2, len(weight))
+    bias: Tensor, grad_x: Tensor, grad_residual: Tensor | None, normalised: Tensor | None, parts: Tensor,
+) -> None:  # fmt: skip
+    """Writes what is not None: gradients to ``x`` and the residual, the recomputed norm, and parts of the norm's own."""
     given, written = map(_rows, (grad_total, grad, total)), map(_rows, (grad_x, grad_residual, normalised))
     op_of("add_layer_norm_backward", implementation)(*given, stats, weight, bias, *written, parts)
-    return column_sum(parts.flatten(1)).view(2, -1) if len(parts) > 1 else parts[0]
+
+
+def parts_of(implementation: str, weight: Tensor, *stats: Tensor) -> tuple[Tensor, ...]:
+    """Room for the summands (P, 2, C) of the gradients to one norm's weight and bias: all of it, and each call's share."""
+    counts = [1 if implementation == "cpp" else min(PARTS, -(-len(s) // 8)) for s in stats]
+    parts = stats[0].new_empty(sum(counts), 2, len(weight))
+    return parts, *parts.split(counts)
+
+
+def norm_grads(parts: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+    """The gradients to weight and bias (C)."""
+    return (column_sum(parts.flatten(1)).view(2, -1) if len(parts) > 1 else parts[0]).to(weight.dtype).unbind()

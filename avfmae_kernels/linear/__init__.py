@@ -38,22 +38,29 @@ def norm_linear(
         x: (..., C). residual: (..., C) or None. norm_weight, norm_bias: (C). weight: (O, C). bias: (O) or None.
 
     Returns:
-        The sum (..., C), ``x`` itself where nothing is added, and the linear layer's answer (..., O).
+        The sum (..., C), ``x`` where nothing is added, and the linear layer's answer (..., O). What goes on with the sum rather
+        than with ``x`` has its gradient added in the norm's own pass.
     """
     check(x, residual, norm_weight, norm_bias)
     implementation = dispatch.choose("add_layer_norm", x.device)
     if implementation == "reference":
         total, normalised = add_layer_norm(x, residual, norm_weight, norm_bias, eps, compute_dtype(weight))
         return total, F.linear(normalised, weight, bias)
-    *total, y = _NormLinear.apply(implementation, eps, x, residual, norm_weight, norm_bias, weight, bias)
-    return total[0] if total else x, y
+    return _NormLinear.apply(implementation, eps, x, residual, norm_weight, norm_bias, weight, bias)
 
 
-def gelu_linear(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """``F.linear(GELU(h), weight, bias)``, the exact GELU: the tail of a feed-forward. h (..., H) -> (..., O)."""
+def mlp(x: Tensor, weight1: Tensor, bias1: Tensor, weight2: Tensor, bias2: Tensor) -> Tensor:
+    """The feed-forward of a transformer, ``F.linear(GELU(F.linear(x, weight1, bias1)), weight2, bias2)``, with the exact GELU.
+
+    Args:
+        x: (..., C). weight1: (H, C). bias1: (H). weight2: (O, H). bias2: (O).
+
+    Returns:
+        (..., O).
+    """
     if dispatch.uses_reference():
-        return F.linear(F.gelu(h), weight, bias)
-    return _LinearOf.apply(F.gelu, gelu_backward, (), weight, bias, h)
+        return F.linear(F.gelu(F.linear(x, weight1, bias1)), weight2, bias2)
+    return _MLP.apply(x, weight1, bias1, weight2, bias2)
 
 
 def region_attention_linear(qkv: Tensor, num_heads: int, weight: Tensor, bias: Tensor) -> Tensor:
@@ -100,12 +107,15 @@ def gradients_taken(takers: Mapping[int, Taker]) -> Iterator[None]:
         _takers = before
 
 
-def _weight_grads(grad: Tensor, a: Tensor, weight: Tensor, dtype: torch.dtype, bias: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of ``F.linear(a, weight, bias)`` to weight and bias, in ``dtype``."""
+def _weight_grads(
+    grad: Tensor, a: Tensor, weight: Tensor, dtype: torch.dtype, bias: bool, sums: Tensor | None = None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of ``F.linear(a, weight, bias)`` to weight and bias, in ``dtype``; ``sums``: the bias's, if known."""
     grad, a = matmul.rows(grad), matmul.rows(a)
-    if (taker := _takers.get(id(weight))) and (sums := taker(grad, a)) is not None:
-        return None, sums.to(dtype) if bias else None
-    return matmul.to_weight(grad, a, dtype), column_sum(grad, dtype) if bias else None
+    if (taker := _takers.get(id(weight))) and (taken := taker(grad, a)) is not None:
+        return None, taken.to(dtype) if bias else None
+    to_bias = None if not bias else column_sum(grad, dtype) if sums is None else sums
+    return matmul.to_weight(grad, a, dtype), to_bias
 
 
 class _Linear(torch.autograd.Function):
@@ -123,6 +133,25 @@ class _Linear(torch.autograd.Function):
         return None, to_x, *_weight_grads(grad, x, weight, weight.dtype, ctx.bias)
 
 
+class _MLP(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight1, bias1, weight2, bias2):
+        dtype = compute_dtype(weight1)
+        ctx.x, ctx.weights = x.dtype, weight1.dtype
+        x, operand1, operand2 = x.to(dtype), matmul.operand(weight1, dtype), matmul.operand(weight2, dtype)
+        hidden = matmul.linear(x, operand1, bias1)
+        ctx.save_for_backward(x, hidden, operand1, operand2)
+        return matmul.linear(F.gelu(hidden), operand2, bias2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, hidden, weight1, weight2 = ctx.saved_tensors
+        grad_hidden, activated, sums = gelu_backward(matmul.to_input(grad, weight2), hidden, ctx.weights)
+        second = _weight_grads(grad, activated, weight2, ctx.weights, True)
+        to_x = matmul.to_input(grad_hidden, weight1).to(ctx.x) if ctx.needs_input_grad[0] else None
+        return to_x, *_weight_grads(grad_hidden, x, weight1, ctx.weights, True, sums), *second
+
+
 class _NormLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, implementation, eps, x, residual, norm_weight, norm_bias, weight, bias):
@@ -133,12 +162,10 @@ class _NormLinear(torch.autograd.Function):
         ctx.dtype, ctx.weight, ctx.bias = dtype, weight.dtype, bias is not None
         ctx.save_for_backward(total, stats, norm_weight, norm_bias, operand)
         undefined_stay_none(ctx)
-        y = matmul.linear(normalised, operand, bias)
-        return (y,) if residual is None else (total, y)
+        return total, matmul.linear(normalised, operand, bias)
 
     @staticmethod
-    def backward(ctx, *grads):
-        grad_total, grad = (None, *grads)[-2:]
+    def backward(ctx, grad_total, grad):
         *saved, weight = ctx.saved_tensors
         total = saved[0]
         if grad is None:  # the linear layer's answer was not used

@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from processes import environment, run_python
 from steps import random_batch, small
 
 from avfmae import engines
+from avfmae.engines.captured import EAGER_STEPS
 from avfmae.training.config import RunConfig
 
 HERE = Path(__file__).parent
@@ -35,6 +37,23 @@ def test_an_engine_is_one_file(toys):
 def test_the_default_on_a_cpu_is_the_step_as_it_is():
     _, step = small()
     assert engines.build(RunConfig().engine, step) is step and engines.build("eager", step) is step
+
+
+@pytest.mark.parametrize(
+    ("name", "world", "sharded", "eager"),
+    [
+        ("auto", 1, False, EAGER_STEPS), ("auto", 2, False, None), ("cuda_graph", 2, False, 11), ("cuda_graph", 2, True, None),
+    ],
+    ids=["one GPU", "several", "several, asked for", "sharded"],
+)  # fmt: skip
+def test_several_processes_are_captured_where_that_is_asked_for(name, world, sharded, eager, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    step = SimpleNamespace(
+        device=torch.device("cuda"), world=world, shared=SimpleNamespace(casts=sharded), model=small()[0], signature=tuple
+    )
+    execute = engines.build(name, step)
+    assert execute is step if eager is None else execute.eager_steps == eager
+    assert ("parallel='fsdp'" in capsys.readouterr().err) == sharded
 
 
 def test_an_unknown_engine_is_refused_with_the_known_ones():

@@ -11,7 +11,7 @@ from avfmae_kernels.gelu_backward import gelu_backward
 
 pytestmark = pytest.mark.isa
 
-SHAPES = {"feed-forward": (2, 80, 2048), "odd": (3, 5, 7), "one number": (1,), "over a chunk": (2049,)}
+SHAPES = {"feed-forward": (2, 80, 2048), "odd": (3, 5, 7), "one number": (1,), "over a chunk": (3, 2049), "tall": (700, 33)}
 
 
 def check_shape(implementation, shape, dtype, device="cpu"):
@@ -21,9 +21,11 @@ def check_shape(implementation, shape, dtype, device="cpu"):
     out = F.gelu(exact)
     want = (*torch.autograd.grad(out, exact, grad.double()), out.detach())
     with K.use(implementation), poisoned():
-        got = gelu_backward(grad.to(device), x.to(device))
+        *got, sums = gelu_backward(grad.to(device), x.to(device), dtype)
+    tolerance = {torch.float32: 1e-5}.get(dtype, 5e-3)
     for a, w in zip(got, want, strict=True):
-        assert a.dtype == dtype and a.shape == x.shape and error(a, w) <= {torch.float32: 1e-5}.get(dtype, 5e-3)
+        assert a.dtype == dtype and a.shape == x.shape and error(a, w) <= tolerance
+    assert sums.dtype == dtype and error(sums, want[0].view(-1, shape[-1]).sum(0)) <= tolerance
 
 
 @each_backend
@@ -40,8 +42,20 @@ def test_everywhere_on_the_line():
     out = F.gelu(x.double())
     (want,) = torch.autograd.grad(out.sum(), x)
     with K.use("cpp"):
-        grad, output = gelu_backward(torch.ones(len(x)), x.detach())
+        grad, output, _ = gelu_backward(torch.ones(len(x)), x.detach())
     assert (output.double() - out).abs().max() <= 1e-6 and (grad - want).abs().max() <= 1e-6
+
+
+def test_a_number_of_threads_does_not_change_the_sums():
+    require("gelu_backward", "cpp")
+    x, grad = torch.randn(2, 1000, 40)
+    before, sums = torch.get_num_threads(), []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        with K.use("cpp"):
+            sums.append(gelu_backward(grad, x)[2])
+    torch.set_num_threads(before)
+    assert torch.equal(sums[0], sums[1]) and torch.equal(sums[0], sums[2])
 
 
 @pytest.mark.parametrize("implementation", ["reference", "cpp"])
@@ -66,4 +80,4 @@ def test_wrong_arguments_are_named(grad, x, words, implementation):
 def test_opcheck(implementation, device):
     require("gelu_backward", implementation, device)
     x = torch.randn(3, 8, device=device)
-    torch.library.opcheck(registered("gelu_backward", implementation), (x, x))
+    torch.library.opcheck(registered("gelu_backward", implementation), (x, x, torch.bfloat16))

@@ -38,7 +38,11 @@ CASES = {  # ours, plain, shapes of the inputs
         lambda x, g, s, w, b: norm_linear(x, 0, g, s, w, b)[1],
         [(3, 5, C), (C,), (C,), (O, C), (O,)],
     ),
-    "gelu_linear": (K.gelu_linear, lambda h, w, b: F.linear(F.gelu(h), w, b), [(3, 5, C), (O, C), (O,)]),
+    "mlp": (
+        lambda x, v, a, w, b: K.mlp(x, v / 6, a, w / 6, b),
+        lambda x, v, a, w, b: F.linear(F.gelu(F.linear(x, v / 6, a)), w / 6, b),
+        [(3, 5, C), (C, C), (C,), (O, C), (O,)],
+    ),
     "region_attention_linear": (
         lambda x, w, b: K.region_attention_linear(x, H, w, b),
         lambda x, w, b: F.linear(region_attention(x, H), w, b),

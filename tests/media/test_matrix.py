@@ -47,7 +47,7 @@ def options(codec: str, backward: bool, keys: str, group: str) -> dict[str, str]
         return {"g": str(interval), "b": "300k", "cpu-used": "8", **hidden}
     if codec == "av1":
         refresh = 2 - is_open
-        shape = f"keyint={interval}:irefresh-type={refresh}" + ("" if backward else ":pred-struct=1")
+        shape = f"lp=1:keyint={interval}:irefresh-type={refresh}" + ("" if backward else ":pred-struct=1")
         return {"preset": "12", "crf": "25", "svtav1-params": shape}
     plain = {"g": str(interval), "bf": str(2 * backward), "b": "600k", "sc_threshold": "1000000000"}
     return plain if is_open else plain | {"flags": "+cgop"}

@@ -1,16 +1,28 @@
-"""Several processes, by either way of sharing a model, equal one; and one goes on where several stopped."""
+"""Several processes, by either way of sharing a model, equal one; any number goes on where others stopped, or died."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from processes import PROGRAMS, run_python
+from processes import PROGRAMS, environment, run_python
 from safetensors.torch import load_file
 
 import avfmae
 from avfmae.checkpoints import save_weights
+from avfmae.checkpoints.state import checkpoints
+from avfmae.stages.config import PretrainConfig
+from avfmae.stages.pretrain import pretrain
+from avfmae.training.config import OptimConfig
 from avfmae.training.runlog import read_log
+
+SCRIPT = Path(__file__).parents[2] / "train" / "pretrain.py"
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
 def losses(out):
@@ -19,7 +31,7 @@ def losses(out):
 
 def run(*arguments, processes=1):
     """A script in one process, or under torchrun in several."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    launcher = [*TORCHRUN, processes] if processes > 1 else []
     for _ in range(2):
         done = run_python(*launcher, *arguments)
         # once in thirty runs a gloo process aborts as it leaves, its work done
@@ -72,10 +84,117 @@ def test_torchrun_trains_as_one_process_does_which_goes_on_where_two_stopped(dra
     init = tmp_path / "init.safetensors"  # which the main process alone reads for the comparison of runs
     save_weights(avfmae.AVFMAEForPretraining(avfmae.ModelConfig.preset("tiny")), init)
     common = ["--manifest", drawn, *settings.split(), "--init", init]
-    script = Path(__file__).parents[2] / "train" / "pretrain.py"
-    run(script, *common, "--out", one)
-    run(script, *common, "--out", two, "--parallel", parallel, "--stop-after", 1, processes=2)
+    run(SCRIPT, *common, "--out", one)
+    run(SCRIPT, *common, "--out", two, "--parallel", parallel, "--stop-after", 1, processes=2)
     assert len(losses(two)) == 1 and not (two / "weights.safetensors").exists()
-    run(script, *common, "--out", two)
+    run(SCRIPT, *common, "--out", two)
     assert len(losses(one)) > 1 and np.allclose(losses(one), losses(two), rtol=1e-3)
     assert load_file(one / "weights.safetensors").keys() == load_file(two / "weights.safetensors").keys()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("precision", "micro_batches"), [("float32", 2), ("bf16", 1)], ids=["accumulated", "bf16"])
+def test_both_ways_of_sharing_give_the_same_step(precision, micro_batches, tmp_path):
+    """With micro-batches, and in bfloat16, whose sums are rounded in another order."""
+    for parallel in ("ddp", "fsdp"):
+        run(PROGRAMS / "gradients.py", tmp_path / parallel, parallel, precision, micro_batches, "none", processes=2)
+    one, other = (torch.load(tmp_path / parallel) for parallel in ("ddp", "fsdp"))
+    loss, norm = (2e-4, 2e-4) if precision == "float32" else (2e-3, 2e-2)
+    for a, b in zip(one["values"], other["values"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=loss) and a["grad_norm"] == pytest.approx(b["grad_norm"], rel=norm)
+    if precision == "float32":
+        assert max(distances(one["gradients"], other["gradients"]).values()) < 2e-4
+
+
+def pretraining(manifest, out, **changes):
+    """Eight steps with a checkpoint after every second one."""
+    optim = OptimConfig(lr=0.01, epochs=4, total_batch=8, ema=0.9)
+    config = PretrainConfig(
+        preset="tiny", manifest=manifest, out=out, optim=optim, precision="float32", save_steps=2, log_steps=1, **changes
+    )
+    config.data.workers = 0
+    return config
+
+
+def command(manifest, out, *more):
+    """:func:`pretraining` as a command line."""
+    return [
+        SCRIPT, "--manifest", manifest, "--out", out, "--preset", "tiny", "--data.workers", "0", "--optim.lr", "0.01",
+        "--optim.epochs", "4", "--optim.total-batch", "8", "--optim.ema", "0.9", "--precision", "float32",
+        "--save-steps", "2", "--log-steps", "1", *more,
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(drawn, tmp_path_factory):
+    """The run of one process."""
+    out = tmp_path_factory.mktemp("alone")
+    pretrain(pretraining(drawn, out))
+    assert len(losses(out)) == 8
+    return out
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("parallel", WAYS)
+def test_a_checkpoint_of_four_processes_goes_on_with_two_and_with_one(parallel, drawn, alone, tmp_path):
+    for processes, stop in ((4, 2), (2, 4), (1, 6), (2, 8)):
+        run(*command(drawn, tmp_path, "--parallel", parallel, "--stop-after", stop), processes=processes)
+        assert len(losses(tmp_path)) == stop
+    assert np.allclose(losses(tmp_path), losses(alone), rtol=2e-4)
+    for name in ("weights.safetensors", "weights-averaged.safetensors"):
+        assert max(distances(load_file(alone / name), load_file(tmp_path / name)).values()) < 2e-3
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("parallel", WAYS)
+def test_a_rank_is_killed_and_the_run_goes_on_by_itself(parallel, drawn, tmp_path):
+    """Torchrun starts the group again from its last checkpoint, and the losses are to the bit those of an unbroken run."""
+    more, whole, killed = ("--parallel", parallel), tmp_path / "whole", tmp_path / "killed"
+    launched = [sys.executable, *TORCHRUN, 2, "--max-restarts", 2, *command(drawn, killed, *more)]
+    group = subprocess.Popen([*map(str, launched)], stderr=subprocess.PIPE, text=True, env=environment())
+    deadline = time.monotonic() + 200
+    while len(losses(killed)) < 4 or not checkpoints(killed / "checkpoints"):
+        assert group.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    children = Path(f"/proc/{group.pid}/task/{group.pid}/children").read_text().split()
+    (rank,) = [c for c in children if "RANK=1" in Path(f"/proc/{c}/environ").read_text().split("\0")]
+    os.kill(int(rank), signal.SIGKILL)
+    said = group.communicate(timeout=600)[1]
+    assert group.returncode == 0 and "exitcode: -9" in said, said[-3000:]
+    run(*command(drawn, whole, *more), processes=2)
+    assert len(losses(whole)) == 8 and losses(killed) == losses(whole)
+    assert not list((killed / "checkpoints").glob(".writing-*"))
+
+
+@pytest.mark.slow
+def test_a_damaged_distributed_checkpoint_falls_back_to_the_one_before(drawn, alone, tmp_path, capsys):
+    """One process may write what several are to go on with; a flipped bit is found."""
+    pretrain(pretraining(drawn, tmp_path, stop_after=6, parallel="fsdp"))
+    assert [path.name for path in checkpoints(tmp_path / "checkpoints")] == ["step-00000004", "step-00000006"]
+    newest = tmp_path / "checkpoints" / "step-00000006" / "__0_0.distcp"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    with pytest.raises(ValueError, match="belongs to a run with another seed"):
+        pretrain(pretraining(drawn, tmp_path, seed=1, parallel="fsdp"))
+    capsys.readouterr()
+    pretrain(pretraining(drawn, tmp_path))
+    assert "continuingfromstep-00000004" in "".join(capsys.readouterr().err.split())
+    assert losses(tmp_path) == losses(alone)
+
+
+@needs_fsdp
+@pytest.mark.exhaustive
+def test_sharded_fine_tuning_evaluates_and_writes_whole_weights(drawn, tmp_path):
+    """Layer decay, frozen statistics, low-rank updates, and evaluations of which each process does its own clips."""
+    init, found = tmp_path / "init.safetensors", {}
+    save_weights(avfmae.AVFMAEForPretraining(avfmae.ModelConfig.preset("tiny")), init)
+    settings = "--preset tiny --data.workers 0 --optim.total-batch 6 --optim.epochs 1 --precision float32 --lora 4 --log-steps 1"
+    for parallel in ("ddp", "fsdp"):
+        out = tmp_path / parallel
+        more = ("--model.drop-path", 0, "--parallel", parallel, "--init", init, "--out", out)
+        run(SCRIPT.with_name("finetune.py"), "--manifest", drawn, *settings.split(), *more, processes=2)
+        found[parallel] = avfmae.Predictor.from_pretrained(out / "weights.safetensors").model.state_dict()
+        assert (out / "results.json").exists()
+    assert np.allclose(losses(tmp_path / "ddp"), losses(tmp_path / "fsdp"), rtol=2e-4)
+    assert max(distances(found["ddp"], found["fsdp"]).values()) < 2e-3
