@@ -149,6 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"avfmae: no command {command!r}; there are {', '.join(COMMANDS)}")
     try:
         run_command(command, rest)
+    except KeyboardInterrupt:
+        print(f"avfmae {command}: stopped", file=sys.stderr)
+        sys.exit(130)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("avfmae"):
             raise

@@ -1,9 +1,12 @@
 """Files that are there whole or not at all, and what is in them."""
 
 import csv
+import errno
 import hashlib
 import os
 import platform
+import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,24 @@ try:
     import fcntl
 except ImportError:  # Windows, where nothing is locked
     fcntl = None
+
+
+def check_writable(out: str | os.PathLike, is_folder: bool = False) -> None:
+    """Makes the folder that will be written to, and a file in it for a moment, so that a place that cannot be written to is told
+    before the work, not after it.
+
+    Raises:
+        ValueError: names ``out``, and says why not.
+    """
+    folder = Path(out) if is_folder else Path(out).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+        if not is_folder and Path(out).is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder, expected a file")
+    except OSError as error:
+        raise ValueError(f"out: {out}: cannot be written to ({error.strerror or error})") from error
 
 
 @contextmanager
@@ -90,3 +111,12 @@ def locked(path: str | os.PathLike, wait: bool = True) -> Iterator[None]:
 def printable(text: str) -> str:
     """The text with escapes for what a terminal would obey or cannot show: control characters, bytes that are not UTF-8."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """A name for what is written of each file: the file's, with a number where several have the same."""
+    names, met = [printable(path.name) for path in paths], Counter()
+    for place, name in enumerate(names):
+        met[name] += 1
+        names[place] = name if met[name] == 1 else f"{name} ({met[name]})"
+    return names

@@ -3,11 +3,20 @@
 The comment on an option is its help.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
+
+def check_least(options: object, **least: float) -> None:
+    """Raises ValueError where an option that is given is less than it may be, or no number."""
+    for name, low in least.items():
+        value = getattr(options, name)
+        if value is not None and not low <= value < math.inf:
+            raise ValueError(f"{name}: got {value}, expected at least {low}")
 
 
 @dataclass
@@ -20,6 +29,11 @@ class AppConfig:
     largest: int = 500  # megabytes that an upload may have.
     # how faces are found, see ``prepare``; precropped takes the frames as faces; none: as in training.
     detector: Literal["auto", "mtcnn", "haar", "precropped"] | None = None
+
+    def __post_init__(self):
+        check_least(self, largest=1, port=1)
+        if self.port is not None and self.port > 65_535:
+            raise ValueError(f"port: got {self.port}, expected at most 65535")
 
 
 @dataclass
@@ -61,7 +75,7 @@ class DemoConfig:
 class EvaluateConfig:
     """A fine-tuned model on clips: metrics where the manifest has labels, predictions always."""
 
-    weights: Annotated[Path, tyro.conf.Positional]  # ``weights.safetensors`` of a fine-tuning run.
+    weights: Annotated[Path, tyro.conf.Positional]  # ``weights.safetensors`` of a fine-tuning run, or its folder.
     clips: Annotated[tuple[Path, ...], tyro.conf.Positional]  # videos, or one manifest (.csv, .parquet, .txt).
     out: Path | None = None  # write the predictions to this CSV file; otherwise they are printed.
     split: str | None = None  # the manifest's clips of this split alone; none: all, and each split is scored by itself.
@@ -77,6 +91,7 @@ class EvaluateConfig:
     workers: int = 2  # decoding processes.
 
     def __post_init__(self):
+        check_least(self, segments=1, crops=1, workers=0)
         if self.report is not None and not self.by:
             raise ValueError("report: is of groups of clips; give the columns that tell them with --by COLUMN")
 
@@ -103,6 +118,9 @@ class FeaturesConfig:
     segments: int = 1  # windows spread over a clip, whose mean is taken.
     batch: int = 8  # clips in one pass of the model.
     workers: int = 2  # decoding processes.
+
+    def __post_init__(self):
+        check_least(self, segments=1, batch=1, workers=0)
 
 
 @dataclass
@@ -145,6 +163,9 @@ class InspectConfig:
     time_limit: float = 60.0  # seconds that one clip may take.
     workers: int = 2  # processes.
 
+    def __post_init__(self):
+        check_least(self, clips=1, seed=0, face_margin=0, time_limit=0, workers=0)
+
 
 @dataclass
 class PredictConfig:
@@ -167,12 +188,18 @@ class PredictConfig:
     batch: int = 8  # windows and faces in one pass of the model.
 
     def __post_init__(self):
+        check_least(self, margin=0, every=1, batch=1)
+        if self.step is not None and not 0 < self.step < math.inf:
+            raise ValueError(f"step: got {self.step}, expected seconds above 0")
         if self.annotate and self.out is None:
             raise ValueError("annotate: needs a folder to write to; give it with --out FOLDER")
         if bool(self.videos) == (self.camera is not None):
             raise ValueError(f"videos, camera: got {'both' if self.videos else 'neither'}, expected one of them")
         if self.camera is not None and (self.annotate or self.whole):
             raise ValueError(f"{'annotate' if self.annotate else 'whole'}: needs a file, and a camera is none")
+        windows = ("annotate", "step", "detector", "margin", "every")
+        if self.whole and (given := [name for name in windows if getattr(self, name)] or ["faces"] * (self.faces != "main")):
+            raise ValueError(f"{given[0]}: is of windows, and whole makes none")
 
 
 @dataclass
@@ -205,9 +232,7 @@ class PrepareConfig:
     ray_address: str | None = None  # of a cluster; none: one is started here.
 
     def __post_init__(self):
-        for name, low in (("every", 1), ("size", 32), ("min_frames", 1), ("shard_clips", 1), ("workers", 0), ("margin", 0)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}: got {getattr(self, name)}, expected at least {low}")
+        check_least(self, every=1, size=32, quality=0, min_frames=1, shard_clips=1, workers=0, margin=0, time_limit=0)
         if self.size % 2:
             raise ValueError(f"size: got {self.size}, expected an even number (colours are stored at half the size)")
 
@@ -220,3 +245,6 @@ class ReconstructConfig:
     model: Path  # ``weights.safetensors`` of a pre-training, or its folder.
     out: Path = Path("runs/reconstructed")  # a folder, for a picture and an mp4 of each video.
     seed: int = 0  # of the window and its masks.
+
+    def __post_init__(self):
+        check_least(self, seed=0)

@@ -24,6 +24,7 @@ NAMES = ("weights.safetensors", MODEL)  # of a training run's folder, and of one
 CARD_TEXT = """\
 ---
 library_name: avfmae
+pipeline_tag: {pipeline}
 tags: [audio-visual, emotion, masked-autoencoder]
 ---
 # {title}
@@ -46,8 +47,13 @@ def save_pretrained(model: AudioVisualModel, folder: str | Path, **about: Any) -
     Args:
         about: what goes with the weights: the task, its classes, how clips are read; as JSON takes it.
     """
-    folder, cfg = Path(folder), model.cfg
-    about = model.about | ({"task": model.task} if isinstance(model, AVFMAEForFinetuning) else {}) | about
+    return _save(model, Path(folder), Path(folder).name, about)
+
+
+def _save(model: AudioVisualModel, folder: Path, name: str, given: Mapping[str, Any]) -> Path:
+    """As save_pretrained; ``name`` is what the card calls the model."""
+    cfg = model.cfg
+    about: dict[str, Any] = {**model.about, **({"task": model.task} if isinstance(model, AVFMAEForFinetuning) else {}), **given}
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder / MODEL, **about)
     with atomic_write(folder / CONFIG) as path:
@@ -56,11 +62,12 @@ def save_pretrained(model: AudioVisualModel, folder: str | Path, **about: Any) -
     task = f"Fine-tuned for {about['task']}{classes}." if "task" in about else "Pre-trained on unlabelled clips."
     kind = "Predictor" if "task" in about else "FeatureExtractor"
     call = '("talk.mp4").frame' if "task" in about else '(["talk.mp4"]).arrays'
-    code = f'avfmae.{kind}.from_pretrained("{folder.name}"){call}'
+    code = f'avfmae.{kind}.from_pretrained("{name}"){call}'
     modalities = " and ".join(cfg.modalities)
-    fields = {name: getattr(cfg, name) for name in ("encoder", "fusion", "width", "depth")}
+    fields = {field: getattr(cfg, field) for field in ("encoder", "fusion", "width", "depth")}
+    fields["pipeline"] = "feature-extraction" if "task" not in about else f"{cfg.modalities[0]}-classification"
     with atomic_write(folder / CARD) as path:
-        path.write_text(CARD_TEXT.format(title=folder.name, task=task, code=code, modalities=modalities, **fields))
+        path.write_text(CARD_TEXT.format(title=name.rpartition("/")[2], task=task, code=code, modalities=modalities, **fields))
     return folder
 
 
@@ -98,7 +105,13 @@ def weights_file(path: str | Path, **options: Any) -> Path:
     local = Path(path)
     if not local.exists() and len(local.parts) == 2 and not local.suffix and not local.is_absolute():
         hub = need("huggingface_hub", "hub", f"{path}, which is no file here,")
-        local = Path(hub.snapshot_download(str(path), **options))
+        try:
+            local = Path(hub.snapshot_download(str(path), **{"allow_patterns": [*NAMES, CONFIG]} | options))
+        except Exception as error:  # its own, and those of the libraries below it
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise FileNotFoundError(
+                f"{path}: is no file here, and cannot be had from Hugging Face's hub ({said[:300]})"
+            ) from error
     if local.is_dir():
         local = next((local / name for name in NAMES if (local / name).is_file()), local / NAMES[0])
     if not local.is_file():
@@ -107,15 +120,20 @@ def weights_file(path: str | Path, **options: Any) -> Path:
 
 
 def push_to_hub(
-    model: AudioVisualModel, name: str, private: bool = False, about: Mapping[str, Any] | None = None, **options: Any
-) -> None:
-    """Uploads the folder that :func:`save_pretrained` writes to Hugging Face's hub as ``owner/name``.
+    model: AudioVisualModel, repo_id: str, about: Mapping[str, Any] | None = None, *, private: bool | None = None,
+    token: str | bool | None = None, branch: str | None = None, **options: Any,
+) -> str:  # fmt: skip
+    """Uploads the folder that :func:`save_pretrained` writes to Hugging Face's hub as ``owner/name``; gives the commit's address.
 
     Args:
-        about: see there. options: of huggingface_hub's ``upload_folder``, such as ``commit_message`` and ``token``.
+        about: see there. private: of a repository that is made; None: as the owner's are by default.
+        branch: is made where there is none; None: the main one.
+        options: of huggingface_hub's ``upload_folder``, such as ``commit_message`` and ``create_pr``.
     """
     hub = need("huggingface_hub", "hub", "push_to_hub").HfApi()
     with tempfile.TemporaryDirectory() as folder:
-        made = save_pretrained(model, Path(folder) / name.rpartition("/")[2], **about or {})
-        hub.create_repo(name, private=private, exist_ok=True, **{k: v for k, v in options.items() if k == "token"})
-        hub.upload_folder(repo_id=name, folder_path=str(made), **options)
+        made = _save(model, Path(folder), repo_id, about or {})
+        hub.create_repo(repo_id, private=private, token=token, exist_ok=True)
+        if branch is not None:
+            hub.create_branch(repo_id, branch=branch, token=token, exist_ok=True)
+        return str(hub.upload_folder(repo_id=repo_id, folder_path=str(made), revision=branch, token=token, **options))

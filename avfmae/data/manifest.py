@@ -32,6 +32,7 @@ from avfmae.files import atomic_write, write_rows
 __all__ = ["COLUMNS", "FACE", "MANIFESTS", "read_columns", "read_manifest", "read_released_list", "write_manifest"]
 
 MANIFESTS = (".csv", ".parquet", ".txt", ".tsv")  # suffixes
+OWN = ("*",)  # in place of names: all columns that clips do not have
 BLOCK = 1 << 23  # bytes that are read at a time
 
 
@@ -61,19 +62,22 @@ def read_manifest(path: str | os.PathLike) -> ClipTable:
     return ClipTable.cached(key, base, batches)
 
 
-def read_columns(path: str | os.PathLike, names: Sequence[str]) -> dict[str, list[str | None]]:
+def read_columns(path: str | os.PathLike, names: Sequence[str] | None = None) -> dict[str, list[str | None]]:
     """Any columns of a manifest: the text of each row, None where it has none.
+
+    Args:
+        names: None: all that clips do not have, the user's own.
 
     Raises:
         FileNotFoundError: there is no such file. ValueError: a column is missing; names it.
     """
     where = _url(path) or str(path)
-    found: dict[str, list[str | None]] = {name: [] for name in names}
+    found: dict[str, list[str | None]] = {name: [] for name in names or ()}
     with _opened(where) as file:
-        for batch in _rows(file, where, names):
-            for name in names:
+        for batch in _rows(file, where, OWN if names is None else names):
+            for name in batch.schema.names:
                 values = _text_of(batch[name]).view(pa.binary()).to_pylist()
-                found[name] += [value and value.decode("utf-8", "replace") for value in values]
+                found.setdefault(name, []).extend([value and value.decode("utf-8", "replace") for value in values])
     return found
 
 
@@ -120,7 +124,8 @@ def _rows(file: IO[bytes], path: str, wanted: Sequence[str] | None) -> Iterator[
 
 def _parquet(file: IO[bytes], path: str, wanted: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
     parquet = pa.parquet.ParquetFile(file)
-    for batch in parquet.iter_batches(columns=_used(parquet.schema_arrow.names, path, wanted)):
+    used = _used([c.name for c in parquet.schema_arrow if wanted is not OWN or not pa.types.is_nested(c.type)], path, wanted)
+    for batch in parquet.iter_batches(columns=used):
         yield pa.record_batch([column.cast(pa.string(), safe=False) for column in batch.columns], names=batch.schema.names)
 
 
@@ -139,13 +144,16 @@ def _csv(file: IO[bytes], path: str, wanted: Sequence[str] | None) -> Iterator[p
     if "path" not in names and separator not in line and len(line.split()) >= 2:
         if "path" in line.split():
             raise ValueError(f"{path}: its header is separated by spaces ({line[:80]!r}), expected commas, semicolons or tabs")
+        if wanted is OWN:
+            return
         if wanted is not None:
             raise ValueError(f"{path}: is a list without columns, expected one named {wanted[0]!r}")
         yield from batches_of(_released(file, path))
         return
     if not line:
         return
-    used = _used(names, path, wanted)
+    if not (used := _used(names, path, wanted)):
+        return
     reader = pa.csv.open_csv(
         file,
         pa.csv.ReadOptions(block_size=BLOCK, column_names=names, skip_rows=2 if says else 1, use_threads=False),
@@ -172,6 +180,8 @@ def _without_spaces(file: IO[bytes], separator: str, path: str) -> IO[bytes]:
 
 
 def _used(names: list[str], path: str, wanted: Sequence[str] | None) -> list[str]:
+    if wanted is OWN:
+        return [name for name in names if name and name not in COLUMNS and names.count(name) == 1]
     used = [c for c in wanted or COLUMNS if c in names]
     if missing := next((c for c in wanted or ("path",) if c not in names), None):
         raise ValueError(f"{path}: column {missing!r} is missing; it has {', '.join(names)}")

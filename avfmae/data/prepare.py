@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from avfmae.data.clip import Clip
 from avfmae.data.config import SAMPLE_RATE, Preparation
 from avfmae.data.cropping import find_face
 from avfmae.data.dataset import frame_range
-from avfmae.data.manifest import COLUMNS, FACE, MANIFESTS, read_manifest
+from avfmae.data.manifest import COLUMNS, FACE, MANIFESTS, read_columns, read_manifest
 from avfmae.data.shards import TICKS, Sample, encode_sound, encode_video, write_shard
 from avfmae.data.sources import MediaError, Source, find_files, open_clip
 from avfmae.data.sources.prepared import Shard
@@ -91,7 +91,7 @@ def _prepare(out: Path, run: PrepareConfig, clips: Sequence[Clip]) -> Path:
             aside = [_aside(clip, result) for clip, result in zip(group, done, strict=True) if isinstance(result, Failure)]
             (out / f"{number:06d}.aside.json").write_text(json.dumps(aside, indent=1))
             write_shard(out / f"{number:06d}.tar", [r for r in done if isinstance(r, Sample)], preparation(run))
-    return _write_set(out, groups)
+    return _write_set(out, groups, {} if run.source.is_dir() else read_columns(run.source))
 
 
 def preparation(run: PrepareConfig) -> Preparation:
@@ -321,17 +321,23 @@ def _aside(clip: Clip, failure: Failure) -> dict:
     return {"source": clip.path, "start": clip.start, "end": clip.end, "reason": failure.reason}
 
 
-def _write_set(out: Path, groups: Iterable[int]) -> Path:
-    """Writes the manifest and the list of what was set aside, from what the shards say, and prints the summary."""
+def _write_set(out: Path, groups: Iterable[int], own: Mapping[str, Sequence[str | None]]) -> Path:
+    """Writes the manifest and the list of what was set aside, from what the shards say, and prints the summary.
+
+    Args:
+        own: the source manifest's further columns, a value a clip.
+    """
     rows, aside, flags, size = [], [], Counter(), 0
     for number in groups:
         shard = out / f"{number:06d}.tar"
         size += shard.stat().st_size
         for row in Shard(str(shard)).rows:
-            rows.append({"path": f"{shard.name}/{row['key']}"} | row)
+            rows.append({name: values[int(row["key"][:8])] for name, values in own.items()})
+            rows[-1] |= {"path": f"{shard.name}/{row['key']}"} | row
             flags.update(row["flags"].split())
         aside += json.loads(shard.with_suffix(".aside.json").read_text())
-    _write_csv(out / "manifest.csv", [c for c in COLUMNS if c not in ("audio_path", "start", "end")] + list(FACTS), rows)
+    columns = [*(c for c in COLUMNS if c not in ("audio_path", "start", "end")), *FACTS]
+    _write_csv(out / "manifest.csv", [*columns, *(name for name in own if name not in columns)], rows)
     _write_csv(out / "set_aside.csv", SET_ASIDE, aside)
     table = Table(show_header=False, box=None)
     hours = sum(row["seconds"] for row in rows) / 3600

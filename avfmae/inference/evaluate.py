@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from avfmae.checkpoints import load_released, read_about
+from avfmae.checkpoints import load_released, read_about, weights_file
 from avfmae.data.batch import Bad
 from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig, Preparation
@@ -19,7 +19,7 @@ from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.manifest import MANIFESTS, read_columns, read_manifest
 from avfmae.data.preprocess import preprocess
-from avfmae.files import atomic_write, printable, write_rows
+from avfmae.files import atomic_write, check_writable, printable, write_rows
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.options import EvaluateConfig
 from avfmae.tasks import task_class
@@ -115,8 +115,11 @@ def evaluate(run: EvaluateConfig) -> list[dict]:
     Returns:
         The rows; none where this is not the main process.
     """
+    for out, is_folder in ((run.out, False), (run.report, True)):
+        if out is not None:
+            check_writable(out, is_folder)
     with processes() as dist:
-        tuned = load_finetuned(run.weights)
+        tuned = load_finetuned(weights_file(run.weights))
         model, task, clips = tuned.model.to(dist.device), tuned.task, find_clips(run)
         columns = columns_of_groups(run)
         given = {name: getattr(run, name) for name in ("segments", "crops", "missing_audio", "workers")}

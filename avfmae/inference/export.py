@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import avfmae_kernels as K
 from avfmae.checkpoints import weights_file
 from avfmae.extras import need
-from avfmae.files import atomic_write
+from avfmae.files import atomic_write, check_writable
 from avfmae.inference.evaluate import load_finetuned
 from avfmae.options import ExportConfig
 
@@ -52,6 +52,7 @@ def export(run: ExportConfig) -> Path:
     """
     if run.out.suffix not in SAMPLE:
         raise ValueError(f"out: got {run.out}, expected a file of {' or '.join(SAMPLE)}")
+    check_writable(run.out)
     model = load_finetuned(weights_file(run.model)).model
     names: list[str] = list(model.cfg.modalities)
     traced = trace(Exported(model, names), example(model, 2))

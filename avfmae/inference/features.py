@@ -22,7 +22,7 @@ from avfmae.data.cropping import with_a_detector
 from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.preprocess import preprocess
-from avfmae.files import atomic_write, printable, write_rows
+from avfmae.files import atomic_write, check_writable, printable, write_rows
 from avfmae.inference.evaluate import listed, load_finetuned, say, with_time_for_faces
 from avfmae.models.finetuning import AVFMAEForFinetuning, weighted_layers
 from avfmae.models.pretraining import AVFMAEForPretraining
@@ -69,6 +69,8 @@ class FeatureExtractor:
         depth = model.cfg.depth
         if wrong := [layer for layer in layers if not -depth <= layer < depth]:
             raise ValueError(f"layers: got {wrong[0]}, expected numbers from 0 to {depth - 1}, or from -1 backwards")
+        if not layers and not learned:
+            raise ValueError("layers: got none, expected at least one")
         if level == "token" and (learned or tuple(layers) not in ((-1,), (depth - 1,))):
             raise ValueError("layers: level 'token' has the last block's alone")
         if learned and not hasattr(model, "video_layer_weights"):
@@ -162,6 +164,7 @@ def features(run: FeaturesConfig) -> Extracted:
     """
     if run.out.suffix not in FORMATS:
         raise ValueError(f"out: got {run.out}, expected a file of {', '.join(FORMATS)}")
+    check_writable(run.out)
     clips = listed(run.sources)
     options: Any = {name: getattr(run, name) for name in ("level", "layers", "learned", "pool", "batch")}
     result = FeatureExtractor.from_pretrained(run.model, **options)(clips, run.segments, run.workers)

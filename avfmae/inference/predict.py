@@ -3,6 +3,7 @@
 import ctypes
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from avfmae.checkpoints import weights_file
 from avfmae.console import console
 from avfmae.data.clip import Clip
 from avfmae.data.sources import MediaError, open_clip
-from avfmae.files import atomic_write, printable, write_rows
+from avfmae.files import atomic_write, check_writable, printable, unique_names, write_rows
 from avfmae.inference.predictor import Prediction, Predictor
 from avfmae.options import EvaluateConfig, PredictConfig
 
@@ -35,11 +36,13 @@ def predict(run: PredictConfig) -> list[Prediction]:
     Raises:
         ValueError: none can be read.
     """
+    if run.out is not None:
+        check_writable(run.out, is_folder=True)
     if run.whole:
         from avfmae.inference.evaluate import evaluate
 
         out = run.out and run.out / "predictions.csv"
-        evaluate(EvaluateConfig(weights_file(run.model), run.videos, out, missing_audio="silence"))
+        evaluate(EvaluateConfig(weights_file(run.model), run.videos, out, missing_audio="silence", yunet=run.yunet))
         return []
     names = ("detector", "margin", "every", "faces", "step", "batch")
     given: dict[str, Any] = {name: value for name in names if (value := getattr(run, name)) is not None}
@@ -48,20 +51,21 @@ def predict(run: PredictConfig) -> list[Prediction]:
     predictor = Predictor.from_pretrained(run.model, **given)
     if run.camera is not None:
         return [watch(predictor, run.camera, run.out)]
-    results, failed = [], 0
-    for video in run.videos:
-        try:
-            results.append(predict_one(predictor, video, run))
-        except (MediaError, OSError) as error:
-            failed += 1
-            console.print(Text(printable(f"cannot predict {error}"), style="yellow"))
+    results: list[Prediction] = []
+    try:
+        for video, folder in zip(run.videos, unique_names(run.videos), strict=True):
+            try:
+                results.append(predict_one(predictor, video, run.out and run.out / folder, run.annotate))
+            except (MediaError, OSError) as error:
+                console.print(Text(printable(f"cannot predict {error}"), style="yellow"))
+    finally:  # what is done is kept, whatever ends the run
+        if results and run.out is None and not sys.stdout.isatty():
+            write_rows(sys.stdout, columns_of(results), table_rows(results))
+        if results and run.out is not None:
+            write_tables(results, run.out)
+            console.print(f"{run.out}: predictions.csv, .json, .parquet, and a folder for each video", highlight=False)
     if not results:
         raise ValueError(f"none of the {len(run.videos)} videos can be predicted")
-    if run.out is None and not sys.stdout.isatty():
-        write_rows(sys.stdout, columns_of(results), table_rows(results))
-    if run.out is not None:
-        write_tables(results, run.out)
-        console.print(f"{run.out}: predictions.csv, .json, .parquet, and a folder for each video", highlight=False)
     return results
 
 
@@ -73,8 +77,8 @@ def give_frames_back() -> None:
             ctypes.CDLL(None).mallopt(-3, 4 << 20)  # M_MMAP_THRESHOLD
 
 
-def predict_one(predictor: Predictor, video: Path, run: PredictConfig) -> Prediction:
-    """Predicts, shows and writes one video."""
+def predict_one(predictor: Predictor, video: Path, folder: Path | None, annotate: bool) -> Prediction:
+    """Predicts, shows and writes one video; its pictures go to the folder."""
     result = Prediction(str(video))
     bar = Progress(
         TextColumn("{task.description}"),
@@ -88,9 +92,9 @@ def predict_one(predictor: Predictor, video: Path, run: PredictConfig) -> Predic
         task = bar.add_task(printable(video.name), total=1.0)
         for share in predictor.stream(video, result):
             bar.update(task, completed=share)
-        if run.out is not None:
+        if folder is not None:
             bar.update(task, description=f"{printable(video.name)}: writing", completed=0.0)
-            write_pictures(result, run.out, run.annotate, lambda share: bar.update(task, completed=share))
+            write_pictures(result, folder, annotate, lambda share: bar.update(task, completed=share))
     for note in result.notes:
         console.print(Text(printable(f"{video}: {note}"), style="yellow"))
     if sys.stdout.isatty():
@@ -169,14 +173,13 @@ def write_tables(results: Sequence[Prediction], folder: Path) -> None:
         path.write_text(json.dumps(said, indent=1))
 
 
-def write_pictures(result: Prediction, out: Path, annotate: bool, advance: Any) -> None:
-    """The timeline, a thumbnail a face and, if asked for, the annotated video, in a folder of the video's name."""
+def write_pictures(result: Prediction, folder: Path, annotate: bool, advance: Any) -> None:
+    """The timeline, a thumbnail a face and, if asked for, the annotated video."""
     from avfmae.viz.annotate import Annotations, write_annotated
 
-    name = printable(Path(result.video).name)
-    folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
-    result.plot().savefig(folder / "timeline.png")
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # letters that the font lacks are drawn as boxes
+        result.plot().savefig(folder / "timeline.png")
     for face in result.faces:
         Image.fromarray(face.thumbnail).save(folder / f"face-{face.number}.png")
     if annotate:

@@ -113,11 +113,11 @@ class Predictor:
     ):  # fmt: skip
         if faces not in ("main", "all"):
             raise ValueError(f"faces: got {faces!r}, expected 'main' or 'all'")
-        if step is not None and step <= 0:
+        if step is not None and not 0 < step < np.inf:
             raise ValueError(f"step: got {step}, expected seconds above 0")
-        for name, value in (("every", every), ("batch", batch)):
-            if value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1")
+        for name, value, least in (("every", every, 1), ("batch", batch, 1), ("margin", margin or 0, 0)):
+            if not least <= value < np.inf:
+                raise ValueError(f"{name}: got {value}, expected at least {least}")
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.task, self.data = model.eval().to(self.device), task, data
         self.aligned, self.size, self.margin, self.follow = aligned, size, data.face_margin if margin is None else margin, follow
@@ -155,9 +155,9 @@ class Predictor:
         """Writes a folder that :meth:`from_pretrained` reads: ``config.json``, ``model.safetensors`` and a model card."""
         return save_pretrained(self.model, folder, **self.about)
 
-    def push_to_hub(self, name: str, private: bool = False, **options: Any) -> None:
-        """Uploads such a folder to Hugging Face's hub as ``owner/name`` (``pip install 'avfmae[hub]'``)."""
-        push_to_hub(self.model, name, private, self.about, **options)
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads such a folder to Hugging Face's hub as ``owner/name``; see the models' method."""
+        return push_to_hub(self.model, repo_id, self.about, **options)
 
     def __call__(self, video: str | Path) -> Prediction:
         """Predicts a whole video.

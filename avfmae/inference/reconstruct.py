@@ -13,7 +13,7 @@ from avfmae.data.cropping import with_a_detector
 from avfmae.data.dataset import PretrainDataset, read_window_audio, sample_window
 from avfmae.data.faces import chosen_detector
 from avfmae.data.sources import MediaError, open_clip
-from avfmae.files import printable
+from avfmae.files import check_writable, unique_names
 from avfmae.inference.evaluate import say
 from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.options import ReconstructConfig
@@ -33,6 +33,7 @@ def reconstruct(run: ReconstructConfig) -> list[Path]:
     from avfmae.viz.annotate import frames_of_sound, write_mp4
     from avfmae.viz.reconstruction import FPS, moving_pictures, reconstructed, reconstruction_picture
 
+    check_writable(run.out, is_folder=True)
     model = AVFMAEForPretraining.from_pretrained(run.model)
     about = model.about
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -43,7 +44,7 @@ def reconstruct(run: ReconstructConfig) -> list[Path]:
         how = Preparation(chosen_detector("auto"), margin=data.face_margin)
     how, _ = with_a_detector(how, None)
     position, written = np.random.default_rng(run.seed).random(), []
-    for video in run.videos:
+    for video, name in zip(run.videos, unique_names(run.videos), strict=True):
         try:
             source = open_clip(str(video), data.sound_track or how.sound_track)
             if "video" in model.cfg.modalities and not source.info.has_video:
@@ -58,8 +59,7 @@ def reconstruct(run: ReconstructConfig) -> list[Path]:
         except (MediaError, OSError) as error:
             say(f"cannot read {error}")
             continue
-        run.out.mkdir(parents=True, exist_ok=True)
-        written.append(run.out / f"{printable(video.name)}.png")
+        written.append(run.out / f"{name}.png")
         figure = reconstruction_picture(panels)
         figure.savefig(written[-1])
         plt.close(figure)  # pyplot would keep it

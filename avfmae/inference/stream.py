@@ -184,7 +184,9 @@ class Cuts:
         self.usual = 0.0
 
     def is_new(self, frame: np.ndarray) -> bool:
-        small = np.asarray(cv2.resize(frame, MINIATURE, interpolation=cv2.INTER_AREA), np.uint8) // 32
+        pixels = max(1, min(frame.shape[1] // MINIATURE[0], frame.shape[0] // MINIATURE[1]) // 4)  # 16 of a cell tell enough
+        sparse = np.ascontiguousarray(frame[::pixels, ::pixels])
+        small = np.asarray(cv2.resize(sparse, MINIATURE, interpolation=cv2.INTER_AREA), np.uint8) // 32
         # The colours of a quarter of the picture each, so that a cut between alike rooms is one too.
         quarters = (small.reshape(2, -1, 2, MINIATURE[0] // 2, 3).transpose(0, 2, 1, 3, 4).reshape(4, -1, 3)).astype(int)
         codes = (quarters[..., 0] << 6) + (quarters[..., 1] << 3) + quarters[..., 2] + 512 * np.arange(4)[:, None]

@@ -74,9 +74,9 @@ class AudioVisualModel(nn.Module):
         """
         return avfmae.save_pretrained(self, folder, **about)
 
-    def push_to_hub(self, name: str, **options: Any) -> None:
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Uploads such a folder to Hugging Face's hub as ``owner/name``. ``options``: see ``avfmae.checkpoints.push_to_hub``."""
-        avfmae.checkpoints.push_to_hub(self, name, **options)
+        return avfmae.checkpoints.push_to_hub(self, repo_id, **options)
 
 
 def part_class(cfg: ModelConfig, part: str) -> type[Encoder] | type[Fusion] | type[Decoder] | None:

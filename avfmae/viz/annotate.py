@@ -140,11 +140,13 @@ def write_mp4(
         later, stamp = next(heard, None), -1
         for time, picture in pictures:
             if stamp < 0:
-                video.height, video.width = (n - n % 2 for n in picture.shape[:2])
+                video.height, video.width = (n + n % 2 for n in picture.shape[:2])
             while later is not None and later[0] <= time:
                 container.mux(track.encode(later[1]))
                 later = next(heard, None)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[: video.height, : video.width]), format="rgb24")
+            if picture.shape[0] % 2 or picture.shape[1] % 2:  # yuv420p has even sizes
+                picture = np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), "edge")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
             stamp = max(stamp + 1, round(time * TICKS))  # stamps that repeat are told apart
             frame.pts, frame.time_base = stamp, Fraction(1, TICKS)
             container.mux(video.encode(frame))

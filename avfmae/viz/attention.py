@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from avfmae.viz import literal
+
 SHOWN = 8  # frames
 GLOW = np.array([1.0, 0.45, 0.0])
 
@@ -53,7 +55,7 @@ def attention_figure(looks: Sequence[Look]) -> Figure:
     figure = Figure(figsize=(11, 1.35 * sum(tall) + 0.5 * len(looks)), layout="constrained")  # pyplot would keep it
     parts = np.ravel(figure.subfigures(len(looks), 1, height_ratios=tall, squeeze=False))
     for part, look in zip(parts, looks, strict=True):
-        part.suptitle(look.title, fontsize=10)
+        part.suptitle(literal(look.title), fontsize=10)
         axes: Sequence[Axes] = part.subplots(len(look.rows()), 1, sharex=True, squeeze=False)[:, 0]
         for axis, (name, picture, last) in zip(axes, look.rows(), strict=True):
             axis.imshow(np.clip(picture, 0, 1), aspect="auto", extent=(look.span[0], last, 0, 1), interpolation="antialiased")

@@ -16,6 +16,7 @@ from avfmae.metrics import of_each_class
 from avfmae.tasks import task_class
 from avfmae.tasks.pooling import LEVEL
 from avfmae.tasks.results import KINDS
+from avfmae.viz import literal
 from avfmae.viz.pages import Page, add_quarantine
 from avfmae.viz.plots import BLUE, GREY, ORANGE, confusion_picture
 
@@ -223,6 +224,8 @@ def bars(results: dict, rows: Sequence[dict[str, str]], metric: str) -> Figure |
         axis.text(
             0 if inside else max(value, 0), y, f" {value:.1f}", va="center", fontsize=7.5, color="white" if inside else "black"
         )
-    axis.set(yticks=range(len(rows)), yticklabels=[f"{row['method']} ({row['modalities']})" for row in rows], xlabel=metric)
+    axis.set(
+        yticks=range(len(rows)), yticklabels=[literal(f"{row['method']} ({row['modalities']})") for row in rows], xlabel=metric
+    )
     axis.invert_yaxis()
     return figure

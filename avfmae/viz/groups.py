@@ -12,6 +12,7 @@ from rich.text import Text
 from avfmae.console import console
 from avfmae.files import atomic_write, printable, write_rows
 from avfmae.tasks.pooling import LEVEL
+from avfmae.viz import literal
 from avfmae.viz.plots import BLUE, GREY
 
 PRINTED = 4  # metrics
@@ -75,10 +76,8 @@ def groups_picture(report: dict[str, Any], select: str) -> Figure:
         axis.barh(y, group["metrics"][select], color=GREY if group["group"] is None else BLUE, height=0.65)
         if None not in group["interval"][select]:
             axis.plot(group["interval"][select], (y, y), color="black", linewidth=1.2)
-    names = [f"{printable(group['group'] or NONE)} ({group['clips']} clips)" for group in groups]
-    axis.set(
-        yticks=range(len(groups)), yticklabels=names, xlabel=f"{select} [{LEVEL} % interval]", title=printable(title(report))
-    )
+    names = [f"{literal(group['group'] or NONE)} ({group['clips']} clips)" for group in groups]
+    axis.set(yticks=range(len(groups)), yticklabels=names, xlabel=f"{select} [{LEVEL} % interval]", title=literal(title(report)))
     axis.invert_yaxis()
     return figure
 

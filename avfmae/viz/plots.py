@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from avfmae.config import ModalityConfig, ModelConfig
 from avfmae.masking import DualMask, ModalityMask
 from avfmae.training.runlog import read_log
+from avfmae.viz import literal
 
 if TYPE_CHECKING:
     from avfmae.viz.inspection import Inspection
@@ -41,7 +42,7 @@ def loss_curves(logs: dict[str, Path], names: Sequence[str] = ("loss",)) -> Figu
                 if window > 1:
                     axis.plot(steps, values, color=drawn.get_color(), alpha=0.2, linewidth=0.8)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.set(title=title, xlabel="step", ylabel="loss")
+        axis.set(title=literal(title), xlabel="step", ylabel="loss")
         axis.legend(frameon=False)
     return figure
 
@@ -53,9 +54,10 @@ def confusion_picture(matrix: Sequence[Sequence[int]], classes: Sequence[str], t
     side = 1.6 + 0.55 * len(classes)
     figure, axis = plt.subplots(figsize=(side, side * 0.9), layout="constrained")
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    bare(axis, xlabel="predicted", ylabel="true", title=title)
-    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axis.set_yticks(range(len(classes)), classes)
+    bare(axis, xlabel="predicted", ylabel="true", title=literal(title))
+    names = [literal(name) for name in classes]
+    axis.set_xticks(range(len(classes)), names, rotation=45, ha="right")
+    axis.set_yticks(range(len(classes)), names)
     for i, j in np.ndindex(counts.shape):
         axis.text(j, i, str(counts[i, j]), ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
     return figure

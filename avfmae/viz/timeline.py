@@ -8,6 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from avfmae.viz import literal
+
 MOST = 12  # panels; of more faces those with the most windows are drawn
 
 
@@ -37,7 +39,7 @@ def timeline(
     handles, names = axes[0, 1].get_legend_handles_labels()
     if names:
         figure.legend(handles, names, loc="outside lower center", ncols=min(7, len(names)), frameon=False, fontsize=8)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(literal(title), fontsize=10)
     return figure
 
 
@@ -59,8 +61,10 @@ def draw(axis: Axes, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) 
     if (values[~np.isnan(values)] >= 0).all() and np.allclose(np.nansum(values, axis=1)[~np.isnan(values[:, 0])], 1, atol=0.01):
         tops = np.cumsum(np.column_stack([np.zeros(len(values)), values]), axis=1)
         for k, name in enumerate(columns):
-            axis.fill_between(times, tops[:, k], tops[:, k + 1], label=name, color=colours[k % len(colours)], linewidth=0)
+            axis.fill_between(
+                times, tops[:, k], tops[:, k + 1], label=literal(name), color=colours[k % len(colours)], linewidth=0
+            )
         axis.set_ylim(0, 1)
     else:
         for k, name in enumerate(columns):
-            axis.plot(times, values[:, k], marker=".", label=name, color=colours[k % len(colours)])
+            axis.plot(times, values[:, k], marker=".", label=literal(name), color=colours[k % len(colours)])

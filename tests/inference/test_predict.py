@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import av
 import numpy as np
@@ -19,6 +20,7 @@ from avfmae.datasets.drawn import encode
 from avfmae.inference.predictor import Predictor
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.tasks.classification import Classification
+from avfmae.viz.annotate import write_mp4
 
 TASK = Classification(("calm", "glad", "sad"))
 DATA = DataConfig(stride=8)  # the demo's model sees 4 frames: windows of 1.28 s
@@ -196,6 +198,35 @@ def test_the_command_writes_tables_pictures_and_a_video(weights, video, media, f
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == 100 and frames[0].shape == (96, 160, 3)
     assert np.abs(frames[50].astype(int) - two_faces()[50]).max() > 100  # something is drawn
+
+
+def test_foreign_names_do_not_end_the_run(weights, tmp_path, capsys):
+    """Bytes that are not UTF-8, a formula for Matplotlib, one name in two folders; pictures of one pixel."""
+    paths = [tmp_path / os.fsdecode(name) for name in (b"bad\xff.mp4", b"$x_{$.mp4", b"b/$x_{$.mp4")]
+    (tmp_path / "b").mkdir()
+    for path in paths:
+        encode(path, two_faces(40)[:, :2, :2], None)
+    write_mp4(tmp_path / "1.mp4", ((k / 25, np.zeros((1, 1, 3), np.uint8)) for k in range(20)), 25, None)
+    given = [*map(str, paths), str(tmp_path / "1.mp4")]
+    main(["predict", *given, "--model", str(weights), "--detector=precropped", "--annotate", f"--out={tmp_path / 'out'}"])
+    folders = {path.name for path in (tmp_path / "out").iterdir() if path.is_dir()}
+    assert folders == {r"bad\udcff.mp4", "$x_{$.mp4", "$x_{$.mp4 (2)", "1.mp4"}
+    assert all((tmp_path / "out" / name / "annotated.mp4").is_file() for name in folders)
+
+
+def test_what_is_done_is_kept_when_the_run_is_stopped(weights, media, tmp_path, monkeypatch, capsys):
+    stream = Predictor.stream
+
+    def stopped(self, video, result):
+        if str(video) == "later.mp4":
+            raise KeyboardInterrupt
+        return stream(self, video, result)
+
+    monkeypatch.setattr(Predictor, "stream", stopped)
+    with pytest.raises(SystemExit) as ended:
+        main(["predict", media["good_mp4"], "later.mp4", "--model", str(weights), "--detector=precropped", f"--out={tmp_path}"])
+    assert ended.value.code == 130 and "avfmae predict: stopped" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "predictions.json").read_text())) == 1
 
 
 def test_the_command_prints_a_table_for_other_programs(weights, media, capsys):

@@ -66,12 +66,17 @@ def hub(tmp_path, monkeypatch):
     asked = []
 
     class Hub:
-        def create_repo(self, name, private, exist_ok, token=None):
-            (tmp_path / name).mkdir(parents=True)
+        def create_repo(self, repo_id, private, token, exist_ok):
+            asked.append({"private": private})
+            (tmp_path / repo_id).mkdir(parents=True)
+
+        def create_branch(self, repo_id, branch, token, exist_ok):
+            asked.append({"branch": branch})
 
         def upload_folder(self, repo_id, folder_path, **options):
-            asked.append(options)
+            asked.append({name: value for name, value in options.items() if value is not None})
             shutil.copytree(folder_path, tmp_path / repo_id, dirs_exist_ok=True)
+            return "https://hub/commit/1"
 
         HfApi = None
 
@@ -85,11 +90,14 @@ def hub(tmp_path, monkeypatch):
     return asked
 
 
-def test_models_go_to_a_hub_and_come_back(predictor, hub):
-    predictor.push_to_hub("me/my-model", commit_message="first")
+def test_models_go_to_a_hub_and_come_back(predictor, hub, tmp_path):
+    assert predictor.push_to_hub(repo_id="me/my-model", commit_message="first") == "https://hub/commit/1"
+    card = (tmp_path / "me" / "my-model" / "README.md").read_text()
+    assert 'avfmae.Predictor.from_pretrained("me/my-model")' in card and "pipeline_tag: video-classification" in card
     loaded = Predictor.from_pretrained("me/my-model", detector="precropped")
     assert same(loaded.model, predictor.model) and loaded.task == predictor.task
-    assert hub == [{"commit_message": "first"}, {}]
+    wanted = {"allow_patterns": ["weights.safetensors", "model.safetensors", "config.json"]}
+    assert hub == [{"private": None}, {"commit_message": "first"}, wanted]
 
 
 @pytest.mark.parametrize("kind", [avfmae.AVFMAEForPretraining, AVFMAEForFinetuning], ids=["pre-trained", "fine-tuned"])
@@ -100,9 +108,10 @@ def test_a_model_itself_is_saved_loaded_and_shared(kind, tmp_path, hub):
     assert type(loaded) is kind and same(loaded, model) and not loaded.training
     again = kind.from_pretrained(loaded.save_pretrained(tmp_path / "again"))
     assert same(again, model) and again.about["data"] == {"stride": 8}  # what it was loaded with goes on
-    loaded.push_to_hub("me/mine", private=True, token="t")
-    assert same(kind.from_pretrained("me/mine", revision="v1"), model)
-    assert hub == [{"token": "t"}, {"revision": "v1"}]
+    loaded.push_to_hub("me/mine", private=True, token="t", branch="v1")
+    assert same(kind.from_pretrained("me/mine", revision="v1", allow_patterns=None), model)
+    revision = {"revision": "v1"}
+    assert hub == [{"private": True}, {"branch": "v1"}, revision | {"token": "t"}, revision | {"allow_patterns": None}]
 
 
 def test_a_head_is_made_anew_on_pretrained_encoders(tmp_path, predictor):

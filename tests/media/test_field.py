@@ -83,6 +83,27 @@ def test_stamps_that_repeat(tmp_path):
     assert max(open_clip(path).index.targets) >= 48 and "stamps-repeat" in {*open_clip(path).index.flags}
 
 
+def test_a_program_stream_that_stamps_some_frames(tmp_path):
+    """FFmpeg guesses the others, some a few frames off; the rate is constant."""
+    streams.write(tmp_path / "a.mpg", "mpeg2video", {"g": "18", "bf": "2", "b": "300k"}, count=120, sound="mp2")
+    source = open_clip(tmp_path / "a.mpg")
+    assert "stamps-repeat" in source.index.flags
+    assert np.abs(source.info.times - source.info.times[0] - np.arange(120) / 25).max() < 1e-4
+    assert shown(source.path) == [*range(120)] and shown(source.path, 44, 45, 100) == [44, 45, 100]
+
+
+def test_frames_without_a_time_are_not_shown(tmp_path):
+    """Matroska's times begin at 0: what is stamped before has none."""
+
+    def earlier(packet):
+        packet.pts, packet.dts = (t - round(0.96 / packet.time_base) for t in (packet.pts, packet.dts))
+        return packet
+
+    streams.write(tmp_path / "whole.mp4", *H264)
+    path = remux(tmp_path / "early.mkv", str(tmp_path / "whole.mp4"), change=earlier, avoid_negative_ts="disabled")
+    assert shown(path) == [*range(24, 64)] and shown(path, 3, 30) == [27, 54]
+
+
 @pytest.mark.parametrize("how", ["h264", "mpeg2video"])
 def test_a_recording_that_begins_between_key_frames(how, tmp_path):
     encoder, options = ("libx264", OPEN) if how == "h264" else ("mpeg2video", streams.BACKWARD)

@@ -61,6 +61,14 @@ def test_sound_that_is_no_number_and_sound_that_is_too_loud(tmp_path):
     assert np.abs(source.sound(0, 1.0)).max() == 1 and source.flags == {"sound-beyond-full-scale"}
 
 
+@pytest.mark.parametrize(("layout", "encoder"), [("stereo", "flac"), ("stereo", "aac"), ("5.1", "pcm_f32le")])
+def test_a_sound_in_all_channels_is_as_loud_as_in_one(layout, encoder, tmp_path):
+    with av.open(str(tmp_path / "wide.mkv"), "w") as out:
+        voice(out, out.add_stream(encoder, rate=48_000, layout=layout), 1.5 * bursts(2.0, 48_000))
+    source = open_clip(tmp_path / "wide.mkv")
+    assert np.abs(source.sound(0, 1.9)).max() == pytest.approx(0.9, abs=0.06) and not source.flags
+
+
 def test_a_cover_is_no_video(plain, tmp_path):
     art = io.BytesIO()
     Image.new("RGB", (48, 48), (255, 0, 0)).save(art, "png")

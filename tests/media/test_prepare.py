@@ -21,7 +21,7 @@ from streams import delay_picture
 from avfmae.data import faces, prepare
 from avfmae.data.clip import Clip
 from avfmae.data.faces import Face, Track
-from avfmae.data.manifest import read_manifest, write_manifest
+from avfmae.data.manifest import read_columns, read_manifest, write_manifest
 from avfmae.data.prepare import Failure, PrepareConfig, prepare_clip
 from avfmae.data.sources import open_clip
 from avfmae.datasets.drawn import encode
@@ -102,6 +102,22 @@ def test_sound_stays_on_its_picture(name, media, tmp_path):
     assert abs(heard - (in_source - first)) < 0.010
     if name == "click_mkv_late":
         assert first - source.info.start == pytest.approx(0.4, abs=0.05)
+
+
+def test_columns_of_ones_own_are_kept(media, tmp_path):
+    """Each with its clip's row, whatever is set aside; the set's own facts have their names for themselves."""
+    lines = ["path,label,age,mood ,,fps", *(f"{media[n]},{said},1,7" for n, said in (
+        ("good_mp4", "a,30,x"), ("text_mp4", "a,40,y"), ("good_mkv", "b,,z"),
+    ))]  # fmt: skip
+    text = "\n".join(lines)
+    (tmp_path / "clips.csv").write_text(text)
+    manifest = prepare.prepare(settings(tmp_path / "clips.csv", tmp_path / "set", shard_clips=2))
+    rows = rows_of(manifest)
+    assert [(row["label"], row["age"], row["mood"]) for row in rows] == [("a", "30", "x"), ("b", "", "z")]
+    assert all(float(row["fps"]) == 25 and "" not in row for row in rows)
+    assert read_columns(manifest, ["age", "mood"]) == {"age": ["30", None], "mood": ["x", "z"]}
+    (tmp_path / "clips.csv").write_text(text.replace("30", "31"))  # not of what the shards were made of
+    assert rows_of(prepare.prepare(settings(tmp_path / "clips.csv", tmp_path / "set", shard_clips=2)))[0]["age"] == "31"
 
 
 def test_segments_of_a_file_become_clips(media, tmp_path):

@@ -146,10 +146,10 @@ def _decoded(source: MediaFile, index: Index, begin: int, wanted: Collection[int
             if skippable and _nearest(index.stamps, packet.pts) not in wanted and is_disposable(packet, size):
                 continue
             for frame in packet.decode():
-                if index.exact and frame.pts is not None:
-                    number = _nearest(index.stamps, frame.pts)
-                    if frame.pts < index.stamps[0]:  # it needs what was cut off the file
+                if index.exact:
+                    if frame.pts is None or frame.pts < index.stamps[0]:  # of no time, or it needs what was cut off the file
                         continue
+                    number = _nearest(index.stamps, frame.pts)
                 elif number is not None:
                     number += 1
                 elif frame.key_frame or not (begin or index.late):

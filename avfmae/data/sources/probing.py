@@ -309,14 +309,17 @@ def _order(index: Index, stream: Any, found: _Packets, guessing: bool) -> None:
         guessing or index.decoding or found.guessed or found.bare or len(set(found.stamps)) < count
         or (getattr(stream.codec_context, "has_b_frames", False) and not reorders)
     )  # fmt: skip
-    if found.bare and stream.average_rate:  # frames follow one another at their nominal rate
-        step = 1 / (stream.average_rate * stream.time_base)
-        index.stamps = np.array([min(stamps) + round(i * step) for i in range(count + found.bare)])
+    step = float(1 / (stream.average_rate * stream.time_base)) if stream.average_rate else 0.0
+    if found.bare and step:  # frames follow one another at their nominal rate
+        index.stamps = min(stamps) + _rounded(np.arange(count + found.bare) * step)
     elif index.exact:
         kept = stamps[first:]
         index.stamps = np.sort(kept[kept >= begin])
     else:
         index.stamps = np.sort(stamps[[k for k in range(first, count) if not first < k <= first + lost]])
+        grid = index.stamps[0] + _rounded(np.arange(len(index.stamps)) * step)
+        if guessing and grid[-1] == index.stamps[-1] and np.abs(index.stamps - grid).max() < 5 * step:
+            index.stamps = grid  # guesses some frames off, of a constant rate
     if index.jumps or found.bare or found.packed:
         return
     for place, (target, alone) in found.keys.items():
@@ -330,6 +333,10 @@ def _order(index: Index, stream: Any, found: _Packets, guessing: bool) -> None:
         index.targets[number] = target
     if len(index.keys) < len(index.targets):  # two that cannot be told apart
         index.keys, index.targets = {}, {}
+
+
+def _rounded(ticks: np.ndarray) -> np.ndarray:
+    return np.rint(ticks).astype(np.int64)
 
 
 def _delay(container: av.container.InputContainer, stream: Any, found: _Packets) -> int:

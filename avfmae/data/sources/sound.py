@@ -1,6 +1,7 @@
 """The sound of a media file, decoded by PyAV and resampled to 16 kHz mono."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from itertools import chain
 from typing import Any
@@ -110,14 +111,36 @@ def _resampled(frames: Iterable[av.AudioFrame | None]) -> Iterator[tuple[float |
         time = due if frame is None or frame.pts is None else frame.time
         if new != kind or abs(time - due) > GAP:
             if resampler is not None:
-                yield from ((None, piece.to_ndarray()[0]) for piece in resampler.resample(None))
-            resampler = new and av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+                yield from ((None, samples) for samples in resampler(None))
+            resampler = None if frame is None else _Resampler(frame)
             kind, due, begin = new, time, time
         if frame is not None and resampler is not None:
             due += frame.samples / frame.sample_rate
-            for piece in resampler.resample(frame):
-                yield begin, piece.to_ndarray()[0]
+            for samples in resampler(frame):
+                yield begin, samples
                 begin = None
+
+
+class _Resampler:
+    """To 16 kHz mono, of frames like the first. Channels are mixed by weights of sum 1, as FFmpeg does to 16 bits: a voice in
+    both channels is as loud as in one. PyAV's own resampler would give up to the sum of all channels.
+    """
+
+    def __init__(self, frame: av.AudioFrame):
+        self.graph = av.filter.Graph()
+        source = self.graph.add_abuffer(
+            sample_rate=frame.sample_rate, format=frame.format.name, layout=frame.layout.name,
+            time_base=Fraction(1, frame.sample_rate),
+        )  # fmt: skip
+        mixer = self.graph.add("aresample", f"{SAMPLE_RATE}:ochl=mono:osf=flt:rematrix_maxval=1")
+        self.graph.link_nodes(source, mixer, self.graph.add("abuffersink")).configure()
+
+    def __call__(self, frame: av.AudioFrame | None) -> Iterator[np.ndarray]:
+        """What is ready of the frame, or with None what is left."""
+        self.graph.push(frame)
+        with suppress(av.BlockingIOError, av.EOFError):
+            while True:
+                yield self.graph.pull().to_ndarray()[0]
 
 
 def _on_grid(frames: Iterator[av.AudioFrame | None], stream: Any) -> Iterator[av.AudioFrame | None]:
