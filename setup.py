@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -277,7 +278,8 @@ class BuildExt(build_ext):
 
 def keep_record(modules: list[Extension], missing: dict[str, str]) -> None:
     """Writes what is built and why the rest is not, for ``avfmae doctor``; says the latter aloud too."""
-    record = {"modules": [m.name.rpartition(".")[2] for m in modules], "missing": missing}
+    sources = runpy.run_path("avfmae_kernels/sources.py")["digest"](Path("csrc"))
+    record = {"modules": [m.name.rpartition(".")[2] for m in modules], "missing": missing, "sources": sources}
     Path("avfmae_kernels/_build.json").write_text(json.dumps(record, indent=1) + "\n")
     for name, reason in missing.items():
         print(f"avfmae: without avfmae_kernels.{name}: {reason}", file=sys.stderr)

@@ -191,3 +191,24 @@ def test_every_requirement_has_a_floor_and_the_oldest_versions_are_tested():
         assert release[name][: len(parts)] == parts and not any(release[name][len(parts) :]), (
             f"{name}: >={floor}, tested with {pins[name]}"
         )
+
+
+def test_kernels_of_other_sources_are_not_run(tmp_path):
+    """A tree that was pulled and not built again: a kernel of another schema would fail in the middle of a step."""
+    for name in ("avfmae_kernels", "csrc"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    if not list((tmp_path / "avfmae_kernels").glob("_cpu*.so")):
+        pytest.skip("no kernels were built")
+    code = "import avfmae_kernels.dispatch as d, torch; print(d.__file__, d.choose('gated_sum', torch.device('cpu')))"
+    for changed, runs in ((False, "cpp"), (True, "reference")):
+        with open(tmp_path / "csrc" / "module.cpp", "a") as source:
+            source.write("// changed\n" * changed)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=tmp_path,
+            env=processes.environment(PYTHONPATH=str(tmp_path)),
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.split() == [str(tmp_path / "avfmae_kernels" / "dispatch.py"), runs], done.stderr
+        assert ("csrc has changed since the kernels were built; `pip install -e .`" in done.stderr) == changed
