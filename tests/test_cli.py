@@ -267,7 +267,7 @@ def test_missing_files_are_named(tmp_path, capsys):
     )
     assert "manifest: is not set" in fails(capsys, "finetune", "--preset", "tiny")
     assert "no such list" in fails(capsys, "import-list", tmp_path / "a.txt", tmp_path / "b.csv")
-    assert "preset: got 'giant'" in fails(capsys, "pretrain", "--preset", "giant", "--manifest", tmp_path / "no.csv")
+    assert "preset: got 'colossal'" in fails(capsys, "pretrain", "--preset", "colossal", "--manifest", tmp_path / "no.csv")
 
 
 def test_a_manifest_without_its_column_is_named(tmp_path, capsys):
