@@ -122,6 +122,9 @@ class ModelConfig:
             raise ValueError(f"skip_blocks: got {self.skip_blocks}, expected fewer than decoder_depth {self.decoder_depth}")
         if self.stages and (sum(self.stages) != self.depth or min(self.stages) < 1):
             raise ValueError(f"stages: got {self.stages}, expected numbers of blocks that add up to depth {self.depth}")
+        for name in ("stages", "unmasked_context"):
+            if getattr(self, name) and self.encoder in ("lgi4", "lgi", "vit"):
+                raise ValueError(f"{name}: got {getattr(self, name)} with encoder={self.encoder!r}, which is no pyramid")
         for name in self.modalities:
             m, axes = getattr(self, name), 3 if name == "video" else 2
             if {len(m.size), len(m.patch), len(m.region)} != {axes} or min(*m.size, *m.patch, *m.region) < 1:

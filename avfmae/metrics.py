@@ -13,14 +13,16 @@ def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> 
 def classification(matrix: np.ndarray) -> dict[str, float]:
     """UAR (mean recall), WAR (accuracy), weighted F1 and UF1 (mean F1) of a confusion matrix, in 0..1.
 
-    Classes that do not occur in the truth count neither for UAR nor for UF1.
+    A class that no clip has does not count for UAR; for UF1 it does, with 0, where it is predicted. This is scikit-learn's
+    ``balanced_accuracy_score`` and macro ``f1_score``, and how micro-expression challenges count.
     """
     matrix = np.asarray(matrix, np.float64)
     hits, truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     occurs = truth > 0
     recall = hits[occurs] / truth[occurs]
-    f1 = 2 * hits[occurs] / (truth[occurs] + predicted[occurs])
-    weighted = (f1 * truth[occurs]).sum() / truth.sum()
+    named = truth + predicted > 0
+    f1 = 2 * hits[named] / (truth + predicted)[named]
+    weighted = (f1 * truth[named]).sum() / truth.sum()
     values = {"UAR": recall.mean(), "WAR": hits.sum() / matrix.sum(), "WF1": weighted, "UF1": f1.mean()}
     return {name: float(value) for name, value in values.items()}
 
@@ -66,16 +68,18 @@ def average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
 
 def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
     """Pearson's correlation of two (N,) vectors; 0 where one of them is constant."""
+    if not np.ptp(truth) or not np.ptp(predicted):  # around a rounded mean, equal numbers would vary
+        return 0.0
     t, p = truth - truth.mean(), predicted - predicted.mean()
-    scale = np.sqrt((t**2).sum() * (p**2).sum())
-    return float((t * p).sum() / scale) if scale > 0 else 0.0
+    return float((t * p).sum() / np.sqrt((t**2).sum() * (p**2).sum()))
 
 
 def concordance(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """Lin's concordance correlation of two (N,) vectors: 2 cov / (var + var + (mean − mean)²)."""
+    """Lin's concordance correlation of two (N,) vectors: 2 cov / (var + var + (mean − mean)²); 0 where one is constant."""
+    if not np.ptp(truth) or not np.ptp(predicted):
+        return 0.0
     t, p = truth - truth.mean(), predicted - predicted.mean()
-    scale = (t**2).mean() + (p**2).mean() + (truth.mean() - predicted.mean()) ** 2
-    return float(2 * (t * p).mean() / scale) if scale > 0 else 0.0
+    return float(2 * (t * p).mean() / ((t**2).mean() + (p**2).mean() + (truth.mean() - predicted.mean()) ** 2))
 
 
 def regression(truth: np.ndarray, predicted: np.ndarray, names: Sequence[str] = ()) -> dict[str, float]:

@@ -109,7 +109,7 @@ def config(side: SideName, stage: Stage, model: Model) -> avfmae.ModelConfig:
         raise ValueError(f"{side}: is compared {where}, asked for were {stage} and {model}")
     cfg = avfmae.ModelConfig.preset(preset)
     cfg = cfg.at_size_of(avfmae.ModelConfig.preset("tiny")) if model == "tiny" else cfg
-    return cfg.replace(token_order="released", region_mode="released", unmasked_context=True)
+    return cfg.replace(token_order="released", region_mode="released", unmasked_context=cfg.encoder == "tpsbt")
 
 
 def peers(stage: Stage, model: Model) -> list[SideName]:

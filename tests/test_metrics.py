@@ -32,6 +32,12 @@ def test_correlations():
     assert "PCC_0" not in regression(t[:, None], t[:, None])
 
 
+def test_numbers_that_are_none_are_seen():
+    """Not taken for constant numbers, whose correlation counts as 0."""
+    broken = np.array([0.5, np.nan, 0.3])
+    assert np.isnan(pearson(np.arange(3.0), broken)) and np.isnan(concordance(np.arange(3.0), broken))
+
+
 def classification_cases():
     rng = np.random.default_rng(0)
     for classes in (2, 3, 7, 43):
@@ -48,12 +54,11 @@ def test_classification_is_that_of_scikit_learn(truth, predicted, classes):
     sklearn = pytest.importorskip("sklearn.metrics")
     matrix = confusion_matrix(truth, predicted, classes)
     assert np.array_equal(matrix, sklearn.confusion_matrix(truth, predicted, labels=range(classes)))
-    present = np.unique(truth)
     expected = {
-        "UAR": sklearn.recall_score(truth, predicted, labels=present, average="macro", zero_division=0),
+        "UAR": sklearn.recall_score(truth, predicted, labels=np.unique(truth), average="macro", zero_division=0),
         "WAR": sklearn.accuracy_score(truth, predicted),
         "WF1": sklearn.f1_score(truth, predicted, average="weighted", zero_division=0),
-        "UF1": sklearn.f1_score(truth, predicted, labels=present, average="macro", zero_division=0),
+        "UF1": sklearn.f1_score(truth, predicted, average="macro", zero_division=0),
     }
     assert classification(matrix) == pytest.approx(expected, rel=1e-12)
     each = sklearn.recall_score(truth, predicted, labels=range(classes), average=None, zero_division=0)
@@ -67,6 +72,7 @@ def regression_cases():
     yield pytest.param(rng.random((40, 5)), np.full((40, 5), 0.3), id="constant predictions")
     yield pytest.param(1e6 + rng.normal(size=(40, 2)), 1e6 + rng.normal(size=(40, 2)), id="far from zero")
     yield pytest.param(np.ones((3, 2)), np.ones((3, 2)), id="all the same")
+    yield pytest.param(np.full((11, 2), 0.1), np.full((11, 2), 0.7), id="all the same, whose mean is rounded")
 
 
 @pytest.mark.parametrize(("truth", "predicted"), list(regression_cases()))

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from avfmae.data.clip import Clip
+from avfmae.data.sources import find_files
 from avfmae.datasets.interface import Dataset, Options
 from avfmae.datasets.reading import lines
 
@@ -21,12 +22,13 @@ def read(root: Path, options: Options, what: str) -> Iterator[Clip]:
         if "," in line:
             task, _, label = line.partition(",")
             labels[task.strip()] = label.strip()
-    for path in sorted((root / "videos" / "shorter_segments").glob("aiim*/task_*/*.avi")):
-        participant, task = path.parts[-3:-1]
-        if f"{participant}_{task}" not in labels:
-            raise ValueError(f"{annotation}: lacks {participant}_{task}, of which there is {path}")
-        split = "test" if participant in TEST else "train"
-        yield Clip(0, str(path), label=labels[f"{participant}_{task}"], split=split, subject=participant)
+    for path in find_files(root / "videos" / "shorter_segments", ".avi")[0]:
+        participant, task = Path(path).parts[-3:-1]
+        if f"{participant}_{task}" in labels:
+            split = "test" if participant in TEST else "train"
+            yield Clip(0, path, label=labels[f"{participant}_{task}"], split=split, subject=participant)
+        else:
+            options.notes.append((path, f"{annotation} says nothing of {participant}_{task}"))
 
 
 AROUSAL = Dataset(

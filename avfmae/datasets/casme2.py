@@ -15,7 +15,7 @@ def read(root: Path, options: Options) -> Iterator[Clip]:
         folder = one_of(root, f"Cropped/{subject}/{name}", f"CASME2_RAW_selected/{subject}/{name}", f"{subject}/{name}")
         # One row's offset lies before its onset; its folder holds the expression and nothing else.
         start, end = expression(folder, row["OnsetFrame"], row["OffsetFrame"], options, whole=True)
-        yield Clip(0, folder, start=start, end=end, label=row["Estimated Emotion"].lower(), fold=subject, subject=subject)
+        yield Clip(0, folder, start=start, end=end, label=row["Estimated Emotion"], fold=subject, subject=subject)
 
 
 DATASETS = (

@@ -16,7 +16,7 @@ def read(root: Path, options: Options) -> Iterator[Clip]:
         folder = one_of(root, *(f"{above}{place}" for above in ("part_A/data/part_A/", "data/part_A/", "part_A/", "")))
         start, end = expression(folder, row["Onset"], row["Offset"], options, whole=False)
         subject = row["Subject"]
-        yield Clip(0, folder, start=start, end=end, label=row["emotion"].lower(), fold=subject, subject=subject)
+        yield Clip(0, folder, start=start, end=end, label=row["emotion"], fold=subject, subject=subject)
 
 
 NEGATIVE = dict.fromkeys(("disgust", "fear", "anger", "sad"), "negative")

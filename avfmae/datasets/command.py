@@ -28,17 +28,24 @@ def dataset(run: DatasetConfig) -> None:
         return
     chosen = find_dataset(run.name)
     if run.root is None:
+        if run.out is not None or run.verify:
+            raise ValueError(f"root: none is given, expected the folder of {chosen.title}")
         describe(chosen)
         return
+    if run.out is not None and run.out.suffix not in (".csv", ".parquet"):
+        raise ValueError(f"out: got {run.out}, expected a name that ends in .csv or .parquet")
     if run.out is None and not run.verify:
         raise ValueError("out: none is given, expected the manifest to write (or --verify)")
     options = Options(run.classes, run.annotation, run.faces, run.sound)
     clips = [placed(clip, run.root, options) for clip in chosen.annotated(run.root, options)]
     reasons = {clip.id: reason for clip in clips if (reason := missing(clip))}
     present = [clip for clip in clips if clip.id not in reasons]
-    found = options.notes + [(clip.path, reasons[clip.id]) for clip in clips if clip.id in reasons]
+    noted = {path for path, _ in options.notes}
+    untold = [clip for clip in clips if clip.id in reasons and not (clip.end == 0 and clip.path in noted)]
+    found = options.notes + [(clip.path, reasons[clip.id]) for clip in untold]
     if not present:
-        raise ValueError(f"{run.root}: of {len(clips)} clips none is there, such as {clips[0].path}; expected\n{chosen.tree}")
+        first = f"{clips[0].path}: {reasons[clips[0].id]}"
+        raise ValueError(f"{run.root}: of {len(clips)} clips none is there ({first}); expected\n{chosen.tree}")
     if run.out is not None:
         write_manifest(run.out, present)
         console.print(f"{run.out}: {len(present)} of {len(clips)} clips", highlight=False)

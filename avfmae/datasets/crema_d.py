@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from avfmae.data.clip import Clip
+from avfmae.data.sources import find_files
 from avfmae.datasets.interface import Dataset, Options
 
 NAME = re.compile(r"(10[0-8]\d|109[01])_[A-Z]{3}_(ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX)")
@@ -13,14 +14,15 @@ NAME = re.compile(r"(10[0-8]\d|109[01])_[A-Z]{3}_(ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO
 
 def read(root: Path, options: Options) -> Iterator[Clip]:
     files: dict[str, dict[str, str]] = {}  # name -> suffix -> path
-    for path in sorted((*root.glob("VideoFlash/*.flv"), *root.glob("AudioWAV/*.wav"))):
-        if path.name[0] != ".":
-            name = f"{path.stem}X" if path.stem.endswith("_X") else path.stem  # 1040_ITH_SAD_X
-            files.setdefault(name, {})[path.suffix] = str(path)
+    for folder, suffix in (("VideoFlash", ".flv"), ("AudioWAV", ".wav")):
+        for path in find_files(root / folder, suffix)[0]:
+            stem = Path(path).stem
+            files.setdefault(f"{stem}X" if stem.endswith("_X") else stem, {})[suffix] = path  # 1040_ITH_SAD_X
     for name, of in sorted(files.items()):
         found = NAME.fullmatch(name)
         if not found:
-            raise ValueError(f"{root}: {name!r} is no clip of CREMA-D; expected names such as 1001_DFA_ANG_XX")
+            options.notes.extend((path, "is no clip of CREMA-D; expected a name such as 1001_DFA_ANG_XX") for path in of.values())
+            continue
         fold = min((int(found[1]) - 1001) // 18, 4) + 1  # 18 actors a fold, 19 in the last
         video = of.get(".flv", str(root / "VideoFlash" / f"{name}.flv"))
         yield Clip(0, video, of.get(".wav"), label=found[2], fold=str(fold), subject=found[1])

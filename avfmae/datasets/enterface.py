@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from avfmae.data.clip import Clip
+from avfmae.data.sources import find_files
 from avfmae.datasets.interface import Dataset, Options
 
 CLASSES = ("anger", "disgust", "fear", "happiness", "sadness", "surprise")
@@ -15,8 +16,8 @@ FIRST = (1, 11, 20, 29, 37)  # subject of each fold; 9, 9, 9, 8 and 8 people, si
 
 def read(root: Path, options: Options) -> Iterator[Clip]:
     clips = []
-    for path in root.rglob("*.[aA][vV][iI]"):
-        if (found := FOLDER.search(path.parent.as_posix())) and path.name[0] != ".":
+    for path in map(Path, find_files(root, ".avi")[0]):
+        if found := FOLDER.search(path.parent.as_posix()):
             subject = int(found[1])
             fold = sum(subject >= first for first in FIRST)
             clip = Clip(0, str(path), label=found[2].lower(), fold=str(fold), subject=str(subject))

@@ -27,6 +27,7 @@ class Options:
     notes: list[tuple[str, str]] = field(default_factory=list)
 
 
+PACKED = frozenset((".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".001"))  # suffixes of archives
 Reader = Callable[[Path, Options], Iterable[Clip]]
 
 
@@ -84,20 +85,49 @@ class Dataset:
         if options.classes and self.classes and set(options.classes) != set(self.classes):
             got, expected = ", ".join(options.classes), ", ".join(self.classes)
             raise ValueError(f"classes: got {got}, expected {expected} in any order")
-        found = list(self._mapped(self.read(root, options)))
-        if not found:
-            raise ValueError(f"{root}: holds no clip of {self.title}; expected\n{self.tree}")
+        inside = [path for path in root.iterdir() if path.name[0] != "."]
+        try:
+            found = list(self._once(self._mapped(self.read(root, options)), options))
+            if not found:
+                raise FileNotFoundError(f"{root}: holds no clip of {self.title}; expected\n{self.tree}")
+        except FileNotFoundError as error:
+            if len(inside) == 1 and inside[0].is_dir():  # many archives are unpacked into a folder of their name
+                return self.annotated(inside[0], options)
+            packed = sorted(path.name for path in inside if path.suffix.lower() in PACKED)
+            raise FileNotFoundError(f"{error}\nNot unpacked yet: {', '.join(packed)}" if packed else str(error)) from error
+        if (
+            options.classes
+            and self.task == "classification"
+            and (more := {str(clip.label) for clip in found} - {*options.classes})
+        ):
+            raise ValueError(f"classes: got {', '.join(options.classes)}, but clips are labelled {', '.join(sorted(more))} too")
         return [replace(clip, id=i) for i, clip in enumerate(found)]
 
+    def _once(self, clips: Iterable[Clip], options: Options) -> Iterator[Clip]:
+        """Clips without those that are annotated a second time, which are noted; they may not differ from the first."""
+        seen: dict[tuple, Clip] = {}
+        for clip in clips:
+            key = (clip.path, clip.start, clip.end, clip.face)
+            first = seen.setdefault(key, clip)
+            if first is clip or clip.end == 0:  # of these, none lies in the file
+                yield clip
+            elif (first.label, first.fold, first.split) == (clip.label, clip.fold, clip.split):
+                options.notes.append((clip.path, "is annotated twice"))
+            else:
+                told = [
+                    " ".join(filter(None, (str(one.label), one.split, one.fold and f"fold {one.fold}"))) for one in (first, clip)
+                ]
+                raise ValueError(f"{clip.path}: is annotated twice, as {told[0]} and as {told[1]}")
+
     def _mapped(self, read: Iterable[Clip]) -> Iterator[Clip]:
+        published = self.labels or ({name: name for name in self.classes} if self.task == "classification" else {})
+        plain = {label.lower(): name for label, name in published.items()}  # one archive's capitals are not another's
         for clip in read:
             label = clip.label
-            if self.labels:
-                if label is None or label not in self.labels:
-                    raise ValueError(f"{clip.path}: its label is {label!r}, expected one of {', '.join(self.labels)}")
-                label = self.labels[label]
-            elif self.classes and self.task == "classification" and label not in self.classes:
-                raise ValueError(f"{clip.path}: its label is {label!r}, expected one of {', '.join(self.classes)}")
+            if published:
+                if (label or "").lower() not in plain:
+                    raise ValueError(f"{clip.path}: its label is {label!r}, expected one of {', '.join(published)}")
+                label = plain[(label or "").lower()]
             if label != "":
                 yield replace(clip, label=label, dataset=clip.dataset or self.corpus)
 

@@ -23,7 +23,7 @@ def read_labelled(root: Path, options: Options) -> Iterator[Clip]:
 
 
 def read_unlabelled(root: Path, options: Options) -> Iterator[Clip]:
-    return (Clip(0, path) for path in find_files(first_existing(root, "*unlabel*", "."))[0])
+    return (Clip(0, path) for path in find_files(next(iter(sorted(root.glob("*unlabel*"))), root))[0])
 
 
 LICENCE, SOURCE = "research only, by agreement", "merchallenge.cn"

@@ -5,18 +5,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from avfmae.data.clip import Clip
+from avfmae.data.sources import find_files
 from avfmae.datasets.interface import Dataset, Options
 
 # Modality (01 both, 02 video, 03 audio), channel 01 (speech), then the recording: emotion, ..., actor.
-NAME = re.compile(r"(0[123])-01-((0[1-8])-0[12]-0[12]-0[12]-([01]\d|2[0-4]))\.(?:mp4|wav)")
+NAME = re.compile(r"(0[123])-01-((0[1-8])-0[12]-0[12]-0[12]-([01]\d|2[0-4]))\.(?:mp4|wav)", re.IGNORECASE)
 CLASSES = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 
 
 def read(root: Path, options: Options) -> Iterator[Clip]:
     files: dict[str, dict[str, str]] = {}  # recording -> modality -> path
-    for path in root.rglob("Actor_*/*-*-*-*-*-*-*.*"):
-        if found := NAME.fullmatch(path.name):
-            files.setdefault(found[2], {})[found[1]] = str(path)
+    for path in find_files(root, ".mp4", ".wav")[0]:
+        if found := NAME.fullmatch(Path(path).name):
+            files.setdefault(found[2], {})[found[1]] = path
     for recording, of in sorted(files.items(), key=lambda item: item[0].split("-")[::-1]):
         emotion, actor = recording[:2], recording[-2:]
         expected = str(root / f"Actor_{actor}" / f"02-01-{recording}.mp4")

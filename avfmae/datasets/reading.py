@@ -14,26 +14,32 @@ from avfmae.extras import need
 
 
 def first_existing(root: Path, *places: str) -> Path:
-    """The first of several places below a folder that is there; a place is a path or a pattern.
+    """The first of several places below a folder that is there; a place is a path or a pattern. A sheet may be a CSV file.
 
     Raises:
         FileNotFoundError: none is; names them.
     """
-    for place in places:
-        if found := sorted(root.glob(place)):
+    for pattern in (either for place in places for either in (place, place.replace(".xlsx", ".csv"))):
+        if found := sorted(root.glob(pattern)):
             return found[0]
     raise FileNotFoundError(f"{root}: lacks {' or '.join(places)}")
 
 
 def lines(path: Path) -> Iterator[str]:
-    """The lines of a text file that are not empty, without spaces around them.
+    """The lines of a text file that are not empty, without spaces around them; in UTF-8, or as Windows writes text.
 
     Raises:
         FileNotFoundError: there is no such file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such annotation")
-    yield from filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines()))
+    content = path.read_bytes()
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        text = content.decode("cp1252", errors="replace")
+    yield from filter(None, map(str.strip, text.splitlines()))
 
 
 def table(path: Path, *columns: str) -> list[dict[str, str]]:
@@ -106,8 +112,9 @@ def official_folds(
 
 
 def one_of(root: Path, *places: str) -> str:
-    """The first of several paths below a folder that is there; where none is, the last."""
-    return str(next((root / place for place in places if (root / place).exists()), root / places[-1]))
+    """The first of several paths below a folder that is there; where none is, the first whose folder is, or the last."""
+    paths = [root / place for place in places]
+    return str(([p for p in paths if p.exists()] or [p for p in paths if p.parent.exists()] or paths[-1:])[0])
 
 
 def videos_by_stem(root: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from avfmae.data.clip import Clip
 from avfmae.datasets.interface import Dataset, Options
 from avfmae.datasets.reading import first_existing
 
-NAME = re.compile(r"s0*(\d+)_(ne|po|sur)_0*(\d+)")
+NAME = re.compile(r"s0*(\d+)_(ne|po|sur?)_0*(\d+)")
 
 
 def read(root: Path, options: Options) -> Iterator[Clip]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from math import isfinite
 from pathlib import Path
 
 from avfmae.data.clip import Clip
@@ -10,6 +11,7 @@ from avfmae.datasets.reading import first_existing, lines, videos_by_stem
 
 DIMENSIONS = ("arousal", "valence", "dominance")
 NAME = re.compile(r"(?:^|.*/)(\d\d)_(\d\d)_\d+$")  # game, player, clip
+NUMBER = re.compile(r"[-+]?[\d.]+")
 
 
 def read(root: Path, options: Options) -> Iterator[Clip]:
@@ -22,12 +24,12 @@ def read(root: Path, options: Options) -> Iterator[Clip]:
             order = tuple(cell.lower() for cell in cells[-3:])
             continue
         found = NAME.match(name.removesuffix(".mp4"))
-        values = cells[-3:]
+        values = cells[-3:]  # a path of the sound may stand before them
         try:
-            [float(value) for value in values]
+            finite = all(map(isfinite, map(float, values)))
         except ValueError:
             found = None
-        if not found or len(values) < 3:
+        if not found or len(values) < 3 or any(map(NUMBER.fullmatch, cells[:-3])):
             raise ValueError(f"{path}, line {number}: got {line!r}, expected <game_player_clip> and three numbers")
         if set(order) != set(DIMENSIONS):
             raise ValueError(
@@ -38,8 +40,11 @@ def read(root: Path, options: Options) -> Iterator[Clip]:
         label = " ".join(by_name[dimension] for dimension in options.classes or DIMENSIONS)
         game, player = found.groups()
         stem = Path(name.removesuffix(".mp4")).name
-        fold = (int(game) - 1) // 6 + 1
-        yield Clip(0, videos.get(stem, str(root / f"{stem}.mp4")), label=label, fold=str(fold), subject=f"{game}_{player}")
+        video, fold = videos.get(stem, str(root / f"{stem}.mp4")), str((int(game) - 1) // 6 + 1)
+        if finite:
+            yield Clip(0, video, label=label, fold=fold, subject=f"{game}_{player}")
+        else:
+            options.notes.append((video, f"its numbers are {' '.join(values)} ({path}, line {number})"))
 
 
 DATASETS = (

@@ -109,6 +109,8 @@ class FinetuneConfig(SupervisedConfig):
         only_fold: run one of them alone.
         val_share: of the training subjects (or clips) held out for choosing the epoch, where no split is called val.
         select: the metric that chooses epochs.
+        leaks: how test clips are looked for among training clips: by ``contents`` too, by ``names`` and subjects, or not
+            (``off``). What is found is refused.
     """
 
     manifest: Path | None = None
@@ -118,3 +120,4 @@ class FinetuneConfig(SupervisedConfig):
     only_fold: int | None = None
     val_share: float = 0.1
     select: str | None = None
+    leaks: Literal["contents", "names", "off"] = "contents"

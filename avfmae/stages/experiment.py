@@ -24,7 +24,7 @@ from avfmae.options import ExperimentConfig
 from avfmae.recipes import configuration, read_table
 from avfmae.stages.config import FinetuneConfig, HeldOut, PSIConfig
 from avfmae.stages.finetune import finetune, labelled
-from avfmae.stages.leaks import leaks, refuse_leaks
+from avfmae.stages.leaks import refuse_leaks, refuse_tested
 from avfmae.stages.psi import psi, sets_of
 from avfmae.stages.splits import make_splits
 from avfmae.tasks import make_task, predictions
@@ -121,11 +121,11 @@ def experiment(run: ExperimentConfig) -> dict:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("experiment: was started by torchrun, expected one process; --jobs N or --engine ray share the work out")
     what, out = Experiment.read(run.file), Path(run.out or Path("runs") / run.file.stem)
-    runs = what.runs(run.file)
+    runs, checked = what.runs(run.file), set()
     jobs = [
         job
         for name, settings in runs.items()
-        for job in jobs_of(name, settings, what.seeds, out, run.leaks, what.before(name, settings, run.file))
+        for job in jobs_of(name, settings, what.seeds, out, run.leaks, what.before(name, settings, run.file), checked)
     ]
     done = 0
     for done, _ in enumerate(execute(jobs, run), 1):
@@ -154,9 +154,18 @@ def experiment(run: ExperimentConfig) -> dict:
 
 
 def jobs_of(
-    variant: str, run: FinetuneConfig, seeds: Iterable[int], out: Path, check: str, semantics: PSIConfig | None = None
+    variant: str,
+    run: FinetuneConfig,
+    seeds: Iterable[int],
+    out: Path,
+    check: str,
+    semantics: PSIConfig | None,
+    checked: set[tuple],
 ) -> list[Job]:
     """The fine-tunings of a variant, and the PSI before each.
+
+    Args:
+        checked: the sets of which a variant before was found free of leaks; those of this one are added.
 
     Raises:
         ValueError: a fold's training clips, or PSI's, hold a test clip, in whatever form; names them.
@@ -167,23 +176,22 @@ def jobs_of(
     injected, found = sets_of(semantics)[1] if semantics else [], []
     splits = make_splits(clips, run)
     for number, split in enumerate(splits):
-        known = {} if check == "off" else leaks([*split.train, *split.val], split.test, check == "contents")
-        if known:
-            shown = "\n  ".join(list(known.values())[:5])
-            raise ValueError(
-                f"{run.manifest}, {split.name}: {len(known)} training clips are tested (--leaks off trains anyway):\n  {shown}"
-            )
-        if injected and semantics and semantics.held_out.on_leak == "refuse":
-            try:
-                refuse_leaks(injected, split.test, "refuse", check == "contents")
-            except ValueError as error:
-                raise ValueError(f"[psi], {split.name}: {error}") from error
+        trained = [*split.train, *split.val]
+        sets = (str(run.manifest), frozenset(c.id for c in trained), frozenset(c.id for c in split.test), bool(injected))
+        if sets not in checked:
+            refuse_tested(trained, split.test, f"{run.manifest}, {split.name}", check)
+            if injected and semantics and semantics.held_out.on_leak == "refuse":
+                try:
+                    refuse_leaks(injected, split.test, "refuse", check == "contents")
+                except ValueError as error:
+                    raise ValueError(f"[psi], {split.name}: {error}") from error
+            checked.add(sets)
         for seed in seeds:
             place = (
                 out / "folds" / "-".join(filter(None, (variant.replace("/", "-"), f"seed {seed}", split.name))).replace(" ", "-")
             )
             only = None if run.folds is None else run.only_fold if len(splits) == 1 else number
-            job = Job(variant, seed, split.name, dataclasses.replace(run, seed=seed, only_fold=only, out=place))
+            job = Job(variant, seed, split.name, dataclasses.replace(run, seed=seed, only_fold=only, out=place, leaks="off"))
             if semantics:
                 held = HeldOut(run.manifest, folds=run.folds, fold=only or 0, on_leak=semantics.held_out.on_leak)
                 job = dataclasses.replace(job, psi=dataclasses.replace(semantics, seed=seed, held_out=held, out=place / "psi"))
@@ -252,7 +260,7 @@ def _settings(run: FinetuneConfig | PSIConfig) -> dict[str, Any]:
     paths = _absolute(run)
     del paths["out"]
     files = {"manifests": paths.get("manifests", ())} | {name: (path,) for name, path in paths.items() if isinstance(path, Path)}
-    settings = {k: v for k, v in dataclasses.asdict(run).items() if k not in ("out", "recipe", "config")} | paths
+    settings = {k: v for k, v in dataclasses.asdict(run).items() if k not in ("out", "recipe", "config", "leaks")} | paths
     settings |= {f"{name} content": digest(some) for name, some in files.items() if some and all(p.is_file() for p in some)}
     return json.loads(json.dumps(settings, default=str))
 

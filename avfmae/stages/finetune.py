@@ -25,6 +25,7 @@ from avfmae.models.lora import add_low_rank, freeze
 from avfmae.stages import batch_statistics
 from avfmae.stages.config import FinetuneConfig, SupervisedConfig
 from avfmae.stages.crops import how_clips_were_read, preparation_of_run
+from avfmae.stages.leaks import refuse_tested
 from avfmae.stages.splits import Split, make_splits
 from avfmae.tasks import make_task, predictions
 from avfmae.tasks.interface import Task
@@ -156,6 +157,8 @@ def finetune(run: FinetuneConfig) -> dict:
     task = make_task(run.task, clips, run.manifest, run.classes)
     select = run.select or task.select
     splits, folds = make_splits(clips, run), {}
+    for split in splits:
+        refuse_tested([*split.train, *split.val], split.test, f"{run.manifest}, {split.name}", run.leaks)
     with processes() as dist:
         for split in splits:
             out = Path(run.out) if len(splits) == 1 else Path(run.out) / split.name.replace(" ", "-")

@@ -61,6 +61,17 @@ def _copies(clips: Sequence[Clip], held: Sequence[Clip]) -> dict[int, str]:
     return found
 
 
+def refuse_tested(trained: Sequence[Clip], tested: Sequence[Clip], where: str, check: str) -> None:
+    """``check``: ``contents``, ``names`` (reads no files) or ``off``.
+
+    Raises:
+        ValueError: clips that are learnt from are tested; lists them.
+    """
+    if check != "off" and (found := leaks(trained, tested, check == "contents")):
+        shown = "\n  ".join(list(found.values())[:5])
+        raise ValueError(f"{where}: {len(found)} training clips are tested (--leaks off trains anyway):\n  {shown}")
+
+
 def refuse_leaks(clips: list[Clip], held: Sequence[Clip], on_leak: str, contents: bool = True) -> list[Clip]:
     """The clips without those that are held out. ``on_leak``: ``refuse`` or ``exclude``.
 

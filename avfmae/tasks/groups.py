@@ -7,7 +7,7 @@ import numpy as np
 
 from avfmae.data.clip import Clip
 from avfmae.tasks.interface import Task
-from avfmae.tasks.pooling import Predictions, interval, numbers_of
+from avfmae.tasks.pooling import Pooled, interval, numbers_of
 
 RESAMPLES = 500  # of the bootstrap
 FEW = 5  # people; of fewer, a bootstrap tells nothing
@@ -25,7 +25,7 @@ def metrics_of_groups(
     found, rows = [], np.array([name or "" for name in names])
     for name in sorted(set(names), key=lambda n: (n is None, n)):
         chosen = np.flatnonzero(rows == (name or ""))
-        part = Predictions([clips[i] for i in chosen.tolist()], outputs[chosen], [""] * len(chosen))
+        part = Pooled([clips[i] for i in chosen.tolist()], outputs[chosen], [""] * len(chosen))
         metrics = task.metrics(part.clips, part.outputs)
         numbers, people = numbers_of(metrics), {(clip.dataset, clip.subject or clip.path) for clip in part.clips}
         sure = interval(task, [part], RESAMPLES) if len(people) >= FEW else dict.fromkeys(numbers, (None, None))

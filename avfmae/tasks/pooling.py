@@ -16,7 +16,7 @@ LEVEL = 95  # percent, of confidence intervals
 
 
 @dataclass(frozen=True)
-class Predictions:
+class Pooled:
     """One seed's predictions of all folds' test clips."""
 
     clips: list[Clip]
@@ -24,7 +24,7 @@ class Predictions:
     folds: list[str]
 
     @classmethod
-    def of(cls, rows: Sequence[dict]) -> "Predictions":
+    def of(cls, rows: Sequence[dict]) -> "Pooled":
         return cls(clips_of(rows), np.array([row["outputs"] for row in rows]), [row["fold"] for row in rows])
 
     def subset(self, numbers: Sequence[int] | np.ndarray) -> tuple[list[Clip], np.ndarray]:
@@ -43,19 +43,19 @@ def numbers_of(metrics: dict) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
 
-def by_fold(task: Task, predictions: Predictions) -> dict[str, dict[str, float]]:
+def by_fold(task: Task, predictions: Pooled) -> dict[str, dict[str, float]]:
     """Metrics of each fold's test clips."""
     groups = predictions.groups(predictions.folds)
     return {fold: numbers_of(task.metrics(*predictions.subset(rows))) for fold, rows in groups}
 
 
-def by_dataset(task: Task, predictions: Predictions) -> dict[str, dict[str, float]]:
+def by_dataset(task: Task, predictions: Pooled) -> dict[str, dict[str, float]]:
     """Metrics of each data set's clips among the pooled ones, as composite protocols report them."""
     groups = predictions.groups([clip.dataset for clip in predictions.clips])
     return {name: numbers_of(task.metrics(*predictions.subset(rows))) for name, rows in groups}
 
 
-def interval(task: Task, seeds: Sequence[Predictions], resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+def interval(task: Task, seeds: Sequence[Pooled], resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals of the pooled metrics, each averaged over seeds.
 
     Subjects are drawn with replacement, with all of their clips, since clips of one person are alike; a clip without a subject
@@ -84,7 +84,7 @@ def summarise_predictions(task: Task, rows: Sequence[dict], resamples: int) -> d
         for row in rows:
             if row["kind"] == kind:
                 seeds.setdefault(row["seed"], []).append(row)
-        every = {seed: Predictions.of(found) for seed, found in sorted(seeds.items())}
+        every = {seed: Pooled.of(found) for seed, found in sorted(seeds.items())}
         folds = {seed: by_fold(task, one) for seed, one in every.items()}
         values = [fold for of in folds.values() for fold in of.values()]
         pooled = [task.metrics(one.clips, one.outputs) for one in every.values()]

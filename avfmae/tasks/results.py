@@ -4,6 +4,8 @@ Three numbers are reported and never mixed: the last epoch's, that of the epoch 
 that of the epoch which was best on the test set itself ("legacy", as the published numbers are; not a fair estimate).
 """
 
+import math
+
 import numpy as np
 
 from avfmae.tasks import task_class
@@ -20,11 +22,15 @@ def chosen_epochs(task: Task, history: list[dict], select: str) -> dict[str, dic
     known = [name for name, value in history[-1]["test"].items() if isinstance(value, float)]
     if select not in known:
         raise ValueError(f"select: got {select!r}, expected one of {', '.join(known)}")
-    best = min if select in task.lower_is_better else max
+    sign = -1 if select in task.lower_is_better else 1
+
+    def value(metrics: dict) -> float:  # an epoch whose outputs are no numbers is the worst
+        return -math.inf if math.isnan(metrics[select]) else sign * metrics[select]
+
     chosen = {"last": history[-1]}
     if any("val" in h for h in history):
-        chosen["best_on_held_out"] = best(history, key=lambda h: h["val"][select])
-    chosen["best_on_test_legacy"] = best(history, key=lambda h: h["test"][select])
+        chosen["best_on_held_out"] = max(history, key=lambda h: value(h["val"]))
+    chosen["best_on_test_legacy"] = max(history, key=lambda h: value(h["test"]))
     return {kind: {"epoch": h["epoch"], **h["test"]} for kind, h in chosen.items()}
 
 

@@ -1,7 +1,5 @@
 """Actors in a studio: CREMA-D, RAVDESS, eNTERFACE'05, IEMOCAP, MSP-IMPROV."""
 
-import pytest
-
 
 def test_crema_d(tree):
     tree.media("VideoFlash/1001_DFA_ANG_XX.flv", "AudioWAV/1001_DFA_ANG_XX.wav", "VideoFlash/1091_WSI_NEU_XX.flv")
@@ -18,8 +16,8 @@ def test_crema_d(tree):
     assert tree.settings["classes"] == ["ANG", "DIS", "FEA", "HAP", "NEU", "SAD"] and tree.settings["folds"] == "given"
     assert [label for _, label in tree.manifest("crema-d-4")] == ["ANG", "SAD", "SAD", "HAP", "NEU"]  # without FEA, same folds
     tree.media("VideoFlash/1092_IEO_FEA_LO.flv")
-    with pytest.raises(ValueError, match="'1092_IEO_FEA_LO' is no clip of CREMA-D"):
-        tree.manifest("crema-d")
+    assert len(tree.manifest("crema-d")) == 6
+    assert tree.faults == ["VideoFlash/1092_IEO_FEA_LO.flv,is no clip of CREMA-D; expected a name such as 1001_DFA_ANG_XX"]
 
 
 def test_ravdess(tree):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import each_backend, each_kernel, interpreted, registered, require
+from backends import each_backend, each_opcheck, interpreted, registered, require
 from correctness import TOLERANCE, check, poisoned
 
 import avfmae_kernels as K
@@ -143,7 +143,7 @@ def test_wrong_arguments_are_named(change, words, implementation):
     assert words in str(caught.value)
 
 
-@each_kernel
+@each_opcheck
 def test_opcheck(implementation, device):
     require("add_layer_norm", implementation, device)
     x = torch.randn(2, 3, 16, device=device)

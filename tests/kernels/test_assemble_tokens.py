@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import INTERPRETED, each_backend, each_kernel, interpreted, registered, require
+from backends import INTERPRETED, each_backend, each_opcheck, interpreted, registered, require
 from correctness import TOLERANCE, check
 
 import avfmae_kernels as K
@@ -113,7 +113,7 @@ def test_wrong_arguments_are_named(change, error, words, implementation):
     assert words in str(caught.value)
 
 
-@each_kernel
+@each_opcheck
 def test_opcheck(implementation, device):
     require("assemble_tokens", implementation, device)
     seen, hidden = (i.to(device) for i in indices(2, 3, 5, 9))

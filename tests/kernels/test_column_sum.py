@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import each_backend, each_kernel, interpreted, registered, require
+from backends import each_backend, each_kernel, each_opcheck, interpreted, registered, require
 from correctness import TOLERANCE, error, poisoned
 
 import avfmae_kernels as K
@@ -48,7 +48,7 @@ def test_wrong_arguments_are_named():
         K.column_sum(torch.zeros(3, 4).double())
 
 
-@each_kernel
+@each_opcheck
 def test_opcheck(implementation, device):
     require("column_sum", implementation, device)
     torch.library.opcheck(

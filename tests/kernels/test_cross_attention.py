@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import each_backend, each_kernel, interpreted, registered, require, require_chip
+from backends import each_backend, each_opcheck, interpreted, registered, require, require_chip
 from correctness import TOLERANCE, check, poisoned
 
 import avfmae_kernels as K
@@ -123,7 +123,7 @@ def test_wrong_arguments_are_named(q, kv, heads, words, implementation):
     assert words in str(caught.value)
 
 
-@each_kernel
+@each_opcheck
 def test_opcheck(implementation, device):
     require("cross_attention", implementation, device)
     q, kv = torch.randn(3, 5, 32, device=device), torch.randn(3, 4, 64, device=device)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import each_backend, each_kernel, interpreted, registered, require
+from backends import each_backend, each_opcheck, interpreted, registered, require
 from correctness import TOLERANCE, check, poisoned
 
 import avfmae_kernels as K
@@ -87,7 +87,7 @@ def test_wrong_arguments_are_named(change, words, implementation):
     assert words in str(caught.value)
 
 
-@each_kernel
+@each_opcheck
 def test_opcheck(implementation, device):
     require("gated_sum", implementation, device)
     x = [torch.randn(3, 8, device=device, requires_grad=True) for _ in range(4)]

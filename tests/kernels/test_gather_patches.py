@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import INTERPRETED, each_backend, each_kernel, interpreted, registered, require
+from backends import INTERPRETED, each_backend, each_opcheck, interpreted, registered, require
 
 import avfmae_kernels as K
 
@@ -100,7 +100,7 @@ def test_wrong_arguments_are_named(change, error, words, implementation):
     assert words in str(caught.value)
 
 
-@each_kernel
+@each_opcheck
 def test_opcheck(implementation, device):
     require("gather_patches", implementation, device)
     video, index = case(*SHAPES["odd patch"], device)

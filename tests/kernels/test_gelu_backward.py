@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from backends import each_backend, each_kernel, registered, require
+from backends import each_backend, each_opcheck, registered, require
 from correctness import TOLERANCE, error, poisoned
 
 import avfmae_kernels as K
@@ -76,7 +76,7 @@ def test_wrong_arguments_are_named(grad, x, words, implementation):
     assert words in str(caught.value)
 
 
-@each_kernel
+@each_opcheck
 def test_opcheck(implementation, device):
     require("gelu_backward", implementation, device)
     x = torch.randn(3, 8, device=device)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import INTERPRETED, each_backend, each_kernel, interpreted, registered, require
+from backends import INTERPRETED, each_backend, each_opcheck, interpreted, registered, require
 
 import avfmae_kernels as K
 from avfmae_kernels.masked_patch_loss.reference import patch_targets
@@ -150,7 +150,7 @@ def test_indices_of_unscored_tokens_are_never_used():
             assert K.masked_patch_loss(pred, source, far, nothing, (2, 16, 16)) == 0
 
 
-@each_kernel
+@each_opcheck
 def test_opcheck(implementation, device):
     require("masked_patch_loss", implementation, device)
     pred, source, index, weight = case(*SHAPES["odd video"], device=device)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backends import each_backend, each_kernel, interpreted, registered, require, require_chip
+from backends import each_backend, each_opcheck, interpreted, registered, require, require_chip
 from correctness import TOLERANCE, check, poisoned
 
 import avfmae_kernels as K
@@ -106,7 +106,7 @@ def test_wrong_arguments_are_named(qkv, heads, words, implementation):
     assert words in str(caught.value)
 
 
-@each_kernel
+@each_opcheck
 def test_opcheck(implementation, device):
     require("region_attention", implementation, device)
     qkv = torch.randn(3, 5, 3 * 32, device=device)

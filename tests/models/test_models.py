@@ -268,6 +268,8 @@ def test_flash_is_refused_where_it_is_not_installed():
         (lambda: TINY.replace(region_mode="blocks"), "region_mode: got 'blocks'"),
         (lambda: TINY.replace(width=65, heads=2), "heads: 2 does not divide the width 65"),
         (lambda: TINY.replace(skip_blocks=(1, 4)), "skip_blocks: got"),
+        (lambda: TINY.replace(unmasked_context=True), "unmasked_context: got True with encoder='lgi4', which is no pyramid"),
+        (lambda: TINY.replace(stages=(1, 1, 1, 1)), "stages: got (1, 1, 1, 1)"),
         (lambda: avfmae.AVFMAEForFinetuning(TINY.replace(modalities=("text",)), 2), "modalities: got"),
         (
             lambda: avfmae.AVFMAEForPretraining(TINY.replace(encoder="resnet")),

@@ -43,7 +43,9 @@ if __name__ == "__main__":
         def keep():
             grads = {n: step.params.of[p].grad for n, p in model.named_parameters()}
             got = {n: getattr(g, "full_tensor", lambda g=g: g)().float().clone() for n, g in grads.items() if g is not None}
-            gradients.update(got)  # the last that are dropped are the step's; before, DistributedDataParallel's rehearsal has some
+            gradients.update(
+                got
+            )  # the last that are dropped are the step's; before, DistributedDataParallel's rehearsal has some
             find()
 
         step.params.drop_grads = find

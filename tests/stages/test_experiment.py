@@ -24,7 +24,7 @@ from avfmae.stages import experiment as module
 from avfmae.stages.psi import held_out_clips
 from avfmae.stages.splits import make_splits
 from avfmae.tasks.classification import Classification
-from avfmae.tasks.pooling import Predictions, by_dataset, interval, summarise_predictions
+from avfmae.tasks.pooling import Pooled, by_dataset, interval, summarise_predictions
 from avfmae.tasks.regression import Regression
 
 SETTINGS = """
@@ -87,7 +87,7 @@ def test_a_killed_experiment_goes_on_and_writes_the_same(file, whole, tmp_path, 
         return finetune(run)
 
     monkeypatch.setattr(module, "finetune", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(SystemExit, match="130"):  # as the shell knows an interruption
         main(["experiment", str(file), "--out", str(tmp_path / "parts")])
     main(["experiment", str(file), "--out", str(tmp_path / "parts")])
     assert len(done) == 3 + 3 and done[2] == done[3]  # two folds were done, and are not done again
@@ -118,7 +118,8 @@ def test_psi_knows_nothing_of_its_folds_test_clips(with_psi, drawn, tmp_path):
     what = module.Experiment.read(with_psi)
     runs = what.runs(with_psi)
     jobs, without = (
-        module.jobs_of(name, run, (0, 1), tmp_path, "contents", what.before(name, run, with_psi)) for name, run in runs.items()
+        module.jobs_of(name, run, (0, 1), tmp_path, "contents", what.before(name, run, with_psi), set())
+        for name, run in runs.items()
     )
     assert len(jobs) == len(without) == 10 and all(job.psi is None for job in without)
     clips, people = read_manifest(drawn), set()
@@ -228,8 +229,21 @@ def test_a_test_clip_among_the_training_clips_is_refused(drawn, tmp_path, change
     write_manifest(tmp_path / "m.csv", clips)
     settings = SETTINGS.format(manifest=tmp_path / "m.csv").replace("folds = 5\nval_share = 0.3\n", "val_share = 0.0\n")
     (tmp_path / "e.toml").write_text(settings)
-    with pytest.raises(SystemExit, match=rf"1 training clips are tested[\s\S]*{message}"):
-        main(["experiment", str(tmp_path / "e.toml"), "--out", str(tmp_path / "out")])
+    alone = ["finetune", "--preset", "tiny", "--manifest", str(tmp_path / "m.csv")]
+    for command in (["experiment", str(tmp_path / "e.toml")], alone):
+        with pytest.raises(SystemExit, match=rf"1 training clips are tested[\s\S]*{message}"):
+            main([*command, "--out", str(tmp_path / "out")])
+
+
+def test_leaks_are_looked_for_once_where_variants_share_their_sets(file, tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(module, "refuse_tested", lambda trained, tested, where, check: looked.append((where, check)))
+    monkeypatch.setattr(module, "execute", lambda jobs, run: iter(()))
+    two = tmp_path / "two.toml"
+    two.write_text(f"{file.read_text()}[variants.a]\n[variants.b]\nlora = 4\n[variants.c]\nfolds = 2\n")
+    with pytest.raises(AssertionError, match="0 of 12 fine-tunings gave a result"):
+        main(["experiment", str(two), "--out", str(tmp_path / "out")])
+    assert [where.rpartition(", ")[2] for where, _ in looked] == [*(f"fold {k}" for k in range(5)), "fold 0", "fold 1"]
 
 
 @pytest.mark.parametrize(
@@ -271,7 +285,7 @@ def test_pooled_metrics_are_those_of_all_predictions_together():
     summary = summarise_predictions(task, rows, resamples=0)["last"]
     assert summary["pooled"]["UF1"] == pytest.approx(sklearn.f1_score(truth, predicted, average="macro"))
     assert summary["pooled"]["UAR"] == pytest.approx(sklearn.recall_score(truth, predicted, average="macro"))
-    parts = by_dataset(task, Predictions.of(rows))
+    parts = by_dataset(task, Pooled.of(rows))
     assert list(parts) == ["samm", "casme2", "smic"]
     assert parts["smic"]["UF1"] == pytest.approx(sklearn.f1_score(truth[80:], predicted[80:], average="macro"))
 
@@ -282,10 +296,10 @@ def test_intervals_are_over_subjects():
     hit = np.arange(subjects) % 2
     few = rows_of(task, np.zeros(subjects, int), 1 - hit, [f"s{i}" for i in range(subjects)])
     many = rows_of(task, np.zeros(10 * subjects, int), np.repeat(1 - hit, 10), [f"s{i // 10}" for i in range(10 * subjects)])
-    narrow, wide = (interval(task, [Predictions.of(rows)], 400)["WAR"] for rows in (few, many))
+    narrow, wide = (interval(task, [Pooled.of(rows)], 400)["WAR"] for rows in (few, many))
     assert wide == pytest.approx(narrow) and wide[0] == pytest.approx(0.5 - 1.96 * 0.5 / subjects**0.5, abs=0.03)
     alone = rows_of(task, np.zeros(5, int), np.array([0, 1, 0, 1, 0]), ["one"] * 5)
-    assert interval(task, [Predictions.of(alone)], 20)["WAR"] == (0.6, 0.6)  # one subject tells nothing of others
+    assert interval(task, [Pooled.of(alone)], 20)["WAR"] == (0.6, 0.6)  # one subject tells nothing of others
 
 
 def test_dimensions_are_named():

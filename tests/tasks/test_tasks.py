@@ -54,6 +54,9 @@ def test_the_smallest_error_is_the_best():
     history = [{"epoch": i, "test": {"MSE": m, "CCC": c}} for i, (m, c) in enumerate([(2.0, 0.1), (1.0, 0.2), (3.0, 0.3)])]
     assert chosen_epochs(Regression(1), history, "MSE")["best_on_test_legacy"]["epoch"] == 1
     assert chosen_epochs(Regression(1), history, "CCC")["best_on_test_legacy"]["epoch"] == 2
+    broken = [{"epoch": 0, "test": dict.fromkeys(history[0]["test"], float("nan"))}, *history]
+    for metric, epoch in (("MSE", 1), ("CCC", 2)):
+        assert chosen_epochs(Regression(1), broken, metric)["best_on_test_legacy"]["epoch"] == epoch
     with pytest.raises(ValueError, match="select: got 'UAR', expected one of MSE, CCC"):
         chosen_epochs(Regression(1), history, "UAR")
 

@@ -75,7 +75,7 @@ def test_several_processes_give_the_gradients_of_one(of_one_process, parallel, p
 
 
 @pytest.mark.xdist_group("processes")
-@pytest.mark.parametrize("parallel", WAYS)
+@pytest.mark.parametrize("parallel", [WAYS[0], pytest.param("fsdp", marks=[needs_fsdp, pytest.mark.exhaustive])])
 def test_torchrun_trains_as_one_process_does_which_goes_on_where_two_stopped(drawn, parallel, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     settings = (

@@ -87,12 +87,13 @@ def shard_numbers(paths: Iterable[str]) -> np.ndarray | None:
     return np.array(found)
 
 
-def find_files(folder: str | os.PathLike) -> tuple[list[str], Counter[str]]:
-    """All clips below a folder, in the order of their paths, and how many other files there are of each suffix.
+def find_files(folder: str | os.PathLike, *suffixes: str) -> tuple[list[str], Counter[str]]:
+    """All files of some suffixes, or all clips, below a folder, in the order of their paths, and how many others of each suffix.
 
     Files are known by their suffixes, in capitals too; hidden ones are left out. Linked folders are followed, each folder once.
     """
-    suffixes, found, others, seen = MediaFile.suffixes.union(*(kind.suffixes for kind in KINDS)), [], Counter(), set()
+    wanted = suffixes or MediaFile.suffixes.union(*(kind.suffixes for kind in KINDS))
+    found, others, seen = [], Counter(), set()
     for root, folders, files in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(root)) in seen:
             folders.clear()
@@ -101,7 +102,7 @@ def find_files(folder: str | os.PathLike) -> tuple[list[str], Counter[str]]:
         folders.sort()
         for name in files:
             suffix = os.path.splitext(name)[1].lower()
-            if name.startswith(".") or suffix not in suffixes:
+            if name.startswith(".") or suffix not in wanted:
                 others[suffix or "no suffix"] += 1
             else:
                 found.append(os.path.join(root, name))
