@@ -184,7 +184,8 @@ class Predictor:
         elif not info.has_video:
             raise MediaError(source.path, "has no picture, which the model needs")
         else:
-            seen = read_windows(source, windows, low, high, None if source.is_cropped else self.detector, self.every)
+            every = min(self.every, max(1, int(windows.seconds * info.fps / 2)))  # twice a window at least, at low rates too
+            seen = read_windows(source, windows, low, high, None if source.is_cropped else self.detector, every)
         waiting: list[Given] = []
         shown = Shown(result, lambda number: float(info.times[number] - info.start))
         for window in _until_damaged(seen, result):

@@ -100,6 +100,12 @@ def test_rows_tell_when_who_and_what(model, video, found):
     assert {r["face"] for r in main_only.rows} == {1} and len(main_only.faces) == 1
 
 
+def test_each_window_is_looked_at_however_few_its_frames_are(model, video, found, tmp_path):
+    assert {r["face"] for r in Predictor(model, TASK, DATA, every=100)(video).rows} == {1}
+    write_mp4(tmp_path / "slow.mp4", enumerate(two_faces(12)), 1, None)
+    assert {r["face"] for r in Predictor(model, TASK, DATA)(tmp_path / "slow.mp4").rows} == {1}
+
+
 def test_what_is_predicted_does_not_depend_on_the_batch(model, video, found):
     one, many = (Predictor(model, TASK, DATA, faces="all", batch=n)(video).rows for n in (1, 8))
     for a, b in zip(one, many, strict=True):
