@@ -29,7 +29,7 @@ class FrameFolder(Source):
     @property
     def info(self) -> VideoInfo:
         if not self.files:
-            raise MediaError(self.path, "the folder holds no frame images")
+            raise MediaError(self.path, "the folder holds no frame images; of a folder of videos, give the videos")
         return VideoInfo(np.arange(len(self.files)) / NOMINAL_FPS, 0.0, NOMINAL_FPS, has_audio=False)
 
     def frames(self, numbers, arena=None):
