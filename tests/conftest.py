@@ -49,6 +49,11 @@ def missing(path: Path) -> list[str]:
     return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that take seconds begin first: at the end, other processes would wait for them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     place = collection_path.relative_to(HERE).as_posix() if collection_path.is_relative_to(HERE) else ""
     whole = place in NEEDED and not any(name.startswith(f"{place}/") for name in NEEDED)  # a folder without exceptions
