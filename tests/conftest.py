@@ -50,8 +50,9 @@ def missing(path: Path) -> list[str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that take seconds begin first: at the end, other processes would wait for them."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Files with tests that take seconds begin first: at the end, other processes would wait for them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
