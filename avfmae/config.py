@@ -214,9 +214,7 @@ PRESETS = {
     "large": ModelConfig(width=640, heads=10, depth=12, skip_blocks=(3, 7, 11), decoder_width=512, decoder_heads=8),
     "huge": ModelConfig(width=768, heads=12, depth=15, skip_blocks=(4, 9, 14), decoder_width=640, decoder_heads=8),
     # Ours, beyond the published sizes: 1.5 billion parameters, for several GPUs (docs/scaling.md). Nobody has trained it.
-    "giant": ModelConfig(
-        width=1280, heads=20, depth=15, skip_blocks=(4, 9, 14), decoder_width=768, decoder_heads=12
-    ),
+    "giant": ModelConfig(width=1280, heads=20, depth=15, skip_blocks=(4, 9, 14), decoder_width=768, decoder_heads=12),
     "hicmae_base": ModelConfig(
         encoder="vit", fusion="cross", balanced_masks=False, decoder_masks=False,
         video=_all_hidden(VIDEO, 80), audio=_all_hidden(AUDIO, 26),

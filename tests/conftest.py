@@ -49,12 +49,6 @@ def missing(path: Path) -> list[str]:
     return [name for name in needed if importlib.util.find_spec(name) is None]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with tests that take seconds begin first: at the end, other processes would wait for them."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-
-
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     place = collection_path.relative_to(HERE).as_posix() if collection_path.is_relative_to(HERE) else ""
     whole = place in NEEDED and not any(name.startswith(f"{place}/") for name in NEEDED)  # a folder without exceptions

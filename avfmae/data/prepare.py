@@ -332,7 +332,7 @@ def _write_set(out: Path, groups: Iterable[int], own: Mapping[str, Sequence[str 
         shard = out / f"{number:06d}.tar"
         size += shard.stat().st_size
         for row in Shard(str(shard)).rows:
-            rows.append({name: values[int(row["key"][:8])] for name, values in own.items()})
+            rows.append({name: values[int(row["key"].partition("-")[0])] for name, values in own.items()})
             rows[-1] |= {"path": f"{shard.name}/{row['key']}"} | row
             flags.update(row["flags"].split())
         aside += json.loads(shard.with_suffix(".aside.json").read_text())

@@ -11,7 +11,7 @@ from torch import Tensor
 from avfmae.data.batch import Batch
 from avfmae.engines import Step
 
-EAGER_STEPS = 3  # before the recording: kernels are tuned, libraries allocate their workspaces, moments are made
+EAGER_STEPS = 3  # of one process: kernels are tuned, libraries allocate their workspaces, moments are made
 
 
 class Captured:
@@ -21,15 +21,11 @@ class Captured:
         step: gives scalars on the device, which its next call may overwrite.
         signature: what the step depends on beside its batches and the numbers in memory; when it changes, the step is recorded
             anew.
-
-    Attributes:
         eager_steps: before the recording.
     """
 
-    eager_steps = EAGER_STEPS
-
-    def __init__(self, step: Step, signature: Callable[[], Hashable] = lambda: None):
-        self.step, self.signature = step, signature
+    def __init__(self, step: Step, signature: Callable[[], Hashable] = lambda: None, eager_steps: int = EAGER_STEPS):
+        self.step, self.signature, self.eager_steps = step, signature, eager_steps
         self.forget()
 
     def forget(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from avfmae.data.batch import Batch
 from avfmae.engines import Step, say
-from avfmae.engines.captured import Captured, draws_while_recomputing
+from avfmae.engines.captured import EAGER_STEPS, Captured, draws_while_recomputing
 
 T = TypeVar("T")
 
@@ -25,18 +25,18 @@ def engine(step) -> Step:
     elif step.shared.casts:
         say("cuda_graph", "weights that are gathered for each block cannot be captured (parallel='fsdp'); steps run eagerly")
     else:
-        graph = CudaGraph(step, step.device, step.signature)
-        if step.world > 1:  # NCCL and DistributedDataParallel want 11 steps to set themselves up; not yet run on several GPUs
-            graph.eager_steps = 11
-        return graph
+        # NCCL and DistributedDataParallel want 11 steps to set themselves up; not yet run on several GPUs
+        return CudaGraph(step, step.device, step.signature, EAGER_STEPS if step.world == 1 else 11)
     return step
 
 
 class CudaGraph(Captured):
     """A CUDA graph with memory of its own. A step that cannot be captured runs eagerly, and one line says why."""
 
-    def __init__(self, step: Step, device: torch.device, signature: Callable[[], Hashable] = lambda: None):
-        super().__init__(step, signature)
+    def __init__(
+        self, step: Step, device: torch.device, signature: Callable[[], Hashable] = lambda: None, eager_steps: int = EAGER_STEPS
+    ):
+        super().__init__(step, signature, eager_steps)
         self.stream = torch.cuda.Stream(device)
 
     def forget(self) -> None:

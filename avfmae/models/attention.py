@@ -106,11 +106,12 @@ class SelfAttention(nn.Module):
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Queries, keys and values (..., N, 3C) -> the branch (..., N, C)."""
-        if not short(self.proj.weight, qkv.shape[-2], self.heads):
-            q, k, v = qkv.flatten(0, -3).chunk(3, dim=-1)
+        sequences = qkv.flatten(0, -3)
+        if short(self.proj.weight, qkv.shape[-2], self.heads):
+            out = K.region_attention_linear(sequences, self.heads, self.proj.weight, self.proj.bias)
+        else:
+            q, k, v = sequences.chunk(3, dim=-1)
             out = self.proj(multi_head_attention(q, k, v, self.heads, self.backend))
-            return out.view(*qkv.shape[:-1], out.shape[-1])
-        out = K.region_attention_linear(qkv.flatten(0, -3), self.heads, self.proj.weight, self.proj.bias)
         return out.view(*qkv.shape[:-1], out.shape[-1])
 
     def of_last(self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm, last: int) -> tuple[Tensor, Tensor]:

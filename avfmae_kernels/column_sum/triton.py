@@ -75,7 +75,5 @@ def column_sum(x: Tensor, dtype: torch.dtype) -> Tensor:
         return out.zero_()
     parts, tickets = scratch(x)
     grid = lambda meta: (len(parts), triton.cdiv(C, meta["COLUMNS"]))  # noqa: E731
-    launch(
-        column_sum_kernel, grid, CONFIGURATIONS, x, parts, tickets, out, rows, C, x.stride(0), len(parts), TALL=rows > TALL
-    )  # fmt: skip
+    launch(column_sum_kernel, grid, CONFIGURATIONS, x, parts, tickets, out, rows, C, x.stride(0), len(parts), TALL=rows > TALL)
     return out

@@ -13,9 +13,7 @@ DENSITY_AT_0 = tl.constexpr(0.3989422804014327)  # of the normal distribution
 
 
 @triton.jit
-def gelu_backward_kernel(
-    grad, x, grad_x, out, parts, tickets, sums, rows, C, P, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):  # fmt: skip
+def gelu_backward_kernel(grad, x, grad_x, out, parts, tickets, sums, rows, C, P, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(bound(tl.program_id(0)) * ROWS, bound(rows), bound(P) * ROWS):

@@ -2,7 +2,8 @@
 
 A linear layer keeps its input for its weight's gradient. Where that input is a LayerNorm, a GELU or a short attention, it follows
 from what is kept anyway: the backward of these ops recomputes it in the pass that it makes in any case. This halves the memory of
-a training step. Long attention is kept. ``use("reference")`` gives the composition in PyTorch, and keeps all.
+a training step. Long attention is kept, and so is the norm before a feed-forward. ``use("reference")`` gives the composition in
+PyTorch, and keeps all.
 """
 
 from collections.abc import Callable, Iterator, Mapping
