@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import avfmae_kernels as K
 from avfmae.extras import need
+from avfmae.models.biases import PackedBias
 from avfmae_kernels.device import kind
 
 EPS = 1e-6  # every LayerNorm of the family
@@ -82,8 +83,10 @@ def short(x: Tensor, length: int, heads: int) -> bool:
     return kind(x.device) == "cpu" or (length <= LONGEST_ON_A_GPU and K.fits_a_tile(length, x.shape[-1] // heads))
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(PackedBias):
     """Attention of a sequence to itself, with one packed projection."""
+
+    packed = "q_bias", None, "v_bias"
 
     def __init__(self, width: int, heads: int, backend: str = "sdpa"):
         super().__init__()
@@ -99,10 +102,6 @@ class SelfAttention(nn.Module):
             return self.of_last(x, branch, norm, last)
         x, qkv = pre_norm(x, branch, norm, self.qkv.weight, self.bias)
         return x, self.attend(qkv)
-
-    @property
-    def bias(self) -> Tensor:
-        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Queries, keys and values (..., N, 3C) -> the branch (..., N, C)."""
@@ -122,8 +121,10 @@ class SelfAttention(nn.Module):
         return x[:, -last:], CrossAttention.attend(self, q, kv)
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(PackedBias):
     """Attention of a sequence to another one."""
+
+    packed = None, "v_bias"  # of keys and values
 
     def __init__(self, width: int, heads: int, backend: str = "sdpa"):
         super().__init__()
@@ -141,11 +142,6 @@ class CrossAttention(nn.Module):
         x, q = self.queries(x, branch, norm)
         _, kv = self.keys_and_values(context, None, context_norm)
         return x, self.attend(q, kv)
-
-    @property
-    def bias(self) -> Tensor:
-        """Of keys and values."""
-        return torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
 
     def queries(self, x: Tensor, branch: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
         return pre_norm(x, branch, norm, self.q.weight, self.q_bias)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from avfmae.models.attention import CrossAttention, SelfAttention
+from avfmae.models.biases import PackedBias
 from avfmae.training.parallel import local
 from avfmae_kernels import processor
 
@@ -22,7 +22,7 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 def linear_parameters(model: nn.Module) -> list[str]:
     """Names of the weights and biases that matrix products read: of linear layers, convolutions and attention."""
-    kinds = (nn.Linear, nn.Conv1d, SelfAttention, CrossAttention)
+    kinds = (nn.Linear, nn.Conv1d, PackedBias)
     return [
         f"{prefix}.{name}"
         for prefix, module in model.named_modules()
@@ -46,9 +46,16 @@ class ComputeParams:
         copied = linear_parameters(model) if dtype != torch.float32 else []
         self.of: dict[nn.Parameter, nn.Parameter] = {p: p for p in named.values()}
         self.copies: list[tuple[nn.Module, str, nn.Parameter, nn.Parameter]] = []  # module, name, parameter, copy
+        together = {
+            f"{path}.{name}": copy
+            for path, module in model.named_modules()
+            if copied and isinstance(module, PackedBias)
+            for name, copy in module.laid_together(dtype).items()
+        }
         for full in copied:
             path, _, name = full.rpartition(".")
-            copy = nn.Parameter(named[full].detach().to(dtype), requires_grad=named[full].requires_grad)
+            values = together[full] if full in together else named[full].detach().to(dtype)
+            copy = nn.Parameter(values, requires_grad=named[full].requires_grad)
             self.of[named[full]] = copy
             self.copies.append((model.get_submodule(path), name, named[full], copy))
 
