@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import avfmae
 from avfmae.checkpoints import save_weights
 from avfmae.checkpoints.state import checkpoints
+from avfmae.cli import main
 from avfmae.stages.config import PretrainConfig
 from avfmae.stages.pretrain import pretrain
 from avfmae.training.config import OptimConfig
@@ -40,15 +41,20 @@ def run(*arguments, processes=1):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-needs_fsdp = pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13), reason="FSDP2 needs torch 2.13")
+HAS_FSDP = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+needs_fsdp = pytest.mark.skipif(not HAS_FSDP, reason="FSDP2 needs torch 2.13")
 WAYS = [pytest.param("ddp"), pytest.param("fsdp", marks=needs_fsdp)]
 
 
 @pytest.fixture(scope="module")
 def of_one_process(tmp_path_factory):
-    path = tmp_path_factory.mktemp("gradients") / "one.pt"
-    run(PROGRAMS / "gradients.py", path, "ddp", "float32", 1, "none")
-    return torch.load(path)
+    return gradients(tmp_path_factory.mktemp("gradients"), "ddp")["ddp"]
+
+
+def gradients(folder, *ways, precision="float32", micro_batches=1, recompute="none", processes=1):
+    """What ``programs/gradients.py`` finds, by way of sharing."""
+    run(PROGRAMS / "gradients.py", folder, precision, micro_batches, recompute, *ways, processes=processes)
+    return {way: torch.load(folder / f"{way}.pt") for way in ways}
 
 
 def distances(one, other):
@@ -58,20 +64,20 @@ def distances(one, other):
 
 
 @pytest.mark.xdist_group("processes")
-@pytest.mark.parametrize("parallel", WAYS)
 @pytest.mark.parametrize(
     ("processes", "recompute"),
     [(2, "none"), pytest.param(4, "none", marks=pytest.mark.exhaustive), pytest.param(2, "full", marks=pytest.mark.exhaustive)],
 )
-def test_several_processes_give_the_gradients_of_one(of_one_process, parallel, processes, recompute, tmp_path):
+def test_several_processes_give_the_gradients_of_one(of_one_process, processes, recompute, tmp_path):
     """Contrastive term gathered, batch statistics shared, masked means over all: exactly the whole batch's gradient."""
-    run(PROGRAMS / "gradients.py", tmp_path / "all.pt", parallel, "float32", 1, recompute, processes=processes)
-    one, several = of_one_process, torch.load(tmp_path / "all.pt")
-    for before, after in zip(one["values"], several["values"], strict=True):
-        assert before == pytest.approx(after, rel=2e-4)
-    assert max(distances(one["gradients"], several["gradients"]).values()) < 2e-4
-    for kind in ("weights", "averaged"):
-        assert max(distances(one[kind], several[kind]).values()) < 2e-3, kind  # after three steps of AdamW
+    ways = ("ddp", "fsdp") if HAS_FSDP else ("ddp",)
+    one = of_one_process
+    for way, several in gradients(tmp_path, *ways, recompute=recompute, processes=processes).items():
+        for before, after in zip(one["values"], several["values"], strict=True):
+            assert before == pytest.approx(after, rel=2e-4), way
+        assert max(distances(one["gradients"], several["gradients"]).values()) < 2e-4, way
+        for kind in ("weights", "averaged"):
+            assert max(distances(one[kind], several[kind]).values()) < 2e-3, (way, kind)  # after three steps of AdamW
 
 
 @pytest.mark.xdist_group("processes")
@@ -83,11 +89,11 @@ def test_torchrun_trains_as_one_process_does_which_goes_on_where_two_stopped(dra
     )
     init = tmp_path / "init.safetensors"  # which the main process alone reads for the comparison of runs
     save_weights(avfmae.AVFMAEForPretraining(avfmae.ModelConfig.preset("tiny")), init)
-    common = ["--manifest", drawn, *settings.split(), "--init", init]
-    run(SCRIPT, *common, "--out", one)
+    common = ["--manifest", str(drawn), *settings.split(), "--init", str(init)]
+    main(["pretrain", *common, "--out", str(one)])
     run(SCRIPT, *common, "--out", two, "--parallel", parallel, "--stop-after", 1, processes=2)
     assert len(losses(two)) == 1 and not (two / "weights.safetensors").exists()
-    run(SCRIPT, *common, "--out", two)
+    main(["pretrain", *common, "--out", str(two)])
     assert len(losses(one)) > 1 and np.allclose(losses(one), losses(two), rtol=1e-3)
     assert load_file(one / "weights.safetensors").keys() == load_file(two / "weights.safetensors").keys()
 
@@ -96,9 +102,8 @@ def test_torchrun_trains_as_one_process_does_which_goes_on_where_two_stopped(dra
 @pytest.mark.parametrize(("precision", "micro_batches"), [("float32", 2), ("bf16", 1)], ids=["accumulated", "bf16"])
 def test_both_ways_of_sharing_give_the_same_step(precision, micro_batches, tmp_path):
     """With micro-batches, and in bfloat16, whose sums are rounded in another order."""
-    for parallel in ("ddp", "fsdp"):
-        run(PROGRAMS / "gradients.py", tmp_path / parallel, parallel, precision, micro_batches, "none", processes=2)
-    one, other = (torch.load(tmp_path / parallel) for parallel in ("ddp", "fsdp"))
+    found = gradients(tmp_path, "ddp", "fsdp", precision=precision, micro_batches=micro_batches, processes=2)
+    one, other = found.values()
     loss, norm = (2e-4, 2e-4) if precision == "float32" else (2e-3, 2e-2)
     for a, b in zip(one["values"], other["values"], strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=loss) and a["grad_norm"] == pytest.approx(b["grad_norm"], rel=norm)
