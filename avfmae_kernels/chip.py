@@ -53,8 +53,8 @@ def why_not(op: str, implementation: str, capability: int, args: tuple = ()) -> 
     if not args or (implementation, forward) not in NEEDS:
         return None
     needs = NEEDS[implementation, forward](backward, *args[backward:])  # a backward's arguments follow its gradient
-    if implementation == "triton":
-        return None if needs else "its tiles do not fit the registers at this shape and dtype"
+    if isinstance(needs, str):
+        return needs or None
     if needs <= (limit := shared_memory(capability)):
         return None
     return (
@@ -66,12 +66,30 @@ def why_not(op: str, implementation: str, capability: int, args: tuple = ()) -> 
 def _cuda_region_attention(backward: bool, qkv: Tensor, heads: int, *rest) -> int:
     """As ``Shape::bytes`` and ``launch`` of ``csrc/cuda/region_attention.cu``: tiles for the tensor cores, or plain logits."""
     S, D, matrices = qkv.shape[1], qkv.shape[2] // 3 // heads, 3 + backward
-    aligned = torch.compiler.is_compiling() or qkv.storage_offset() % 8 == 0  # a compiler cannot ask; the launch checks again
-    if qkv.dtype == torch.float32 or D % 16 or D > 80 or qkv.stride(0) % 8 or qkv.stride(1) % 8 or not aligned:
+    if _warps_attend(S, D, qkv):
+        return 0
+    if qkv.dtype == torch.float32 or D % 16 or D > 80 or not _by_16_bytes(qkv):
         return S * S * 4 * (matrices - 2)
     tile = 16 if S <= 16 else 32 if S <= 32 else 64 if S <= 64 else 128
     a_head = matrices * tile * (D + 8) * 2 + tile * (tile + 4) * 4 + tile // 16 * 1024
     return a_head * max(1, 64 // tile)
+
+
+def _cuda_cross_attention(backward: bool, q: Tensor, kv: Tensor, heads: int, *rest) -> str:
+    if _warps_attend(min(q.shape[1], kv.shape[1]), q.shape[2] // heads, q, kv):
+        return ""
+    return "it takes 16-bit numbers, heads of 32 or 64 columns, at most 16 rows of one side, and rows at multiples of 16 bytes"
+
+
+def _warps_attend(few: int, head_size: int, *inputs: Tensor) -> bool:
+    """As ``attend_by_warps`` of ``csrc/cuda/warp_attention.cuh``."""
+    return few <= 16 and head_size in (32, 64) and all(t.dtype != torch.float32 and _by_16_bytes(t) for t in inputs)
+
+
+def _by_16_bytes(x: Tensor) -> bool:
+    """Whether rows of 16-bit numbers begin at multiples of 16 bytes; a compiler cannot ask where, and the launch checks again."""
+    aligned = torch.compiler.is_compiling() or x.storage_offset() % 8 == 0
+    return aligned and not x.stride(0) % 8 and not x.stride(1) % 8
 
 
 def _cuda_masked_patch_loss(backward: bool, pred: Tensor, *rest) -> int:
@@ -79,28 +97,31 @@ def _cuda_masked_patch_loss(backward: bool, pred: Tensor, *rest) -> int:
     return pred.shape[2] * 4 + MASKED_PATCH_LOSS_OWN
 
 
-def _triton_region_attention(backward: bool, qkv: Tensor, heads: int, *rest) -> bool:
+def _triton_region_attention(backward: bool, qkv: Tensor, heads: int, *rest) -> str:
     return _fits_registers(qkv.shape[1], qkv.shape[2] // 3 // heads, qkv.dtype)
 
 
-def _triton_cross_attention(backward: bool, q: Tensor, kv: Tensor, heads: int, *rest) -> bool:
+def _triton_cross_attention(backward: bool, q: Tensor, kv: Tensor, heads: int, *rest) -> str:
     return _fits_registers(min(q.shape[1], kv.shape[1]), q.shape[2] // heads, q.dtype)
 
 
-def _fits_registers(rows: int, head_size: int, dtype: torch.dtype) -> bool:
-    """Whether Triton holds this many rows of a head without spilling (``avfmae_benchmarks.aot`` tells).
+def _fits_registers(rows: int, head_size: int, dtype: torch.dtype) -> str:
+    """Nothing where Triton holds this many rows of a head without spilling (``avfmae_benchmarks.aot`` tells).
 
     Products of float32 numbers take them in two parts, and a backward has four such tiles. A forward of 64 such rows compiles,
     but reads outside its shared memory (Triton 3.6 on an H200, found by compute-sanitizer).
     """
     if dtype == torch.float32:
-        return fits_a_tile(4 * max(rows, SMALLEST), max(head_size, SMALLEST))
-    return fits_a_tile(rows, head_size)
+        fits = fits_a_tile(4 * max(rows, SMALLEST), max(head_size, SMALLEST))
+    else:
+        fits = fits_a_tile(rows, head_size)
+    return "" if fits else "its tiles do not fit the registers at this shape and dtype"
 
 
-# Of what may need more than every chip has: in CUDA C++ the bytes of shared memory a block, in Triton whether registers suffice
-NEEDS: dict[tuple[str, str], Callable[..., int]] = {
+# Of what not every chip or no chip can run: bytes of shared memory a block, or in words what stands against it, "" for nothing
+NEEDS: dict[tuple[str, str], Callable[..., int | str]] = {
     ("cuda", "region_attention"): _cuda_region_attention,
+    ("cuda", "cross_attention"): _cuda_cross_attention,
     ("cuda", "masked_patch_loss"): _cuda_masked_patch_loss,
     ("triton", "region_attention"): _triton_region_attention,
     ("triton", "cross_attention"): _triton_cross_attention,

@@ -2,6 +2,8 @@
 // are masked. A tile's rows of one head are read once into shared memory, all products are tensor-core products of 16 by 16
 // blocks from there, and every warp owns 16 rows. Short tiles take several heads a block, so that rows are read in long runs.
 //
+// Short sequences in 16 bits are attended to by a warp each, in registers (warp_attention.cuh).
+//
 // float32, and shapes that the tensor cores do not take, go through a plain kernel: exact, one block a head of a sequence.
 #include <mma.h>
 #include <torch/csrc/stable/library.h>
@@ -10,6 +12,7 @@
 
 #include "common/attention_shapes.h"
 #include "cuda/shared_memory.cuh"
+#include "cuda/warp_attention.cuh"
 
 namespace avfmae {
 namespace {
@@ -315,6 +318,7 @@ bool tiles_fit(const Tensors<T>& t, const Attention& a) {
 template <typename T>
 void launch(const Tensors<T>& t, const Attention& a, cudaStream_t stream) {
   if constexpr (sizeof(T) == 2) {
+    if (attend_by_warps<true>(AttentionData<T>{t.qkv, t.qkv, t.grad, t.out, t.dqkv, t.dqkv}, a, stream)) return;
     if (tiles_fit(t, a)) {
       if (a.queries <= 16) launch_tiles<T, 16>(t, a, stream);
       else if (a.queries <= 32) launch_tiles<T, 32>(t, a, stream);

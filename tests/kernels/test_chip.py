@@ -80,6 +80,27 @@ def test_tiles_that_do_not_fit_the_registers_are_not_tritons(queries, keys, D, d
     assert (chip.why_not(op, "triton", 90, args) is None) == runs
 
 
+@pytest.mark.parametrize(
+    ("queries", "keys", "D", "dtype", "runs"),
+    [
+        (80, 8, 64, torch.bfloat16, True),
+        (8, 800, 32, torch.float16, True),
+        (17, 17, 64, torch.bfloat16, False),
+        (80, 8, 80, torch.bfloat16, False),
+        (80, 8, 64, torch.float32, False),
+    ],
+)
+def test_warps_attend_where_one_side_is_short(queries, keys, D, dtype, runs):
+    q, kv = torch.empty(2, queries, 4 * D, dtype=dtype, device="meta"), torch.empty(2, keys, 8 * D, dtype=dtype, device="meta")
+    reasons = [
+        chip.why_not("cross_attention", "cuda", 80, (q, kv, 4)),
+        chip.why_not("cross_attention_backward", "cuda", 80, (q, q, kv, 4, True)),
+    ]
+    assert [reason is None for reason in reasons] == [runs, runs] and (runs or "at most 16 rows of one side" in reasons[0])
+    apart = torch.empty(2, queries, 4 * D + 4, dtype=dtype, device="meta")[..., : 4 * D]
+    assert chip.why_not("cross_attention", "cuda", 80, (apart, kv, 4))
+
+
 def test_an_implementation_asked_for_by_name_says_why_it_cannot_run(monkeypatch):
     monkeypatch.setattr(dispatch, "why_not", lambda op, implementation, device: None)  # as with everything built
     with pretended(89), dispatch.use("cuda"), pytest.raises(RuntimeError, match="'cuda' was asked for, but needs 128 KiB"):

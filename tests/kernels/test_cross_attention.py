@@ -77,6 +77,7 @@ def check_strides(implementation, device="cpu"):
         (buffer[:, 2, :, 32:], buffer[:, :, 3]),
         (buffer[:, 2, :, 32:], buffer[:, :, 3, :].flip(1)),
     ):
+        require_chip("cross_attention", implementation, device, q, kv, 2)
         grad = torch.randn(*q.shape, device=device)
         with K.use(implementation), poisoned():
             out = K.cross_attention(q, kv, 2)
@@ -126,7 +127,8 @@ def test_wrong_arguments_are_named(q, kv, heads, words, implementation):
 @each_opcheck
 def test_opcheck(implementation, device):
     require("cross_attention", implementation, device)
-    q, kv = torch.randn(3, 5, 32, device=device), torch.randn(3, 4, 64, device=device)
+    kind = {"device": device, "dtype": torch.bfloat16 if implementation == "cuda" else torch.float32}
+    q, kv = torch.randn(3, 5, 64, **kind), torch.randn(3, 4, 128, **kind)
     op, backward = (registered(name, implementation) for name in ("cross_attention", "cross_attention_backward"))
     torch.library.opcheck(op, (q.clone().requires_grad_(), kv.clone().requires_grad_(), 2))
     for recompute in (False, True):

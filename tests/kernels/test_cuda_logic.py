@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from avfmae_kernels import chip
+from avfmae_kernels.cross_attention import reference as cross
 from avfmae_kernels.dispatch import OPS
 from avfmae_kernels.gather_patches.reference import gather_patches
 from avfmae_kernels.masked_patch_loss import reference as loss
@@ -29,7 +30,7 @@ pytestmark = [
 
 
 def host_source(source: Path) -> str:
-    """A .cu file as C++: launches become calls, dynamic shared memory a pointer, and the ops register for the CPU."""
+    """CUDA C++ as C++: launches become calls, dynamic shared memory a pointer, and the ops register for the CPU."""
     text = source.read_text()
     text = re.sub(r"([\w:<>(),\s]+?)<<<(.*?)>>>\(", lambda m: launch(*m.groups()), text, flags=re.S)
     text = text.replace("extern __shared__ __align__(128) unsigned char shared[];", "unsigned char* shared = emulated_shared;")
@@ -50,7 +51,7 @@ def compiled(source: Path, library: Path) -> Path:
         "g++",
         "-shared",
         "-fPIC",
-        "-O1",
+        "-O0",
         "-std=c++20",
         "-pthread",
         "-fvisibility=hidden",
@@ -58,6 +59,7 @@ def compiled(source: Path, library: Path) -> Path:
         "-o",
         library,
         f"-I{ROOT / 'tests/kernels/emulated'}",
+        f"-I{library.parent}",
         f"-I{ROOT / 'csrc'}",
         f"-I{TORCH / 'include'}",
         "-DTORCH_TARGET_VERSION=0x020b000000000000",
@@ -76,6 +78,9 @@ def ops(tmp_path_factory):
     """torch.ops.avfmae_emulated: the ops of every .cu file."""
     library = torch.library.Library("avfmae_emulated", "DEF")
     folder = tmp_path_factory.mktemp("emulated")
+    (folder / "cuda").mkdir()
+    for header in ROOT.glob("csrc/cuda/*.cuh"):
+        (folder / "cuda" / header.name).write_text(host_source(header))
     for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
         (folder / f"{source.stem}.cpp").write_text(host_source(source))
         for op in (source.stem, f"{source.stem}_backward"):
@@ -104,6 +109,26 @@ def test_region_attention(ops, N, S, heads, D, dtype):
     for got, w in zip(ops.region_attention_backward(grad, qkv, heads, True), want, strict=True):
         close(got, w, dtype)
     assert ops.region_attention_backward(grad, qkv, heads, False)[1].numel() == 0
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "heads", "D", "dtype"),
+    [(40, 8, 1, 64, torch.bfloat16), (8, 40, 1, 64, torch.bfloat16), (19, 11, 3, 32, torch.float16),
+     (11, 19, 3, 32, torch.float16), (5, 3, 2, 64, torch.float16), (3, 5, 2, 64, torch.bfloat16),
+     (16, 16, 1, 64, torch.bfloat16)],
+)  # fmt: skip
+def test_cross_attention(ops, queries, keys, heads, D, dtype):
+    """Either side is the short one; rows of the inputs lie apart, as slots of a longer buffer do."""
+    g = torch.Generator().manual_seed(queries)
+    q = torch.randn(3, queries + 1, heads * D, generator=g).to(dtype)[:, 1:]
+    kv = torch.randn(3, keys, 2 * heads * D + 8, generator=g).to(dtype)[..., : 2 * heads * D]
+    grad = torch.randn(3, queries, heads * D, generator=g).to(dtype)
+    close(ops.cross_attention(q, kv, heads), cross.cross_attention(q.double(), kv.double(), heads), dtype)
+    want = cross.cross_attention_backward(grad.double(), q.double(), kv.double(), heads, True)
+    for got, w in zip(ops.cross_attention_backward(grad, q, kv, heads, True), want, strict=True):
+        close(got, w, dtype)
+    dq, dkv, out = ops.cross_attention_backward(grad, q, kv, heads, False)
+    assert out.numel() == 0 and dq.isfinite().all() and dkv.isfinite().all()
 
 
 def test_region_attention_asks_for_shared_memory_as_dispatch_expects(ops, monkeypatch):

@@ -42,7 +42,7 @@ inline int cudaDeviceGetAttribute(int* value, int, int) {  // bytes of shared me
   return 0;
 }
 
-inline thread_local dim3 threadIdx, blockIdx, blockDim;
+inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 inline unsigned char* emulated_shared = nullptr;
 inline std::unique_ptr<std::barrier<>> block_barrier;
 inline std::vector<std::unique_ptr<std::barrier<>>> warp_barriers;
@@ -73,7 +73,7 @@ void emulate(dim3 grid, unsigned threads, size_t shared, void*, Kernel kernel, A
       std::vector<std::thread> team;
       for (unsigned t = 0; t < threads; ++t)
         team.emplace_back([=] {
-          threadIdx = dim3(t), blockIdx = dim3(x, y), blockDim = dim3(threads);
+          threadIdx = dim3(t), blockIdx = dim3(x, y), blockDim = dim3(threads), gridDim = grid;
           kernel(args...);
         });
       for (auto& thread : team) thread.join();
