@@ -16,7 +16,7 @@ class PackedBias(nn.Module):
     @property
     def parts(self) -> dict[int, Tensor]:
         """By place."""
-        return {place: self.get_parameter(name) for place, name in enumerate(self.packed) if name}
+        return {place: getattr(self, name) for place, name in enumerate(self.packed) if name}
 
     @property
     def bias(self) -> Tensor:
