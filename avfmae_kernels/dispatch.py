@@ -39,6 +39,7 @@ class Op:
     compiled: frozenset[str]  # devices that a compiled module has a kernel for
     triton: str
     cuda_first: Callable[..., bool] | None
+    cuda_alone: bool
     cpu_levels: tuple[str, ...]
     host: bool
     strict: bool
@@ -53,8 +54,8 @@ library = torch.library.Library("avfmae", "DEF")
 
 def register(
     name: str, schema: str = "", reference: Callable | None = None, *, fake: Callable | None = None, triton: str = "",
-    out: bool = False, cuda_first: Callable[..., bool] | None = None, cpu_levels: tuple[str, ...] = processor.LEVELS,
-    host: bool = False, strict: bool = True,
+    out: bool = False, cuda_first: Callable[..., bool] | None = None, cuda_alone: bool = False,
+    cpu_levels: tuple[str, ...] = processor.LEVELS, host: bool = False, strict: bool = True,
 ) -> None:  # fmt: skip
     """Defines an op. Called once, in the op's folder.
 
@@ -66,6 +67,7 @@ def register(
         out: the op has a second overload ``out``, which writes the results into tensors that are given, on CPUs.
         cuda_first: whether "auto" prefers CUDA C++ to Triton, given the op's arguments: where it was measured to be faster
             (docs/performance.md, "On an H200"). None: it does not.
+        cuda_alone: CUDA C++ has the op's only kernel for a GPU, which is what a traced step counts.
         cpu_levels: processors (:data:`avfmae_kernels.processor.LEVELS`) on which the C++ kernel is faster than PyTorch; on others
             "auto" leaves the op to PyTorch.
         host: the op takes NumPy arrays, is no op of torch, and its C++ lies in the host module.
@@ -87,7 +89,7 @@ def register(
             library.define(f"{name}.out{arguments}{outs}) -> ()")
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
         compiled = frozenset(d for d in ("cpu", "cuda") if has_kernel(f"avfmae::{name}", d.upper()))
-    OPS[name] = op = Op(name, schema, reference, compiled, triton, cuda_first, cpu_levels, host, strict)
+    OPS[name] = op = Op(name, schema, reference, compiled, triton, cuda_first, cuda_alone, cpu_levels, host, strict)
     for device in ("cpu", "cuda"):
         AUTOMATIC[name, device] = _automatic(op, device)
 
@@ -195,7 +197,8 @@ def uses_reference() -> bool:
 def choose(name: str, device: torch.device, args: tuple = ()) -> str:
     """The implementation of an op that runs on ``device``, on a GPU for these arguments, under the current choice."""
     if capability := device_kind.pretended():
-        order = ("triton", "reference") if OPS[name].triton else ("reference",)
+        op = OPS[name]
+        order = ("triton", "reference") if op.triton else ("cuda", "reference") if op.cuda_alone else ("reference",)
         if _choice == "reference":
             return _choice
         return next(i for i in order if chip.why_not(name, i, capability, args) is None)

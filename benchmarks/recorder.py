@@ -41,6 +41,7 @@ PLACES = (
 # Of torch's multi_tensor_apply: tensors a launch by number of lists, blocks a launch, numbers a block.
 TENSORS_A_LAUNCH, BLOCKS_A_LAUNCH, CHUNK = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}, 320, 65536
 TENSORS_A_CAT = 128
+ADAMW_TENSORS, ADAMW_COPIES = 480, 5  # tensors a launch (csrc/cuda/adamw.cu); which argument is only written
 
 
 @dataclass
@@ -113,8 +114,10 @@ class Recorder(TorchDispatchMode):
         inputs, outputs = tensors([args, kwargs]), tensors(out)
         written = written_arguments(func, args, kwargs)
         ours = func.namespace == "avfmae"
-        mutated = {id(t) for t in written}
-        read = [t for t in inputs if id(t) not in mutated or not (ours or op in OVERWRITES)]
+        unread = {id(t) for t in written} if ours or op in OVERWRITES else set()
+        if op == "adamw":
+            unread = {id(t) for t in args[ADAMW_COPIES]}
+        read = [t for t in inputs if id(t) not in unread]
         written = list({id(t): t for t in [*outputs, *written]}.values())
         size_read, size_written = sum(map(touched, read)), sum(map(touched, written))
         if op in ("gather", "index", "index_select", "embedding"):  # rows that are not chosen are not read
@@ -179,9 +182,11 @@ def group_of(op: str, ours: bool) -> str:
     if op.startswith(LONG_ATTENTION):
         return "long attention"
     if ours:
-        return {"region_attention": "short attention", "cross_attention": "short attention", "column_sum": "sums"}.get(
-            name := op.removesuffix("_triton").removesuffix("_backward"), name
-        )
+        name = op.removesuffix("_triton").removesuffix("_backward")
+        return {
+            "region_attention": "short attention", "cross_attention": "short attention", "column_sum": "sums",
+            "adamw": "norm and update",
+        }.get(name, name)  # fmt: skip
     if op.startswith("gelu"):
         return "gelu"
     if op in ("sum", "mean"):
@@ -199,6 +204,8 @@ def launches(op: str, args, inputs: list[Tensor]) -> int:
             return len(lists[0])  # the slow way, a tensor at a time
         many = multi_tensor_launches([t.numel() for t in lists[0]], len(lists))
         return many + math.ceil(len(lists[0]) / TENSORS_A_LAUNCH[1]) if op == "_foreach_norm" else many
+    if op == "adamw":  # and one more that counts the steps
+        return 2 * math.ceil(len(args[0]) / ADAMW_TENSORS)
     if op in ("cat", "stack"):
         return math.ceil(len(inputs) / TENSORS_A_CAT)
     return {"native_batch_norm": 2, "native_batch_norm_backward": 2, "convolution_backward": 3}.get(op, 1)

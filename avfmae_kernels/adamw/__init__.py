@@ -19,7 +19,7 @@ from avfmae_kernels.adamw.reference import bound
 from avfmae_kernels.device import kind
 from avfmae_kernels.dispatch import call, register
 
-# On a GPU torch's multi-tensor kernels are the only implementation, whichever is chosen for the model's ops.
+# These run in their own way, whichever implementation is chosen for the model's ops.
 register("gradient_norm", "(Tensor[] gradients) -> Tensor", reference.gradient_norm, strict=False)
 register(
     "adamw",
@@ -28,6 +28,7 @@ register(
     "Tensor(f!)? squares=None) -> ()",
     reference.adamw,
     fake=lambda *args: None,
+    cuda_alone=True,
     strict=False,
 )
 register(

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from avfmae_kernels import chip
+from avfmae_kernels.adamw import reference as adamw
 from avfmae_kernels.cross_attention import reference as cross
 from avfmae_kernels.dispatch import OPS
 from avfmae_kernels.gather_patches.reference import gather_patches
@@ -79,7 +80,8 @@ def ops(tmp_path_factory):
     library = torch.library.Library("avfmae_emulated", "DEF")
     folder = tmp_path_factory.mktemp("emulated")
     (folder / "cuda").mkdir()
-    for header in ROOT.glob("csrc/cuda/*.cuh"):
+    stand_ins = {path.name for path in ROOT.glob("tests/kernels/emulated/cuda/*")}
+    for header in (path for path in ROOT.glob("csrc/cuda/*.cuh") if path.name not in stand_ins):
         (folder / "cuda" / header.name).write_text(host_source(header))
     for source in sorted(ROOT.glob("csrc/cuda/*.cu")):
         (folder / f"{source.stem}.cpp").write_text(host_source(source))
@@ -192,3 +194,33 @@ def test_masked_patch_loss(ops, patch, dtype):
         given = (pred, source, index, scored, patch, *boxes)
         close(ops.masked_patch_loss(*given), loss.masked_patch_loss(*given), torch.float32)
         close(ops.masked_patch_loss_backward(grad, *given), loss.masked_patch_loss_backward(grad, *given), dtype)
+
+
+@pytest.mark.parametrize(
+    ("grads", "copies"), [(torch.float32, None), (torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)]
+)
+def test_adamw(ops, grads, copies):
+    """More tensors than a launch takes, most of them empty, and one of several blocks; a step that is skipped changes nothing."""
+    sizes = [(7,), *[(0,)] * 477, (5, 1000), (1,), (0,), (3, 3)]
+    g = torch.Generator().manual_seed(0)
+
+    def state():
+        steps = [torch.tensor(float(k % 5)) for k in range(len(sizes))]
+        return [[torch.rand(size, generator=g.manual_seed(k)) for size in sizes] for k in range(3)], steps
+
+    gradient = [torch.randn(size, generator=g).to(grads) for size in sizes]
+    recipe = torch.tensor(1e-2), 0.9, 0.95, 1e-8, 0.05, torch.tensor(2.0)
+    (found, found_steps), (want, want_steps) = state(), state()
+    filled = [k for k, size in enumerate(sizes) if 0 not in size]
+    copy = [] if copies is None else [torch.full(size, torch.nan, dtype=copies) for size in sizes]
+    for skip in (torch.tensor(1.0), torch.tensor(0.0)):
+        ops.adamw(found[0], gradient, *found[1:], found_steps, copy, *recipe, skip, None)
+        if skip:
+            assert all(torch.equal(a, b) for one, other in zip(found, want, strict=True) for a, b in zip(one, other, strict=True))
+            assert found_steps == want_steps
+    some = [[one[k] for k in filled] for one in (want[0], gradient, *want[1:], want_steps)]
+    adamw.adamw(*some, [], *recipe, torch.tensor(0.0))
+    assert [found_steps[k] for k in filled] == [want_steps[k] for k in filled]
+    for one, other in zip(found, want, strict=True):
+        assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(one, other, strict=True))
+    assert all(torch.equal(c, w.to(copies)) for c, w in zip(copy, found[0], strict=False))

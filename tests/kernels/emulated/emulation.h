@@ -22,6 +22,7 @@
 #define __forceinline__ inline
 #define __restrict__
 #define __shared__ static
+#define __grid_constant__
 #define __launch_bounds__(...)
 #undef STD_CUDA_CHECK
 #define STD_CUDA_CHECK(x) (x)
