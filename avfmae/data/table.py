@@ -34,6 +34,24 @@ COLUMNS = tuple(f.name for f in fields(Clip) if f.name not in ("id", "face")) + 
 TYPES = {"id": pa.int64(), **{c: pa.float64() if c in NUMBERS else pa.binary() for c in COLUMNS}}  # names of files are bytes
 
 
+def texts(*values: bytes) -> pa.Array:
+    """An array of strings, made of buffers: ``pa.array`` imports pandas where it is installed, 30 MB a process.
+
+    So do ``pa.scalar`` and ``to_numpy``; :func:`numbers` is in the place of the latter.
+    """
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    return pa.Array.from_buffers(pa.string(), len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(values))])
+
+
+def numbers(column: pa.Array) -> np.ndarray:
+    """The numbers of a column without nulls, on the same memory; truth values as 0 and 1."""
+    return np.from_dlpack(column.cast(pa.uint8()) if column.type == pa.bool_() else column)
+
+
+EMPTY = texts(b"").view(pa.binary())[0]
+ZERO = pa.Array.from_buffers(pa.int32(), 1, [None, pa.py_buffer(bytes(4))])[0]
+
+
 class ClipTable(Sequence[Clip]):
     """Clips by their place in the list. It equals any sequence of the same clips.
 
@@ -120,21 +138,22 @@ class ClipTable(Sequence[Clip]):
 
     def folders(self) -> tuple[list[str], np.ndarray]:
         """The first clip's path of every folder, and (clips,) the number of each clip's folder."""
-        numbers: dict[str, int] = {}
+        places: dict[str, int] = {}
         firsts, found = [], []
         for batch, start in zip(self.batches, self.starts.tolist(), strict=False):
             parts = pc.split_pattern(  # pyright: ignore[reportAttributeAccessIssue]  (made when pyarrow is imported, as the next)
                 batch["path"].view(pa.string()), "/", max_splits=1, reverse=True
             )
-            folder = pc.list_element(parts, 0)  # pyright: ignore[reportAttributeAccessIssue]
+            folder = pc.list_element(parts, ZERO)  # pyright: ignore[reportAttributeAccessIssue]
             coded = folder.view(pa.binary()).dictionary_encode()
-            indices, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
+            indices, names = numbers(coded.indices), coded.dictionary.to_pylist()
             first = np.unique(indices, return_index=True)[1]
             for name, place in zip(names, first.tolist(), strict=True):
-                if name not in numbers:
-                    numbers[name] = len(firsts)
+                if name not in places:
+                    places[name] = len(firsts)
                     firsts.append(self[start + place].path)
-            found.append(np.array([numbers[name] for name in names], np.int32)[indices])
+            found.append(np.array([places[name] for name in names], np.int32)[indices])
+        pa.default_memory_pool().release_unused()
         return firsts, np.concatenate(found)
 
     def digest(self, columns: Iterable[str]) -> str:
@@ -144,11 +163,13 @@ class ClipTable(Sequence[Clip]):
             sizes, content = hashlib.sha256(), hashlib.sha256()
             for batch in self.batches if name in self.columns else ():
                 column = batch[name]
-                sizes.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
+                nulls = numbers(column.is_null())
+                sizes.update(nulls.tobytes())
                 if name in NUMBERS:
-                    content.update(column.fill_null(0).to_numpy().tobytes())
+                    values = np.frombuffer(column.buffers()[1], np.float64)[column.offset :][: len(column)]
+                    content.update(np.where(nulls, 0, values).tobytes())
                 else:
-                    column = column.fill_null(b"")
+                    column = column.fill_null(EMPTY)
                     ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset :][: len(column) + 1]
                     sizes.update(np.diff(ends).tobytes())
                     content.update(memoryview(column.buffers()[2] or b"")[ends[0] : ends[-1]])
