@@ -135,8 +135,8 @@ def worker(path: str) -> tuple[float, int]:
 def manifest(run: ManifestConfig) -> None:
     """Prints the table."""
     table = Table(
-        Column("clips", no_wrap=True), "list", "to the first batch", "memory at most", "next batch", "worker starts", "memory",
-        f"{run.ranks} ranks", "torch in as many",
+        Column("clips", no_wrap=True), "list", "first batch", "memory", "next batch", "worker starts", "its memory",
+        f"{run.ranks} ranks", "torch alone",
     )  # fmt: skip
     torch_alone = f"{together(None, run.batch, run.ranks) / GB:.2f} GB"
     with tempfile.TemporaryDirectory() as folder:

@@ -82,7 +82,8 @@ class BatchSampler:
             held[lane] += sizes[k]
         members = dict(zip(names, np.split(np.argsort(self.shards, kind="stable"), sizes.cumsum()[:-1]), strict=True))
         lot, share = max(1, self.mixed_shards // self.lanes), self.total_batch // self.lanes
-        shuffled, order = np.empty((2, self.clips), np.int32)  # written in place: small arrays would leave the heap full of holes
+        # Written in place: many small arrays would leave the heap full of holes
+        shuffled, order = np.empty(self.clips, np.int32), np.empty(self.clips, np.int32)
         lanes, end = [], 0
         for mine in dealt:
             begin = end
