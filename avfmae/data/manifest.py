@@ -19,20 +19,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
 from avfmae.data.clip import Clip
-from avfmae.data.table import COLUMNS, FACE, NUMBERS, SHARED, TYPES, ClipTable, batches_of, texts
+from avfmae.data.table import COLUMNS, FACE, NUMBERS, SHARED, TYPES, ClipTable, array_of, batches_of
 from avfmae.files import atomic_write, write_rows
 
 __all__ = ["COLUMNS", "FACE", "MANIFESTS", "read_columns", "read_manifest", "read_released_list", "write_manifest"]
 
 MANIFESTS = (".csv", ".parquet", ".txt", ".tsv")  # suffixes
-NOTHING = texts(b"", b"nan", b"NaN", b"NAN")
+NOTHING = array_of([b"", b"nan", b"NaN", b"NAN"], pa.string())
 OWN = ("*",)  # in place of names: all columns that clips do not have
 BLOCK = 1 << 23  # bytes that are read at a time
 
@@ -193,7 +192,7 @@ def _used(names: list[str], path: str, wanted: Sequence[str] | None) -> list[str
 
 def _checked(batch: pa.RecordBatch, read: int, path: str) -> pa.RecordBatch:
     """Text as it was written, as the table has it. ``read``: rows before these."""
-    columns = {"id": pa.Array.from_buffers(pa.int64(), len(batch), [None, pa.py_buffer(np.arange(read, read + len(batch)))])}
+    columns = {"id": array_of(range(read, read + len(batch)), pa.int64())}
     for name in batch.schema.names:
         text = _text_of(batch[name])
         if name not in NUMBERS:

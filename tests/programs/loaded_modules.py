@@ -17,11 +17,12 @@ if __name__ == "__main__":
             main(sys.argv[2:])
         elif sys.argv[1] == "--list":
             from avfmae.data.sampler import BatchSampler
+            from avfmae.data.table import ClipTable
             from avfmae.stages.config import PretrainConfig
             from avfmae.training.resume import fingerprint
             from avfmae_benchmarks.manifest import open_dataset
 
             dataset = open_dataset(sys.argv[2])
-            fingerprint(PretrainConfig(), {"training": dataset.clips}, False)
+            fingerprint(PretrainConfig(), {"training": ClipTable.of(list(dataset.clips))}, False)
             next(BatchSampler.fit(len(dataset), 4, None, shards=dataset.shards()).micro_batches(0, 1))
     print(*sys.modules)
