@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from avfmae_benchmarks.options import ManifestConfig
 
@@ -56,19 +56,26 @@ def first_batch(path: str, batch: int, connection) -> None:
     connection.send((spent, most, (time.process_time() - spent) / STEPS))
 
 
-def rank(path: str, batch: int, number: int, ranks: int, connection) -> None:
-    """In a new process: one of several that train on a machine; stays as it is at the first batch until it is told to end."""
-    from avfmae.data.sampler import BatchSampler
+def rank(path: str | None, batch: int, number: int, ranks: int, connection) -> None:
+    """In a new process: one of several that train on a machine; stays as it is at the first batch until it is told to end.
 
-    dataset = open_dataset(path)
-    shares = {"rank": number, "world": ranks, "shards": dataset.shards()}
-    lists = BatchSampler.fit(len(dataset), batch, None, **shares).micro_batches(0, 2)
-    next(lists)
+    Args:
+        path: None: nothing but torch is imported.
+    """
+    if path is None:
+        import torch  # noqa: F401
+    else:
+        from avfmae.data.sampler import BatchSampler
+
+        dataset = open_dataset(path)
+        shares = {"rank": number, "world": ranks, "shards": dataset.shards()}
+        lists = BatchSampler.fit(len(dataset), batch, None, **shares).micro_batches(0, 2)
+        next(lists)
     connection.send("ready")
     connection.recv()
 
 
-def together(path: str, batch: int, ranks: int) -> int:
+def together(path: str | None, batch: int, ranks: int) -> int:
     """Bytes that the ranks of a machine hold at their first batch: each page once, shared or not."""
     context, started = multiprocessing.get_context("spawn"), []
     for number in range(ranks):
@@ -128,9 +135,10 @@ def worker(path: str) -> tuple[float, int]:
 def manifest(run: ManifestConfig) -> None:
     """Prints the table."""
     table = Table(
-        "clips", "list", "to the first batch", "memory at most", "next batch", "start of a worker", "memory of a worker",
-        f"{run.ranks} ranks together",
+        Column("clips", no_wrap=True), "list", "first batch", "memory", "next batch", "worker starts", "its memory",
+        f"{run.ranks} ranks", "torch alone",
     )  # fmt: skip
+    torch_alone = f"{together(None, run.batch, run.ranks) / GB:.2f} GB"
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         for clips in (1, run.clips):
@@ -150,6 +158,7 @@ def manifest(run: ManifestConfig) -> None:
                         f"{seconds:.3f} s",
                         f"{own / MB:.0f} MB",
                         f"{together(str(path), run.batch, run.ranks) / GB:.2f} GB",
+                        torch_alone,
                     ]
                 table.add_row(*cells)
     Console().print(table)

@@ -151,8 +151,8 @@ def looked_for(how: Preparation) -> Preparation:
     return replace(how, detector="mtcnn" if is_installed() else "haar") if how.detector == "manifest" else how
 
 
-def seen_by_training(clips: Sequence[Clip], data: DataConfig) -> tuple[Preparation | None, int]:
-    """How the faces of training clips were cut out, in most of some clips that are spread over the list, and in how many ways.
+def seen_by_training(clips: Sequence[Clip], data: DataConfig) -> tuple[Preparation | None, list[Preparation | None]]:
+    """How the faces of training clips were cut out, in most of some clips that are spread over the list, and all ways found.
 
     None: sets that do not tell, or nothing can be opened.
     """
@@ -170,11 +170,11 @@ def seen_by_training(clips: Sequence[Clip], data: DataConfig) -> tuple[Preparati
                 boxes.append((how, _relative(source, clip)))
     how = ways.most_common(1)[0][0] if ways else None
     if how is None:
-        return None, len(ways)
+        return None, list(ways)
     if mine := np.array([box for way, box in boxes if way == how]).reshape(-1, 4).tolist():
         low, middle, high = np.percentile(mine, (5, 50, 95), axis=0)
         how = replace(how, place=tuple(middle.round(4).tolist()), spread=float(((high - low) / 2).max().round(4)))
-    return how, len(ways)
+    return how, list(ways)
 
 
 def _relative(source: Source, clip: Clip) -> list[float]:

@@ -29,11 +29,15 @@ ATTEMPTS = 16  # replacements that are tried for one bad clip
 
 @dataclass(frozen=True)
 class Window:
-    """Frame numbers, and the time span that they stand for on the file's clock."""
+    """Frame numbers, and the time span that they stand for on the file's clock.
+
+    ``end`` is the clip's own, where that is before the window's; ``seconds`` is the whole window's length.
+    """
 
     frames: np.ndarray
     start: float
     end: float
+    seconds: float
 
 
 def frame_range(info: VideoInfo, clip: Clip) -> tuple[int, int]:
@@ -68,22 +72,22 @@ def sample_window(info: VideoInfo, clip: Clip, position: float, frames: int, dat
     times = info.times[low:high]
     if data.sampling == "uniform":
         numbers = np.linspace(0, len(times) - 1, frames).round().astype(int)
-        return Window(low + numbers, float(times[0]), float(times[-1] + 1 / info.fps))
+        end = float(times[-1] + 1 / info.fps)
+        return Window(low + numbers, float(times[0]), end, end - float(times[0]))
     count = frames * data.stride  # frames at a constant rate; else 25ths of a second
     offsets = np.linspace(0, count - 1, frames).round().astype(int) if spread else np.arange(frames) * data.stride
     if _is_constant(info):
         first = int(position * max(0, len(times) - count))
         numbers = first + offsets
         last = min(int(numbers[-1]), len(times) - 1)
-        end = float(times[last]) + (first + count - last) / info.fps
+        seconds = float(times[last] - times[first]) + (first + count - last) / info.fps
     else:  # the frames that are shown at these times
         lasts = float(times[-1] - times[0]) + 1 / info.fps
         first = int(np.searchsorted(times, times[0] + position * max(0.0, lasts - count / NOMINAL_FPS), "right")) - 1
         numbers = np.searchsorted(times, times[first] + offsets / NOMINAL_FPS + 1e-4, "right") - 1
-        end = float(times[first]) + count / NOMINAL_FPS
-    if clip.end is not None:
-        end = min(end, info.start + clip.end)
-    return Window(low + np.minimum(numbers, len(times) - 1), float(times[first]), end)
+        seconds = count / NOMINAL_FPS
+    start, stop = float(times[first]), float(times[-1]) + 1 / info.fps  # what sounds behind the last frame is not the clip's
+    return Window(low + np.minimum(numbers, len(times) - 1), start, min(start + seconds, stop), seconds)
 
 
 def _is_constant(info: VideoInfo) -> bool:
@@ -100,7 +104,7 @@ def read_window_audio(source: Source, window: Window, missing: str) -> np.ndarra
     """
     waveform = source.sound(window.start, window.end) if source.info.has_audio else np.zeros(0, np.float32)
     if missing == "silence":
-        length = max(SHORTEST, round((window.end - window.start) * SAMPLE_RATE))
+        length = max(SHORTEST, round(window.seconds * SAMPLE_RATE))
         return np.pad(waveform, (0, max(0, length - len(waveform))))
     if len(waveform) < SHORTEST:
         what = f"has {len(waveform)} samples of sound at {window.start:.2f} s" if source.info.has_audio else "has no audio track"

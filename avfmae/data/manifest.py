@@ -19,19 +19,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
 from avfmae.data.clip import Clip
-from avfmae.data.table import COLUMNS, FACE, NUMBERS, SHARED, TYPES, ClipTable, batches_of
+from avfmae.data.table import COLUMNS, FACE, NUMBERS, SHARED, TYPES, ClipTable, array_of, batches_of
 from avfmae.files import atomic_write, write_rows
 
 __all__ = ["COLUMNS", "FACE", "MANIFESTS", "read_columns", "read_manifest", "read_released_list", "write_manifest"]
 
 MANIFESTS = (".csv", ".parquet", ".txt", ".tsv")  # suffixes
+NOTHING = array_of([b"", b"nan", b"NaN", b"NAN"], pa.string())
 OWN = ("*",)  # in place of names: all columns that clips do not have
 BLOCK = 1 << 23  # bytes that are read at a time
 
@@ -192,7 +192,7 @@ def _used(names: list[str], path: str, wanted: Sequence[str] | None) -> list[str
 
 def _checked(batch: pa.RecordBatch, read: int, path: str) -> pa.RecordBatch:
     """Text as it was written, as the table has it. ``read``: rows before these."""
-    columns = {"id": pa.array(np.arange(read, read + len(batch)))}
+    columns = {"id": array_of(range(read, read + len(batch)), pa.int64())}
     for name in batch.schema.names:
         text = _text_of(batch[name])
         if name not in NUMBERS:
@@ -215,7 +215,7 @@ def _text_of(column: pa.Array) -> pa.Array:
     if pc.any(pc.starts_with(text, '"')).as_py():  # a quote after a space is none to the reader of CSV
         text = pc.ascii_trim(text, '"')
     text = pc.replace_substring_regex(text, "^'([-=+@])", r"\1")  # as files.cell() writes it
-    return pc.if_else(pc.is_in(text, pa.array(["", "nan", "NaN", "NAN"])), None, text)
+    return pc.if_else(pc.is_in(text, NOTHING), pa.NULL, text)
 
 
 def write_manifest(path: str | os.PathLike, clips: Iterable[Clip]) -> None:

@@ -81,15 +81,23 @@ class BatchSampler:
             dealt[lane].append(int(names[k]))
             held[lane] += sizes[k]
         members = dict(zip(names, np.split(np.argsort(self.shards, kind="stable"), sizes.cumsum()[:-1]), strict=True))
-        lot = max(1, self.mixed_shards // self.lanes)
-        lanes = []
+        lot, share = max(1, self.mixed_shards // self.lanes), self.total_batch // self.lanes
+        # Written in place: many small arrays would leave the heap full of holes
+        shuffled, order = np.empty(self.clips, np.int32), np.empty(self.clips, np.int32)
+        lanes, end = [], 0
         for mine in dealt:
-            lots = [np.concatenate([members[n] for n in mine[k : k + lot]]) for k in range(0, len(mine), lot)]
-            lanes.append(np.concatenate([rng.permutation(clips) for clips in lots]))
-        share = self.total_batch // self.lanes
+            begin = end
+            for k in range(0, len(mine), lot):
+                clips = rng.permutation(np.concatenate([members[n] for n in mine[k : k + lot]]))
+                begun, end = end, end + len(clips)
+                shuffled[begun:end] = clips
+            lanes.append(shuffled[begin:end])
         whole = min(map(len, lanes)) // share * share
-        head = np.stack([lane[:whole].reshape(-1, share) for lane in lanes], 1)  # (steps, lanes, share)
-        return np.concatenate([head.ravel(), rng.permutation(np.concatenate([lane[whole:] for lane in lanes]))])
+        head = order[: whole * len(lanes)].reshape(-1, len(lanes), share)  # (steps, lanes, share)
+        for i, lane in enumerate(lanes):
+            head[:, i] = lane[:whole].reshape(-1, share)
+        order[head.size :] = rng.permutation(np.concatenate([lane[whole:] for lane in lanes]))
+        return order
 
     def micro_batches(self, first_step: int, last_step: int) -> Iterator[list[tuple[int, int]]]:
         """This process's (epoch, position) lists from one step up to another, ``accumulation`` of them a step.

@@ -34,6 +34,28 @@ COLUMNS = tuple(f.name for f in fields(Clip) if f.name not in ("id", "face")) + 
 TYPES = {"id": pa.int64(), **{c: pa.float64() if c in NUMBERS else pa.binary() for c in COLUMNS}}  # names of files are bytes
 
 
+def array_of(values: Sequence, kind: pa.DataType) -> pa.Array:
+    """An array of strings, bytes or numbers and None, made of buffers: ``pa.array`` imports pandas, 30 MB a process.
+
+    So do ``pa.scalar`` and ``to_numpy`` where it is installed; :func:`numbers` is in the place of the latter.
+    """
+    valid = np.packbits([v is not None for v in values], bitorder="little")
+    if kind in (pa.int64(), pa.float64()):
+        parts = [np.array([v or 0 for v in values], "int64" if kind == pa.int64() else "float64")]
+    else:
+        filled = [v or b"" for v in values]
+        parts = [np.cumsum([0, *map(len, filled)], dtype=np.int32), b"".join(filled)]
+    return pa.Array.from_buffers(kind, len(values), list(map(pa.py_buffer, (valid, *parts))))
+
+
+def numbers(values: pa.Array) -> np.ndarray:
+    """The numbers of a column without nulls, on the same memory; truth values as 0 and 1."""
+    return np.from_dlpack(values.cast(pa.uint8()) if values.type == pa.bool_() else values)
+
+
+EMPTY, ZERO = array_of([b""], pa.binary())[0], array_of([0], pa.int64())[0]
+
+
 class ClipTable(Sequence[Clip]):
     """Clips by their place in the list. It equals any sequence of the same clips.
 
@@ -120,21 +142,22 @@ class ClipTable(Sequence[Clip]):
 
     def folders(self) -> tuple[list[str], np.ndarray]:
         """The first clip's path of every folder, and (clips,) the number of each clip's folder."""
-        numbers: dict[str, int] = {}
+        places: dict[str, int] = {}
         firsts, found = [], []
         for batch, start in zip(self.batches, self.starts.tolist(), strict=False):
             parts = pc.split_pattern(  # pyright: ignore[reportAttributeAccessIssue]  (made when pyarrow is imported, as the next)
                 batch["path"].view(pa.string()), "/", max_splits=1, reverse=True
             )
-            folder = pc.list_element(parts, 0)  # pyright: ignore[reportAttributeAccessIssue]
+            folder = pc.list_element(parts, ZERO)  # pyright: ignore[reportAttributeAccessIssue]
             coded = folder.view(pa.binary()).dictionary_encode()
-            indices, names = coded.indices.to_numpy(), coded.dictionary.to_pylist()
+            indices, names = numbers(coded.indices), coded.dictionary.to_pylist()
             first = np.unique(indices, return_index=True)[1]
             for name, place in zip(names, first.tolist(), strict=True):
-                if name not in numbers:
-                    numbers[name] = len(firsts)
+                if name not in places:
+                    places[name] = len(firsts)
                     firsts.append(self[start + place].path)
-            found.append(np.array([numbers[name] for name in names], np.int32)[indices])
+            found.append(np.array([places[name] for name in names], np.int32)[indices])
+        pa.default_memory_pool().release_unused()
         return firsts, np.concatenate(found)
 
     def digest(self, columns: Iterable[str]) -> str:
@@ -143,15 +166,17 @@ class ClipTable(Sequence[Clip]):
         for name in columns:
             sizes, content = hashlib.sha256(), hashlib.sha256()
             for batch in self.batches if name in self.columns else ():
-                column = batch[name]
-                sizes.update(column.is_null().to_numpy(zero_copy_only=False).tobytes())
+                values = batch[name]
+                nulls = numbers(values.is_null())
+                sizes.update(nulls.tobytes())
                 if name in NUMBERS:
-                    content.update(column.fill_null(0).to_numpy().tobytes())
+                    found = np.frombuffer(values.buffers()[1], np.float64)[values.offset :][: len(values)]
+                    content.update(np.where(nulls, 0, found).tobytes())
                 else:
-                    column = column.fill_null(b"")
-                    ends = np.frombuffer(column.buffers()[1], np.int32)[column.offset :][: len(column) + 1]
+                    values = values.fill_null(EMPTY)
+                    ends = np.frombuffer(values.buffers()[1], np.int32)[values.offset :][: len(values) + 1]
                     sizes.update(np.diff(ends).tobytes())
-                    content.update(memoryview(column.buffers()[2] or b"")[ends[0] : ends[-1]])
+                    content.update(memoryview(values.buffers()[2] or b"")[ends[0] : ends[-1]])
             total.update(name.encode() + sizes.digest() + content.digest())
         return total.hexdigest()[:16]
 
@@ -165,7 +190,7 @@ def batches_of(clips: Iterable[Clip]) -> Iterator[pa.RecordBatch]:
             if c not in NUMBERS:
                 columns[c] = [None if v is None else v.encode("utf-8", "surrogateescape") for v in columns[c]]
         columns.update(zip(FACE, map(list, zip(*(clip.face or (None,) * 4 for clip in some), strict=True)), strict=True))
-        yield pa.record_batch([pa.array(columns[c], TYPES[c]) for c in TYPES], names=[*TYPES])
+        yield pa.record_batch([array_of(columns[c], TYPES[c]) for c in TYPES], names=[*TYPES])
 
 
 def _write(path: str | os.PathLike, batches: Iterable[pa.RecordBatch]) -> None:

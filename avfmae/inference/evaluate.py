@@ -176,13 +176,15 @@ def as_trained(
     clips: Sequence[Clip], data: DataConfig, how: Preparation | None, run: EvaluateConfig
 ) -> tuple[Preparation | None, list[str]]:
     """How raw clips are cut to faces, as far as it can be done here, and what the user is told of it."""
-    own, _ = seen_by_training(clips, data)
+    _, ways = seen_by_training(clips, data)
     if how is None or not run.find_faces:
         return None, []
-    if own is not None and own.size is not None:
-        return how, [] if str(own) == str(how) else [f"the clips show {own}; the model was trained on {how}"]
+    cut = [way for way in ways if way is not None and way.size is not None]
+    words = [f"clips show {way}; the model was trained on {how}" for way in cut if str(way) != str(how)]
+    if cut and len(cut) == len(ways):
+        return how, words
     how, word = with_a_detector(how, run.yunet and str(run.yunet))
-    return how, [f"raw clips are cut as in training: {how}", *([] if word is None else [word])]
+    return how, [*words, f"raw clips are cut as in training: {how}", *([] if word is None else [word])]
 
 
 def with_time_for_faces(data: DataConfig) -> DataConfig:

@@ -215,7 +215,8 @@ class Predictor:
         """The window's sound, with silence where it has none, and a word on that."""
         if "audio" not in self.model.cfg.modalities:
             return None, ""
-        whole, note = max(SHORTEST, round((window.end - window.start) * SAMPLE_RATE)), ""
+        seconds = window.seconds if self.data.missing_audio == "silence" else window.end - window.start  # as in training
+        whole, note = max(SHORTEST, round(seconds * SAMPLE_RATE)), ""
         try:
             found = source.sound(window.start, window.end) if source.info.has_audio else np.zeros(0, np.float32)
         except MediaError as error:

@@ -15,9 +15,9 @@ from avfmae.training.config import RunConfig
 def preparation_of_run(run: RunConfig, clips: Sequence[Clip]) -> Preparation | None:
     """How the clips are cut: prepared ones as their set says, raw ones as those that ``run.init`` was trained on."""
     own, ways = seen_by_training(clips, run.data)
-    if ways > 1:
+    if len(ways) > 1:
         console.print(
-            f"the training clips show faces in {ways} ways; the weights remember most clips' way: {own}", style="yellow"
+            f"the training clips show faces in {len(ways)} ways; the weights remember most clips' way: {own}", style="yellow"
         )
     if own is None or own.size is not None or run.init is None or not run.data.find_faces:
         return own

@@ -139,3 +139,9 @@ def test_cuda_is_preferred_where_it_was_faster(monkeypatch, boxes, backward, run
     with pretended(90):
         assert dispatch.choose("masked_patch_loss" + "_backward" * backward, GPU, args) == runs
         assert dispatch.choose("gather_patches", GPU, (pred,)) == "cuda"
+
+
+def test_a_compiler_takes_the_capability_as_constant():
+    """It is marked as torch's own decorator marks a function, without importing the compiler."""
+    marks = vars(torch.compiler.assume_constant_result(lambda: None))
+    assert marks and marks.items() <= vars(chip.compute_capability).items()

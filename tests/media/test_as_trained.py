@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from media_files import write_wav
+from PIL import Image
 from processes import run_python
 
 import avfmae
@@ -127,9 +129,46 @@ def test_a_detectors_crop_is_made_again(landmarks, bare, tmp_path, monkeypatch):
     write_shard(tmp_path / "set" / "0.tar", made, preparation(run))
     stored = [replace(c, path=f"{tmp_path}/set/0.tar/{s.row['key']}") for c, s in zip(clips, made, strict=True)]
     how, ways = seen_by_training(stored, ONE_VIEW)
-    assert how is not None and (how.detector, how.margin, how.size, ways) == (detector, 0.2, 64, 1)
+    assert how is not None and (how.detector, how.margin, how.size, ways) == (
+        detector,
+        0.2,
+        64,
+        [replace(how, place=None, spread=0.0)],
+    )
     for a, b in zip(pictures(stored, how), pictures(clips, how), strict=True):
         assert np.abs(a - b).mean() < 4
+
+
+@pytest.mark.parametrize("missing", ["error", "silence"])
+def test_sound_behind_the_last_frame_is_not_heard(missing, tmp_path):
+    """Nor behind a segment's: a prepared set does not hold it, and a raw file is heard alike."""
+    (tmp_path / "frames").mkdir()
+    for number in range(60):
+        Image.new("RGB", (48, 48), (number, 90, 90)).save(tmp_path / "frames" / f"{number:03d}.png")
+    write_wav(tmp_path / "a.wav", np.random.default_rng(0).normal(size=6 * 16_000) / 9, 16_000)
+    clips = [
+        Clip(i, f"{tmp_path}/frames", f"{tmp_path}/a.wav", start, end) for i, (start, end) in enumerate([(0.0, None), (0.4, 1.6)])
+    ]
+    run = PrepareConfig(tmp_path, tmp_path, detector="precropped", size=48)
+    made = [sample for clip in clips if isinstance(sample := prepare_clip(clip, run), Sample)]
+    (tmp_path / "set").mkdir()
+    write_shard(tmp_path / "set" / "0.tar", made, preparation(run))
+    data = replace(ONE_VIEW, missing_audio=missing)
+    for clip, sample, heard in zip(clips, made, (38_400, 19_200), strict=True):
+        stored = Clip(clip.id, f"{tmp_path}/set/0.tar/{sample.row['key']}")
+        sounds = [ClipDataset([c], TINY, data, "evaluate", modalities=("audio",))[0, 0][0].sounds[0] for c in (clip, stored)]
+        assert [len(sound) for sound in sounds] == [heard if missing == "error" else 40_960] * 2
+        assert np.abs(sounds[0] - sounds[1]).max() < 1e-4 < np.abs(sounds[0][heard - 1])
+
+
+def test_clips_that_were_cut_in_another_way_are_told(tuned, by_boxes, bare, tmp_path, capsys):
+    """Few of them, beside others that were cut as in training."""
+    write_manifest(tmp_path / "few.csv", list(read_manifest(bare))[:2])
+    other = prepared(tmp_path / "few.csv", tmp_path / "other", "precropped")
+    write_manifest(tmp_path / "mixed.csv", [*list(read_manifest(by_boxes))[-4:], *read_manifest(other)])
+    evaluated(tuned[0] / "weights.safetensors", tmp_path / "mixed.csv", tmp_path / "p.csv")
+    said = capsys.readouterr().err
+    assert "clips show whole frames" in said and "trained on faces by the manifest's boxes" in said and "raw clips" not in said
 
 
 def test_raw_training_clips_with_boxes_are_remembered_too(drawn, bare):

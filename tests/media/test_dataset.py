@@ -42,7 +42,8 @@ def test_windows_of_fine_tuning_spread_over_64_frames():
 
 def test_short_clips_repeat_their_last_frame():
     window = sample_window(info(20), Clip(0, "x"), 0.7, 16, DataConfig(), spread=False)
-    assert window.frames.tolist() == [0, 4, 8, 12, 16, *[19] * 11] and window.end - window.start == pytest.approx(2.56)
+    assert window.frames.tolist() == [0, 4, 8, 12, 16, *[19] * 11] and window.seconds == pytest.approx(2.56)
+    assert window.end - window.start == pytest.approx(20 / 25)
 
 
 def test_start_and_end_bound_the_window():

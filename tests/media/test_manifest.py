@@ -1,10 +1,12 @@
 """Manifests as people write them, and long ones, which all processes of a machine map."""
 
+import importlib.util
 import pickle
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from processes import run_program
 
 from avfmae.config import ModelConfig
 from avfmae.data import manifest, table
@@ -90,6 +92,15 @@ def test_a_long_manifest_is_read_once_and_mapped(tmp_path, monkeypatch):
     monkeypatch.undo()
     write_manifest(tmp_path / "m.csv", clips[:9])
     assert read_manifest(tmp_path / "m.csv") == clips[:9]
+
+
+@pytest.mark.slow
+def test_a_training_process_imports_neither_pandas_nor_a_compiler(tmp_path):
+    """For the list: each costs a process tens of megabytes, and a machine has many. Numbers, missing ones and text are read."""
+    write_manifest(tmp_path / "m.csv", [Clip(i, f"{tmp_path}/{i}.tar/0", start=0.5 if i else None, label="a") for i in range(9)])
+    loaded = run_program("loaded_modules", "--list", tmp_path / "m.csv", check=True).stdout.split()
+    assert "pyarrow.compute" in loaded and importlib.util.find_spec("pandas")
+    assert not {"pandas", "torch._dynamo", "sympy", "triton", "matplotlib"} & set(loaded)
 
 
 def test_a_long_list_is_sent_as_a_file(monkeypatch):

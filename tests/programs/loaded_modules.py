@@ -1,4 +1,5 @@
-"""Prints the names of all modules that are loaded after ``avfmae ARGUMENTS``, or after ``avfmae.NAME`` is read (--name NAME)."""
+"""Prints the names of all modules that are loaded after ``avfmae ARGUMENTS`` (--command ARGUMENTS), after ``avfmae.NAME`` is read
+(--name NAME), or when a training process has its first list of clips (--list MANIFEST)."""
 
 import contextlib
 import io
@@ -14,4 +15,14 @@ if __name__ == "__main__":
             from avfmae.cli import main
 
             main(sys.argv[2:])
+        elif sys.argv[1] == "--list":
+            from avfmae.data.sampler import BatchSampler
+            from avfmae.data.table import ClipTable
+            from avfmae.stages.config import PretrainConfig
+            from avfmae.training.resume import fingerprint
+            from avfmae_benchmarks.manifest import open_dataset
+
+            dataset = open_dataset(sys.argv[2])
+            fingerprint(PretrainConfig(), {"training": ClipTable.of(list(dataset.clips))}, False)
+            next(BatchSampler.fit(len(dataset), 4, None, shards=dataset.shards()).micro_batches(0, 1))
     print(*sys.modules)
