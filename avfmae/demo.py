@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from avfmae.config import ModelConfig
+from avfmae.config import PRESETS, ModelConfig
 from avfmae.console import console
 from avfmae.data.config import DataConfig
 from avfmae.data.manifest import read_manifest, write_manifest
@@ -63,6 +63,9 @@ FOLDS = 3  # of the training people, for choosing
 def demo(run: DemoConfig) -> Path | None:
     """Runs the demo, or chooses its learning rates. Returns the report, ``out/report.html``."""
     begun = time.monotonic()
+    if run.model not in PRESETS and f"{run.model}_base" in PRESETS:
+        run = replace(run, model=f"{run.model}_base")  # "hicmae": the demo has one size
+    ModelConfig.preset(run.model)  # raises before anything is drawn
     stages = Stages(run, draw(run))
     with stages.lanes:
         if run.choose_rates:
