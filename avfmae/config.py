@@ -136,14 +136,20 @@ class ModelConfig:
                 spatial = math.prod(m.grid[1:]) // math.prod(m.region[1:]) if self.balanced else 1
                 parts = math.lcm(parts, m.grid[0] * spatial)
             if m.visible % parts or not 0 < m.visible < m.tokens:
-                raise ValueError(f"{name}.visible: got {m.visible} of {m.tokens} tokens, expected fewer, a multiple of {parts}")
+                why = f"balanced_masks={self.balanced_masks} and {name}.region={m.region}"
+                raise ValueError(
+                    f"{name}.visible: got {m.visible} of {m.tokens} tokens, expected fewer, a multiple of {parts} with {why}"
+                )
             hidden = m.tokens - m.visible
             if not self.decoder_masks and m.decoded != hidden:
-                raise ValueError(f"{name}.decoded: got {m.decoded}, expected the {hidden} tokens that are not visible")
+                raise ValueError(
+                    f"{name}.decoded: got {m.decoded}, expected the {hidden} tokens that are not visible with decoder_masks=False"
+                )
             half = self.decoder_masks and name == "video"  # which running cells show
             if not 0 < m.decoded <= m.tokens or (half and m.decoded * 2 != m.tokens):
                 expected = "half" if half else "1 or more"
-                raise ValueError(f"{name}.decoded: got {m.decoded} of {m.tokens} tokens, expected {expected}")
+                given = f"with decoder_masks={self.decoder_masks}"
+                raise ValueError(f"{name}.decoded: got {m.decoded} of {m.tokens} tokens, expected {expected} {given}")
 
     @property
     def balanced(self) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from avfmae.config import ModelConfig
+from avfmae.config import PRESETS, ModelConfig
 from avfmae.console import console
 from avfmae.data.config import DataConfig
 from avfmae.data.manifest import read_manifest, write_manifest
@@ -24,6 +24,7 @@ from avfmae.data.prepare import prepare
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae.inference.probe import linear_probe
 from avfmae.options import DemoConfig, PrepareConfig
+from avfmae.processes import end_with_parent
 from avfmae.stages.config import FinetuneConfig, HeldOut, PretrainConfig, PSIConfig
 from avfmae.stages.finetune import finetune
 from avfmae.stages.pretrain import pretrain
@@ -63,6 +64,9 @@ FOLDS = 3  # of the training people, for choosing
 def demo(run: DemoConfig) -> Path | None:
     """Runs the demo, or chooses its learning rates. Returns the report, ``out/report.html``."""
     begun = time.monotonic()
+    if run.model not in PRESETS and f"{run.model}_base" in PRESETS:
+        run = replace(run, model=f"{run.model}_base")  # "hicmae": the demo has one size
+    ModelConfig.preset(run.model)  # raises before anything is drawn
     stages = Stages(run, draw(run))
     with stages.lanes:
         if run.choose_rates:
@@ -109,7 +113,7 @@ class Stages:
 
     def __init__(self, run: DemoConfig, manifests: dict[str, Path]):
         self.run, self.manifests = run, manifests
-        self.lanes = ProcessPoolExecutor(lanes(), mp_context=get_context("spawn"))
+        self.lanes = ProcessPoolExecutor(lanes(), get_context("spawn"), end_with_parent)
         data = DataConfig(workers=0, stride=8, segments=1, crops=1, roll=False, rand_augment=(0.0, 0), crop_scale=(0.75, 1.0),
                           erase=0.0, multi_scales=(1.0, 0.875))  # fmt: skip
         self.model = ModelConfig.preset(PRESET)

@@ -65,7 +65,7 @@ class DemoConfig:
     """Draws faces and voices, pre-trains, injects semantics, fine-tunes on people it has not tested on, and shows it all."""
 
     out: Path = Path("runs/demo")  # where everything goes; ``report.html`` is the thing to open.
-    model: str = "demo"  # the member of the family, by its preset: hicmae_base, mae_dfer, svfap, ablation_lgi3, ...
+    model: str = "demo"  # the member of the family, by its preset: hicmae_base (or hicmae), mae_dfer, svfap, ablation_lgi3, ...
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # of the fine-tunings: each row of the table has one a seed.
     # instead of the demo, train with several learning rates, and print which is best on people held out of the training clips.
     choose_rates: bool = False

@@ -208,6 +208,20 @@ def save_weights(model: nn.Module, path: str | os.PathLike, merged: bool = True,
     metadata[CHECKSUM] = f"{_checksum(metadata)} {_checksum(tensors)}"
     with atomic_write(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata)
+        _put_in_order(temporary)
+
+
+def _put_in_order(path: Path) -> None:
+    """Sorts a file's metadata, which safetensors writes in another order each time: by the bytes of its initial weights a run
+    that continues is told from another one."""
+    with open(path, "rb+") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode().ljust(size)
+        assert len(text) == size
+        file.seek(8)
+        file.write(text)
 
 
 def read_about(path: str | os.PathLike) -> dict:

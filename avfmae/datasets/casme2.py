@@ -11,7 +11,7 @@ from avfmae.datasets.reading import expression, first_existing, one_of, table
 def read(root: Path, options: Options) -> Iterator[Clip]:
     sheet = options.annotation or first_existing(root, "CASME2-coding*.xlsx", "**/CASME2-coding*.xlsx")
     for row in table(sheet, "Subject", "Filename", "OnsetFrame", "OffsetFrame", "Estimated Emotion"):
-        subject, name = f"sub{int(row['Subject']):02d}", row["Filename"]
+        subject, name = f"sub{row['Subject'].zfill(2)}", row["Filename"]
         folder = one_of(root, f"Cropped/{subject}/{name}", f"CASME2_RAW_selected/{subject}/{name}", f"{subject}/{name}")
         # One row's offset lies before its onset; its folder holds the expression and nothing else.
         start, end = expression(folder, row["OnsetFrame"], row["OffsetFrame"], options, whole=True)

@@ -12,7 +12,7 @@ CLASSES = ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear")
 
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:
     for row in table(path, "video_name", "label"):
-        yield f"{int(row['video_name']):05d}", row["label"]
+        yield row["video_name"].zfill(5), row["label"]
 
 
 def read(root: Path, options: Options) -> Iterator[Clip]:

@@ -43,5 +43,5 @@ def missing(clip: Clip) -> str | None:
     if clip.audio_path is not None and not os.path.exists(clip.audio_path):
         return f"its sound is not there ({clip.audio_path})"
     if clip.start is not None and clip.end is not None and clip.start >= clip.end:
-        return "none of it lies in its file"
+        return "none of it lies in its file" + (f" ({clip.start:g} to {clip.end:g} s)" if clip.start else "")
     return None

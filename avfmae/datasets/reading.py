@@ -45,7 +45,8 @@ def lines(path: Path) -> Iterator[str]:
 def table(path: Path, *columns: str) -> list[dict[str, str]]:
     """The rows of a CSV file or spreadsheet below the first row that names all of ``columns``, as text; other columns too.
 
-    Names are compared without spaces and capitals, as the sheets of one data set differ in these; ``columns`` are the keys.
+    Rows with one cell of several are footnotes, and left out. Names are compared without spaces and capitals, as the sheets of
+    one data set differ in these; ``columns`` are the keys.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -58,7 +59,8 @@ def table(path: Path, *columns: str) -> list[dict[str, str]]:
     for row in rows:
         names = [wanted.get(_plain(cell), cell) for cell in row]
         if set(columns) <= set(names):
-            return [dict(zip(names, values, strict=False)) for values in rows if any(values)]
+            found = (dict(zip(names, values, strict=False)) for values in rows)
+            return [row for row in found if sum(bool(row.get(column)) for column in columns) >= min(2, len(columns) - 1)]
     raise ValueError(f"{path}: has no row with the column names {', '.join(columns)}")
 
 

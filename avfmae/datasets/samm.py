@@ -12,7 +12,7 @@ def read(root: Path, options: Options) -> Iterator[Clip]:
     sheet = options.annotation or first_existing(root, "SAMM_Micro_FACS_Codes*.xlsx", "**/SAMM_Micro_FACS_Codes*.xlsx")
     # The names of the columns stand below some lines of text.
     for row in table(sheet, "Subject", "Filename", "Onset Frame", "Offset Frame", "Estimated Emotion"):
-        subject, name = f"{int(row['Subject']):03d}", row["Filename"]
+        subject, name = row["Subject"].zfill(3), row["Filename"]
         folder = one_of(root, f"SAMM/{subject}/{name}", f"{subject}/{name}")
         start, end = expression(folder, row["Onset Frame"], row["Offset Frame"], options, whole=True)
         yield Clip(0, folder, start=start, end=end, label=row["Estimated Emotion"], fold=subject, subject=subject)

@@ -113,7 +113,8 @@ class FeatureExtractor:
         self, clips: Sequence[Clip], segments: int, workers: int, bad: list[Bad]
     ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
         """(clip ids, features) of one batch after the other."""
-        data = replace(self.data, segments=segments, crops=1, missing_audio="silence", workers=workers)
+        missing = "silence" if "video" in self.model.cfg.modalities else "error"
+        data = replace(self.data, segments=segments, crops=1, missing_audio=missing, workers=workers)
         how = None if self.preparation is None else with_a_detector(self.preparation, None)[0]
         data = data if how is None else with_time_for_faces(data)
         dataset = ClipDataset(clips, self.model.cfg, data, "evaluate", preparation=how)

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from avfmae.checkpoints import weights_file
+from avfmae.checkpoints import read_about, weights_file
 from avfmae.console import console
 from avfmae.data.clip import Clip
 from avfmae.data.sources import MediaError, open_clip
@@ -42,7 +42,9 @@ def predict(run: PredictConfig) -> list[Prediction]:
         from avfmae.inference.evaluate import evaluate
 
         out = run.out and run.out / "predictions.csv"
-        evaluate(EvaluateConfig(weights_file(run.model), run.videos, out, missing_audio="silence", yunet=run.yunet))
+        weights = weights_file(run.model)
+        missing = "silence" if "video" in read_about(weights)["config"].modalities else None
+        evaluate(EvaluateConfig(weights, run.videos, out, missing_audio=missing, yunet=run.yunet))
         return []
     names = ("detector", "margin", "every", "faces", "step", "batch")
     given: dict[str, Any] = {name: value for name in names if (value := getattr(run, name)) is not None}

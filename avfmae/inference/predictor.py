@@ -176,13 +176,12 @@ class Predictor:
         What is damaged midway ends the prediction there; a note says so.
         """
         source = open_clip(str(video), self.data.sound_track)
+        source.check_serves(self.model.cfg.modalities)
         info, clip = source.info, Clip(0, str(video))
         low, high = frame_range(info, clip)
         windows = Windows(info, clip, self.model.cfg.video.size[0], self.data, self.step)
         if "video" not in self.model.cfg.modalities:
             seen = read_sound_windows(windows, low, high)
-        elif not info.has_video:
-            raise MediaError(source.path, "has no picture, which the model needs")
         else:
             every = min(self.every, max(1, int(windows.seconds * info.fps / 2)))  # twice a window at least, at low rates too
             seen = read_windows(source, windows, low, high, None if source.is_cropped else self.detector, every)

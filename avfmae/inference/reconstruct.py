@@ -47,8 +47,7 @@ def reconstruct(run: ReconstructConfig) -> list[Path]:
     for video, name in zip(run.videos, unique_names(run.videos), strict=True):
         try:
             source = open_clip(str(video), data.sound_track or how.sound_track)
-            if "video" in model.cfg.modalities and not source.info.has_video:
-                raise MediaError(source.path, "has no picture, which the model needs")
+            source.check_serves(model.cfg.modalities)
             info, whole = source.info, Clip(0, str(video))
             window = sample_window(info, whole, position, model.cfg.video.size[0], data, spread=False)
             clip = replace(whole, start=window.start - info.start, end=window.end - info.start)

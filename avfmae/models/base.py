@@ -31,6 +31,12 @@ class AudioVisualModel(nn.Module):
             self.add_module(f"{modality}_encoder", encoder(cfg, getattr(cfg, modality)))
         if len(cfg.modalities) == 2:
             self.fusion = fusion(cfg)
+            regions = self.video_encoder.regions, self.audio_encoder.regions
+            if fusion.reads_joint and regions[0] != regions[1]:
+                raise ValueError(
+                    f"video.region, audio.region: make {regions[0]} and {regions[1]} regions, expected equally many with "
+                    f"fusion={cfg.fusion!r}, which joins them"
+                )
 
     def check_inputs(self, **given: object) -> None:
         """Raises ValueError where a modality of the model is missing."""

@@ -34,11 +34,13 @@ class Encoder(nn.Module):
         RELEASED_NAMES: rules for names inside the encoder, applied in this order.
         norm: of the last block's tokens; a fine-tuning model that has none there sets it to None.
         needs_levels: whether a fine-tuning model reads ``Features.levels``.
+        regions: J of these.
     """
 
     RELEASED_NAMES: ClassVar[tuple[NameRule, ...]] = ()
     norm: nn.LayerNorm | None
     needs_levels = True
+    regions = 1
 
     def encode_visible(self, clip: Tensor, visible: Tensor, boxes: Tensor | None = None) -> tuple[Tensor, list[Tensor], Tensor]:
         """Pre-training: encodes the visible tokens only.

@@ -111,10 +111,17 @@ class LGIEncoder(Encoder):
         super().__init__()
         if cfg.region_mode == "exact" and not cfg.balanced_masks:
             raise ValueError(f"balanced_masks: got False, expected True with encoder={cfg.encoder!r} and region_mode='exact'")
+        self.is_video = len(m.size) == 3
+        parts = m.regions * (m.region[0] if self.is_video else 1)  # runs of visible tokens, of video in each time step
+        if m.visible % parts:
+            name = "video" if self.is_video else "audio"
+            raise ValueError(
+                f"{name}.visible: got {m.visible}, expected a multiple of {parts} with encoder={cfg.encoder!r} and "
+                f"{name}.region={m.region}"
+            )
         self.skip_blocks, self.region_mode, self.regions = cfg.skip_blocks, cfg.region_mode, m.regions
         self.recompute = cfg.recompute
         self.steps, self.groups = m.region[0], m.grid[0] // m.region[0]  # time steps a region, regions along time
-        self.is_video = len(m.size) == 3
         self.embed = PatchEmbed(m, cfg.width, cfg.residual)
         self.region_tokens = nn.Parameter(torch.zeros(m.regions, cfg.width))
         rates = torch.linspace(0, cfg.drop_path, cfg.depth, device="cpu").tolist()

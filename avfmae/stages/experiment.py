@@ -21,6 +21,7 @@ from avfmae.data.manifest import read_manifest
 from avfmae.extras import need
 from avfmae.files import atomic_write, digest
 from avfmae.options import ExperimentConfig
+from avfmae.processes import end_with_parent
 from avfmae.recipes import configuration, read_table
 from avfmae.stages.config import FinetuneConfig, HeldOut, PSIConfig
 from avfmae.stages.finetune import finetune, labelled
@@ -215,7 +216,8 @@ def execute(jobs: list[Job], run: ExperimentConfig) -> Iterator[Path]:
 
 
 def _take_card(cards: Any) -> None:
-    """Each process computes on a GPU of its own, if there are some."""
+    """Each process computes on a GPU of its own, if there are some, and ends with the experiment."""
+    end_with_parent()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     number = cards.get()
     os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)

@@ -1,7 +1,8 @@
 """Clips that a model must not learn from: those that it will be tested on, by whatever name or part they come."""
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 from avfmae.console import console
@@ -17,8 +18,9 @@ def _digest(path: str) -> str | None:
 def leaks(clips: Sequence[Clip], held: Sequence[Clip], contents: bool = True) -> dict[int, str]:
     """Which clips are held out: clip id -> why.
 
-    By path, whichever part of the recording; by subject; or by content, which finds a copy under another name. A subject is the
-    same where its name is, unless both clips name their data sets and these differ.
+    By path, whichever part of the recording; by subject; by content, which finds a copy under another name; or by a sound file of
+    its own, which other crops of a face leave as it is. A subject is the same where its name is, unless both clips name their
+    data sets and these differ. A sound that several held-out recordings have, such as silence, tells nothing.
 
     Args:
         contents: compare the contents of files, for which those of equal size are read.
@@ -30,7 +32,12 @@ def leaks(clips: Sequence[Clip], held: Sequence[Clip], contents: bool = True) ->
     for c in held:
         if c.subject is not None:
             datasets.setdefault(c.subject, set()).add(c.dataset)
-    copies = _copies(clips, held) if contents else {}
+    pairs = {(os.path.realpath(c.audio_path), os.path.realpath(c.path)) for c in held if c.audio_path}
+    sounds = {sound for sound, times in Counter(sound for sound, _ in pairs).items() if times == 1}
+    copies, heard = {}, {}
+    if contents:
+        copies = _copies({c.id: c.path for c in clips}, {c.path: None for c in held})
+        heard = _copies({c.id: c.audio_path for c in clips if c.audio_path}, sounds, alone=True)
     found = {}
     for c in clips:
         if (segments := parts.get(os.path.realpath(c.path))) is not None:
@@ -40,24 +47,32 @@ def leaks(clips: Sequence[Clip], held: Sequence[Clip], contents: bool = True) ->
             found[c.id] = f"{c.path}: subject {c.subject} is held out"
         elif c.id in copies:
             found[c.id] = f"{c.path} is a copy of a held-out clip ({copies[c.id]}), or made of its file"
+        elif c.audio_path and ((sound := os.path.realpath(c.audio_path)) in sounds or sound in parts or c.id in heard):
+            found[c.id] = f"{c.path}: its sound ({c.audio_path}) is a held-out clip's"
     return found
 
 
-def _copies(clips: Sequence[Clip], held: Sequence[Clip]) -> dict[int, str]:
-    """Clip id -> the held-out path that has the same content.
+def _copies(clips: Mapping[int, str], held: Iterable[str], alone: bool = False) -> dict[int, str]:
+    """Clip id -> the held-out path that has the same content. ``alone``: which no other held-out path has.
 
     Files of different sizes are not copies. Where a size is not known (of prepared clips), files are compared by digest alone.
     """
-    size_of = cache(lambda path: open_clip(path).size_hint())
-    known = all(size_of(c.path) is not None for c in (*held, *clips))
+    size_of, held = cache(lambda path: open_clip(path).size_hint()), [*held]
+    known = all(size_of(path) is not None for path in (*held, *clips.values()))
     same_size: dict[int | None, list[str]] = {}  # the held-out paths
-    for path in {c.path: None for c in held}:
+    for path in held:
         same_size.setdefault(size_of(path) if known else None, []).append(path)
-    digests_of = cache(lambda size: {digest: path for path in same_size.get(size, ()) if (digest := _digest(path)) is not None})
+
+    @cache
+    def digests_of(size: int | None) -> dict[str, str]:
+        pairs = [(digest, path) for path in same_size.get(size, ()) if (digest := _digest(path)) is not None]
+        times = Counter(digest for digest, _ in pairs)
+        return {digest: path for digest, path in pairs if not alone or times[digest] == 1}
+
     found = {}
-    for c in clips:
-        if (held_out := digests_of(size_of(c.path) if known else None)) and (path := held_out.get(_digest(c.path) or "")):
-            found[c.id] = path
+    for number, mine in clips.items():
+        if (held_out := digests_of(size_of(mine) if known else None)) and (path := held_out.get(_digest(mine) or "")):
+            found[number] = path
     return found
 
 

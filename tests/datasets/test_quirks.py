@@ -54,6 +54,22 @@ def test_sheets_with_capitals_spaces_and_a_row_twice(tree, kind):
     assert tree.faults == ["sub01/EP02_01f,is annotated twice"]
 
 
+@pytest.mark.parametrize("note", [("checked twice",), (None, None, None, None, "2")], ids=["text", "count"])
+def test_footnotes_of_a_sheet_are_no_rows(note, tree):
+    tree.sheet("CASME2-coding-20140508.xlsx", *SHEET, (), note)
+    tree.images("sub01/EP02_01f", 1, 3)
+    tree.images("sub02/EP09_01", 1, 3)
+    assert tree.manifest("casme2") == [("sub01/EP02_01f", "positive"), ("sub02/EP09_01", "negative")]
+    assert not tree.faults
+
+
+def test_a_row_without_a_label_is_no_footnote(tree):
+    tree.text("train-label.csv", "name,discrete", "a,")
+    tree.text("test1-label.csv", "name,discrete", "b,sad")
+    with pytest.raises(ValueError, match=r"train/a\.mp4: its label is '', expected one of worried"):
+        tree.manifest("mer-multi")
+
+
 def test_a_clip_with_two_labels_or_on_both_sides_is_refused(tree):
     tree.images("2_ClipsforFaceCrop/Crime/Angry/0001", 1, 2)
     tree.text("4_setups/All_scenes/train_All.csv", "Crime/Angry/0001 Angry")

@@ -99,6 +99,12 @@ def test_every_member_has_features_of_every_level(name, kind, media):
         assert np.isfinite(found["video"]).all()
 
 
+def test_of_a_silent_clip_a_model_that_hears_alone_has_none(media):
+    hears = AVFMAEForFinetuning(avfmae.ModelConfig.preset("demo").replace(modalities=("audio",)), 3)
+    found = FeatureExtractor(hears, DATA)([media["silent_mp4"], media["good_mp4"]])
+    assert [bad.path for bad in found.bad] == [media["silent_mp4"]] and len(found.arrays["audio"]) == 1
+
+
 def test_tokens_stand_in_raster_order(model, media):
     """A picture that changes in one patch changes that patch's token most."""
     extractor = FeatureExtractor(model, DATA, level="token")

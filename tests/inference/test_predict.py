@@ -171,6 +171,8 @@ def test_a_model_that_hears_alone_takes_any_sound(media):
         result = predictor(media[name])
         assert result.rows[0]["start"] == 0 and all(r["calm"] is not None for r in result.rows)
     assert predictor(media["sound_wav"]).rows[-1]["end"] == pytest.approx(4.0, abs=0.05)
+    with pytest.raises(MediaError, match="has no sound, which is all that the model takes"):
+        predictor(media["silent_mp4"])
 
 
 def test_wrong_options_are_named(model, weights, tmp_path):

@@ -6,7 +6,8 @@ import pytest
 from avfmae.data.manifest import read_manifest
 from avfmae.data.sources import open_clip
 from avfmae.datasets.drawn import EMOTIONS, FPS, RATE, SECONDS, VOICES, DemoSet, Identity, draw_clip, make_demo_set, voice
-from avfmae.demo import expressions
+from avfmae.demo import demo, expressions
+from avfmae.options import DemoConfig
 
 
 def generator(*key):
@@ -95,3 +96,15 @@ def test_calm_and_excited_are_one_expression():
     for confusion, share in ((np.eye(6), 1), (excitement_wrong, 1), (expression_wrong, 0), (np.ones((6, 6)), 1 / 3)):
         result = {"classes": list(EMOTIONS), "summary": {"last": {"pooled": {"confusion": confusion.tolist()}}}}
         assert expressions(result) == pytest.approx(share)
+
+
+def test_a_wrong_member_is_named_before_anything_is_drawn(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="preset: got 'hicma', expected one of"):
+        demo(DemoConfig(tmp_path / "demo", "hicma"))
+    assert not list(tmp_path.iterdir())
+    asked = []
+    monkeypatch.setattr("avfmae.demo.draw", lambda run: asked.append(run.model) or 1 / 0)
+    for name in ("hicmae", "svfap"):
+        with pytest.raises(ZeroDivisionError):
+            demo(DemoConfig(tmp_path / "demo", name))
+    assert asked == ["hicmae_base", "svfap"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -288,7 +289,26 @@ def test_flash_is_refused_where_it_is_not_installed():
             "fusion: got 'iavcl' with modalities=('audio',)",
         ),
         (lambda: avfmae.AVFMAEForPretraining(TINY.replace(encoder="tpsbt")), "encoder: got 'tpsbt' with modalities=("),
-        (lambda: TINY.replace(decoder_masks=False), "video.decoded: got 64, expected the 96 tokens that are not visible"),
+        (lambda: TINY.replace(decoder_masks=False), "expected the 96 tokens that are not visible with decoder_masks=False"),
+        (lambda: TINY.replace(video=replace(TINY.video, decoded=96)), "tokens, expected half with decoder_masks=True"),
+        (
+            lambda: TINY.replace(audio=replace(TINY.audio, visible=13)),
+            "a multiple of 8 with balanced_masks=True and audio.region",
+        ),
+        (
+            lambda: avfmae.AVFMAEForPretraining(TINY.replace(region_mode="released", video=replace(TINY.video, visible=8))),
+            "video.visible: got 8, expected a multiple of 16 with encoder='lgi4' and video.region=(2, 2, 4)",
+        ),
+        (
+            lambda: avfmae.AVFMAEForPretraining(
+                TINY.replace(region_mode="released", balanced_masks=False, audio=replace(TINY.audio, visible=13))
+            ),
+            "audio.visible: got 13, expected a multiple of 8 with encoder='lgi4'",
+        ),
+        (
+            lambda: avfmae.AVFMAEForPretraining(TINY.replace(video=replace(TINY.video, region=(4, 2, 4)))),
+            "video.region, audio.region: make 4 and 8 regions, expected equally many with fusion='iavcl'",
+        ),
         (lambda: avfmae.AVFMAEForPretraining(TINY)(*clips(2), avfmae.DualMask.sample(TINY, 3)), "got batches of 2, 2, 3"),
         (lambda: avfmae.AVFMAEForFinetuning(TINY, 2)(torch.zeros(1, 16, 96, 96, 3), clips(1)[1]), "video: got torch.float32"),
         (

@@ -29,3 +29,12 @@ def test_a_flipped_bit_in_weights_is_found(part, tmp_path):
     path.write_bytes(data)
     with pytest.raises(ValueError, match=r"weights\.safetensors: is no readable .*do not give the checksum"):
         avfmae.load_released(model, path) if part == "tensors" else read_about(path)
+
+
+def test_equal_weights_have_equal_bytes(tmp_path):
+    model, about = avfmae.AVFMAEForPretraining(TINY), {name: f'"{name}" \\ ümlaut\n\x1f' for name in "abcdefgh"}
+    for place in range(3):
+        save_weights(model, tmp_path / str(place), **about)
+    assert len({(tmp_path / str(place)).read_bytes() for place in range(3)}) == 1
+    assert read_about(tmp_path / "0").items() >= about.items()
+    assert not avfmae.load_released(model, tmp_path / "0").missing

@@ -1,6 +1,7 @@
 """What a model must not learn from is refused by name: the held-out clip, its recording, its subject, a copy of its file."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -17,9 +18,12 @@ def clips(tmp_path):
     """A held-out clip, and clips that are no leak: another file of the same size, and another set's subject of the same name."""
     for name, content in (("held", b"held-out"), ("other", b"trained!"), ("third", b"third")):
         (tmp_path / f"{name}.mp4").write_bytes(content)
-    held = Clip(0, str(tmp_path / "held.mp4"), start=1.0, end=2.0, subject="anna", dataset="target")
+    for name, content in (("held", b"spoken"), ("other", b"yawned")):
+        (tmp_path / f"{name}.wav").write_bytes(content)
+    sounds = [str(tmp_path / f"{name}.wav") for name in ("held", "other")]
+    held = Clip(0, str(tmp_path / "held.mp4"), sounds[0], start=1.0, end=2.0, subject="anna", dataset="target")
     others = [
-        Clip(7, str(tmp_path / "other.mp4"), subject="ben"),
+        Clip(7, str(tmp_path / "other.mp4"), sounds[1], subject="ben"),
         Clip(8, str(tmp_path / "third.mp4"), subject="anna", dataset="b"),
     ]
     return held, others
@@ -50,7 +54,30 @@ def copy(folder, held):
     ), r"renamed.mp4 is a copy of a held-out clip \(.*held.mp4\)"
 
 
-@pytest.mark.parametrize("plant", [same_clip, another_way_to_the_file, another_segment, same_subject, copy])
+def its_sound(folder, held):
+    """Other crops of the face, the same sound."""
+    (folder / "crops.mp4").write_bytes(b"other crops")
+    return Clip(1, str(folder / "crops.mp4"), held.audio_path), r"crops.mp4: its sound \(.*held.wav\) is a held-out clip's"
+
+
+def a_copy_of_its_sound(folder, held):
+    shutil.copy(held.audio_path, folder / "renamed.wav")
+    leak, message = its_sound(folder, held)
+    return replace(leak, audio_path=str(folder / "renamed.wav")), message.replace("held.wav", "renamed.wav")
+
+
+def its_sound_of_the_recording(folder, held):
+    leak, message = its_sound(folder, held)
+    return replace(leak, audio_path=held.path), message.replace("held.wav", "held.mp4")
+
+
+PLANTED = (
+    same_clip, another_way_to_the_file, another_segment, same_subject, copy, its_sound, a_copy_of_its_sound,
+    its_sound_of_the_recording,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("plant", PLANTED)
 def test_a_planted_leak_is_refused_by_name(clips, tmp_path, plant):
     held, others = clips
     assert leaks(others, [held]) == {}
@@ -58,6 +85,14 @@ def test_a_planted_leak_is_refused_by_name(clips, tmp_path, plant):
     with pytest.raises(ValueError, match=rf"1 of 3 clips belong to the target's evaluation[\s\S]*{message}"):
         refuse_leaks([*others, leak], [held], "refuse")
     assert refuse_leaks([*others, leak], [held], "exclude") == others
+
+
+def test_a_sound_that_many_recordings_have_is_no_leak(tmp_path):
+    for name in ("none", "nothing", "nil"):
+        (tmp_path / f"{name}.wav").write_bytes(b"silence")
+    held = [Clip(i, f"held{i}.mp4", str(tmp_path / "none.wav")) for i in range(2)]
+    held += [Clip(2, "held2.mp4", str(tmp_path / "nothing.wav")), Clip(3, "held3.mp4", str(tmp_path / "nil.wav"))]
+    assert leaks([Clip(5, "new.mp4", str(tmp_path / "none.wav"))], held) == {}
 
 
 def test_folders_of_frames_are_known_by_their_contents(tmp_path):

@@ -183,6 +183,17 @@ class Source(ABC):
             limits = f"{LARGEST_FRAME // 10**6} million pixels a frame, {LARGEST_CLIP // 10**9} GB a clip"
             raise MediaError(self.path, f"{frames} frames of {width} x {height} pixels are more than is read ({limits})")
 
+    def check_serves(self, modalities: Sequence[str]) -> None:
+        """Refuses a clip of which a model would see nothing, or, where it sees nothing, hear nothing.
+
+        Raises:
+            MediaError: there is no such track.
+        """
+        if "video" in modalities and not self.info.has_video:
+            raise MediaError(self.path, "has no picture, which the model needs")
+        if "video" not in modalities and not self.info.has_audio:
+            raise MediaError(self.path, "has no sound, which is all that the model takes")
+
     def checked(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         """The frame numbers as an array.
 
