@@ -246,6 +246,7 @@ class BuildExt(build_ext):
         jobs = [f"-j{self.parallel}"] if self.parallel else []
         if subprocess.run([ninja(), "-C", build, *jobs]).returncode:
             sys.exit("avfmae: the kernels do not compile (see above); AVFMAE_BUILD=none installs without them")
+        update_record(sources=runpy.run_path("avfmae_kernels/sources.py")["digest"](Path("csrc")))
 
     def ninja_lines(self, build: Path) -> Iterator[str]:
         yield "ninja_required_version = 1.5"
@@ -276,13 +277,11 @@ class BuildExt(build_ext):
         yield ""
 
 
-def keep_record(modules: list[Extension], missing: dict[str, str]) -> None:
-    """Writes what is built and why the rest is not, for ``avfmae doctor``; says the latter aloud too."""
-    sources = runpy.run_path("avfmae_kernels/sources.py")["digest"](Path("csrc"))
-    record = {"modules": [m.name.rpartition(".")[2] for m in modules], "missing": missing, "sources": sources}
-    Path("avfmae_kernels/_build.json").write_text(json.dumps(record, indent=1) + "\n")
-    for name, reason in missing.items():
-        print(f"avfmae: without avfmae_kernels.{name}: {reason}", file=sys.stderr)
+def update_record(**values: object) -> None:
+    """Keeps what is built, why the rest is not, and once it is built a digest of its sources, for ``avfmae doctor``."""
+    path = Path("avfmae_kernels/_build.json")
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(before | values, indent=1) + "\n")
 
 
 def packages() -> dict[str, str]:
@@ -296,7 +295,9 @@ def packages() -> dict[str, str]:
 
 
 modules, missing = extensions()
-keep_record(modules, missing)
+update_record(modules=[m.name.rpartition(".")[2] for m in modules], missing=missing)
+for name, reason in missing.items():
+    print(f"avfmae: without avfmae_kernels.{name}: {reason}", file=sys.stderr)
 setup(
     packages=[*packages()],
     package_dir=packages(),

@@ -197,12 +197,15 @@ def test_kernels_of_other_sources_are_not_run(tmp_path):
     """A tree that was pulled and not built again: a kernel of another schema would fail in the middle of a step."""
     for name in ("avfmae_kernels", "csrc"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
     if not list((tmp_path / "avfmae_kernels").glob("_cpu*.so")):
         pytest.skip("no kernels were built")
     code = "import avfmae_kernels.dispatch as d, torch; print(d.__file__, d.choose('gated_sum', torch.device('cpu')))"
     for changed, runs in ((False, "cpp"), (True, "reference")):
         with open(tmp_path / "csrc" / "module.cpp", "a") as source:
             source.write("// changed\n" * changed)
+        run(sys.executable, "setup.py", "--version", cwd=tmp_path)  # as a build that is broken off before it compiles
         done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=tmp_path,

@@ -77,10 +77,8 @@ def built(monkeypatch):
 @pytest.mark.slow
 def test_no_more_than_a_pair_is_in_memory(tmp_path, unchecked, built):
     models, _ = built
-    step(StepConfig(sides=("ours", "ours-eager", "reference", "released"), precisions=("float32",), out=tmp_path, **QUICK))
-    assert [(name, alive) for name, _, alive in models] == [
-        ("ours", 0), ("ours-eager", 1), ("ours", 0), ("reference", 1), ("ours", 0), ("released", 1)
-    ]  # fmt: skip
+    step(StepConfig(sides=("ours", "ours-eager", "reference"), precisions=("float32",), out=tmp_path, **QUICK))
+    assert [(name, alive) for name, _, alive in models] == [("ours", 0), ("ours-eager", 1), ("ours", 0), ("reference", 1)]
 
 
 @pytest.mark.slow

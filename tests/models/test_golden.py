@@ -10,12 +10,13 @@ import avfmae
 from avfmae.training.optim import decays
 from avfmae_kernels.masked_patch_loss.reference import patch_targets
 
-pytestmark = pytest.mark.isa
+pytestmark = [pytest.mark.isa, pytest.mark.xdist_group("golden")]  # models of 190 million weights are made once
 
 OUTPUT, _ = golden.TOLERANCE[torch.float32]
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16
 PLACES = [  # implementation, device and dtype; every number must hold in each
-    *(pytest.param((name, "cpu", FLOAT32), id=name) for name in ("auto", "cpp", "reference")),
+    *(pytest.param((name, "cpu", FLOAT32), id=name) for name in ("auto", "reference")),
+    pytest.param(("cpp", "cpu", FLOAT32), id="cpp", marks=pytest.mark.exhaustive),  # nearly all of auto's
     pytest.param(("auto", "cpu", BFLOAT16), id="bfloat16"),
     *(pytest.param((name, "cuda", FLOAT32), id=f"{name}-gpu", marks=GPU) for name in ("auto", "reference")),
     pytest.param(("auto", "cuda", BFLOAT16), id="bfloat16-gpu", marks=GPU),

@@ -49,30 +49,24 @@ def losses(out):
     return [(line["step"], line["loss"], line["grad_norm"]) for line in read_log(Path(out) / "log.jsonl") if "loss" in line]
 
 
-def test_a_stopped_run_continues_with_the_same_losses(drawn, tmp_path):
-    pretrain(pretraining(drawn, tmp_path / "whole"))
-    pretrain(pretraining(drawn, tmp_path / "parts", stop_after=3))
-    pretrain(pretraining(drawn, tmp_path / "parts"))
-    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
-    assert len(whole) == 6 and whole == parts
-    a, b = (load_file(tmp_path / run / "weights.safetensors") for run in ("whole", "parts"))
-    assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
-    assert (tmp_path / "whole" / "report.html").exists()
-
-
-def test_the_running_average_of_weights_is_resumed_and_written(drawn, tmp_path):
+def test_a_stopped_run_continues_with_the_same_losses_and_averages(drawn, tmp_path):
     def run(out, **changes):
         config = pretraining(drawn, tmp_path / out, **changes)
         config.optim.ema = 0.8
         pretrain(config)
 
     run("whole")
-    run("parts", stop_after=4)
+    run("parts", stop_after=3)
     run("parts")
-    whole, parts = (load_file(tmp_path / out / "weights-averaged.safetensors") for out in ("whole", "parts"))
-    last = load_file(tmp_path / "whole" / "weights.safetensors")
-    assert all(torch.equal(whole[n], parts[n]) for n in whole)
-    assert not torch.equal(whole["decoder.head.weight"], last["decoder.head.weight"])
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert len(whole) == 6 and whole == parts
+    last, averaged = "weights.safetensors", "weights-averaged.safetensors"
+    for name in (last, averaged):
+        a, b = (load_file(tmp_path / out / name) for out in ("whole", "parts"))
+        assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a), name
+    head = "decoder.head.weight"
+    assert not torch.equal(*(load_file(tmp_path / "whole" / name)[head] for name in (last, averaged)))
+    assert (tmp_path / "whole" / "report.html").exists()
 
 
 def test_a_killed_run_continues_with_the_same_losses(drawn, tmp_path):
