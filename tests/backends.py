@@ -25,8 +25,13 @@ KERNELS = [
 each_backend = pytest.mark.parametrize(("implementation", "device"), REFERENCES + KERNELS)
 each_kernel = pytest.mark.parametrize(("implementation", "device"), KERNELS)
 # torch.library.opcheck traces and compiles, which takes seconds; an op's Triton twin has its schema and its fake results.
-TWIN = pytest.param(*INTERPRETED.values, id=INTERPRETED.id, marks=[*INTERPRETED.marks, pytest.mark.exhaustive])
-each_opcheck = pytest.mark.parametrize(("implementation", "device"), [TWIN if k is INTERPRETED else k for k in KERNELS])
+each_opcheck = pytest.mark.parametrize(
+    ("implementation", "device"),
+    [
+        pytest.param(*k.values, id=k.id, marks=[*k.marks, pytest.mark.exhaustive if k is INTERPRETED else pytest.mark.slow])
+        for k in KERNELS
+    ],
+)
 
 
 def require(op: str, implementation: str, device: str = "cpu") -> None:

@@ -21,6 +21,8 @@ from avfmae_benchmarks.first import process
 from avfmae_benchmarks.first.journal import Journal
 from avfmae_benchmarks.first.parts import PARTS, Failed, LeftOut, Part, Run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -13,6 +13,8 @@ from avfmae_benchmarks.peers.released import ReleasedAVFMAE, ReleasedClassifier
 from avfmae_benchmarks.peers.training import PublishedBatch, PublishedStep, audio_targets, pretraining_loss, video_targets
 from avfmae_benchmarks.sides import host_batch, peer_model, published_batch, published_clip
 
+pytestmark = pytest.mark.slow
+
 OUTPUT, GRADIENT = 1e-4, 1e-3
 
 

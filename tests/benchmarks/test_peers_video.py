@@ -9,6 +9,8 @@ import avfmae
 from avfmae_benchmarks.peers.video import PublishedVideo
 from avfmae_benchmarks.sides import published_clip
 
+pytestmark = pytest.mark.slow
+
 TINY = avfmae.ModelConfig.preset("tiny")
 
 

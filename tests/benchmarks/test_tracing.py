@@ -77,6 +77,7 @@ def test_fusion_keeps_what_others_read_and_never_turns_an_order_round():
     assert [c.bytes for c in calls] == [2 * 64 * 64 * 4, 3 * 64 * 64 * 4, 3 * 64 * 64 * 4]  # z and y, and what comes of them
 
 
+@pytest.mark.slow
 def test_one_line_a_side_for_programs(capsys):
     trace(TraceConfig(model="tiny", sides=("ours", "hicmae"), batch=4, json=True))
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

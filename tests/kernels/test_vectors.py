@@ -10,6 +10,8 @@ import pytest
 
 from avfmae_kernels import processor
 
+pytestmark = pytest.mark.slow
+
 ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
 TORCH = Path(sysconfig.get_path("platlib")) / "torch" / "include"
 FLAGS = [

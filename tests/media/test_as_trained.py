@@ -30,6 +30,8 @@ from avfmae.stages.crops import preparation_of_run
 from avfmae.stages.finetune import finetune
 from avfmae.training.config import OptimConfig
 
+pytestmark = pytest.mark.slow
+
 TINY = avfmae.ModelConfig.preset("tiny")
 ONE_VIEW = DataConfig(workers=0, segments=1, crops=1)
 LANDMARKS = faces.TEMPLATE * 60 + (18, 20)

@@ -10,7 +10,7 @@ import avfmae
 from avfmae.training.optim import decays
 from avfmae_kernels.masked_patch_loss.reference import patch_targets
 
-pytestmark = [pytest.mark.isa, pytest.mark.xdist_group("golden")]  # models of 190 million weights are made once
+pytestmark = [pytest.mark.isa, pytest.mark.slow, pytest.mark.xdist_group("golden")]  # models of 190 million weights are made once
 
 OUTPUT, _ = golden.TOLERANCE[torch.float32]
 FLOAT32, BFLOAT16 = torch.float32, torch.bfloat16

@@ -21,7 +21,7 @@ from avfmae.training.precision import compute_dtype, linear_parameters
 from avfmae.training.step import TrainingStep
 from avfmae_kernels import processor
 
-pytestmark = pytest.mark.isa
+pytestmark = [pytest.mark.isa, pytest.mark.slow]
 DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 SHALLOW = TINY.replace(depth=2, skip_blocks=(0, 1), fusion_depth=1)  # of every kind of block some
 CURVE = 80  # steps

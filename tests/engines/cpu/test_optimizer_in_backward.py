@@ -22,7 +22,7 @@ from avfmae.training.precision import ComputeParams
 from avfmae.training.step import TrainingStep
 from avfmae_kernels import matmul
 
-pytestmark = pytest.mark.isa
+pytestmark = [pytest.mark.isa, pytest.mark.slow]
 
 PRECISIONS = ["float32", pytest.param("bf16", marks=pytest.mark.skipif(not matmul.BF16, reason="no AVX512-BF16, or AMX"))]
 

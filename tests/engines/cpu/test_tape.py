@@ -20,7 +20,7 @@ from avfmae.training.config import OptimConfig
 from avfmae.training.step import TrainingStep
 from avfmae_benchmarks.sides import finetuning_loss, host_batch
 
-pytestmark = pytest.mark.isa
+pytestmark = [pytest.mark.isa, pytest.mark.slow]
 
 REPLAYED_FROM = EAGER_STEPS + 2  # after the steps that run eagerly, the recorded one and the one that proves the tape
 STEPS = REPLAYED_FROM + 3
