@@ -14,6 +14,8 @@ import pytest
 from avfmae.data.manifest import read_released_list
 from avfmae.datasets import find_dataset
 
+pytestmark = pytest.mark.slow
+
 CLIPS = pyarrow.parquet.read_table(Path(__file__).parents[1] / "data" / "published_lists.parquet").to_pylist()
 LISTED = ("crema-d", "dfew", "enterface", "ferv39k", "mafw", "msp-improv", "ravdess", "werewolf-xl")
 # What HiCMAE's lists lack: what its face detector or sound tools did not get through; of MAFW, clips without sound.

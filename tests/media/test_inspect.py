@@ -13,6 +13,8 @@ from avfmae.data.manifest import read_manifest
 from avfmae.data.prepare import PrepareConfig, prepare
 from avfmae.viz.inspection import InspectConfig, clips_table, inspect, inspect_clip
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def prepared(media, tmp_path_factory):

@@ -26,6 +26,8 @@ from avfmae.data.prepare import Failure, PrepareConfig, prepare_clip
 from avfmae.data.sources import open_clip
 from avfmae.datasets.drawn import encode
 
+pytestmark = pytest.mark.slow
+
 GOOD = ["good_mp4", "good_mkv", "good_flv", "good_mpg", "good_avi", "odd_size_mp4", "fast_mp4", "ntsc_mp4", "telephone_avi"]
 BAD = {"empty_mp4": "is empty", "truncated_mp4": "no readable media", "text_mp4": "no readable media", "missing": "no such file",
        "sound_wav": "has no video track"}  # fmt: skip

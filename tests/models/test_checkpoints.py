@@ -27,6 +27,8 @@ from avfmae.data.clip import Clip
 from avfmae.data.manifest import write_manifest
 from avfmae.datasets.drawn import encode
 
+pytestmark = pytest.mark.slow
+
 TINY = avfmae.ModelConfig.preset("tiny")
 
 

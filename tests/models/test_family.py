@@ -120,6 +120,7 @@ def test_coarse_stages_go_to_their_own_places():
 
 
 @pytest.mark.parametrize("name", ["mae_dfer_pretraining", "svfap_pretraining"])
+@pytest.mark.slow
 def test_a_released_pre_training_begins_a_fine_tuning(name):
     """The encoder's tensors are found behind ``encoder.``; the decoder is dropped, the head stays as it is."""
     cfg = preset(name.removesuffix("_pretraining"))
