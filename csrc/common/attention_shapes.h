@@ -59,6 +59,12 @@ inline void check_result(const Tensor& t, const Tensor& like, int64_t numbers) {
                   "attention: results must be contiguous, of the inputs' dtype and of ", numbers, " numbers");
 }
 
+// A tensor's numbers; null where there is none, or nothing in it.
+template <typename T>
+T* data(const Tensor* tensor) {
+  return tensor && tensor->numel() ? static_cast<T*>(const_cast<void*>(tensor->const_data_ptr())) : nullptr;
+}
+
 // (batches, queries, C): an attention's answer, or nothing.
 inline Tensor new_answer(const Tensor& like, const Attention& a, bool wanted = true) {
   if (!wanted) return torch::stable::new_empty(like, {0});

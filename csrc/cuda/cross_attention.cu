@@ -9,11 +9,6 @@
 namespace avfmae {
 namespace {
 
-template <typename T>
-T* data(const Tensor* tensor) {
-  return tensor && tensor->numel() ? static_cast<T*>(const_cast<void*>(tensor->const_data_ptr())) : nullptr;
-}
-
 void launch(const Attention& a, const Tensor* grad, const Tensor& q, const Tensor& kv, const Tensor& out, const Tensor* dq, const Tensor* dkv) {
   if (!a.tasks()) return;
   const auto attend = [&](auto zero) {

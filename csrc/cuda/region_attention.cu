@@ -23,7 +23,6 @@ using Sum = wmma::fragment<wmma::accumulator, 16, 16, 16, float>;
 constexpr int kBlock = 16;         // rows and columns of a tensor-core product
 constexpr int kMaxHead = 128;
 constexpr int kMaxSequence = 128;
-constexpr unsigned kAll = ~0u;
 constexpr const char* kOp = "region_attention";
 
 template <int TILE>
@@ -142,12 +141,12 @@ struct Head {
         x[i] = c < TILE && rows.together(r, c) ? logits[r * S::kLogits + c] * scale : -INFINITY;
         largest = fmaxf(largest, x[i]);
       }
-      for (int step = 16; step; step >>= 1) largest = fmaxf(largest, __shfl_xor_sync(kAll, largest, step));
+      for (int step = 16; step; step >>= 1) largest = fmaxf(largest, __shfl_xor_sync(kWarp, largest, step));
       for (int i = 0; i < kEach; ++i) {
         x[i] = x[i] == -INFINITY ? 0 : __expf(x[i] - largest);
         total += x[i];
       }
-      for (int step = 16; step; step >>= 1) total += __shfl_xor_sync(kAll, total, step);
+      for (int step = 16; step; step >>= 1) total += __shfl_xor_sync(kWarp, total, step);
       const float scaled = total > 0 ? 1 / total : 0;
       __syncwarp();  // all have read the row that is written over
       for (int i = 0; i < kEach; ++i)
@@ -186,7 +185,7 @@ struct Head {
           else dp()[r * kProbabilities + c + half + i] = from_float<T>(weight * (dp_value[i] - mean) * scale);
         }
       }
-      if (pass == 0) mean += __shfl_xor_sync(kAll, mean, 1);
+      if (pass == 0) mean += __shfl_xor_sync(kWarp, mean, 1);
     }
   }
 };
@@ -240,7 +239,7 @@ __global__ void __launch_bounds__(Shape<TILE>::kThreads, 1) region_attention_bac
 constexpr int kPlainThreads = 256;
 
 __device__ __forceinline__ float warp_sum(float x) {
-  for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(kAll, x, step);
+  for (int step = 16; step; step >>= 1) x += __shfl_xor_sync(kWarp, x, step);
   return x;
 }
 
@@ -332,11 +331,6 @@ void launch(const Tensors<T>& t, const Attention& a, cudaStream_t stream) {
   allow_shared(kOp, plain_kernel<T>, bytes);
   plain_kernel<T><<<dim3(static_cast<unsigned>(a.batches), a.heads), kPlainThreads, bytes, stream>>>(t, a);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-}
-
-template <typename T>
-T* data(const Tensor* tensor) {
-  return tensor && tensor->numel() ? static_cast<T*>(const_cast<void*>(tensor->const_data_ptr())) : nullptr;
 }
 
 void launch(const Attention& a, const Tensor* grad, const Tensor& qkv, const Tensor& out, const Tensor* dqkv) {
