@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avfmae.data.config import SAMPLE_RATE
+from avfmae_kernels.device import kind
 
 MELS = 128
 AUDIOSET_MEAN, AUDIOSET_STD = -4.2677393, 4.5689974
@@ -60,6 +61,12 @@ def filterbank(sound: Tensor, lengths: Tensor) -> Tensor:
     """
     if sound.ndim != 2 or sound.shape[1] < SHORTEST:
         raise ValueError(f"sound: got shape {tuple(sound.shape)}, expected (B, samples) of at least {SHORTEST}")
+    if kind(sound.device) == "cpu":  # a sound at a time: what is computed of it stays in the cache
+        return torch.cat([_filterbank(*one) for one in zip(sound.split(1), lengths.split(1), strict=True)])
+    return _filterbank(sound, lengths)
+
+
+def _filterbank(sound: Tensor, lengths: Tensor) -> Tensor:
     inside = torch.arange(sound.shape[1], device=sound.device) < lengths[:, None]
     mean = torch.where(inside, sound, 0).sum(1, dtype=torch.float64) / lengths
     # In float64 up to the power: the quietest bands lie 90 dB below the loudest, where float32 is wrong in the third digit.
@@ -69,11 +76,8 @@ def filterbank(sound: Tensor, lengths: Tensor) -> Tensor:
     before = torch.cat([windows[..., :1], windows[..., :-1]], -1)
     windows = (windows - 0.97 * before) * torch.hann_window(SHORTEST, periodic=False, dtype=windows.dtype, device=sound.device)
     spectrum = torch.fft.rfft(windows, n=FFT)[..., :-1]  # the triangles end where the last bin lies
-    logs = (
-        ((spectrum.real.square() + spectrum.imag.square()).float() @ mel_triangles(sound.device))
-        .clamp(min=torch.finfo(torch.float32).eps)
-        .log()
-    )
+    power = (spectrum.real.square() + spectrum.imag.square()).float()
+    logs = (power @ mel_triangles(sound.device)).clamp(min=torch.finfo(torch.float32).eps).log()
     valid = torch.arange(logs.shape[1], device=sound.device) < 1 + (lengths[:, None] - SHORTEST) // HOP
     return torch.where(valid[..., None], logs, 0)
 
