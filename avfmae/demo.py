@@ -55,8 +55,8 @@ ROWS = {
     "psi": "after PSI alone",
     "both": "after pre-training and PSI",
 }
-PSI_RATES = {"psi": 2e-2, "both": 2e-2}
-FINETUNING_RATES = {"scratch": 2e-2, "pretraining": 8e-2, "psi": 2e-2, "both": 8e-2}
+PSI_RATES = {"psi": 2e-2, "both": 8e-2}
+FINETUNING_RATES = {"scratch": 2e-2, "pretraining": 4e-2, "psi": 2e-2, "both": 1.6e-1}
 RATES = (2e-2, 4e-2, 8e-2, 1.6e-1)
 FOLDS = 3  # of the training people, for choosing
 
