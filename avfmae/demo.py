@@ -44,7 +44,7 @@ SETS = {
 }
 TEST_PEOPLE = 20
 # Short schedules for a small model: high rates, no regularisation that takes an epoch's length to pay.
-PRETRAINING = OptimConfig(lr=3.2e-2, epochs=55, warmup_epochs=5, total_batch=32, clip_grad=1.0, weight_decay=0.0)
+PRETRAINING = OptimConfig(lr=1.6e-2, epochs=55, warmup_epochs=5, total_batch=32, clip_grad=1.0, weight_decay=0.0)
 INJECTION = OptimConfig(epochs=25, warmup_epochs=3, total_batch=24, clip_grad=1.0, layer_decay=0.5)
 FINETUNING = OptimConfig(epochs=25, warmup_epochs=3, total_batch=12, clip_grad=1.0, layer_decay=0.5)
 # What is compared, and each one's learning rates of PSI and of fine-tuning: of RATES, the best by the recall on people who are
@@ -55,8 +55,8 @@ ROWS = {
     "psi": "after PSI alone",
     "both": "after pre-training and PSI",
 }
-PSI_RATES = {"psi": 2e-2, "both": 8e-2}
-FINETUNING_RATES = {"scratch": 2e-2, "pretraining": 4e-2, "psi": 2e-2, "both": 1.6e-1}
+PSI_RATES = {"psi": 2e-2, "both": 2e-2}
+FINETUNING_RATES = {"scratch": 2e-2, "pretraining": 8e-2, "psi": 2e-2, "both": 4e-2}
 RATES = (2e-2, 4e-2, 8e-2, 1.6e-1)
 FOLDS = 3  # of the training people, for choosing
 
@@ -127,7 +127,11 @@ class Stages:
 
     def pretrain(self) -> Future:
         config = PretrainConfig(
-            out=self.run.out / "1-pretraining", manifest=self.manifests["unlabelled"], optim=PRETRAINING, **self.common
+            out=self.run.out / "1-pretraining",
+            manifest=self.manifests["unlabelled"],
+            seed=self.run.pretraining_seed,
+            optim=PRETRAINING,
+            **self.common,
         )
         return self.submit("pre-training", pretrain, config)
 

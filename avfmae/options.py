@@ -67,6 +67,7 @@ class DemoConfig:
     out: Path = Path("runs/demo")  # where everything goes; ``report.html`` is the thing to open.
     model: str = "demo"  # the member of the family, by its preset: hicmae_base (or hicmae), mae_dfer, svfap, ablation_lgi3, ...
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)  # of the fine-tunings: each row of the table has one a seed.
+    pretraining_seed: int = 0  # of the one pre-training: its first weights, masks and order of clips.
     # instead of the demo, train with several learning rates, and print which is best on people held out of the training clips.
     choose_rates: bool = False
 
