@@ -34,7 +34,7 @@ def predict(run: PredictConfig) -> list[Prediction]:
     """Predicts each video, prints a table, and writes what is asked for. Videos that cannot be read are told in a line each.
 
     Raises:
-        ValueError: none can be read.
+        ValueError: some could not be read. The others are predicted and written by then.
     """
     if run.out is not None:
         check_writable(run.out, is_folder=True)
@@ -66,8 +66,8 @@ def predict(run: PredictConfig) -> list[Prediction]:
         if results and run.out is not None:
             write_tables(results, run.out)
             console.print(f"{run.out}: predictions.csv, .json, .parquet, and a folder for each video", highlight=False)
-    if not results:
-        raise ValueError(f"none of the {len(run.videos)} videos can be predicted")
+    if len(results) < len(run.videos):
+        raise ValueError(f"{len(run.videos) - len(results)} of {len(run.videos)} videos could not be predicted")
     return results
 
 
