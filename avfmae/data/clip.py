@@ -1,5 +1,6 @@
 """A row of a manifest."""
 
+import unicodedata
 from dataclasses import dataclass
 
 
@@ -18,3 +19,8 @@ class Clip:
     subject: str | None = None
     dataset: str | None = None
     face: tuple[float, float, float, float] | None = None
+
+
+def dataset_key(name: str) -> str:
+    """The same for all ways to write a data set's name: CREMA-D, crema_d."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", name).casefold()))

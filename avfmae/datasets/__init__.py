@@ -6,9 +6,10 @@ one archive. To add one, write such a file; nothing else lists them.
 
 import importlib
 import pkgutil
-import unicodedata
 from functools import cache
 from typing import TYPE_CHECKING
+
+from avfmae.data.clip import dataset_key
 
 if TYPE_CHECKING:
     from avfmae.datasets.interface import Dataset
@@ -30,11 +31,7 @@ def find_dataset(name: str) -> "Dataset":
     Raises ValueError for a name that no file here has.
     """
     every = list(datasets().values())
-    known = {_plain(one.title.split(",")[0]): one for one in reversed(every)} | {_plain(one.name): one for one in every}
-    if _plain(name) not in known:
+    known = {dataset_key(one.title.split(",")[0]): one for one in reversed(every)} | {dataset_key(one.name): one for one in every}
+    if dataset_key(name) not in known:
         raise ValueError(f"dataset: got {name!r}, expected one of {', '.join(datasets())}")
-    return known[_plain(name)]
-
-
-def _plain(name: str) -> str:
-    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", name).casefold()))
+    return known[dataset_key(name)]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 from avfmae.console import console
-from avfmae.data.clip import Clip
+from avfmae.data.clip import Clip, dataset_key
 from avfmae.data.sources import open_clip
 
 
@@ -20,7 +20,8 @@ def leaks(clips: Sequence[Clip], held: Sequence[Clip], contents: bool = True) ->
 
     By path, whichever part of the recording; by subject; by content, which finds a copy under another name; or by a sound file of
     its own, which other crops of a face leave as it is. A subject is the same where its name is, unless both clips name their
-    data sets and these differ. A sound that several held-out recordings have, such as silence, tells nothing.
+    data sets and these differ; names are compared without regard to capitals. A sound that several held-out recordings have, such
+    as silence, tells nothing.
 
     Args:
         contents: compare the contents of files, for which those of equal size are read.
@@ -28,10 +29,10 @@ def leaks(clips: Sequence[Clip], held: Sequence[Clip], contents: bool = True) ->
     parts: dict[str, set[tuple]] = {}  # held-out recording -> its segments
     for c in held:
         parts.setdefault(os.path.realpath(c.path), set()).add((c.start, c.end))
-    datasets: dict[str, set[str | None]] = {}  # of every held-out subject
+    datasets: dict[str, set[str]] = {}  # of every held-out subject
     for c in held:
         if c.subject is not None:
-            datasets.setdefault(c.subject, set()).add(c.dataset)
+            datasets.setdefault(_subject_key(c.subject), set()).add(dataset_key(c.dataset or ""))
     pairs = {(os.path.realpath(c.audio_path), os.path.realpath(c.path)) for c in held if c.audio_path}
     sounds = {sound for sound, times in Counter(sound for sound, _ in pairs).items() if times == 1}
     copies, heard = {}, {}
@@ -43,13 +44,17 @@ def leaks(clips: Sequence[Clip], held: Sequence[Clip], contents: bool = True) ->
         if (segments := parts.get(os.path.realpath(c.path))) is not None:
             whole = (c.start, c.end) in segments
             found[c.id] = f"{c.path} is a held-out clip" if whole else f"{c.path}: another segment of this recording is held out"
-        elif (sets := datasets.get(c.subject or "")) and (c.dataset is None or sets & {None, c.dataset}):
+        elif (sets := datasets.get(_subject_key(c.subject or ""))) and (not c.dataset or sets & {"", dataset_key(c.dataset)}):
             found[c.id] = f"{c.path}: subject {c.subject} is held out"
         elif c.id in copies:
             found[c.id] = f"{c.path} is a copy of a held-out clip ({copies[c.id]}), or made of its file"
         elif c.audio_path and ((sound := os.path.realpath(c.audio_path)) in sounds or sound in parts or c.id in heard):
             found[c.id] = f"{c.path}: its sound ({c.audio_path}) is a held-out clip's"
     return found
+
+
+def _subject_key(subject: str) -> str:
+    return subject.strip().casefold()
 
 
 def _copies(clips: Mapping[int, str], held: Iterable[str], alone: bool = False) -> dict[int, str]:

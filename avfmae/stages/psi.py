@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from avfmae.console import console
-from avfmae.data.clip import Clip
+from avfmae.data.clip import Clip, dataset_key
 from avfmae.data.manifest import read_manifest
 from avfmae.recipes import recipe_folder
 from avfmae.stages.config import HeldOut, PSIConfig
@@ -78,8 +78,8 @@ class LabelMap:
 
     def hybrid(self, clip: Clip, manifest: Path) -> tuple[str | None, str]:
         """The hybrid label of a clip, or None where the map leaves it out; and its source (crema-d and CREMA_D are the same)."""
-        name, known = clip.dataset or manifest.stem, {_plain(source): source for source in self.sources}
-        if (source := known.get(_plain(name))) is None:
+        name, known = clip.dataset or manifest.stem, {dataset_key(source): source for source in self.sources}
+        if (source := known.get(dataset_key(name))) is None:
             raise ValueError(
                 f"{manifest}, row {clip.id + 1}: data set {name!r} has no [map.{name}]; there are {', '.join(self.sources)}"
             )
@@ -89,10 +89,6 @@ class LabelMap:
                 f"{manifest}, row {clip.id + 1}: label {clip.label!r} is not in [map.{source}], which has {', '.join(labels)}"
             )
         return labels[clip.label] or None, source
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "-")
 
 
 def merge(manifests: Sequence[Path], label_map: LabelMap) -> tuple[list[Clip], dict[int, str]]:

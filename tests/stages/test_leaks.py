@@ -47,6 +47,11 @@ def same_subject(folder, held):
     return Clip(1, str(folder / "new.mp4"), subject="anna", dataset="target"), "new.mp4: subject anna is held out"
 
 
+def same_subject_written_otherwise(folder, held):
+    leak, _ = same_subject(folder, held)
+    return replace(leak, subject="Anna ", dataset="TARGET"), "new.mp4: subject Anna  is held out"
+
+
 def copy(folder, held):
     shutil.copy(held.path, folder / "renamed.mp4")
     return Clip(
@@ -72,8 +77,8 @@ def its_sound_of_the_recording(folder, held):
 
 
 PLANTED = (
-    same_clip, another_way_to_the_file, another_segment, same_subject, copy, its_sound, a_copy_of_its_sound,
-    its_sound_of_the_recording,
+    same_clip, another_way_to_the_file, another_segment, same_subject, same_subject_written_otherwise, copy, its_sound,
+    a_copy_of_its_sound, its_sound_of_the_recording,
 )  # fmt: skip
 
 
