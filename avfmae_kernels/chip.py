@@ -14,6 +14,7 @@ from avfmae_kernels.arguments import fits_a_tile
 OLDEST = 80  # bfloat16 on the tensor cores, and asynchronous copies
 # KiB of shared memory that one block may ask for, by compute capability (CUDA C++ programming guide)
 SHARED_KIB = {80: 163, 86: 99, 87: 163, 88: 99, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
+BOXES = "it reads no boxes"
 SMALLEST = 16  # rows and columns of a product on the tensor cores
 MASKED_PATCH_LOSS_OWN = 96
 LEAST_KIB = 99  # of every chip from sm_80 on: what is assumed of one that is not in the table
@@ -104,6 +105,14 @@ def _cuda_masked_patch_loss(backward: bool, pred: Tensor, *rest) -> int:
     return pred.shape[2] * 4 + MASKED_PATCH_LOSS_OWN
 
 
+def _triton_gather_patches(backward: bool, *args) -> str:
+    return "" if args[6] is None else BOXES
+
+
+def _triton_masked_patch_loss(backward: bool, *args) -> str:
+    return "" if args[5] is None else BOXES
+
+
 def _triton_region_attention(backward: bool, qkv: Tensor, heads: int, *rest) -> str:
     return _fits_registers(qkv.shape[1], qkv.shape[2] // 3 // heads, qkv.dtype)
 
@@ -131,6 +140,8 @@ NEEDS: dict[tuple[str, str], Callable[..., int | str]] = {
     ("cuda", "cross_attention"): _cuda_cross_attention,
     ("cuda", "adamw"): _cuda_adamw,
     ("cuda", "masked_patch_loss"): _cuda_masked_patch_loss,
+    ("triton", "gather_patches"): _triton_gather_patches,
+    ("triton", "masked_patch_loss"): _triton_masked_patch_loss,
     ("triton", "region_attention"): _triton_region_attention,
     ("triton", "cross_attention"): _triton_cross_attention,
 }

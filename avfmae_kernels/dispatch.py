@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from avfmae_kernels import chip, processor
+from avfmae_kernels import chip, measured, processor
 from avfmae_kernels import device as device_kind
 from avfmae_kernels.compiled import MISSING
 
-IMPLEMENTATIONS = ("triton", "cuda", "cpp", "reference")  # in the order that "auto" prefers them, unless an op says otherwise
+# In the order that "auto" prefers them; on a GPU, where it was measured, in the order of measured.csv.
+IMPLEMENTATIONS = ("triton", "cuda", "cpp", "reference")
 CHOICES = ("auto", *IMPLEMENTATIONS)
 
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
@@ -38,7 +39,6 @@ class Op:
     reference: Callable | None
     compiled: frozenset[str]  # devices that a compiled module has a kernel for
     triton: str
-    cuda_first: Callable[..., bool] | None
     cuda_alone: bool
     cpu_levels: tuple[str, ...]
     host: bool
@@ -54,7 +54,7 @@ library = torch.library.Library("avfmae", "DEF")
 
 def register(
     name: str, schema: str = "", reference: Callable | None = None, *, fake: Callable | None = None, triton: str = "",
-    out: bool = False, cuda_first: Callable[..., bool] | None = None, cuda_alone: bool = False,
+    out: bool = False, cuda_alone: bool = False,
     cpu_levels: tuple[str, ...] = processor.LEVELS, host: bool = False, strict: bool = True,
 ) -> None:  # fmt: skip
     """Defines an op. Called once, in the op's folder.
@@ -65,8 +65,6 @@ def register(
         fake: gives empty results of the right shape, for tracing; None: the reference traces.
         triton: the module of the op's Triton kernel, a function that is named like the op; empty: it has none.
         out: the op has a second overload ``out``, which writes the results into tensors that are given, on CPUs.
-        cuda_first: whether "auto" prefers CUDA C++ to Triton, given the op's arguments: where it was measured to be faster
-            (docs/performance.md, "On an H200"). None: it does not.
         cuda_alone: CUDA C++ has the op's only kernel for a GPU, which is what a traced step counts.
         cpu_levels: processors (:data:`avfmae_kernels.processor.LEVELS`) on which the C++ kernel is faster than PyTorch; on others
             "auto" leaves the op to PyTorch.
@@ -89,7 +87,7 @@ def register(
             library.define(f"{name}.out{arguments}{outs}) -> ()")
         has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
         compiled = frozenset(d for d in ("cpu", "cuda") if has_kernel(f"avfmae::{name}", d.upper()))
-    OPS[name] = op = Op(name, schema, reference, compiled, triton, cuda_first, cuda_alone, cpu_levels, host, strict)
+    OPS[name] = op = Op(name, schema, reference, compiled, triton, cuda_alone, cpu_levels, host, strict)
     for device in ("cpu", "cuda"):
         AUTOMATIC[name, device] = _automatic(op, device)
 
@@ -194,6 +192,12 @@ def uses_reference() -> bool:
     return _choice == "reference"
 
 
+def compiled_runs(name: str, device: torch.device) -> bool:
+    """Whether a compiled kernel of an op can run on ``device`` under the current choice."""
+    implementation = "cuda" if device.type == "cuda" else "cpp"
+    return _choice in ("auto", implementation) and why_not(name, implementation, device.type) is None
+
+
 def choose(name: str, device: torch.device, args: tuple = ()) -> str:
     """The implementation of an op that runs on ``device``, on a GPU for these arguments, under the current choice."""
     if capability := device_kind.pretended():
@@ -215,8 +219,7 @@ def choose(name: str, device: torch.device, args: tuple = ()) -> str:
             raise RuntimeError(f"{name}: implementation {_choice!r} was asked for, but {reason}")
     if not on_gpu:
         return order[0]
-    if "cuda" in order and (first := OPS[name].cuda_first) and first(*args):
-        order = ("cuda", *order)
+    order = measured.ordered(name, order, capability, args)
     return next(i for i in order if chip.why_not(name, i, capability, args) is None)
 
 

@@ -7,11 +7,12 @@ from rich.table import Table
 
 import avfmae_kernels as K
 from avfmae.console import console
-from avfmae_benchmarks import results
+from avfmae_benchmarks import order, results
 from avfmae_benchmarks.measure import bandwidth, free, interleave, machine, matrix_rate, replayed, show, wait
 from avfmae_benchmarks.ops import CASES
 from avfmae_benchmarks.options import KernelsConfig
 from avfmae_benchmarks.step import pick_device
+from avfmae_kernels.chip import compute_capability
 from avfmae_kernels.dispatch import IMPLEMENTATIONS, why_not
 
 
@@ -38,7 +39,10 @@ def kernels(run: KernelsConfig, where: dict[str, str] | None = None) -> list[dic
             for row in timed(name, op, make, precision, batch, run.rounds, device):
                 roofs = {"copy_gb_per_s": fastest / 1e9, "matrix_gflops": products[precision] / 1e9}
                 share = {} if "note" in row else {"bandwidth_share": row["gb_per_s"] * 1e9 / fastest}
-                found.append(where | {"case": name, "op": op, "precision": precision, "batch": batch} | row | share | roofs)
+                chip = {"capability": compute_capability(device.index)} if device.type == "cuda" else {}
+                found.append(
+                    where | {"case": name, "op": op, "precision": precision, "batch": batch} | chip | row | share | roofs
+                )
             rows += found
             sound &= not any("note" in row for row in found)
             if run.save and (right := [row for row in found if row.get("note") != WRONG]):
@@ -63,6 +67,8 @@ def kernels(run: KernelsConfig, where: dict[str, str] | None = None) -> list[dic
     show(table)
     if run.save and rows:
         console.print(f"added to {run.out / 'kernels.csv'}", highlight=False)
+        if device.type == "cuda" and run.out == results.FOLDER and results.CHECKOUT:
+            console.print(f"the order of kernels: {order.write()}", highlight=False)
     if not sound:
         console.print(
             "An implementation does not run, or its answer is not the reference's: that one's time is not saved.", style="red"
@@ -81,10 +87,12 @@ def timed(name: str, op: str, make: Callable, precision: str, batch: int, rounds
     for implementation, reason in failed.items():
         yield {"direction": "", "implementation": implementation, "note": reason}
     for direction in ("forward", "backward"):
-        here = {i: c[direction] for i, c in calls.items() if direction in c}
+        here, called = {i: c[direction] for i, c in calls.items() if direction in c}, {}
         for implementation in list(here):
             try:
-                here[implementation]()
+                with order.arguments_of() as seen:
+                    here[implementation]()
+                called[implementation] = order.described(seen, op)
                 wait(device)
             except RuntimeError as error:  # of memory, of a compiler, of a launch
                 del here[implementation]
@@ -101,6 +109,7 @@ def timed(name: str, op: str, make: Callable, precision: str, batch: int, rounds
             yield {
                 "direction": direction,
                 "implementation": implementation,
+                **called[implementation],
                 "us": t.median * 1e6 / repeats,
                 "us_p20": t.p20 * 1e6 / repeats,
                 "us_p80": t.p80 * 1e6 / repeats,

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOT_IN_AN_SDIST = {".ci/run", ".gitignore", ".pre-commit-config.yaml"}
 # Where a wheel has what lies elsewhere in the source tree.
-TABLES = ("avfmae/datasets/published.csv",)
+TABLES = ("avfmae/datasets/published.csv", "avfmae_kernels/measured.csv")
 INSTALLED = {
     "avfmae/": "avfmae/",
     "avfmae_kernels/": "avfmae_kernels/",

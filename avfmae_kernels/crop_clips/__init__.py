@@ -8,9 +8,9 @@ from torch import Tensor
 from avfmae_kernels.arguments import check_devices, check_shape
 from avfmae_kernels.crop_clips.reference import FILTERS
 from avfmae_kernels.crop_clips.reference import crop_clips as reference
-from avfmae_kernels.dispatch import call, register
+from avfmae_kernels.dispatch import call, compiled_runs, register
 
-register("crop_clips", "(Tensor video, Tensor boxes, int[] size, bool bicubic) -> Tensor", reference)
+register("crop_clips", "(Tensor video, Tensor boxes, int[] size, bool bicubic) -> Tensor", reference, strict=False)
 
 
 def crop_clips(video: Tensor, boxes: Tensor, size: Sequence[int], filter: str = "bilinear") -> Tensor:
@@ -57,3 +57,10 @@ def check_boxes(video: Tensor, boxes: Tensor | None, size: tuple[int, int] | Non
     if size is None or len(size) != 2 or min(size) < 1:
         raise ValueError(f"size: got {size}, expected (H, W) of the clip that the boxes show")
     return tuple(size)
+
+
+def as_read(op: str, video: Tensor, boxes: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """The clips that an op is given, and their boxes: cropped before, where no kernel of the op crops what it reads."""
+    if boxes is None or compiled_runs(op, video.device):
+        return video.contiguous(), None if boxes is None else boxes.contiguous()
+    return crop_clips(video, boxes, size), None

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from avfmae_kernels.arguments import FLOATS, check_devices, check_range, check_shape
-from avfmae_kernels.crop_clips import check_boxes
+from avfmae_kernels.crop_clips import as_read, check_boxes
 from avfmae_kernels.dispatch import call, register
 from avfmae_kernels.gather_patches.reference import gather_patches as reference
 
@@ -21,7 +21,6 @@ register(
     "-> Tensor",
     reference,
     triton="avfmae_kernels.gather_patches.triton",
-    cuda_first=lambda *args: True,  # of boxes it resamples what it reads; Triton is given clips that were cropped before
 )
 
 
@@ -73,7 +72,5 @@ def gather_patches(
     if dtype not in FLOATS:
         raise ValueError(f"dtype: got {dtype}, expected torch.float32, torch.bfloat16 or torch.float16")
     check_range("index", index, math.prod([s // p for s, p in zip(seen, patch, strict=True)]))
-    return call(
-        "gather_patches", video.device, video.contiguous(), index.contiguous(), patch, mean, std, dtype,
-        None if boxes is None else boxes.contiguous(), list(seen[1:]),
-    )  # fmt: skip
+    video, boxes = as_read("gather_patches", video, boxes, seen[1:])
+    return call("gather_patches", video.device, video, index.contiguous(), patch, mean, std, dtype, boxes, list(seen[1:]))

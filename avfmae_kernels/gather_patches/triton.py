@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.crop_clips.reference import crop_clips
 from avfmae_kernels.triton_tools import launch, store
 
 
@@ -41,8 +40,6 @@ def gather_patches(
     video: Tensor, index: Tensor, patch: list[int], mean: list[float], std: list[float], dtype: torch.dtype,
     boxes: Tensor | None = None, size: list[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    if boxes is not None:
-        video = crop_clips(video, boxes, size)
     pt, ph, pw = patch
     out = video.new_empty((*index.shape, 3 * pt * ph * pw), dtype=dtype)
     if out.numel():

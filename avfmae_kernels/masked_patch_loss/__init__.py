@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from avfmae_kernels.arguments import FLOATS, check_devices, check_range, check_shape
-from avfmae_kernels.crop_clips import check_boxes
+from avfmae_kernels.crop_clips import as_read, check_boxes
 from avfmae_kernels.device import kind
 from avfmae_kernels.dispatch import call, register, register_backward_op
 from avfmae_kernels.masked_patch_loss import reference
@@ -15,12 +15,7 @@ from avfmae_kernels.masked_patch_loss import reference
 ARGUMENTS = "Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] size=[]"
 
 
-def has_boxes(*args) -> bool:
-    """Whether clips are cropped where they are read: CUDA C++ does that, and Triton is given clips that were cropped before."""
-    return len(args) > 1 and args[-2] is not None
-
-
-KERNELS = {"triton": "avfmae_kernels.masked_patch_loss.triton", "cuda_first": has_boxes}
+KERNELS = {"triton": "avfmae_kernels.masked_patch_loss.triton"}
 register("masked_patch_loss", f"({ARGUMENTS}) -> Tensor", reference.masked_patch_loss, **KERNELS)
 register("masked_patch_loss_backward", f"(Tensor grad, {ARGUMENTS}) -> Tensor", reference.masked_patch_loss_backward, **KERNELS)
 register_backward_op("masked_patch_loss", 1)
@@ -86,9 +81,9 @@ def masked_patch_loss(
         check_range("index", torch.where(scored, index, 0), math.prod([s // p for s, p in zip(seen, patch, strict=True)]))
     if not video:
         source = source.float()
+    source, boxes = as_read("masked_patch_loss", source, boxes, seen[-2:])
     errors = call(
-        "masked_patch_loss", source.device,
-        pred.contiguous(), source.contiguous(), index.contiguous(), scored.contiguous(), patch,
-        None if boxes is None else boxes.contiguous(), list(seen[-2:]),
+        "masked_patch_loss", source.device, pred.contiguous(), source, index.contiguous(), scored.contiguous(), patch, boxes,
+        list(seen[-2:]),
     )  # fmt: skip
     return (errors * weight).sum()

@@ -5,7 +5,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from avfmae_kernels.crop_clips.reference import crop_clips
 from avfmae_kernels.triton_tools import launch, store
 
 
@@ -55,12 +54,10 @@ CONFIGURATIONS = [{"num_warps": 4}, {"num_warps": 2}, {"num_warps": 8}]
 
 def _launch(
     grad: Tensor, pred: Tensor, source: Tensor, index: Tensor, scored: Tensor, result: Tensor, patch: list[int],
-    boxes: Tensor | None, size: list[int] | None, backward: bool,
+    backward: bool,
 ) -> Tensor:  # fmt: skip
     if not index.numel():
         return result
-    if boxes is not None:
-        source = crop_clips(source, boxes, size)
     if source.ndim == 4:  # a spectrogram is a frame of one channel
         source, patch = source[..., None], [1, *patch]
     (T, H, W, C), (pt, ph, pw) = source.shape[1:], patch
@@ -78,11 +75,11 @@ def masked_patch_loss(
     size: list[int] | None = None,
 ) -> Tensor:  # fmt: skip
     errors = pred.new_empty(index.shape, dtype=torch.float32)
-    return _launch(errors, pred, source, index, scored, errors, patch, boxes, size, backward=False)
+    return _launch(errors, pred, source, index, scored, errors, patch, backward=False)
 
 
 def masked_patch_loss_backward(
     grad: Tensor, pred: Tensor, source: Tensor, index: Tensor, scored: Tensor, patch: list[int], boxes: Tensor | None = None,
     size: list[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    return _launch(grad, pred, source, index, scored, torch.empty_like(pred), patch, boxes, size, backward=True)
+    return _launch(grad, pred, source, index, scored, torch.empty_like(pred), patch, backward=True)

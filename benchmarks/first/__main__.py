@@ -166,7 +166,7 @@ def work(args: argparse.Namespace) -> int:
 
 def keep(out: Path) -> int:
     """Adds a run's rows to those that are kept in git."""
-    from avfmae_benchmarks import results
+    from avfmae_benchmarks import order, results
 
     device = Journal(out).latest("device")
     if device != "cuda":
@@ -175,6 +175,7 @@ def keep(out: Path) -> int:
         there = {(r["date"], r["device"]) for r in results.read(subject, results.FOLDER)}
         if new := [r for r in results.read(subject, out) if (r["date"], r["device"]) not in there]:
             print(f"{len(new)} rows added to {results.append(subject, new, results.FOLDER)}")
+    print(f"the order of kernels: {order.write()}")
     return 0
 
 

@@ -44,7 +44,7 @@ def test_auto_takes_cpp_but_where_pytorch_is_faster():
 def test_an_op_is_left_to_pytorch_on_the_levels_that_it_does_not_name(level, monkeypatch):
     monkeypatch.setattr(processor, "LEVEL", level)
     monkeypatch.setattr(dispatch, "why_not", lambda name, implementation, device: "no GPU" if implementation == "cuda" else None)
-    op = dispatch.Op("op", "", None, frozenset({"cpu"}), "", None, False, ("avx512", "neon"), False, True)
+    op = dispatch.Op("op", "", None, frozenset({"cpu"}), "", False, ("avx512", "neon"), False, True)
     assert dispatch._automatic(op, "cpu") == (("cpp", "reference") if level in ("avx512", "neon") else ("reference",))
 
 
