@@ -4,7 +4,6 @@ Four ways to the same fine-tuning are compared: from scratch, after pre-training
 that do not wait for each other run at the same time, each in a process of its own.
 """
 
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,7 +23,7 @@ from avfmae.data.prepare import prepare
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae.inference.probe import linear_probe
 from avfmae.options import DemoConfig, PrepareConfig
-from avfmae.processes import end_with_parent
+from avfmae.processes import cores, end_with_parent
 from avfmae.stages.config import FinetuneConfig, HeldOut, PretrainConfig, PSIConfig
 from avfmae.stages.finetune import finetune
 from avfmae.stages.pretrain import pretrain
@@ -105,7 +104,7 @@ def draw(run: DemoConfig) -> dict[str, Path]:
 
 def lanes() -> int:
     """Stages that run at the same time."""
-    return max(1, os.cpu_count() or 1)
+    return cores()
 
 
 class Stages:

@@ -10,13 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-
-def check_least(options: object, **least: float) -> None:
-    """Raises ValueError where an option that is given is less than it may be, or no number."""
-    for name, low in least.items():
-        value = getattr(options, name)
-        if value is not None and not low <= value < math.inf:
-            raise ValueError(f"{name}: got {value}, expected at least {low}")
+from avfmae.bounds import check_least
 
 
 @dataclass
@@ -58,6 +52,9 @@ class DatasetConfig:
     faults: Path | None = None  # where the table of faults goes instead.
     workers: int = 0  # processes of --verify; 0: one a core.
     time_limit: float = 60.0  # seconds that one clip may take.
+
+    def __post_init__(self):
+        check_least(self, workers=0, time_limit=0)
 
 
 @dataclass
@@ -162,7 +159,7 @@ class InspectConfig:
     detector: Literal["auto", "mtcnn", "haar", "yunet"] = "auto"  # of the face of clips that are not prepared, see ``prepare``.
     yunet: Path | None = None  # YuNet's .onnx file.
     time_limit: float = 60.0  # seconds that one clip may take.
-    workers: int = 2  # processes.
+    workers: int = 2  # processes; 0: one a core.
 
     def __post_init__(self):
         check_least(self, clips=1, seed=0, face_margin=0, time_limit=0, workers=0)

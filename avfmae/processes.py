@@ -1,8 +1,13 @@
-"""Processes that work for another one."""
+"""Processes that work for another one, and how many are worth starting."""
 
 import os
 from multiprocessing import parent_process
 from threading import Thread
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

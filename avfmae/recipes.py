@@ -46,7 +46,7 @@ def configuration(
     presets += [] if preset is None else [preset]
     run = kind(preset=presets[-1]) if presets else kind()
     for where, table in tables.items():
-        run = _build(run, table, where)
+        run = build(run, table, where)
     return run
 
 
@@ -68,8 +68,15 @@ def _read(path: Path) -> dict:
     return table
 
 
-def _build(default: Any, table: dict, where: str) -> Any:
-    """A copy of ``default`` with what the table gives; what the table leaves out stays."""
+WORDS = {tuple: "a list", dict: "a table"}  # what TOML calls them
+
+
+def build(default: Any, table: dict, where: str) -> Any:
+    """A copy of a dataclass with what the table gives; what the table leaves out stays.
+
+    Raises:
+        ValueError: an unknown key, or a bad value; begins with ``where`` and names the key.
+    """
     known = typing.get_type_hints(type(default))
     if unknown := sorted(set(table) - set(known)):
         raise ValueError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
@@ -78,7 +85,7 @@ def _build(default: Any, table: dict, where: str) -> Any:
         if not dataclasses.is_dataclass(known[key]):
             changes[key] = _convert(known[key], value, f"{where}: {key}")
         elif isinstance(value, dict):
-            changes[key] = _build(getattr(default, key), value, f"{where} [{key}]")
+            changes[key] = build(getattr(default, key), value, f"{where} [{key}]")
         else:
             raise ValueError(f"{where}: {key} is {value!r}, expected a table")
     try:
@@ -100,10 +107,12 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         each = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
         if len(each) == len(value):
             return tuple(_convert(k, v, where) for k, v in zip(each, value, strict=True))
+    elif origin is dict and isinstance(value, dict):
+        return {name: _convert(arguments[1], one, f"{where} [{name}]") for name, one in value.items()}
     elif kind is Path and isinstance(value, str):
         return Path(value)
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     elif isinstance(kind, type) and type(value) is kind:
         return value
-    raise ValueError(f"{where} is {value!r}, expected {getattr(kind, '__name__', None) or kind}")
+    raise ValueError(f"{where} is {value!r}, expected {WORDS.get(origin or kind) or getattr(kind, '__name__', kind)}")

@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 # Low to high. A module imports lower layers and its own package; packages of one layer do not import each other.
 LAYERS = (
     ("avfmae_kernels",),
-    ("avfmae.config", "avfmae.console", "avfmae.extras", "avfmae.files", "avfmae.losses", "avfmae.masking", "avfmae.metrics",
-     "avfmae.options", "avfmae.processes", "avfmae.recipes"),
+    ("avfmae.config", "avfmae.bounds", "avfmae.console", "avfmae.extras", "avfmae.files", "avfmae.losses", "avfmae.masking",
+     "avfmae.metrics", "avfmae.options", "avfmae.processes", "avfmae.recipes"),
     ("avfmae.data", "avfmae.models"),
     ("avfmae.checkpoints", "avfmae.datasets"),
     ("avfmae.engines",),

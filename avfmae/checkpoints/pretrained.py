@@ -93,6 +93,9 @@ def load_pretrained(kind: type[M], path: str | Path, num_outputs: int | None = N
     return model.eval()
 
 
+FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")  # suffixes of weights; a hub's names have dots too
+
+
 def weights_file(path: str | Path, **options: Any) -> Path:
     """The weights of a run's or a model's folder, or the file itself; of ``owner/name``, which is no file here, from the hub.
 
@@ -103,7 +106,7 @@ def weights_file(path: str | Path, **options: Any) -> Path:
         FileNotFoundError: they are not there. RuntimeError: ``huggingface_hub`` is not installed.
     """
     local = Path(path)
-    if not local.exists() and len(local.parts) == 2 and not local.suffix and not local.is_absolute():
+    if not local.exists() and len(local.parts) == 2 and local.suffix not in FILES and not local.is_absolute():
         hub = need("huggingface_hub", "hub", f"{path}, which is no file here,")
         try:
             local = Path(hub.snapshot_download(str(path), **{"allow_patterns": [*NAMES, CONFIG]} | options))

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from avfmae.bounds import check_least, check_shares
+
 SAMPLE_RATE = 16_000  # of all sound, in samples a second
 
 
@@ -99,3 +101,7 @@ class DataConfig:
     clip_seconds: float = 30.0
     recycle: int = 20_000
     mixed_shards: int = 64
+
+    def __post_init__(self):
+        check_least(self, stride=1, face_margin=0, segments=1, crops=1, workers=0, clip_seconds=0.1, recycle=1, mixed_shards=1)
+        check_shares(self, "flip", "erase", "max_bad_share")

@@ -49,7 +49,9 @@ def frame_range(info: VideoInfo, clip: Clip) -> tuple[int, int]:
     low = 0 if clip.start is None else int(np.searchsorted(info.times, info.start + clip.start - 1e-3))
     high = len(info.times) if clip.end is None else int(np.searchsorted(info.times, info.start + clip.end - 1e-3))
     if high <= low:
-        raise MediaError(clip.path, f"has no frames between {clip.start or 0:.2f} and {clip.end or np.inf:.2f} s")
+        raise MediaError(
+            clip.path, f"has no frames between {clip.start or 0:.2f} and {np.inf if clip.end is None else clip.end:.2f} s"
+        )
     return low, high
 
 
@@ -76,7 +78,7 @@ def sample_window(info: VideoInfo, clip: Clip, position: float, frames: int, dat
         return Window(low + numbers, float(times[0]), end, end - float(times[0]))
     count = frames * data.stride  # frames at a constant rate; else 25ths of a second
     offsets = np.linspace(0, count - 1, frames).round().astype(int) if spread else np.arange(frames) * data.stride
-    if _is_constant(info):
+    if is_constant(info):
         first = int(position * max(0, len(times) - count))
         numbers = first + offsets
         last = min(int(numbers[-1]), len(times) - 1)
@@ -90,7 +92,7 @@ def sample_window(info: VideoInfo, clip: Clip, position: float, frames: int, dat
     return Window(low + np.minimum(numbers, len(times) - 1), start, min(start + seconds, stop), seconds)
 
 
-def _is_constant(info: VideoInfo) -> bool:
+def is_constant(info: VideoInfo) -> bool:
     """Whether frames follow one another at 23 to 31 a second, each less than two frames from where an even clock has it."""
     even = np.linspace(info.times[0], info.times[-1], len(info.times))
     return 23 <= info.fps <= 31 and bool(np.abs(info.times - even).max() < 2 / info.fps)

@@ -3,6 +3,7 @@
 Boxes are (x, y, width, height) in pixels of the frame.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,6 +49,7 @@ class HaarDetector:
     """OpenCV's frontal-face cascade: comes with the library, needs no download, and finds faces that look at the camera."""
 
     def __init__(self):
+        self.lock = threading.Lock()  # OpenCV's detectors keep what they work on
         self.cascade = cv2.CascadeClassifier(cv2.data.haarcascades + "haarcascade_frontalface_default.xml")
 
     def __call__(self, frames: Sequence[np.ndarray]) -> list[list[Face]]:
@@ -57,7 +59,8 @@ class HaarDetector:
         grey = cv2.equalizeHist(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
         side = max(20, round(SMALLEST * min(grey.shape)))
         options = {"scaleFactor": 1.1, "minNeighbors": 5, "minSize": (side, side), "outputRejectLevels": True}
-        boxes, _, scores = self.cascade.detectMultiScale3(grey, **options)
+        with self.lock:
+            boxes, _, scores = self.cascade.detectMultiScale3(grey, **options)
         return [Face(tuple(map(float, box)), float(score)) for box, score in zip(boxes, scores, strict=True)]
 
 
@@ -67,6 +70,7 @@ class YuNetDetector:
     def __init__(self, model: Path):
         if not Path(model).is_file():
             raise FileNotFoundError(f"{model}: no such YuNet model (an .onnx file)")
+        self.lock = threading.Lock()
         try:
             self.net = cv2.FaceDetectorYN.create(str(model), "", (320, 320), score_threshold=0.7)
         except cv2.error as error:
@@ -76,8 +80,9 @@ class YuNetDetector:
         return [self.find(frame) for frame in frames]
 
     def find(self, frame: np.ndarray) -> list[Face]:
-        self.net.setInputSize(frame.shape[1::-1])
-        found = self.net.detect(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))[1]
+        with self.lock:
+            self.net.setInputSize(frame.shape[1::-1])
+            found = self.net.detect(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))[1]
         rows = [] if found is None else found
         return [Face(tuple(map(float, row[:4])), float(row[14]), row[4:14].reshape(5, 2)) for row in rows]
 

@@ -201,12 +201,19 @@ def _checked(batch: pa.RecordBatch, read: int, path: str) -> pa.RecordBatch:
         try:
             columns[name] = text.cast(pa.float64())
         except pa.ArrowInvalid:
-            values = [value and value.decode("utf-8", "replace") for value in text.view(pa.binary()).to_pylist()]
-            row, wrong = next((i, v) for i, v in enumerate(values) if v and not re.fullmatch(r"[+-]?[\d.]+([eE][+-]?\d+)?", v))
+            row = next(i for i in range(len(text)) if not _casts(text[i : i + 1]))
+            wrong = text.view(pa.binary())[row].as_py().decode("utf-8", "replace")
             raise ValueError(f"{path}, row {read + row + 1}: {name} is {wrong!r}, expected a number") from None
     if columns["path"].null_count:
         raise ValueError(f"{path}, row {read + pc.index(columns['path'].is_null(), True).as_py() + 1}: path is empty")
     return pa.record_batch(list(columns.values()), schema=pa.schema([(c, TYPES[c]) for c in columns]))
+
+
+def _casts(text: pa.Array) -> bool:
+    try:
+        return text.cast(pa.float64()) is not None
+    except pa.ArrowInvalid:
+        return False
 
 
 def _text_of(column: pa.Array) -> pa.Array:

@@ -37,6 +37,7 @@ from avfmae.data.workers import TaskContext, WorkerFailure, Workers
 from avfmae.extras import need
 from avfmae.files import atomic_write, digest, locked, printable, write_rows
 from avfmae.options import PrepareConfig
+from avfmae.processes import cores
 
 DRIFT = 0.04  # seconds by which sound and picture may begin or end apart before it is flagged
 
@@ -170,7 +171,7 @@ def _results(run: PrepareConfig, clips: list[Clip]) -> Iterator[Sample | Failure
     if run.engine == "ray":
         yield from _ray(run, clips)
         return
-    count = min(run.workers or os.cpu_count() or 1, len(clips))
+    count = min(run.workers or cores(), len(clips))
     with Workers(_Prepare(run), count, run.time_limit, recycle=200) as workers:
         for _, result in workers.results(clips):
             yield Failure(result.reason) if isinstance(result, WorkerFailure) else result

@@ -14,11 +14,13 @@ class Quarantine:
     """The clips that were set aside, in ``quarantine.csv``: id, path, reason.
 
     Args:
-        resumed: the run goes on, and so does the list.
+        active: this process writes the list. resumed: the run goes on, and so does the list; else a former run's is removed.
     """
 
     def __init__(self, out: Path, clips: int, max_share: float, active: bool, resumed: bool):
         self.path, self.clips, self.max_share, self.active = out / "quarantine.csv", clips, max_share, active
+        if active and not resumed:
+            self.path.unlink(missing_ok=True)
         self.bad: dict[int, Bad] = {b.id: b for b in read_quarantine(self.path)} if resumed else {}
         self.begun = False  # whether this process has written the list; from then on it only adds to it
 

@@ -54,7 +54,7 @@ class Workers:
 
     Args:
         make: called once in each process, gives the function that does tasks. It, the tasks and the results are pickled.
-        count: of processes.
+        count: of processes, at least 1.
         limit: seconds for one item.
         recycle: tasks after which a process is replaced, so that what libraries leak is given back; None: never.
         retry: given a task and its failure, gives the task to do instead; None: the ``WorkerFailure`` itself is the result.
@@ -70,6 +70,8 @@ class Workers:
         retry: Callable[[Any, WorkerFailure], Any] = lambda task, failure: None,
         pin: bool = False,
     ):
+        if count < 1:
+            raise ValueError(f"workers: got {count}, expected at least 1")
         self.make, self.limit, self.recycle, self.retry, self.pin = make, limit, recycle, retry, pin
         kinds = multiprocessing.get_all_start_methods()
         self.context = multiprocessing.get_context("forkserver" if "forkserver" in kinds else "spawn")
@@ -173,7 +175,7 @@ class _Process:
                 task, slot = self.queue[0][1:]
                 result = self._unpack(header, slot, size)
                 if failed == "machine":
-                    return self.again(f"a data worker cannot go on: {result}")
+                    return self.restart(f"a data worker cannot go on: {result}")
                 if failed:
                     raise RuntimeError(f"a data worker failed:\n{result}")
                 self.queue.popleft()
@@ -190,7 +192,7 @@ class _Process:
                     if -code in KILLED
                     else None
                 )
-                return self.again(killed or f"data workers die before they read anything: {reason}")
+                return self.restart(killed or f"data workers die before they read anything: {reason}")
         item = int(self.noted[0])
         self.kill()
         number, task, slot = self.queue.popleft()
@@ -202,11 +204,11 @@ class _Process:
         self.start()
         return result
 
-    def again(self, reason: str) -> dict:
+    def restart(self, reason: str) -> dict:
         """Gives the process's tasks to a new one, for a fault that is no clip's.
 
         Raises:
-            RuntimeError: it is not the first time.
+            RuntimeError: it is the third time (``STARTS``) without a result between.
         """
         self.kill()
         self.deaths += 1
@@ -338,7 +340,7 @@ def _work(make: Callable[[], Handler], connection, noted, slots: list["_Slot"], 
             failed = "machine" if machine else "code"
         noted[1] = 0.0
         header = pickle.dumps(result.map(slot.place) if hasattr(result, "map") else result)
-        connection.send((number, header, slot.used, failed))
+        connection.send((number, header, 0 if failed else slot.used, failed))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """What is wrong with the media of clips: each is read as preparation reads it, in processes that are watched."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from avfmae.data.prepare import cut_sound
 from avfmae.data.sources import MediaError, open_clip
 from avfmae.data.workers import TaskContext, WorkerFailure, Workers
 from avfmae.datasets.interface import Dataset
+from avfmae.processes import cores
 
 LOOKED = 5  # frames of a clip in which a face is looked for
 
@@ -58,7 +58,7 @@ def faults(
 ) -> Iterator[tuple[str, str]]:
     """(path, reason) of each fault of the clips' media; a file at which a decoder hangs or crashes is one."""
     check = Checker("audio" in dataset.modalities, detector, yunet)
-    with Workers(check, min(workers or os.cpu_count() or 1, len(clips)), limit, recycle=2000) as pool:
+    with Workers(check, min(workers or cores(), len(clips)), limit, recycle=2000) as pool:
         for clip, result in pool.results(clips):
             reasons = [f"cannot be read: {result.reason}"] if isinstance(result, WorkerFailure) else result
             yield from ((clip.path, reason) for reason in reasons)

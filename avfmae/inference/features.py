@@ -100,12 +100,13 @@ class FeatureExtractor:
         Args:
             workers: decoding processes; 0: clips are read here, unwatched.
         """
-        listed = [clip if isinstance(clip, Clip) else Clip(i, str(clip)) for i, clip in enumerate(clips)]
+        given = [clip if isinstance(clip, Clip) else Clip(i, str(clip)) for i, clip in enumerate(clips)]
+        numbered = [replace(clip, id=i) for i, clip in enumerate(given)]  # clips of several manifests share their numbers
         result, parts = Extracted(), []
-        by_id = {clip.id: clip for clip in listed}
-        for ids, arrays in self.passes(listed, segments, workers, result.bad):
-            result.clips += [by_id[i] for i in ids]
+        for ids, arrays in self.passes(numbered, segments, workers, result.bad):
+            result.clips += [given[i] for i in ids]
             parts.append(arrays)
+        result.bad = [replace(bad, id=given[bad.id].id) for bad in result.bad]
         result.arrays = {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
         return result
 

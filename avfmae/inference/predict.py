@@ -96,7 +96,7 @@ def predict_one(predictor: Predictor, video: Path, folder: Path | None, annotate
             bar.update(task, completed=share)
         if folder is not None:
             bar.update(task, description=f"{printable(video.name)}: writing", completed=0.0)
-            write_pictures(result, folder, annotate, lambda share: bar.update(task, completed=share))
+            write_pictures(result, folder, annotate, predictor.data.sound_track, lambda share: bar.update(task, completed=share))
     for note in result.notes:
         console.print(Text(printable(f"{video}: {note}"), style="yellow"))
     if sys.stdout.isatty():
@@ -175,8 +175,8 @@ def write_tables(results: Sequence[Prediction], folder: Path) -> None:
         path.write_text(json.dumps(said, indent=1))
 
 
-def write_pictures(result: Prediction, folder: Path, annotate: bool, advance: Any) -> None:
-    """The timeline, a thumbnail a face and, if asked for, the annotated video."""
+def write_pictures(result: Prediction, folder: Path, annotate: bool, sound_track: str | None, advance: Any) -> None:
+    """The timeline, a thumbnail a face and, if asked for, the annotated video with the sound that was heard."""
     from avfmae.viz.annotate import Annotations, write_annotated
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +185,7 @@ def write_pictures(result: Prediction, folder: Path, annotate: bool, advance: An
     for face in result.faces:
         Image.fromarray(face.thumbnail).save(folder / f"face-{face.number}.png")
     if annotate:
-        source = open_clip(result.video)
+        source = open_clip(result.video, sound_track)
         if not source.info.has_video:
             result.notes.append("has no picture to annotate")
             return

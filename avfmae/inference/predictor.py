@@ -21,7 +21,7 @@ from avfmae.inference.evaluate import load_finetuned
 from avfmae.inference.stream import Seen, Windows, read_sound_windows, read_windows
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.tasks.interface import Task
-from avfmae.tasks.predictions import number_or_text
+from avfmae.tasks.predictions import said
 from avfmae.training.precision import compute_dtype
 
 if TYPE_CHECKING:
@@ -284,9 +284,7 @@ class Predictor:
             with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
                 outputs = self.model(*inputs).logits.float().cpu().numpy()
             for (row, _, _), output in zip(part, outputs, strict=True):
-                said = self.task.prediction(Clip(0, ""), output)
-                del said["path"]
-                values = {name: number_or_text(value) for name, value in said.items()}
+                values = said(self.task, Clip(0, ""), output)
                 result.columns = [name for name, value in values.items() if isinstance(value, float)]
                 note = row.pop("note")
                 row.update(values)

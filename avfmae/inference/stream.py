@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import cv2
@@ -15,7 +16,7 @@ import numpy as np
 
 from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
-from avfmae.data.dataset import Window, sample_window
+from avfmae.data.dataset import Window, is_constant, sample_window
 from avfmae.data.faces import Detector, Track, detect, link
 from avfmae.data.sources import NOMINAL_FPS, Source, VideoInfo
 
@@ -70,11 +71,10 @@ class Windows:
     data: DataConfig
     step: float | None = None
 
-    @property
+    @cached_property
     def seconds(self) -> float:
         """Of a window."""
-        count, fps = self.frames * self.data.stride, self.info.fps
-        return count / (fps if 23 <= fps <= 31 else NOMINAL_FPS)
+        return self.frames * self.data.stride / (self.info.fps if is_constant(self.info) else NOMINAL_FPS)
 
     def at(self, first: int, limit: int) -> Window:
         """The window that begins with frame ``first`` and ends before frame ``limit`` at the latest."""

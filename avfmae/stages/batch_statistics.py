@@ -23,7 +23,7 @@ def batch_norms(model: torch.nn.Module) -> list[BatchNorm]:
 
 @torch.no_grad()
 def measure_batch_norm(model: AVFMAEForFinetuning, batches: Iterable[Batch]) -> None:
-    """Running statistics of every batch norm become the means over these batches."""
+    """Running statistics of every batch norm become the means over these batches. RuntimeError: there are none."""
     norms = batch_norms(model)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -32,8 +32,12 @@ def measure_batch_norm(model: AVFMAEForFinetuning, batches: Iterable[Batch]) -> 
     model.eval()  # no stochastic depth
     for norm in norms:
         norm.train()
+    measured = False
     for batch in batches:
         model(batch.video, batch.audio)
+        measured = True
+    if not measured:
+        raise RuntimeError("none of the training clips that batch statistics are measured on can be read")
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     share(tensor for norm in norms for tensor in norm.buffers())

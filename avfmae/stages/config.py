@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from avfmae.bounds import check_least, check_shares
 from avfmae.config import ModelConfig
 from avfmae.training.config import OptimConfig, RunConfig
 
@@ -53,6 +54,11 @@ class SupervisedConfig(RunConfig):
     eval_epochs: int = 1
     freeze_batch_norm: bool = True
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_least(self, mixup=0, cutmix=0, lora=0, eval_epochs=1)
+        check_shares(self, "label_smoothing", "switch")
+
     def preset_model(self) -> ModelConfig:
         return super().preset_model().replace(drop_path=0.1)
 
@@ -93,6 +99,10 @@ class PSIConfig(SupervisedConfig):
     temperature: float = 1.0
     held_out: HeldOut = field(default_factory=HeldOut)
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_shares(self, "temperature")
+
 
 @dataclass
 class FinetuneConfig(SupervisedConfig):
@@ -121,3 +131,7 @@ class FinetuneConfig(SupervisedConfig):
     val_share: float = 0.1
     select: str | None = None
     leaks: Literal["contents", "names", "off"] = "contents"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_shares(self, "val_share")

@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
+from avfmae.bounds import check_least
 from avfmae.console import console
 from avfmae.data.manifest import read_manifest
 from avfmae.extras import need
 from avfmae.files import atomic_write, digest
 from avfmae.options import ExperimentConfig
 from avfmae.processes import end_with_parent
-from avfmae.recipes import configuration, read_table
+from avfmae.recipes import build, configuration, read_table
 from avfmae.stages.config import FinetuneConfig, HeldOut, PSIConfig
 from avfmae.stages.finetune import finetune, labelled
 from avfmae.stages.leaks import refuse_leaks, refuse_tested
@@ -60,31 +61,15 @@ class Experiment:
     @classmethod
     def read(cls, path: Path) -> "Experiment":
         """Raises FileNotFoundError or ValueError, which name file and key."""
-        table = read_table(path) if path.is_file() else None
-        if table is None:
-            raise FileNotFoundError(f"{path}: no such experiment")
-        kinds = {
-            "dataset": str,
-            "protocol": str,
-            "recipe": str,
-            "seeds": list,
-            "resamples": int,
-            "finetune": dict,
-            "psi": dict,
-            "variants": dict,
-        }
-        for key, value in table.items():
-            if key not in kinds:
-                raise ValueError(f"{path}: unknown key {key!r}; known are {', '.join(kinds)}")
-            if not isinstance(value, kinds[key]):
-                raise ValueError(f"{path}: {key} is {value!r}, expected a {kinds[key].__name__}")
-        for name, changes in table.get("variants", {}).items():
+        return build(cls(), read_table(path), str(path))
+
+    def __post_init__(self):
+        check_least(self, resamples=0)
+        for name, changes in self.variants.items():
             if changes.get("psi", False) is not False:
-                raise ValueError(f"{path} [variants.{name}]: psi is {changes['psi']!r}, expected false, or nothing")
-        if elsewhere := {"preset", "model", "init", "seed", "out"} & table.get("psi", {}).keys():
-            raise ValueError(f"{path} [psi]: has {min(elsewhere)}, expected it in [finetune], whose it takes")
-        table["seeds"] = tuple(table.get("seeds", (0,)))
-        return cls(**table)
+                raise ValueError(f"[variants.{name}]: psi is {changes['psi']!r}, expected false, or nothing")
+        if elsewhere := {"preset", "model", "init", "seed", "out"} & self.psi.keys():
+            raise ValueError(f"[psi]: has {min(elsewhere)}, expected it in [finetune], whose it takes")
 
     def runs(self, path: Path) -> dict[str, FinetuneConfig]:
         """Variant -> its settings."""
@@ -220,7 +205,8 @@ def _take_card(cards: Any) -> None:
     end_with_parent()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     number = cards.get()
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)
+    if visible != "":  # which hides them all
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number] if visible else str(number)
 
 
 def _on_ray(jobs: list[Job], run: ExperimentConfig) -> Iterator[Path]:

@@ -73,7 +73,7 @@ class SupervisedStage:
             weights = task.sampling_weights(split.train)
         self.trainer = Trainer(
             run, dist, title, self.model, self.dataset(split.train, "train"), task.loss, self.evaluate, weights, self.prepare,
-            {"held-out": split.val, "test": split.test}, task.about(),
+            {"held-out": split.val, "test": split.test}, vars(task),
             {"task": task.name, **task.about(), **how_clips_were_read(run, self.how)},
         )  # fmt: skip
         evaluated = len(split.val) + len(split.test)
@@ -88,7 +88,8 @@ class SupervisedStage:
         dataset = self.dataset(some, "evaluate")
         size = max(1, min(32, run.optim.micro_batch or 32) // (run.data.segments * run.data.crops))
         items = [[(0, i) for i in range(k, min(k + size, len(some)))] for k in range(0, len(some), size)]
-        read = (batch.to(self.dist.device) for batch in loader(dataset, items, 0) if batch.clips)
+        workers = min(run.data.workers, len(items))
+        read = (batch.to(self.dist.device) for batch in loader(dataset, items, workers) if batch.clips)
         batch_statistics.measure_batch_norm(self.model, (preprocess(batch, self.model.cfg) for batch in read))
 
     def dataset(self, clips: Sequence[Clip], purpose: str) -> ClipDataset:

@@ -18,6 +18,7 @@ from torch import Tensor
 from avfmae.console import console
 from avfmae.data.clip import Clip, dataset_key
 from avfmae.data.manifest import read_manifest
+from avfmae.files import atomic_write
 from avfmae.recipes import recipe_folder
 from avfmae.stages.config import HeldOut, PSIConfig
 from avfmae.stages.finetune import SupervisedStage, labelled
@@ -144,7 +145,7 @@ def sets_of(run: PSIConfig) -> tuple[LabelMap, list[Clip], dict[int, str]]:
     """The label map, and what :func:`merge` makes of the sets by it."""
     if not run.manifests:
         raise ValueError("manifests: none is set")
-    path = Path(run.label_map or "label_map.toml")
+    path = run.label_map or recipe_folder() / "label_map.toml"
     label_map = LabelMap.read(path if path.is_file() else recipe_folder() / path)
     return label_map, *merge(run.manifests, label_map)
 
@@ -168,7 +169,8 @@ def psi(run: PSIConfig) -> Path:
         stage = SupervisedStage(run, dist, task, split, f"PSI {run.preset}", weights)
         history = stage.trainer.fit()
         if dist.is_main and stage.trainer.state.step == stage.trainer.steps:
-            (Path(run.out) / "classes.json").write_text(json.dumps(label_map.classes))
+            with atomic_write(Path(run.out) / "classes.json") as done:
+                done.write_text(json.dumps(label_map.classes))
             results = None
             if split.val:
                 folds = {"val": {"last": {"epoch": history[-1]["epoch"], **history[-1]["val"]}}}

@@ -15,6 +15,8 @@ from avfmae.data.clip import Clip
 from avfmae.tasks.classification import Classification
 from avfmae.tasks.interface import Loss
 
+WEIGHTED = re.compile(r"(.*?)(?:\s*[:=]\s*|\s+|^)(\d*\.?\d+)")  # anger 0.7, anger: 3; but AU12 is a name
+
 
 def parts(label: str | None) -> dict[str, float]:
     """``"anger 0.7, fear 0.3"``, ``"anger: 3 | fear: 1"`` or ``"anger+fear"``: class -> its weight, 1 where none is given.
@@ -24,8 +26,8 @@ def parts(label: str | None) -> dict[str, float]:
     """
     found = {}
     for part in filter(None, (p.strip() for p in re.split(r"[,+;|]", label or ""))):
-        if match := re.fullmatch(r"(.*?)\s*[:= ]?\s*(\d*\.?\d+)?", part):
-            found[match[1]] = found.get(match[1], 0.0) + float(match[2] or 1.0)
+        name, weight = match.groups() if (match := WEIGHTED.fullmatch(part)) else (part, 1)
+        found[name] = found.get(name, 0.0) + float(weight)
     if not found or "" in found or sum(found.values()) <= 0:
         raise ValueError(f"label {label!r} names no classes, expected such as 'anger 0.7, fear 0.3' or 'anger+fear'")
     return found

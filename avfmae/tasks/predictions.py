@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from avfmae.data.clip import Clip
-from avfmae.files import atomic_write
+from avfmae.files import atomic_write, printable
 from avfmae.tasks.interface import Task
 
 ABOUT = ("path", "start", "end", "dataset", "subject", "label")  # of a clip, in the table
@@ -21,7 +21,7 @@ def keep(folder: Path, epoch: int, outputs: Mapping[int, np.ndarray]) -> None:
 
 
 def write(task: Task, folder: Path, clips: Sequence[Clip], fold: str, chosen: Mapping[str, Mapping]) -> Path:
-    """``folder``.parquet: a row a test clip and way of choosing the epoch. What was kept of other epochs is removed.
+    """``folder``.parquet: a row a test clip and way of choosing the epoch. Other epochs stay, for another way of choosing.
 
     Args:
         chosen: by way of choosing, the fold's report with its ``epoch`` (:func:`avfmae.tasks.results.chosen_epochs`).
@@ -31,13 +31,9 @@ def write(task: Task, folder: Path, clips: Sequence[Clip], fold: str, chosen: Ma
         with np.load(folder / f"epoch-{report['epoch']}.npz") as kept:
             for number, output in sorted(zip(kept["ids"].tolist(), kept["outputs"], strict=True), key=lambda row: row[0]):
                 clip = of[number]
-                told = {name: number_or_text(value) for name, value in task.prediction(clip, output).items() if name != "path"}
-                about = {name: getattr(clip, name) for name in ABOUT}
+                told = said(task, clip, output)
+                about = {name: getattr(clip, name) for name in ABOUT} | {"path": printable(clip.path)}
                 rows.append({"fold": fold, "kind": kind, "epoch": report["epoch"], **about, "outputs": output.tolist(), **told})
-    used = {f"epoch-{report['epoch']}.npz" for report in chosen.values()}
-    for path in folder.glob("epoch-*.npz"):
-        if path.name not in used:
-            path.unlink()
     path = folder.with_suffix(".parquet")
     with atomic_write(path) as whole:
         pyarrow.parquet.write_table(pa.Table.from_pylist(rows), whole)
@@ -54,8 +50,13 @@ def clips_of(rows: Sequence[Mapping]) -> list[Clip]:
     return [Clip(i, **{name: row[name] for name in ABOUT}) for i, row in enumerate(rows)]
 
 
+def said(task: Task, clip: Clip, output: np.ndarray) -> dict[str, str | float]:
+    """What a task says of a clip, numbers as such; but a ``prediction`` names a class, also where that is called 1."""
+    words = task.prediction(clip, output)
+    return {name: text if name == "prediction" else number_or_text(text) for name, text in words.items() if name != "path"}
+
+
 def number_or_text(text: str) -> str | float:
-    """What a task's prediction says, as a number where it is one."""
     try:
         return float(text)
     except ValueError:

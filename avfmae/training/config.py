@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
 
+from avfmae.bounds import check_least, check_shares
 from avfmae.config import ModelConfig
 from avfmae.data.config import DataConfig
 
@@ -41,6 +42,11 @@ class OptimConfig:
     clip_grad: float | None = None
     ema: float | None = None
     max_skipped: int = 10
+
+    def __post_init__(self):
+        check_least(self, lr=0, min_lr=0, warmup_lr=0, weight_decay=0, layer_decay=0, epochs=1, warmup_epochs=0)
+        check_least(self, total_batch=1, micro_batch=1, clip_grad=0, max_skipped=1)
+        check_shares(self, "ema")
 
 
 @dataclass
@@ -90,6 +96,7 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self):
+        check_least(self, save_steps=1, log_steps=1, stop_after=0)
         self.model = self.model or self.preset_model()
 
     def preset_model(self) -> ModelConfig:

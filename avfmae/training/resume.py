@@ -13,7 +13,7 @@ from avfmae.training.config import RunConfig
 FREE = {
     "recipe", "config", "out", "preset", "init", "parallel", "compile", "save_steps", "log_steps", "tensorboard", "stop_after",
     "resume_anyway", "manifest", "manifests", "label_map", "held_out", "folds", "only_fold", "val_share", "select",
-    "optim.micro_batch", "optim.max_skipped", "data.workers", "data.clip_seconds", "data.recycle", "data.max_bad_share", "leaks",
+    "optim.max_skipped", "data.workers", "data.clip_seconds", "data.recycle", "data.max_bad_share", "leaks",
 }  # fmt: skip
 FIXED = ("model", "optim.total_batch")  # without which neither weights nor steps fit
 

@@ -88,7 +88,8 @@ class Trainer:
     def resume(self) -> None:
         """Goes on from the newest checkpoint that is whole; says which are not."""
         mine, damaged = self.state.fingerprint, []
-        for path in reversed(checkpoints(self.out / "checkpoints")):
+        # The main process's list is everyone's: a shared file system may show others an older one.
+        for path in reversed(self.dist.gather(checkpoints(self.out / "checkpoints"))[0]):
             try:
                 accept = partial(check_same, path, now=mine, anyway=self.run.resume_anyway)
                 self.state = distributed.load(path, self.model, self.step.optimizer, self.step.averaged, accept)

@@ -26,6 +26,7 @@ from avfmae.data.workers import TaskContext, WorkerFailure, Workers
 from avfmae.files import printable
 from avfmae.masking import DualMask
 from avfmae.options import InspectConfig
+from avfmae.processes import cores
 from avfmae.viz.pages import Page
 
 
@@ -53,7 +54,7 @@ def inspect(run: InspectConfig) -> Path:
     page = Page(run.out, "What the model sees", ", ".join(map(str, run.sources)))
     rows = []
     make = _Inspector(cfg, run.face_margin, faces.chosen_detector(run.detector), run.yunet and str(run.yunet))
-    with Workers(make, min(run.workers, len(chosen)), run.time_limit) as workers:
+    with Workers(make, min(run.workers or cores(), len(chosen)), run.time_limit) as workers:
         for clip, result in track(workers.results(chosen), "reading", len(chosen), console=console):
             if isinstance(result, Inspection):
                 rows.append({"clip": clip.path} | result.facts)
@@ -103,7 +104,7 @@ def set_facts(clips: Sequence[Clip], source: Path) -> tuple[str, list[dict]]:
     stored = [row for clip in clips if (row := open_clip(clip).stored) is not None]
     counts = Counter(flag for row in stored for flag in row["flags"].split())
     if stored and (folder / "set_aside.csv").is_file():
-        with open(folder / "set_aside.csv", newline="", encoding="utf-8") as file:
+        with open(folder / "set_aside.csv", newline="", encoding="utf-8", errors="surrogateescape") as file:
             counts.update(f"set aside: {row['reason']}" for row in csv.DictReader(file))
     hours = f", {sum(row['seconds'] for row in stored) / 3600:.2f} hours" if stored else ""
     return f"{len(clips)} clips{hours}.", [{"flag": flag, "clips": count} for flag, count in counts.most_common(20)]

@@ -66,7 +66,8 @@ class Page:
 
     def write(self) -> Path:
         path = self.out / "report.html"
-        path.write_text(PAGE.render(title=self.title, lead=self.lead, sections=self.sections))
+        text = PAGE.render(title=self.title, lead=self.lead, sections=self.sections)
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
         return path
 
 

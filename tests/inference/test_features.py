@@ -140,3 +140,10 @@ def test_a_pretrained_model_gives_features_too(media, tmp_path):
     save_weights(model, tmp_path / "weights.safetensors")
     arrays = avfmae.FeatureExtractor.from_pretrained(tmp_path)([media["good_mp4"]], segments=3).arrays
     assert {name: array.shape for name, array in arrays.items()} == dict.fromkeys(("video", "audio"), (1, model.cfg.width))
+
+
+def test_clips_that_share_a_number_keep_apart(model, media, tmp_path):
+    clips = [Clip(0, media["good_mp4"]), str(tmp_path / "none.mp4"), Clip(0, media["fast_mp4"])]
+    found = FeatureExtractor(model, DATA)(clips)
+    assert [c.path for c in found.clips] == [media["good_mp4"], media["fast_mp4"]]
+    assert [(b.id, b.path) for b in found.bad] == [(1, clips[1])]

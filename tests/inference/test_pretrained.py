@@ -94,7 +94,8 @@ def test_models_go_to_a_hub_and_come_back(predictor, hub, tmp_path):
     assert predictor.push_to_hub(repo_id="me/my-model", commit_message="first") == "https://hub/commit/1"
     card = (tmp_path / "me" / "my-model" / "README.md").read_text()
     assert 'avfmae.Predictor.from_pretrained("me/my-model")' in card and "pipeline_tag: video-classification" in card
-    loaded = Predictor.from_pretrained("me/my-model", detector="precropped")
+    shutil.move(tmp_path / "me" / "my-model", tmp_path / "me" / "my-model-v1.5")
+    loaded = Predictor.from_pretrained("me/my-model-v1.5", detector="precropped")
     assert same(loaded.model, predictor.model) and loaded.task == predictor.task
     wanted = {"allow_patterns": ["weights.safetensors", "model.safetensors", "config.json"]}
     assert hub == [{"private": None}, {"commit_message": "first"}, wanted]

@@ -180,3 +180,13 @@ def test_sound_alone_has_windows_too():
     info = VideoInfo(np.arange(200) / 25, 0.0, 25.0, has_audio=True, has_video=False)
     seen = list(read_sound_windows(Windows(info, Clip(0, "x"), 16, DataConfig()), 0, 200))
     assert seen[0].frames is None and seen[0].window.start == 0 and seen[-1].window.end == pytest.approx(8)
+
+
+def test_a_window_lasts_as_long_as_its_frames_are_apart():
+    """At a rate that varies, windows are 64 25ths of a second, whatever the average; frames are then all different."""
+    times = np.concatenate([np.arange(240) / 24, 10 + np.arange(320) / 32])
+    info = VideoInfo(times, 0.0, (len(times) - 1) / times[-1], has_audio=False)
+    windows = Windows(info, Clip(0, "v"), 16, DataConfig())
+    assert 23 <= info.fps <= 31 and windows.seconds == 16 * 4 / 25
+    for first in (0, 100, 300):
+        assert len(set(windows.at(first, windows.end(first)).frames.tolist())) == 16

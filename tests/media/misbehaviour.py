@@ -39,6 +39,9 @@ def misbehave(task, context):
             raise OSError(24, "Too many open files")
     if what == "fail":
         raise KeyError("no such thing")
+    if what == "fails in place":
+        context.empty((number, 5))
+        raise KeyError("no such thing")
     if what == "in place":
         there = torch.from_numpy(context.empty((number, 5)))
         there[:] = number % 251

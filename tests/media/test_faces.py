@@ -1,6 +1,7 @@
 """Faces: MTCNN finds what the package that its weights come from finds, on any number of frames; detectors are chosen by name."""
 
 import csv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -121,3 +122,12 @@ def bench_conditions(*names):
     from avfmae_benchmarks.faces import CONDITIONS
 
     return [condition for condition in CONDITIONS if condition.name in names]
+
+
+def test_threads_may_share_a_detector(frames):
+    """OpenCV works on one picture at a time in memory of the detector."""
+    haar, pictures = faces.HaarDetector(), [frames["portrait"], frames["crowd"][::2, ::2]] * 20
+    boxes = lambda picture: [face.box for face in haar([picture])[0]]  # noqa: E731
+    alone = [boxes(picture) for picture in pictures[:2]] * 20
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(boxes, pictures)) == alone and any(alone)

@@ -49,8 +49,10 @@ def test_manifests_of_people(text, tmp_path, monkeypatch):
         (b"path,label\na.mp4,x,y\n", "Expected 2 columns, got 3"),
         (b"path,path\na.mp4,b.mp4\n", "'path' 2 times"),
         (b"path,start\na.mp4,1\nb.mp4,1_0\n", "row 2: start is '1_0'"),
+        (b"path,start\na.mp4,\nb.mp4,1.2.3\n", "row 2: start is '1.2.3'"),
+        (b"path,end\na.mp4,.\n", "row 1: end is '.'"),
     ],
-    ids=["space-separated", "utf-16", "ragged", "twice", "number"],
+    ids=["space-separated", "utf-16", "ragged", "twice", "number", "points", "point"],
 )
 def test_what_is_not_understood_is_said(text, words, tmp_path):
     (tmp_path / "m.csv").write_bytes(text)

@@ -17,5 +17,9 @@ def test_a_bad_clip_adds_a_row_and_rewrites_none(tmp_path, monkeypatch):
     resumed = Quarantine(tmp_path, 100, 1.0, True, resumed=True)
     resumed.add([bad[0], *bad[4:]])
     assert read_quarantine(found.path) == bad
-    Quarantine(tmp_path, 100, 1.0, True, resumed=False).add(bad[5:])
+    Quarantine(tmp_path, 100, 1.0, False, resumed=False)
+    assert read_quarantine(found.path) == bad
+    anew = Quarantine(tmp_path, 100, 1.0, True, resumed=False)
+    assert read_quarantine(found.path) == []
+    anew.add(bad[5:])
     assert read_quarantine(found.path) == bad[5:]

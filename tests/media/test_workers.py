@@ -40,9 +40,15 @@ def test_a_lost_task_can_be_replaced():
     assert sorted(lost) == [0, 3, 6] and [r[1] for _, r in results] == [100, 1, 2, 103, 4, 5, 106, 7, 8]
 
 
-def test_an_error_of_our_own_is_told_with_its_traceback():
+@pytest.mark.parametrize("what", ["fail", "fails in place"])
+def test_an_error_of_our_own_is_told_with_its_traceback(what):
     with pytest.raises(RuntimeError, match="KeyError: 'no such thing'"):
-        run([("fine", 0), ("fail", 1)])
+        run([("fine", 0), (what, 1)])
+
+
+def test_there_is_at_least_one_process():
+    with pytest.raises(ValueError, match="workers: got 0, expected at least 1"):
+        run([("fine", 0)], count=0)
 
 
 def test_processes_are_recycled():

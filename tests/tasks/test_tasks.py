@@ -14,7 +14,8 @@ from avfmae.cli import main
 from avfmae.data.clip import Clip
 from avfmae.data.manifest import read_manifest, write_manifest
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
-from avfmae.tasks import make_task
+from avfmae.tasks import make_task, predictions
+from avfmae.tasks.blended import parts
 from avfmae.tasks.classification import Classification
 from avfmae.tasks.regression import Regression
 from avfmae.tasks.results import chosen_epochs, result_tables, summarise
@@ -136,3 +137,28 @@ def test_several_labels_a_clip():
     }
     assert got == pytest.approx(expected)
     assert task.prediction(labels[0], np.array([1.0, -1, 2, -3]))["prediction"] == "a+c"
+
+
+@pytest.mark.parametrize(
+    ("label", "wanted"),
+    [
+        ("AU1+AU12", {"AU1": 1, "AU12": 1}),
+        ("AU1: 2 | AU12 0.5", {"AU1": 2, "AU12": 0.5}),
+        ("anger3, very sad .5; joy=1", {"anger3": 1, "very sad": 0.5, "joy": 1}),
+    ],
+)
+def test_a_weight_stands_apart_from_its_class(label, wanted):
+    assert parts(label) == wanted
+
+
+def test_predictions_are_written_whatever_classes_and_files_are_called(tmp_path):
+    """Classes may be numbers, of which a prediction is one by its name; a path need not be UTF-8."""
+    task, held = Classification(("1", "other")), [Clip(0, "caf\udce9.mp4", label="1"), Clip(1, "b.mp4", label="other")]
+    for epoch in (0, 1):
+        predictions.keep(tmp_path / "test", epoch, {0: np.array([2.0, 0]), 1: np.array([epoch, 1.5])})
+    for kind, epoch in (("last", 1), ("best", 0)):
+        rows = predictions.read(predictions.write(task, tmp_path / "test", held, "fold 0", {kind: {"epoch": epoch}}))
+        assert [(row["path"], row["prediction"], row["epoch"]) for row in rows] == [
+            (r"caf\udce9.mp4", "1", epoch), ("b.mp4", "other", epoch),
+        ]  # fmt: skip
+        assert 0.8 < rows[0]["1"] < 0.9

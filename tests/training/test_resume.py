@@ -54,6 +54,7 @@ def of(clips=CLIPS, classes=("a", "b"), **changes):
         ({"mixup": 0.0}, "mixup"),
         ({"data__stride": 2}, "data.stride"),
         ({"optim__lr": 1.0}, "optim.lr"),
+        ({"optim__micro_batch": 8}, "optim.micro_batch"),  # of the contrast's negatives, and mixup's partners
         ({"clips": [replace(CLIPS[0], label="b"), *CLIPS[1:]]}, "test labels"),
         ({"clips": [replace(CLIPS[0], path="x"), *CLIPS[1:]]}, "test clips"),
         ({"clips": CLIPS[:3]}, "test clips and test labels"),
@@ -85,7 +86,7 @@ def test_the_initial_weights_are_compared_by_their_bytes(tmp_path):
         check_same(tmp_path, before, of(init=tmp_path / "w"), anyway=False)
 
 
-@pytest.mark.parametrize("change", [{"data__workers": 7}, {"save_steps": 3}, {"optim__micro_batch": 2}], ids=str)
+@pytest.mark.parametrize("change", [{"data__workers": 7}, {"save_steps": 3}, {"optim__max_skipped": 2}], ids=str)
 def test_what_changes_no_result_is_not_compared(change, tmp_path):
     check_same(tmp_path, of(), of(**change), anyway=False)
 

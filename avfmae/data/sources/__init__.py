@@ -60,18 +60,21 @@ class SeparateSound(Source):
     def __init__(self, video: Source, audio: Source):
         super().__init__(video.path)
         self.sound_path, self.video, self.audio = audio.path, video, audio
-        self.is_cropped, self.stored, self.flags = video.is_cropped, video.stored, audio.flags
+        self.is_cropped, self.stored = video.is_cropped, video.stored
+        self.flags = video.flags = audio.flags = video.flags | audio.flags  # one set, which both add to
         self.preparation = video.preparation
         self.frames_between, self.damaged, self.digest = video.frames_between, video.damaged, video.digest
 
     @property
     def info(self) -> VideoInfo:
-        return replace(self.video.info, has_audio=True)
+        return replace(self.video.info, has_audio=True)  # the sound's file is opened only by who hears it
 
     def frames(self, numbers, arena=None):
         return self.video.frames(numbers, arena)
 
     def sound(self, start, end):
+        if not self.audio.info.has_audio:
+            return np.zeros(0, np.float32)
         later = self.audio.info.start - self.video.info.start
         return self.audio.sound(start + later, end + later)
 
