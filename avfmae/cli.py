@@ -1,5 +1,6 @@
 """The command line. A command imports its options, parses them, and only then imports what it runs: help needs no torch."""
 
+import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -65,13 +66,9 @@ def parse(kind: type[T], command: str, arguments: Sequence[str]) -> T:
 
 def last_value(option: str, arguments: Sequence[str]) -> str | None:
     """What the last ``--option VALUE`` or ``--option=VALUE`` of a command line says; None if there is none."""
-    value = None
-    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
-        if argument == option:
-            value = following
-        elif argument.startswith(f"{option}="):
-            value = argument.partition("=")[2]
-    return value
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(option, nargs="?")
+    return vars(parser.parse_known_args(arguments)[0])[option.strip("-")]
 
 
 def run_finetune(run: Any) -> None:

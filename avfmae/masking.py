@@ -87,8 +87,8 @@ class DualMask:
                 masks[name] = _mask(_kept(f"{name}_encoder", encoder), decoded, encoder.shape[1], encoder.device)
         return cls(**masks)
 
-    def to(self, device, non_blocking: bool = False) -> "DualMask":
-        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
+    def to(self, device) -> "DualMask":
+        return self.map(lambda t: t.to(device))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "DualMask":
         """The same masks with ``function`` of every tensor."""

@@ -94,12 +94,12 @@ def breakdown(run, device: torch.device, steps: int, trace: Path | None = None) 
     return dict(sorted(seconds.items(), key=lambda item: -item[1])), wall
 
 
-def profile_sides(built: dict[str, Side], device: torch.device, folder: Path, steps: int = 3) -> None:
+def profile_sides(built: dict[str, Side], device: torch.device, folder: Path) -> None:
     """Prints the table, and writes ``folder/<side>.json`` for chrome://tracing or Perfetto."""
     tables = {}
     for label, side in built.items():
         trace = folder / f"{label.replace(' ', '-')}.json"
-        tables[label], _ = breakdown(side.run, device, steps, trace)
+        tables[label], _ = breakdown(side.run, device, 3, trace)
         console.print(f"trace: {trace}", highlight=False)
     kinds = sorted({k for t in tables.values() for k in t}, key=lambda k: -max(t.get(k, 0) for t in tables.values()))
     table = Table(title="where a step's time goes, ms (under the profiler, which slows small ops down)")

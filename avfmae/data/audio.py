@@ -21,10 +21,7 @@ FFT = 512
 def padded(sounds: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Sounds (samples,) as one batch (B, S) float32, zeros behind the shorter ones, and their lengths (B,)."""
     lengths = torch.tensor([len(sound) for sound in sounds])
-    batch = torch.zeros(len(sounds), int(lengths.max()))
-    for row, sound in zip(batch, sounds, strict=True):
-        row[: len(sound)] = torch.from_numpy(sound)
-    return batch, lengths
+    return torch.nn.utils.rnn.pad_sequence([torch.from_numpy(sound) for sound in sounds], batch_first=True), lengths
 
 
 def roll_mag(sound: Tensor, lengths: Tensor, shift: Tensor, gain: Tensor) -> Tensor:

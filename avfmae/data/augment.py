@@ -52,13 +52,13 @@ def multi_scale_box(within: Box, rng: np.random.Generator, scales=(1.0, 0.875, 0
 POSITIONS = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
 
 
-def random_resized_box(within: Box, rng: np.random.Generator, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)) -> Box:
+def random_resized_box(within: Box, rng: np.random.Generator, scale=(0.08, 1.0)) -> Box:
     """Fine-tuning: a box of random area share and aspect ratio."""
     left, top, right, bottom = within
     width, height = right - left, bottom - top
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
-        aspect = np.exp(rng.uniform(*np.log(ratio)))
+        aspect = np.exp(rng.uniform(*np.log([3 / 4, 4 / 3])))
         w, h = np.sqrt(area * aspect), np.sqrt(area / aspect)
         if w <= width and h <= height:
             x, y = left + rng.uniform(0, width - w), top + rng.uniform(0, height - h)

@@ -18,6 +18,7 @@ from avfmae.console import console
 LARGEST_SIDE = 640  # frames are scaled down to it for detection
 AT_ONCE = 8  # frames that a detector is given together
 LINK = 0.3  # least overlap of two detections of one face
+SMOOTHED = 25  # frames of the window that smooths a face's place
 SMALLEST = 0.08  # of a face, in shares of the frame's shorter side
 
 # Left eye, right eye, nose, left and right corner of the mouth, in shares of an aligned square: the positions that face
@@ -61,7 +62,8 @@ class HaarDetector:
         options = {"scaleFactor": 1.1, "minNeighbors": 5, "minSize": (side, side), "outputRejectLevels": True}
         with self.lock:
             boxes, _, scores = self.cascade.detectMultiScale3(grey, **options)
-        return [Face(tuple(map(float, box)), float(score)) for box, score in zip(boxes, scores, strict=True)]
+        found = sorted(zip(map(tuple, boxes), scores, strict=True))  # OpenCV's threads give them in any order
+        return [Face(tuple(map(float, box)), float(score)) for box, score in found]
 
 
 class YuNetDetector:
@@ -188,7 +190,7 @@ def choose(tracks: list[Track], by: str) -> Track | None:
     return max(tracks, key=lambda t: len(t.faces) * t.area() ** 0.5)
 
 
-def smooth_squares(track: Track, frames: int, margin: float, follow: bool, window: int = 25) -> np.ndarray:
+def smooth_squares(track: Track, frames: int, margin: float, follow: bool) -> np.ndarray:
     """The square around the face in every frame: (frames, 3) centre x, centre y, side.
 
     The side is the same in all frames, the median one with ``margin`` of it on each side: a side that breathes would show the
@@ -200,9 +202,9 @@ def smooth_squares(track: Track, frames: int, margin: float, follow: bool, windo
     if follow and len(track.faces) > 1:
         seen = sorted(track.faces)
         points = np.array([[f.box[0] + f.box[2] / 2, f.box[1] + f.box[3] / 2] for f in (track.faces[n] for n in seen)])
-        weights = np.hanning(window + 2)[1:-1] / np.hanning(window + 2).sum()
+        weights = np.hanning(SMOOTHED + 2)[1:-1] / np.hanning(SMOOTHED + 2).sum()
         for axis in range(2):
-            path = np.interp(np.arange(-(window // 2), frames + window // 2), seen, points[:, axis])
+            path = np.interp(np.arange(-(SMOOTHED // 2), frames + SMOOTHED // 2), seen, points[:, axis])
             centres[:, axis] = np.convolve(path, weights, "valid")
     return np.column_stack([centres, np.full(frames, side)])
 

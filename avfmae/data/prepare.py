@@ -12,8 +12,8 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -358,23 +358,20 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None
         write_rows(file, columns, rows, others="ignore")
 
 
-class _progress:
+@contextmanager
+def _progress(clips: int, rest: int) -> Iterator[Callable[[Clip, Sample | Failure], None]]:
     """A bar over all clips, with the number set aside so far; calls add a clip."""
+    columns = (
+        TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[aside]} set aside"),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    aside = 0
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=clips, completed=clips - rest, aside=aside)
 
-    def __init__(self, clips: int, rest: int):
-        self.bar = Progress(
-            TextColumn("preparing"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[aside]} set aside"),
-            TimeElapsedColumn(), TimeRemainingColumn(), console=console,
-        )  # fmt: skip
-        self.task, self.aside = self.bar.add_task("", total=clips, completed=clips - rest, aside=0), 0
+        def advance(clip: Clip, result: Sample | Failure) -> None:
+            nonlocal aside
+            aside += isinstance(result, Failure)
+            bar.update(task, advance=1, aside=aside)
 
-    def __enter__(self):
-        self.bar.start()
-        return self.advance
-
-    def advance(self, clip: Clip, result: Sample | Failure) -> None:
-        self.aside += isinstance(result, Failure)
-        self.bar.update(self.task, advance=1, aside=self.aside)
-
-    def __exit__(self, *_):
-        self.bar.stop()
+        yield advance

@@ -290,14 +290,14 @@ class DemoSet:
     held_out: int = 0
 
 
-def _job(job: tuple[str, int, str, int, int]) -> None:
-    path, person, emotion, take, seed = job
-    who = Identity.draw(np.random.Generator(np.random.Philox(key=[seed, person])))
+def _job(job: tuple[str, int, str, int]) -> None:
+    path, person, emotion, take = job
+    who = Identity.draw(np.random.Generator(np.random.Philox(key=[0, person])))
     number = list(EMOTIONS).index(emotion) * 1000 + take
-    draw_clip(Path(path), who, emotion, np.random.Generator(np.random.Philox(key=[seed, person], counter=[0, 0, 1, number])))
+    draw_clip(Path(path), who, emotion, np.random.Generator(np.random.Philox(key=[0, person], counter=[0, 0, 1, number])))
 
 
-def make_demo_set(folder: Path, what: DemoSet, seed: int = 0, processes: int = 2, test_people: int = 0) -> Path:
+def make_demo_set(folder: Path, what: DemoSet, processes: int = 2, test_people: int = 0) -> Path:
     """Draws a set into ``folder/NAME`` and writes its manifest; a set that is there already is kept.
 
     Args:
@@ -319,7 +319,7 @@ def make_demo_set(folder: Path, what: DemoSet, seed: int = 0, processes: int = 2
                     test, val = person >= what.first + what.people - test_people, person < what.first + what.held_out
                     clip = replace(clip, label=what.labels[emotion], split="test" if test else "val" if val else "train")
                 clips.append(clip)
-                jobs.append((str(path), person, emotion, take, seed))
+                jobs.append((str(path), person, emotion, take))
     with ProcessPoolExecutor(processes) as pool:
         list(track(pool.map(_job, jobs, chunksize=4), f"drawing {what.name}", total=len(jobs)))
     write_manifest(manifest, clips)

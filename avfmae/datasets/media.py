@@ -1,7 +1,7 @@
 """Where a clip's media lie, and whether they are there."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,11 +27,11 @@ def placed(clip: Clip, root: Path, options: Options) -> Clip:
     return replace(clip, path=path, audio_path=audio)
 
 
-def _below(folder: Path, path: str, root: Path, suffixes: Iterable[str]) -> str:
+def _below(folder: Path, path: str, root: Path, suffixes: Collection[str]) -> str:
     """What is below ``folder`` as ``path`` is below ``root``, or below a folder of it: the first of these that is there."""
     parts = Path(os.path.relpath(os.path.splitext(path)[0] if not os.path.isdir(path) else path, root)).parts
     places = [os.path.join(folder, *parts[i:]) + suffix for i in range(len(parts)) for suffix in suffixes]
-    return next(filter(os.path.exists, places), places[-len(SOUND if suffixes is SOUND else VIDEO)])
+    return next(filter(os.path.exists, places), places[-len(suffixes)])
 
 
 def missing(clip: Clip) -> str | None:

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import TypeVar
 
 import cv2
@@ -201,13 +202,8 @@ class Cuts:
 
 
 def blocks(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    block: list[T] = []
-    for item in items:
-        block.append(item)
-        if len(block) == size:
-            yield block
-            block = []
-    if block:
+    items = iter(items)
+    while block := list(islice(items, size)):
         yield block
 
 

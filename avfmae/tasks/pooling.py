@@ -55,13 +55,13 @@ def by_dataset(task: Task, predictions: Pooled) -> dict[str, dict[str, float]]:
     return {name: numbers_of(task.metrics(*predictions.subset(rows))) for name, rows in groups}
 
 
-def interval(task: Task, seeds: Sequence[Pooled], resamples: int, seed: int = 0) -> dict[str, tuple[float, float]]:
+def interval(task: Task, seeds: Sequence[Pooled], resamples: int) -> dict[str, tuple[float, float]]:
     """Percentile bootstrap intervals of the pooled metrics, each averaged over seeds.
 
     Subjects are drawn with replacement, with all of their clips, since clips of one person are alike; a clip without a subject
     stands for its recording. All seeds get the same draws.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     units = [dict(one.groups([f"{c.dataset} {c.subject}" if c.subject else c.path for c in one.clips])) for one in seeds]
     names = sorted(set().union(*units))
     drawn: dict[str, list[float]] = {}

@@ -22,14 +22,6 @@ class Processes:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def sum(self, values: list[float]) -> list[float]:
-        """Element-wise over all processes."""
-        if self.world == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return tensor.tolist()
-
     def gather(self, item: Any) -> list[Any]:
         """Every process's item, everywhere, in order of rank."""
         if self.world == 1:

@@ -199,7 +199,7 @@ class Trainer:
         """Whether to end after this step; processes, which may not see a signal at the same moment, agree when ``asked``."""
         if self.dist.world == 1:
             return interrupt.received
-        return asked and self.dist.sum([float(interrupt.received)])[0] > 0
+        return asked and any(self.dist.gather(interrupt.received))
 
     def save(self, values: dict) -> None:
         self.state.skipped, self.state.in_a_row = (int(values[n]) for n in ("skipped", "in_a_row"))
