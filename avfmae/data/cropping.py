@@ -204,3 +204,8 @@ def with_a_detector(how: Preparation, yunet: str | None) -> tuple[Preparation, s
     else:
         return how, None
     return replace(how, detector="haar", yunet=None), f"{lacking}: haar finds the faces, and they are not aligned"
+
+
+def with_time_for_faces(data: DataConfig) -> DataConfig:
+    """Finding faces in a clip takes longer than reading it; the time that a worker may take is that of ``prepare``."""
+    return replace(data, clip_seconds=max(data.clip_seconds, 300.0))

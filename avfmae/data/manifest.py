@@ -288,3 +288,12 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_manifest(sources: Sequence[Path]) -> bool:
+    return len(sources) == 1 and sources[0].suffix.lower() in MANIFESTS
+
+
+def listed(sources: Sequence[Path]) -> Sequence[Clip]:
+    """A manifest's clips, or one a video."""
+    return read_manifest(sources[0]) if is_manifest(sources) else [Clip(i, str(path)) for i, path in enumerate(sources)]

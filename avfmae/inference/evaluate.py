@@ -1,112 +1,28 @@
 """A fine-tuned model on one's own videos: a prediction for every clip, and metrics of those that have labels."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
 
-from avfmae.checkpoints import load_released, read_about, weights_file
-from avfmae.data.batch import Bad
+from avfmae.checkpoints import weights_file
+from avfmae.console import say
 from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig, Preparation
-from avfmae.data.cropping import seen_by_training, with_a_detector
+from avfmae.data.cropping import seen_by_training, with_a_detector, with_time_for_faces
 from avfmae.data.dataset import ClipDataset
-from avfmae.data.loader import loader
-from avfmae.data.manifest import MANIFESTS, read_columns, read_manifest
-from avfmae.data.preprocess import preprocess
-from avfmae.files import atomic_write, check_writable, printable, write_rows
-from avfmae.models.finetuning import AVFMAEForFinetuning
+from avfmae.data.manifest import is_manifest, listed, read_columns
+from avfmae.files import check_writable
+from avfmae.inference.finetuned import load_finetuned
+from avfmae.inference.predictions import Predictions, predict, write_predictions
 from avfmae.options import EvaluateConfig
-from avfmae.tasks import task_class
 from avfmae.tasks.groups import largest_gaps, metrics_of_groups
 from avfmae.tasks.interface import Task
-from avfmae.training.dist import Processes, processes
+from avfmae.training.dist import processes
 from avfmae.training.precision import compute_dtype
-
-
-@dataclass
-class Finetuned:
-    """A fine-tuned model, its task, and how its clips were read, cut to faces and computed with."""
-
-    model: AVFMAEForFinetuning
-    task: Task
-    data: DataConfig
-    preparation: Preparation | None
-    precision: str
-
-
-def load_finetuned(weights: Path) -> Finetuned:
-    """From a fine-tuning's ``weights.safetensors``."""
-    about = read_about(weights)
-    if "task" not in about:
-        raise ValueError(f"{weights}: is not the result of a fine-tuning; it carries no task")
-    with safe_open(weights, "pt") as file:
-        outputs = len(file.get_tensor("head.bias"))
-    try:
-        model = AVFMAEForFinetuning(about["config"], outputs, about["task"])
-        task = task_class(about["task"]).of_weights(about, outputs)
-        data, how = DataConfig(**about.get("data", {})), Preparation.of(about.get("preparation"))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{weights}: its metadata is not understood ({error!r})") from error
-    load_released(model, weights)
-    return Finetuned(model.eval(), task, data, how, about.get("precision", "float32"))
-
-
-@dataclass
-class Predictions:
-    """What a model says of clips.
-
-    Attributes:
-        outputs: (outputs,) averaged over views, by clip id. bad: clips that cannot be read.
-        flags: what is odd about clips, by clip id.
-    """
-
-    outputs: dict[int, np.ndarray] = field(default_factory=dict)
-    bad: list[Bad] = field(default_factory=list)
-    flags: dict[int, str] = field(default_factory=dict)
-
-    def gathered(self, dist: Processes) -> "Predictions":
-        """Those of all processes."""
-        whole = Predictions()
-        for part in dist.gather(self):
-            whole.outputs |= part.outputs
-            whole.bad += part.bad
-            whole.flags |= part.flags
-        return whole
-
-    def rows(self, task: Task, clips: Sequence[Clip]) -> list[dict]:
-        """A row a clip; of one that cannot be read, ``note`` says why."""
-        notes = self.flags | {b.id: b.reason for b in self.bad}
-        return [
-            {"path": clip.path, "start": clip.start, "end": clip.end, "split": clip.split, "label": clip.label}
-            | (task.prediction(clip, self.outputs[clip.id]) if clip.id in self.outputs else {})
-            | {"note": notes.get(clip.id)}
-            for clip in clips
-        ]
-
-
-@torch.no_grad()
-def predict(
-    model: AVFMAEForFinetuning, dataset: ClipDataset, positions: Sequence[int], clips_a_pass: int, device: torch.device
-) -> Predictions:
-    """What the model says of the clips at ``positions`` of the dataset."""
-    model.eval()
-    batches = [[(0, i) for i in positions[k : k + clips_a_pass]] for k in range(0, len(positions), clips_a_pass)]
-    found = Predictions()
-    for batch in loader(dataset, batches, min(dataset.data.workers, len(batches))):
-        found.bad += batch.bad
-        found.flags |= batch.flags
-        if batch.clips:
-            batch = preprocess(batch.to(device), model.cfg)
-            logits = model(batch.video, batch.audio).logits.float()
-            means = logits.unflatten(0, (-1, batch.views)).mean(1).cpu().numpy()
-            found.outputs |= dict(zip(batch.clips, means, strict=True))
-    return found
 
 
 def evaluate(run: EvaluateConfig) -> list[dict]:
@@ -146,15 +62,6 @@ def evaluate(run: EvaluateConfig) -> list[dict]:
         return rows
 
 
-def is_manifest(sources: Sequence[Path]) -> bool:
-    return len(sources) == 1 and sources[0].suffix.lower() in MANIFESTS
-
-
-def listed(sources: Sequence[Path]) -> Sequence[Clip]:
-    """A manifest's clips, or one a video."""
-    return read_manifest(sources[0]) if is_manifest(sources) else [Clip(i, str(path)) for i, path in enumerate(sources)]
-
-
 def find_clips(run: EvaluateConfig) -> Sequence[Clip]:
     """The manifest's clips, of the split that is asked for, or the videos.
 
@@ -185,27 +92,6 @@ def as_trained(
         return how, words
     how, word = with_a_detector(how, run.yunet and str(run.yunet))
     return how, [*words, f"raw clips are cut as in training: {how}", *([] if word is None else [word])]
-
-
-def with_time_for_faces(data: DataConfig) -> DataConfig:
-    """Finding faces in a clip takes longer than reading it; the time that a worker may take is that of ``prepare``."""
-    return replace(data, clip_seconds=max(data.clip_seconds, 300.0))
-
-
-def write_predictions(rows: Sequence[dict], path: Path | None) -> None:
-    """Writes a CSV table, or prints it. Columns without a value are left out."""
-    columns = dict.fromkeys(name for row in rows for name, value in row.items() if name == "path" or value is not None)
-    if "note" in columns:
-        columns["note"] = columns.pop("note")  # the last one
-    if path is None:
-        write_rows(sys.stdout, list(columns), rows, others="ignore")
-        return
-    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        write_rows(file, list(columns), rows, others="ignore")
-
-
-def say(text: str) -> None:
-    print(printable(text), file=sys.stderr)
 
 
 def scored(

@@ -12,7 +12,7 @@ import avfmae_kernels as K
 from avfmae.checkpoints import weights_file
 from avfmae.extras import need
 from avfmae.files import atomic_write, check_writable
-from avfmae.inference.evaluate import load_finetuned
+from avfmae.inference.finetuned import load_finetuned
 from avfmae.options import ExportConfig
 
 TOLERANCE = 1e-4  # of logits, between the model and what is written

@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from avfmae.checkpoints import read_about, weights_file
-from avfmae.console import console
+from avfmae.console import console, say
 from avfmae.data.batch import Bad
 from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig, Preparation
-from avfmae.data.cropping import with_a_detector
+from avfmae.data.cropping import with_a_detector, with_time_for_faces
 from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
+from avfmae.data.manifest import listed
 from avfmae.data.preprocess import preprocess
 from avfmae.files import atomic_write, check_writable, printable, write_rows
-from avfmae.inference.evaluate import listed, load_finetuned, say, with_time_for_faces
+from avfmae.inference.finetuned import load_finetuned
 from avfmae.models.finetuning import AVFMAEForFinetuning, weighted_layers
 from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.options import FeaturesConfig

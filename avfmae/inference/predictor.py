@@ -17,7 +17,7 @@ from avfmae.data.config import SAMPLE_RATE, DataConfig
 from avfmae.data.dataset import Window, frame_range
 from avfmae.data.sources import MediaError, Source, open_clip
 from avfmae.extras import need
-from avfmae.inference.evaluate import load_finetuned
+from avfmae.inference.finetuned import load_finetuned
 from avfmae.inference.stream import Seen, Windows, read_sound_windows, read_windows
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.tasks.interface import Task
@@ -90,7 +90,7 @@ class Predictor:
     """Predicts what a fine-tuned model was trained for, in windows that slide over a video.
 
     Args:
-        model: fine-tuned, as :func:`avfmae.inference.evaluate.load_finetuned` gives it with its task and data.
+        model: fine-tuned, as :func:`avfmae.inference.finetuned.load_finetuned` gives it with its task and data.
         task: what its outputs mean. data: how clips are read.
         detector: of faces: ``"auto"``, ``"mtcnn"``, ``"haar"``, ``"yunet"`` with its model's file in ``yunet``; or
             ``"precropped"``: the frames are faces.

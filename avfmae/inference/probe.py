@@ -13,7 +13,7 @@ from avfmae.config import ModelConfig
 from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.data.dataset import ClipDataset
-from avfmae.inference.evaluate import predict
+from avfmae.inference.predictions import predict
 from avfmae.models.finetuning import AVFMAEForFinetuning, FinetuningOutput
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # of the ridge, chosen on held-out people

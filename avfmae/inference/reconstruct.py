@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from avfmae.console import console
+from avfmae.console import console, say
 from avfmae.data.clip import Clip
 from avfmae.data.config import SAMPLE_RATE, DataConfig, Preparation
 from avfmae.data.cropping import with_a_detector
@@ -14,7 +14,6 @@ from avfmae.data.dataset import PretrainDataset, read_window_audio, sample_windo
 from avfmae.data.faces import chosen_detector
 from avfmae.data.sources import MediaError, open_clip
 from avfmae.files import check_writable, unique_names
-from avfmae.inference.evaluate import say
 from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.options import ReconstructConfig
 

@@ -19,7 +19,7 @@ from avfmae.data.manifest import read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.data.quarantine import Quarantine
 from avfmae.files import atomic_write
-from avfmae.inference import evaluate as evaluation
+from avfmae.inference.predictions import Predictions, predict, write_predictions
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.models.lora import add_low_rank, freeze
 from avfmae.stages import batch_statistics
@@ -104,18 +104,18 @@ class SupervisedStage:
         batch, targets = mix(batch, targets, rng, run.mixup, run.cutmix, run.switch)
         return dataclasses.replace(batch, labels=targets)
 
-    def predict(self, clips: Sequence[Clip]) -> evaluation.Predictions:
+    def predict(self, clips: Sequence[Clip]) -> Predictions:
         """The clips' outputs, averaged over views; the work is shared out over processes."""
         run = self.run
         per_pass = self.trainer.sampler.micro_batch // (run.data.segments * run.data.crops)
         mine = range(self.dist.rank, len(clips), self.dist.world)
         with self.trainer.step.autocast():
-            found = evaluation.predict(self.model, self.dataset(clips, "evaluate"), mine, max(1, per_pass), self.dist.device)
+            found = predict(self.model, self.dataset(clips, "evaluate"), mine, max(1, per_pass), self.dist.device)
         found = found.gathered(self.dist)
         self.bad.add(found.bad)
         return found
 
-    def score(self, clips: Sequence[Clip], found: evaluation.Predictions) -> dict:
+    def score(self, clips: Sequence[Clip], found: Predictions) -> dict:
         """The task's metrics of the clips."""
         readable = [c for c in clips if c.id in found.outputs]
         if not readable:
@@ -136,7 +136,7 @@ class SupervisedStage:
                 if name == "test" and self.dist.is_main:
                     predictions.keep(Path(self.run.out) / "predictions", epoch, found.outputs)
         if last and rows and self.dist.is_main:
-            evaluation.write_predictions(rows, Path(self.run.out) / "predictions.csv")
+            write_predictions(rows, Path(self.run.out) / "predictions.csv")
         return metrics or None
 
 

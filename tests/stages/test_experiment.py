@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import queue
 import signal
 import subprocess
 import sys
@@ -251,18 +253,34 @@ def test_leaks_are_looked_for_once_where_variants_share_their_sets(file, tmp_pat
     [
         ("seed = 1", "unknown key 'seed'; known are dataset, protocol"),
         ("seeds = 1", "seeds is 1, expected a list"),
+        ("seeds = ['a']", "seeds is 'a', expected int"),
+        ("resamples = true", "resamples is True, expected int"),
+        ("resamples = -1", "resamples: got -1, expected at least 0"),
+        ("[variants]\na = 3", r"variants \[a\] is 3, expected a table"),
         ("[psi]\nseed = 1", r"\[psi\]: has seed, expected it in \[finetune\]"),
         ("[variants.a]\npsi = true", r"\[variants.a\]: psi is True, expected false"),
         ("[finetune]\nepochs = 3", r"e.toml \[finetune\]: unknown key 'epochs'"),
         ('[variants."no PSI"]\npreset = 1', r"\[variants.no PSI\]: preset is 1, expected str"),
         ("", "manifest: is not set; expected it in the protocol"),
     ],
-    ids=["key", "kind", "psi", "psi-on", "setting", "variant", "empty"],
+    ids=["key", "kind", "kind-inside", "flag", "negative", "no-table", "psi", "psi-on", "setting", "variant", "empty"],
 )
 def test_a_bad_file_is_told_in_a_line(tmp_path, text, message):
     (tmp_path / "e.toml").write_text(text)
     with pytest.raises(SystemExit, match=message):
         main(["experiment", str(tmp_path / "e.toml"), "--out", str(tmp_path / "out")])
+
+
+@pytest.mark.parametrize(("visible", "wanted"), [(None, "1"), ("4,6", "6"), ("", "")])
+def test_each_process_has_a_gpu_of_those_that_are_shown(visible, wanted, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(module, "end_with_parent", lambda: None)
+    cards = queue.SimpleQueue()
+    cards.put(1)
+    module._take_card(cards)
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == wanted
 
 
 def rows_of(task, truth, predicted, subjects, names=None):

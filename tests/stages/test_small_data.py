@@ -11,7 +11,7 @@ from avfmae.checkpoints import released_state_dict
 from avfmae.data.clip import Clip
 from avfmae.data.config import DataConfig
 from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
-from avfmae.inference.evaluate import load_finetuned
+from avfmae.inference.finetuned import load_finetuned
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.models.lora import add_low_rank, freeze, merged_state
 from avfmae.stages.config import FinetuneConfig
