@@ -3,6 +3,7 @@
 import csv
 import errno
 import hashlib
+import json
 import os
 import platform
 import tempfile
@@ -83,6 +84,21 @@ def write_rows(
     if header:
         writer.writeheader()
     writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
+
+
+def write_table(
+    path: str | os.PathLike, columns: Sequence[str], rows: Iterable[Mapping[str, object]],
+    others: Literal["raise", "ignore"] = "raise",
+) -> None:  # fmt: skip
+    """Writes a CSV file whole, in UTF-8; bytes of a file's name that are not UTF-8 stay as they are."""
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        write_rows(file, columns, rows, others)
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Writes a JSON file whole."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1))
 
 
 @contextmanager

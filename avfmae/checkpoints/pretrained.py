@@ -1,6 +1,5 @@
 """A model as a folder, as Hugging Face lays it out: ``config.json``, ``model.safetensors`` and a model card."""
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from safetensors import safe_open
 from avfmae.checkpoints.weights import load_released, read_about, save_weights
 from avfmae.config import ModelConfig
 from avfmae.extras import need
-from avfmae.files import atomic_write
+from avfmae.files import atomic_write, write_json
 from avfmae.models.base import AudioVisualModel
 from avfmae.models.finetuning import AVFMAEForFinetuning
 
@@ -56,8 +55,7 @@ def _save(model: AudioVisualModel, folder: Path, name: str, given: Mapping[str, 
     about: dict[str, Any] = {**model.about, **({"task": model.task} if isinstance(model, AVFMAEForFinetuning) else {}), **given}
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder / MODEL, **about)
-    with atomic_write(folder / CONFIG) as path:
-        path.write_text(json.dumps({"config": asdict(cfg), **about}, indent=1))
+    write_json(folder / CONFIG, {"config": asdict(cfg), **about})
     classes = f" of {', '.join(map(str, about['classes']))}" if "classes" in about else ""
     task = f"Fine-tuned for {about['task']}{classes}." if "task" in about else "Pre-trained on unlabelled clips."
     kind = "Predictor" if "task" in about else "FeatureExtractor"

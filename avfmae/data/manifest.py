@@ -26,7 +26,7 @@ import pyarrow.parquet
 
 from avfmae.data.clip import Clip
 from avfmae.data.table import COLUMNS, FACE, NUMBERS, SHARED, TYPES, ClipTable, array_of, batches_of
-from avfmae.files import atomic_write, write_rows
+from avfmae.files import atomic_write, write_table
 
 __all__ = ["COLUMNS", "FACE", "MANIFESTS", "read_columns", "read_manifest", "read_released_list", "write_manifest"]
 
@@ -233,12 +233,11 @@ def write_manifest(path: str | os.PathLike, clips: Iterable[Clip]) -> None:
         return str(Path(place).relative_to(path.parent)) if place and Path(place).is_relative_to(path.parent) else place
 
     moved = (replace(clip, path=relative(clip.path), audio_path=relative(clip.audio_path)) for clip in clips)
+    if path.suffix != ".parquet":
+        write_table(path, COLUMNS, map(_row, moved))
+        return
     with atomic_write(path) as whole:
-        if path.suffix == ".parquet":
-            pyarrow.parquet.write_table(pa.Table.from_batches(map(_text, batches_of(moved))).drop_columns("id"), whole)
-        else:
-            with open(whole, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                write_rows(file, COLUMNS, map(_row, moved))
+        pyarrow.parquet.write_table(pa.Table.from_batches(map(_text, batches_of(moved))).drop_columns("id"), whole)
 
 
 def _row(clip: Clip) -> dict[str, object]:

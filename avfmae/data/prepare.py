@@ -35,7 +35,7 @@ from avfmae.data.sources import MediaError, Source, find_files, open_clip
 from avfmae.data.sources.prepared import Shard
 from avfmae.data.workers import TaskContext, WorkerFailure, Workers
 from avfmae.extras import need
-from avfmae.files import atomic_write, digest, locked, printable, write_rows
+from avfmae.files import atomic_write, digest, locked, printable, write_table
 from avfmae.options import PrepareConfig
 from avfmae.processes import cores
 
@@ -338,8 +338,8 @@ def _write_set(out: Path, groups: Iterable[int], own: Mapping[str, Sequence[str 
             flags.update(row["flags"].split())
         aside += json.loads(shard.with_suffix(".aside.json").read_text())
     columns = [*(c for c in COLUMNS if c not in ("audio_path", "start", "end")), *FACTS]
-    _write_csv(out / "manifest.csv", [*columns, *(name for name in own if name not in columns)], rows)
-    _write_csv(out / "set_aside.csv", SET_ASIDE, aside)
+    write_table(out / "manifest.csv", [*columns, *(name for name in own if name not in columns)], rows, "ignore")
+    write_table(out / "set_aside.csv", SET_ASIDE, aside, "ignore")
     table = Table(show_header=False, box=None)
     hours = sum(row["seconds"] for row in rows) / 3600
     table.add_row("prepared", f"{len(rows)} clips, {hours:.2f} hours, {size / 1e6:.1f} MB in {len(list(groups))} shards")
@@ -351,11 +351,6 @@ def _write_set(out: Path, groups: Iterable[int], own: Mapping[str, Sequence[str 
     table.add_row("manifest", str(out / "manifest.csv"))
     console.print(table, highlight=False)
     return out / "manifest.csv"
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict]) -> None:
-    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        write_rows(file, columns, rows, others="ignore")
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from avfmae.console import console
 from avfmae.data.batch import Bad
-from avfmae.files import atomic_write, printable, write_rows
+from avfmae.files import printable, write_rows, write_table
 
 
 class Quarantine:
@@ -48,11 +48,10 @@ class Quarantine:
     def _write(self, new: Iterable[Bad]) -> None:
         columns = ("id", "path", "reason")
         if self.begun:
-            with open(self.path, "a", newline="", errors="surrogateescape") as file:
+            with open(self.path, "a", newline="", encoding="utf-8", errors="surrogateescape") as file:
                 write_rows(file, columns, map(asdict, new), header=False)
             return
-        with atomic_write(self.path) as temporary, open(temporary, "w", newline="", errors="surrogateescape") as file:
-            write_rows(file, columns, map(asdict, self.bad.values()))
+        write_table(self.path, columns, map(asdict, self.bad.values()))
         self.begun = True
 
 
@@ -60,5 +59,5 @@ def read_quarantine(path: Path) -> list[Bad]:
     """The clips that a run has set aside; none where it has no list."""
     if not path.exists():
         return []
-    with open(path, newline="", errors="surrogateescape") as file:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
         return [Bad(int(row["id"]), row["path"], row["reason"]) for row in csv.DictReader(file)]

@@ -15,7 +15,7 @@ from avfmae.data.manifest import write_manifest
 from avfmae.datasets import datasets, find_dataset
 from avfmae.datasets.interface import Dataset, Options
 from avfmae.datasets.media import missing, placed
-from avfmae.files import printable, write_rows
+from avfmae.files import printable, write_table
 from avfmae.options import DatasetConfig
 
 SHOWN = 10  # faults that are printed
@@ -65,9 +65,7 @@ def dataset(run: DatasetConfig) -> None:
             console.print(printable(f"{path}: {reason}"), highlight=False)
         console.print(f"{len(found)} faults{f', all in {report}' if report else ''}", highlight=False)
     if report:
-        report.parent.mkdir(parents=True, exist_ok=True)
-        with open(report, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            write_rows(file, ("path", "reason"), ({"path": path, "reason": reason} for path, reason in found))
+        write_table(report, ("path", "reason"), ({"path": path, "reason": reason} for path, reason in found))
     if run.verify and (found or differing):
         raise SystemExit(1)
 

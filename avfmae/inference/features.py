@@ -23,7 +23,7 @@ from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.manifest import listed
 from avfmae.data.preprocess import preprocess
-from avfmae.files import atomic_write, check_writable, printable, write_rows
+from avfmae.files import atomic_write, check_writable, printable, write_table
 from avfmae.inference.finetuned import load_finetuned
 from avfmae.models.finetuning import AVFMAEForFinetuning, weighted_layers
 from avfmae.models.pretraining import AVFMAEForPretraining
@@ -198,5 +198,4 @@ def write_features(result: Extracted, path: Path) -> None:
                 np.savez(file, **result.arrays)  # pyright: ignore[reportArgumentType]  an option of its own is not among them
         else:
             safetensors.numpy.save_file({n: np.ascontiguousarray(a) for n, a in result.arrays.items()}, temporary)
-    with atomic_write(path.with_suffix(path.suffix + ".csv")) as temporary, open(temporary, "w", newline="") as file:
-        write_rows(file, list(rows[0]), rows)
+    write_table(path.with_suffix(path.suffix + ".csv"), list(rows[0]), rows)

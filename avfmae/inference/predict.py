@@ -1,7 +1,6 @@
 """``avfmae predict``: what a fine-tuned model says of one's own videos, as tables, pictures and annotated videos."""
 
 import ctypes
-import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from avfmae.checkpoints import read_about, weights_file
 from avfmae.console import console
 from avfmae.data.clip import Clip
 from avfmae.data.sources import MediaError, open_clip
-from avfmae.files import atomic_write, check_writable, printable, unique_names, write_rows
+from avfmae.files import atomic_write, check_writable, printable, unique_names, write_json, write_rows, write_table
 from avfmae.inference.predictor import Prediction, Predictor
 from avfmae.options import EvaluateConfig, PredictConfig
 
@@ -156,8 +155,7 @@ def columns_of(results: Sequence[Prediction]) -> list[str]:
 def write_tables(results: Sequence[Prediction], folder: Path) -> None:
     """``predictions.csv``, ``.parquet`` and ``.json``, which hold the same rows; the last one has faces and notes too."""
     rows, columns = table_rows(results), columns_of(results)
-    with atomic_write(folder / "predictions.csv") as path, open(path, "w", newline="", errors="surrogateescape") as file:
-        write_rows(file, columns, rows)
+    write_table(folder / "predictions.csv", columns, rows)
     with atomic_write(folder / "predictions.parquet") as path:
         named = [{name: printable(v) if isinstance(v := row.get(name), str) else v for name in columns} for row in rows]
         pyarrow.parquet.write_table(pa.Table.from_pylist(named), path)
@@ -171,8 +169,7 @@ def write_tables(results: Sequence[Prediction], folder: Path) -> None:
         }
         for result in results
     ]
-    with atomic_write(folder / "predictions.json") as path:
-        path.write_text(json.dumps(said, indent=1))
+    write_json(folder / "predictions.json", said)
 
 
 def write_pictures(result: Prediction, folder: Path, annotate: bool, sound_track: str | None, advance: Any) -> None:

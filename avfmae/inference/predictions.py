@@ -13,7 +13,7 @@ from avfmae.data.clip import Clip
 from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
 from avfmae.data.preprocess import preprocess
-from avfmae.files import atomic_write, write_rows
+from avfmae.files import write_rows, write_table
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.tasks.interface import Task
 from avfmae.training.dist import Processes
@@ -79,5 +79,4 @@ def write_predictions(rows: Sequence[dict], path: Path | None) -> None:
     if path is None:
         write_rows(sys.stdout, list(columns), rows, others="ignore")
         return
-    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        write_rows(file, list(columns), rows, others="ignore")
+    write_table(path, list(columns), rows, "ignore")

@@ -20,7 +20,7 @@ from avfmae.bounds import check_least
 from avfmae.console import console
 from avfmae.data.manifest import read_manifest
 from avfmae.extras import need
-from avfmae.files import atomic_write, digest
+from avfmae.files import digest, write_json
 from avfmae.options import ExperimentConfig
 from avfmae.processes import end_with_parent
 from avfmae.recipes import build, configuration, read_table
@@ -273,8 +273,7 @@ def do(job: Job) -> Path:
             raise RuntimeError(f"{job.psi.out}: PSI was stopped before its end; the same command continues")
     if not finetune(run):
         raise RuntimeError(f"{out}: fine-tuning was stopped before its end; the same command continues")
-    with atomic_write(done) as path:
-        path.write_text(json.dumps(now, indent=1))
+    write_json(done, now)
     for folder in (out, out / "psi"):
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return out

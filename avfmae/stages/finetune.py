@@ -1,7 +1,6 @@
 """Stage 3: fine-tuning on one labelled set, over folds or a given split, and the result table."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from avfmae.data.loader import loader
 from avfmae.data.manifest import read_manifest
 from avfmae.data.preprocess import preprocess
 from avfmae.data.quarantine import Quarantine
-from avfmae.files import atomic_write
+from avfmae.files import write_json
 from avfmae.inference.predictions import Predictions, predict, write_predictions
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.models.lora import add_low_rank, freeze
@@ -174,8 +173,7 @@ def finetune(run: FinetuneConfig) -> dict:
                 predictions.write(task, out / "predictions", split.test, split.name, folds[split.name])
         results = {"task": task.name, **task.about(), "select": select, "folds": folds, "summary": summarise(task, folds)}
         if dist.is_main:
-            with atomic_write(Path(run.out) / "results.json") as temporary:
-                temporary.write_text(json.dumps(results, indent=1))
+            write_json(Path(run.out) / "results.json", results)
             from avfmae.viz.pages import stage_report
 
             stage_report(run.out, "Fine-tuning", run.preset, [run.manifest], results=results)

@@ -4,7 +4,6 @@ The sets are merged through a label map into one hybrid label space. The second 
 subjects that the target's evaluation holds out, so it is told what these are, and refuses to train on them.
 """
 
-import json
 import tomllib
 from collections import Counter
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from torch import Tensor
 from avfmae.console import console
 from avfmae.data.clip import Clip, dataset_key
 from avfmae.data.manifest import read_manifest
-from avfmae.files import atomic_write
+from avfmae.files import write_json
 from avfmae.recipes import recipe_folder
 from avfmae.stages.config import HeldOut, PSIConfig
 from avfmae.stages.finetune import SupervisedStage, labelled
@@ -169,8 +168,7 @@ def psi(run: PSIConfig) -> Path:
         stage = SupervisedStage(run, dist, task, split, f"PSI {run.preset}", weights)
         history = stage.trainer.fit()
         if dist.is_main and stage.trainer.state.step == stage.trainer.steps:
-            with atomic_write(Path(run.out) / "classes.json") as done:
-                done.write_text(json.dumps(label_map.classes))
+            write_json(Path(run.out) / "classes.json", label_map.classes)
             results = None
             if split.val:
                 folds = {"val": {"last": {"epoch": history[-1]["epoch"], **history[-1]["val"]}}}

@@ -1,12 +1,12 @@
 """The demo's page: what each stage is worth, by class and by seed, and what pre-training reconstructs."""
 
 import base64
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from avfmae.files import write_json
 from avfmae.viz.pages import Page, add_quarantine
 from avfmae.viz.plots import comparison, confusion_picture, loss_curves
 
@@ -79,5 +79,5 @@ def demo_report(out: Path, results: dict[str, list[dict]], probes: dict[str, lis
     names = ("loss", "loss_video", "loss_audio")
     page.add("Loss", losses=loss_curves({title: folder / "log.jsonl" for title, folder in logs.items()}, names))
     add_quarantine(page, sorted(p for p in out.iterdir() if (p / "log.jsonl").exists()))
-    (out / "results.json").write_text(json.dumps({"fine-tuning": results, "linear probe": probes}, indent=1))
+    write_json(out / "results.json", {"fine-tuning": results, "linear probe": probes})
     return page.write()

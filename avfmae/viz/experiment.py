@@ -1,6 +1,5 @@
 """The results of an experiment: one page, tables for spreadsheets and LaTeX, and the predictions."""
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from matplotlib.figure import Figure
 
 from avfmae.datasets import find_dataset
 from avfmae.datasets.published import published
-from avfmae.files import atomic_write, write_rows
+from avfmae.files import atomic_write, write_json, write_table
 from avfmae.metrics import of_each_class
 from avfmae.tasks import task_class
 from avfmae.tasks.pooling import LEVEL
@@ -30,10 +29,8 @@ def write_results(out: Path, results: dict, rows: Sequence[dict], folders: Seque
         results: as :func:`avfmae.stages.experiment.experiment` makes them. rows: the predictions. folders: of the fine-tunings.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(out / "results.json") as path:
-        path.write_text(json.dumps(results, indent=1))
-    with atomic_write(out / "results.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
-        write_rows(file, ("variant", "kind", "seed", "fold", "metric", "value", "low", "high"), list(long_rows(results)))
+    write_json(out / "results.json", results)
+    write_table(out / "results.csv", ("variant", "kind", "seed", "fold", "metric", "value", "low", "high"), long_rows(results))
     with atomic_write(out / "predictions.parquet") as path:
         pyarrow.parquet.write_table(pa.Table.from_pylist(rows), path)
     with atomic_write(out / "results.tex") as path:

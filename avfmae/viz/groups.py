@@ -1,6 +1,5 @@
 """Metrics of groups of clips: printed, written as JSON and CSV, and drawn."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from avfmae.console import console
-from avfmae.files import atomic_write, printable, write_rows
+from avfmae.files import printable, write_json, write_table
 from avfmae.tasks.pooling import LEVEL
 from avfmae.viz import literal
 from avfmae.viz.plots import BLUE, GREY
@@ -53,15 +52,13 @@ def print_groups(report: dict[str, Any], select: str) -> None:
 
 def write_groups(reports: Sequence[dict[str, Any]], select: str, folder: Path) -> None:
     """``groups.json``, ``groups.csv`` with a row a number, and a picture a column."""
-    with atomic_write(folder / "groups.json") as path:
-        path.write_text(json.dumps(reports, indent=1))
+    write_json(folder / "groups.json", reports)
     rows = [
         {"split": report["split"], "column": report["column"], "group": group["group"], "clips": group["clips"], "metric": metric}
         | {"value": value} | dict(zip(("low", "high"), group["interval"][metric], strict=True))
         for report in reports for group in report["groups"] for metric, value in group["metrics"].items()
     ]  # fmt: skip
-    with atomic_write(folder / "groups.csv") as path, open(path, "w", newline="", encoding="utf-8") as file:
-        write_rows(file, ("split", "column", "group", "clips", "metric", "value", "low", "high"), rows)
+    write_table(folder / "groups.csv", ("split", "column", "group", "clips", "metric", "value", "low", "high"), rows)
     for report in reports:
         name = "-".join(filter(None, ("groups", report["column"], report["split"]))).replace("/", "_")
         groups_picture(report, select).savefig(folder / f"{printable(name)}.png")

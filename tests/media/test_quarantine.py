@@ -9,7 +9,7 @@ def test_a_bad_clip_adds_a_row_and_rewrites_none(tmp_path, monkeypatch):
     bad = [Bad(i, f"/v/{i}, \udcff.mp4", "is empty") for i in range(6)]
     found = Quarantine(tmp_path, 100, 1.0, True, resumed=False)
     found.add(bad[:1])
-    monkeypatch.setattr(quarantine, "atomic_write", None)
+    monkeypatch.setattr(quarantine, "write_table", None)
     for clip in bad[1:4]:
         found.add([clip, bad[0]])
     monkeypatch.undo()
