@@ -210,7 +210,7 @@ def _ray(run: PrepareConfig, clips: list[Clip]) -> Iterator[Sample | Failure]:
         )
     try:
         # A worker may be lost with its machine, or for want of memory: the clip is done by a new one, twice more.
-        task = ray.remote(max_retries=2, num_cpus=1)(prepare_clip)
+        task = ray.remote(max_retries=2, num_cpus=1, num_returns="streaming")(_begun_and_prepared)
         ahead = 4 * int(ray.cluster_resources().get("CPU", 1))
         waiting: list = []
         for clip in [*clips, None]:
@@ -223,12 +223,20 @@ def _ray(run: PrepareConfig, clips: list[Clip]) -> Iterator[Sample | Failure]:
             ray.shutdown()
 
 
-def _fetch(ray: Any, clip: Clip, reference: Any, limit: float) -> Sample | Failure:
+def _begun_and_prepared(clip: Clip, run: PrepareConfig) -> Iterator[Sample | Failure | None]:
+    """None when the work begins, which may be long after it was asked for; then :func:`prepare_clip`'s answer."""
+    yield None
+    yield prepare_clip(clip, run)
+
+
+def _fetch(ray: Any, clip: Clip, answers: Any, limit: float) -> Sample | Failure:
     try:
-        return ray.get(reference, timeout=limit)
-    except ray.exceptions.GetTimeoutError:
-        ray.cancel(reference, force=True)
-        return Failure(f"takes longer than {limit:g} s")
+        ray.get(next(answers))
+        done, _ = ray.wait([answers], timeout=limit)
+        if not done:
+            ray.cancel(answers, force=True)
+            return Failure(f"takes longer than {limit:g} s")
+        return ray.get(next(answers))
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError, ray.exceptions.NodeDiedError) as error:
         # Ray does not tell a decoder's crash from a kill for want of memory or a lost machine: it is held against no clip.
         raise RuntimeError(f"{clip.path}: Ray lost three workers on this clip: {str(error).splitlines()[0]}") from error

@@ -62,7 +62,7 @@ class SupervisedStage:
             add_low_rank(self.model, run.lora, run.lora_alpha)
         self.model.to(dist.device)
         norms = batch_statistics.batch_norms(self.model)
-        if norms and run.freeze_batch_norm and not supervised and not checkpoints(Path(run.out) / "checkpoints"):
+        if norms and run.freeze_batch_norm and not supervised and not dist.gather(checkpoints(Path(run.out) / "checkpoints"))[0]:
             self.measure()
         for norm in norms:
             norm.frozen = run.freeze_batch_norm

@@ -211,6 +211,26 @@ def test_ray_gives_the_same_bytes(source, prepared, tmp_path):
     assert contents(tmp_path / "out") == contents(prepared.parent)
 
 
+@pytest.mark.exhaustive
+def test_on_ray_a_clip_s_time_begins_with_its_work():
+    """One core, and clips of two seconds each: the third waits for four, and may take three."""
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=1, log_to_driver=False, include_dashboard=False)
+    try:
+
+        @ray.remote(num_cpus=1, num_returns="streaming")
+        def work(seconds):
+            yield None
+            time.sleep(seconds)
+            yield seconds
+
+        waiting = [work.remote(seconds) for seconds in (2, 2, 2, 60)]
+        found = [prepare._fetch(ray, Clip(0, "a.mp4"), answers, 3.0) for answers in waiting]
+    finally:
+        ray.shutdown()
+    assert found == [2, 2, 2, Failure("takes longer than 3 s")]
+
+
 def test_damaged_files_are_set_aside_and_never_crash(media, tmp_path):
     """A hundred mutations of real files: cut, flipped, overwritten headers, nothing, claims of huge pictures."""
     rng = np.random.default_rng(0)

@@ -143,14 +143,14 @@ def test_prepare_keeps_others_out(one_clip, tmp_path):
 @pytest.mark.parametrize("fault", ["WorkerCrashedError", "OutOfMemoryError", "NodeDiedError"])
 def test_a_lost_ray_worker_is_no_clips_fault(fault):
     """The run ends with its words, and the clip is not set aside."""
-    names = ("GetTimeoutError", "WorkerCrashedError", "OutOfMemoryError", "NodeDiedError")
+    names = ("WorkerCrashedError", "OutOfMemoryError", "NodeDiedError")
     exceptions = SimpleNamespace(**{name: type(name, (Exception,), {}) for name in names})
 
-    def get(reference, timeout):
+    def get(reference):
         raise getattr(exceptions, fault)("lost\nmore")
 
     with pytest.raises(RuntimeError, match=r"^a\.mp4: Ray lost three workers on this clip: lost$"):
-        _fetch(SimpleNamespace(get=get, exceptions=exceptions), Clip(0, "a.mp4"), None, 1.0)
+        _fetch(SimpleNamespace(get=get, exceptions=exceptions), Clip(0, "a.mp4"), iter([None]), 1.0)
 
 
 @pytest.mark.slow
