@@ -29,8 +29,8 @@ def reconstruct(run: ReconstructConfig) -> list[Path]:
     """
     import matplotlib.pyplot as plt
 
-    from avfmae.viz.annotate import frames_of_sound, write_mp4
     from avfmae.viz.reconstruction import FPS, moving_pictures, reconstructed, reconstruction_picture
+    from avfmae.viz.video import frames_of_sound, write_mp4
 
     check_writable(run.out, is_folder=True)
     model = AVFMAEForPretraining.from_pretrained(run.model)

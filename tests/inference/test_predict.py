@@ -20,7 +20,7 @@ from avfmae.datasets.drawn import encode
 from avfmae.inference.predictor import Predictor
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.tasks.classification import Classification
-from avfmae.viz.annotate import write_mp4
+from avfmae.viz.video import write_mp4
 
 TASK = Classification(("calm", "glad", "sad"))
 DATA = DataConfig(stride=8)  # the demo's model sees 4 frames: windows of 1.28 s

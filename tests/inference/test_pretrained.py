@@ -17,8 +17,8 @@ from avfmae.data.sources import open_clip
 from avfmae.inference.predictor import Predictor
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.tasks.classification import Classification
-from avfmae.viz.annotate import frames_of_sound, write_mp4
 from avfmae.viz.reconstruction import moving_pictures
+from avfmae.viz.video import frames_of_sound, write_mp4
 
 
 @pytest.fixture(scope="module")
