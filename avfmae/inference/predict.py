@@ -95,7 +95,7 @@ def predict_one(predictor: Predictor, video: Path, folder: Path | None, annotate
             bar.update(task, completed=share)
         if folder is not None:
             bar.update(task, description=f"{printable(video.name)}: writing", completed=0.0)
-            write_pictures(result, folder, annotate, predictor.data.sound_track, lambda share: bar.update(task, completed=share))
+            write_plots(result, folder, annotate, predictor.data.sound_track, lambda share: bar.update(task, completed=share))
     for note in result.notes:
         console.print(Text(printable(f"{video}: {note}"), style="yellow"))
     if sys.stdout.isatty():
@@ -172,7 +172,7 @@ def write_tables(results: Sequence[Prediction], folder: Path) -> None:
     write_json(folder / "predictions.json", said)
 
 
-def write_pictures(result: Prediction, folder: Path, annotate: bool, sound_track: str | None, advance: Any) -> None:
+def write_plots(result: Prediction, folder: Path, annotate: bool, sound_track: str | None, advance: Any) -> None:
     """The timeline, a thumbnail a face and, if asked for, the annotated video with the sound that was heard."""
     from avfmae.viz.annotate import Annotations, write_annotated
 

@@ -29,7 +29,7 @@ def reconstruct(run: ReconstructConfig) -> list[Path]:
     """
     import matplotlib.pyplot as plt
 
-    from avfmae.viz.reconstruction import FPS, moving_pictures, reconstructed, reconstruction_picture
+    from avfmae.viz.reconstruction import FPS, moving_pictures, plot_reconstruction, reconstructed
     from avfmae.viz.video import frames_of_sound, write_mp4
 
     check_writable(run.out, is_folder=True)
@@ -58,7 +58,7 @@ def reconstruct(run: ReconstructConfig) -> list[Path]:
             say(f"cannot read {error}")
             continue
         written.append(run.out / f"{name}.png")
-        figure = reconstruction_picture(panels)
+        figure = plot_reconstruction(panels)
         figure.savefig(written[-1])
         plt.close(figure)  # pyplot would keep it
         heard = frames_of_sound(sound, SAMPLE_RATE) if info.has_audio else None

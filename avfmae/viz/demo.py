@@ -8,7 +8,7 @@ import numpy as np
 
 from avfmae.files import write_json
 from avfmae.viz.pages import Page, add_quarantine
-from avfmae.viz.plots import comparison, confusion_picture, loss_curves
+from avfmae.viz.plots import comparison, loss_curves, plot_confusion
 
 
 def spread(shares: Sequence[float]) -> str:
@@ -64,7 +64,7 @@ def demo_report(out: Path, results: dict[str, list[dict]], probes: dict[str, lis
         ],
     )
     confusion = np.sum([each["pooled"]["confusion"] for each in last[whole]], axis=0)
-    page.add("Confusion", f"All seeds together, {whole}.", confusion=confusion_picture(confusion, classes, whole))
+    page.add("Confusion", f"All seeds together, {whole}.", confusion=plot_confusion(confusion, classes, whole))
     page.add(
         "What pre-training reconstructs",
         "Original, masked (the encoder sees what is left) and reconstructed; on the right the spectrograms.",

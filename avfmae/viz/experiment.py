@@ -17,7 +17,7 @@ from avfmae.tasks.pooling import LEVEL
 from avfmae.tasks.results import KINDS
 from avfmae.viz import literal
 from avfmae.viz.pages import Page, add_quarantine
-from avfmae.viz.plots import BLUE, GREY, ORANGE, confusion_picture
+from avfmae.viz.plots import BLUE, GREY, ORANGE, plot_confusion
 
 SUBJECT_FOLDS = 10  # with more folds, each is a subject or so, and pooled metrics are the protocol's
 
@@ -153,7 +153,7 @@ def page(out: Path, results: dict, folders: Sequence[Path]) -> Page:
             made.add(f"Data sets{of}, last epoch, pooled", rows=cells)
         if "confusion" in last:
             made.add(f"Classes{of}, last epoch, in %", rows=class_rows(one))
-            pictures = {f"confusion_{number}_{kind}": confusion_picture(summary["confusion"], one["classes"], KINDS[kind])
+            pictures = {f"confusion_{number}_{kind}": plot_confusion(summary["confusion"], one["classes"], KINDS[kind])
                         for kind, summary in one["summary"].items()}  # fmt: skip
             made.add(f"Confusion{of}", "All test clips of all folds and seeds.", (), **pictures)
     add_quarantine(made, folders)

@@ -61,10 +61,10 @@ def write_groups(reports: Sequence[dict[str, Any]], select: str, folder: Path) -
     write_table(folder / "groups.csv", ("split", "column", "group", "clips", "metric", "value", "low", "high"), rows)
     for report in reports:
         name = "-".join(filter(None, ("groups", report["column"], report["split"]))).replace("/", "_")
-        groups_picture(report, select).savefig(folder / f"{printable(name)}.png")
+        plot_groups(report, select).savefig(folder / f"{printable(name)}.png")
 
 
-def groups_picture(report: dict[str, Any], select: str) -> Figure:
+def plot_groups(report: dict[str, Any], select: str) -> Figure:
     """A bar a group, with its interval and the number of its clips."""
     groups = report["groups"]
     figure = Figure(figsize=(6.4, 0.9 + 0.3 * len(groups)), layout="constrained")  # pyplot would keep it

@@ -45,7 +45,7 @@ class Inspection:
 
 def inspect(run: InspectConfig) -> Path:
     """Draws and writes the page ``out/report.html``. ValueError: no clip of the sources can be read."""
-    from avfmae.viz.plots import clip_picture
+    from avfmae.viz.plots import plot_clip
 
     cfg, clips, is_set = ModelConfig.preset(run.preset).replace(modalities=MODALITIES), *listed(run.sources)
     chosen = clips
@@ -59,7 +59,7 @@ def inspect(run: InspectConfig) -> Path:
             if isinstance(result, Inspection):
                 rows.append({"clip": clip.path} | result.facts)
                 masks = DualMask.for_clips(cfg, [clip.id], run.seed, epoch=0)
-                page.add(clip.path, "", (), **{f"clip-{clip.id:06d}": clip_picture(result, cfg, masks)})
+                page.add(clip.path, "", (), **{f"clip-{clip.id:06d}": plot_clip(result, cfg, masks)})
             else:
                 rows.append({"clip": clip.path, "flags": result.reason if isinstance(result, WorkerFailure) else result})
     if not page.sections:

@@ -16,8 +16,8 @@ from avfmae.data.dataset import PretrainDataset
 from avfmae.data.quarantine import read_quarantine
 from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.tasks.results import result_tables
-from avfmae.viz.plots import confusion_picture, loss_curves
-from avfmae.viz.reconstruction import reconstructed, reconstruction_picture
+from avfmae.viz.plots import loss_curves, plot_confusion
+from avfmae.viz.reconstruction import plot_reconstruction, reconstructed
 
 
 def print_results(results: dict) -> None:
@@ -94,7 +94,7 @@ def stage_report(
         for name, rows in result_tables(results).items():
             page.add(name, rows=rows)
         if confusion := results["summary"]["last"].get("pooled", {}).get("confusion"):
-            picture = confusion_picture(confusion, results["classes"], "last epoch")
+            picture = plot_confusion(confusion, results["classes"], "last epoch")
             page.add("Confusion", "All evaluated clips, last epoch.", confusion=picture)
     logs = {log.parent.name: log for log in sorted([*out.glob("log.jsonl"), *out.glob("*/log.jsonl")])}
     names = ("loss", "loss_video", "loss_audio") if model is not None else ("loss",)
@@ -102,6 +102,6 @@ def stage_report(
     if model is not None:
         assert dataset is not None and device is not None, "dataset, device: are needed beside a model"
         text = "Original, masked and reconstructed; on the right the spectrograms."
-        page.add("Reconstruction", text, reconstruction=reconstruction_picture(reconstructed(model, dataset, device, 2)))
+        page.add("Reconstruction", text, reconstruction=plot_reconstruction(reconstructed(model, dataset, device, 2)))
     add_quarantine(page, [log.parent for log in logs.values()])
     return page.write()

@@ -47,7 +47,7 @@ def loss_curves(logs: dict[str, Path], names: Sequence[str] = ("loss",)) -> Figu
     return figure
 
 
-def confusion_picture(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
+def plot_confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str) -> Figure:
     """Shares of each true class, with counts written in."""
     counts = np.asarray(matrix)
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
@@ -84,7 +84,7 @@ def comparison(runs: dict[str, list[float]], chance: float, label: str) -> Figur
     return figure
 
 
-def clip_picture(clip: "Inspection", cfg: ModelConfig, masks: DualMask) -> Figure:
+def plot_clip(clip: "Inspection", cfg: ModelConfig, masks: DualMask) -> Figure:
     """One clip as the model sees it: every frame over its moment of the spectrogram; below both what masks leave of them.
 
     Hidden tokens are grey; of those, the ones that no decoder is asked for are darker.

@@ -85,7 +85,7 @@ def _sounds(audio: Tensor, predicted: Tensor, decoded: Tensor, cfg: ModelConfig)
     return rearrange(sounds, "k b (t f) (p q) -> k b (f q) (t p)", t=cfg.audio.grid[0], p=cfg.audio.patch[0]).cpu().numpy()
 
 
-def reconstruction_picture(panels: Mapping[str, np.ndarray]) -> Figure:
+def plot_reconstruction(panels: Mapping[str, np.ndarray]) -> Figure:
     """What :func:`reconstructed` gives, three rows a clip; at most eight frames side by side."""
     drawn = [_side_by_side(p) if p.ndim == 6 else p for p in panels.values()]
     clips, ratios = drawn[0].shape[1], [p.shape[3] / p.shape[2] for p in drawn]
