@@ -181,10 +181,10 @@ class ClipDataset:
         return None if numbers is None else numbers[folders]
 
     def note(self, clip: int) -> None:
-        """Is told of each clip before it is touched; a process that is watched puts its own in this place."""
+        """A hook: is called with a clip's id before the clip is read. Watched processes put theirs in its place."""
 
     def empty(self, shape: tuple[int, ...]) -> np.ndarray:
-        """Memory for a batch's frames; a process that shares memory puts its own in this place."""
+        """A hook: gives memory for a batch's frames. Processes that share memory put theirs in its place."""
         return np.empty(shape, np.uint8)
 
     def batch(self, items: Sequence[tuple[int, int]]) -> Batch:

@@ -13,7 +13,7 @@ from avfmae.data.clip import Clip
 from avfmae.data.faces import chosen_detector
 from avfmae.data.manifest import write_manifest
 from avfmae.datasets import datasets, find_dataset
-from avfmae.datasets.interface import Dataset, Options
+from avfmae.datasets.interface import NOT_IN_FILE, Dataset, Options
 from avfmae.datasets.media import missing, placed
 from avfmae.files import printable, write_table
 from avfmae.options import DatasetConfig
@@ -41,7 +41,7 @@ def dataset(run: DatasetConfig) -> None:
     reasons = {clip.id: reason for clip in clips if (reason := missing(clip))}
     present = [clip for clip in clips if clip.id not in reasons]
     noted = {path for path, _ in options.notes}
-    untold = [clip for clip in clips if clip.id in reasons and not (clip.end == 0 and clip.path in noted)]
+    untold = [clip for clip in clips if clip.id in reasons and not ((clip.start, clip.end) == NOT_IN_FILE and clip.path in noted)]
     found = options.notes + [(clip.path, reasons[clip.id]) for clip in untold]
     if not present:
         first = f"{clips[0].path}: {reasons[clips[0].id]}"

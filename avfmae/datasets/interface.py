@@ -28,6 +28,7 @@ class Options:
 
 
 PACKED = frozenset((".zip", ".rar", ".7z", ".tar", ".gz", ".tgz", ".001"))  # suffixes of archives
+NOT_IN_FILE = (0.0, 0.0)  # start and end of a clip whose frames its file does not hold; such clips are reported
 Reader = Callable[[Path, Options], Iterable[Clip]]
 
 
@@ -109,7 +110,7 @@ class Dataset:
         for clip in clips:
             key = (clip.path, clip.start, clip.end, clip.face)
             first = seen.setdefault(key, clip)
-            if first is clip or clip.end == 0:  # of these, none lies in the file
+            if first is clip or (clip.start, clip.end) == NOT_IN_FILE:
                 yield clip
             elif (first.label, first.fold, first.split) == (clip.label, clip.fold, clip.split):
                 options.notes.append((clip.path, "is annotated twice"))

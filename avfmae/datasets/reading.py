@@ -9,7 +9,7 @@ from pathlib import Path
 from avfmae.data.sources import find_files
 from avfmae.data.sources.frames import FrameFolder
 from avfmae.data.sources.probing import NOMINAL_FPS
-from avfmae.datasets.interface import Options
+from avfmae.datasets.interface import NOT_IN_FILE, Options
 from avfmae.extras import need
 
 
@@ -141,4 +141,4 @@ def expression(folder: str, onset: str, offset: str, options: Options, whole: bo
         return found.index(onset) / NOMINAL_FPS, (found.index(offset) + 1) / NOMINAL_FPS
     held = f"holds frames {min(numbers)} to {max(numbers)}" if numbers else "holds no frames"
     options.notes.append((folder, f"the sheet says frames {onset} to {offset}, the folder {held}"))
-    return (None, None) if whole else (0.0, 0.0)
+    return (None, None) if whole else NOT_IN_FILE

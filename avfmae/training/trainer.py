@@ -132,7 +132,7 @@ class Trainer:
                 asked = time.perf_counter()
                 micro_batches = [self.next(batches) for _ in range(self.sampler.accumulation)]
                 waited += time.perf_counter() - asked
-                # stochastic depth, and nothing else
+                # a step draws numbers for stochastic depth alone
                 torch.manual_seed(hash((self.run.seed, step, self.dist.rank)) % 2**63)
                 values = self.execute([self.prepare(b, step * len(micro_batches) + k) for k, b in enumerate(micro_batches)])
                 self.state.step = step + 1
