@@ -17,3 +17,9 @@ def check_shares(options: object, *names: str) -> None:
         value = getattr(options, name)
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"{name}: got {value}, expected 0 to 1")
+
+
+def check_some(options: object, name: str) -> None:
+    """Raises ValueError where none is given of what one at least is needed of."""
+    if not getattr(options, name):
+        raise ValueError(f"{name}: got none, expected at least one")

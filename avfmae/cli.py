@@ -9,39 +9,54 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 USAGE = """\
-usage: avfmae COMMAND [options]        (avfmae COMMAND --help for the options)
+usage: avfmae COMMAND [options]      (avfmae COMMAND --help for the options)
 
 To begin with
-  demo         draw a talking-face data set, run all three stages on it, write a report
+  demo         draw a talking-face data set, run all three stages on it
 
 Data
-  dataset      a named data set (MAFW, CREMA-D, ...): from its archive to a manifest, verified; or the list of all
-  prepare      raw videos to a prepared set: faces cropped, sound resampled, packed in shards that train fast
-  inspect      what the model will see of a set or of single videos: frames, boxes, spectrograms, masks, flags
+  dataset      a named data set (MAFW, CREMA-D, ...), from its archive to a
+               manifest, verified; or the list of all
+  prepare      raw videos to a prepared set: faces cropped, sound resampled,
+               packed in shards that train fast
+  inspect      what the model will see of a set or of single videos: frames,
+               boxes, spectrograms, masks, flags
   import-list  turn a released space-separated list into a manifest
 
 Training
   pretrain     stage 1: masked pre-training on unlabelled clips
-  psi          stage 2: progressive semantics injection on several labelled sets
-  finetune     stage 3: fine-tune on one labelled set; folds, metrics, result table
-  experiment   a protocol from a file: every fold and seed, intervals, one page beside published numbers
+  psi          stage 2: progressive semantics injection on several labelled
+               sets
+  finetune     stage 3: fine-tune on one labelled set; folds, metrics, a
+               result table
+  experiment   a protocol from a file: every fold and seed, intervals, one
+               page beside published numbers
 
 A trained model
-  predict      a fine-tuned model on your own videos: faces followed, what is predicted over time, annotated videos
-  features     what the encoders make of clips: one vector a clip, a region or a token, as arrays
-  evaluate     a fine-tuned model on a manifest or on single videos: metrics, or a table of predictions
-  reconstruct  what a pre-trained model makes of the hidden parts of your own videos, drawn
-  export       a fine-tuned model as ONNX or torch.export, any number of clips at once
-  app          a page on this machine: drop a video or record one, and see what a fine-tuned model says of it
+  predict      a fine-tuned model on your own videos: faces followed, what is
+               predicted over time, annotated videos
+  features     what the encoders make of clips: one vector a clip, a region or
+               a token, as arrays
+  evaluate     a fine-tuned model on a manifest or on single videos: metrics,
+               or a table of predictions
+  reconstruct  what a pre-trained model makes of the hidden parts of your own
+               videos, drawn
+  export       a fine-tuned model as ONNX or torch.export, any number of clips
+               at once
+  app          a page on this machine: drop a video or record one, and see
+               what a fine-tuned model says of it
 
 This machine
-  doctor       what was built, which torch, GPU and decoders, and which kernels run here and why
-  bench        speed against HiCMAE as published and AVF-MAE++ as released: step, kernels, loader, scaling, plot
+  doctor       what was built, which torch, GPU and decoders, and which kernels
+               run here and why
+  bench        speed against HiCMAE as published and AVF-MAE++ as released:
+               step, kernels, loader, scaling, plot
 
-A published recipe gives a stage's settings (--recipe base, as train/configs has them), a TOML file other ones (--config
-mine.toml); the file overrides the recipe, and the command line both:
+A published recipe gives a stage's settings (--recipe base, as train/configs
+has them), a TOML file other ones (--config mine.toml); the file overrides the
+recipe, and the command line both:
 
-  avfmae pretrain --recipe base --manifest clips.csv --out runs/mine --optim.epochs 50
+  avfmae pretrain --recipe base --manifest clips.csv --out runs/mine
 """
 
 
@@ -49,6 +64,7 @@ def parse(kind: type[T], command: str, arguments: Sequence[str]) -> T:
     """The command line over the file that ``--config`` names, over the published ``--recipe``, over the model of ``--preset``."""
     import tyro
 
+    from avfmae.console import help_fitted
     from avfmae.recipes import configuration
     from avfmae.training.config import RunConfig
 
@@ -61,7 +77,8 @@ def parse(kind: type[T], command: str, arguments: Sequence[str]) -> T:
 
             print_help(given["default"], command)
             raise SystemExit(0)
-    return tyro.cli(kind, prog=f"avfmae {command}", args=arguments, **given)
+    with help_fitted():
+        return tyro.cli(kind, prog=f"avfmae {command}", args=arguments, **given)
 
 
 def last_value(option: str, arguments: Sequence[str]) -> str | None:
@@ -89,8 +106,10 @@ def run_import_list(run: Any) -> None:
 
 
 def run_doctor(arguments: Sequence[str]) -> None:
+    if unknown := [argument for argument in arguments if argument not in ("-h", "--help")]:
+        sys.exit(f"avfmae doctor: takes no options, got {unknown[0]}")
     if arguments:
-        print("usage: avfmae doctor\n\nWhat was built, which torch, GPU and decoders, and which kernels run here and why.")
+        print("usage: avfmae doctor\n\nWhat was built, which torch, GPU and decoders, and which kernels run here\nand why.")
         return
     from avfmae.doctor import doctor
 

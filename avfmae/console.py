@@ -1,7 +1,12 @@
 """The terminal: what a command says goes to standard error, and only the main process of a distributed run says it."""
 
+import contextlib
+import io
 import os
+import shutil
 import sys
+import textwrap
+from collections.abc import Iterator
 
 from rich.console import Console
 
@@ -14,3 +19,21 @@ console = Console(stderr=True, quiet=not IS_MAIN, markup=False)  # names of file
 def say(text: str) -> None:
     """A line as it is, however long."""
     print(printable(text), file=sys.stderr)
+
+
+def print_fitted(text: str) -> None:
+    """Prints help on standard output; lines that do not fit the terminal are wrapped."""
+    width = shutil.get_terminal_size().columns
+    print("\n".join(line if len(line) <= width else textwrap.fill(line, width) for line in text.splitlines()))
+
+
+@contextlib.contextmanager
+def help_fitted() -> Iterator[None]:
+    """Fits to the terminal what is printed inside."""
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text):
+            yield
+    finally:
+        if text.getvalue():
+            print_fitted(text.getvalue())

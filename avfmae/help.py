@@ -1,4 +1,4 @@
-"""The help of a training stage in two parts: what a run needs and one changes first, then what one rarely touches."""
+"""Help: a stage's in two parts, what a run needs and one changes first, then what one rarely touches."""
 
 import contextlib
 import dataclasses
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import tyro
+
+from avfmae.console import print_fitted
 
 FIRST = {
     "recipe", "config", "manifest", "manifests", "label_map", "out", "preset", "init", "held_out.manifest", "task", "folds",
@@ -25,7 +27,7 @@ def print_help(default: Any, command: str) -> None:
             tyro.cli(type(part), prog=f"avfmae {command}", args=["--help"], default=part)
         lines = text.getvalue().splitlines()
         boxes = next(i for i, line in enumerate(lines) if re.fullmatch(r"\W*options\W*", line))
-        print("\n".join([*(lines[:boxes] if not number else []), f"{title}:", *lines[boxes:]]))
+        print_fitted("\n".join([*(lines[:boxes] if not number else []), f"{title}:", *lines[boxes:]]))
 
 
 def options(kind: type) -> Iterator[str]:

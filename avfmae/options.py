@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from avfmae.bounds import check_least
+from avfmae.bounds import check_least, check_some
 
 
 @dataclass
@@ -89,6 +89,7 @@ class EvaluateConfig:
     workers: int = 2  # decoding processes.
 
     def __post_init__(self):
+        check_some(self, "clips")
         check_least(self, segments=1, crops=1, workers=0)
         if self.report is not None and not self.by:
             raise ValueError("report: is of groups of clips; give the columns that tell them with --by COLUMN")
@@ -118,6 +119,7 @@ class FeaturesConfig:
     workers: int = 2  # decoding processes.
 
     def __post_init__(self):
+        check_some(self, "sources")
         check_least(self, segments=1, batch=1, workers=0)
 
 
@@ -245,4 +247,5 @@ class ReconstructConfig:
     seed: int = 0  # of the window and its masks.
 
     def __post_init__(self):
+        check_some(self, "videos")
         check_least(self, seed=0)

@@ -25,6 +25,7 @@ NEEDED = {
     "media/test_audio.py": (),
     "media/test_augment.py": ("PIL",),
     "test_cli.py": DATA_PATH,
+    "test_tables.py": DATA_PATH,
     "models/test_checkpoints.py": DATA_PATH,
     "models/test_weights.py": DATA_PATH,
     "stages": (*DATA_PATH, "matplotlib"),

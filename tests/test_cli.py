@@ -1,5 +1,6 @@
 """The command line as a user meets it: help that reads well, and one clear line for everything they can put right."""
 
+import contextlib
 import csv
 import re
 import sys
@@ -103,6 +104,18 @@ def test_help_shows_every_option_once(stage, capsys):
 
 def test_options_that_come_first_exist():
     assert set().union(*(options(kind) for kind in STAGES.values())) >= FIRST  # an option that was renamed is noticed
+
+
+def test_doctor_takes_no_options(capsys):
+    assert "takes no options, got --foo" in fails(capsys, "doctor", "--foo")
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, *(f"bench {subject}" for subject in SUBJECTS)])
+def test_help_fits_the_terminal(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):
+        main([*command.split(), "--help"])
+    assert not [line for line in capsys.readouterr().out.splitlines() if len(line) > 80]
 
 
 def test_top_help_is_in_groups(capsys):
@@ -338,25 +351,16 @@ def weights(tmp_path):
 
 
 def test_own_videos_are_evaluated(weights, media, tmp_path, capsys):
-    main(
-        [
-            "evaluate",
-            str(weights),
-            media["good_mp4"],
-            media["short_mp4"],
-            media["text_mp4"],
-            "--out",
-            str(tmp_path / "p.csv"),
-            "--workers",
-            "0",
-        ]
-    )
+    videos = [media[name] for name in ("good_mp4", "short_mp4", "text_mp4")]
+    message = fails(capsys, "evaluate", weights, *videos, "--out", tmp_path / "p.csv", "--workers", "0")
+    assert "1 of 3 clips could not be read" in message
     with open(tmp_path / "p.csv") as file:
-        rows = list(csv.DictReader(file))
-    *rows, bad = rows
+        *rows, bad = csv.DictReader(file)
     assert [r["path"] for r in rows] == [media["good_mp4"], media["short_mp4"]]
     assert bad["path"] == media["text_mp4"] and "no readable media" in bad["note"] and bad["prediction"] == ""
     assert all(abs(sum(float(r[c]) for c in "abc") - 1) < 1e-3 and float(r[r["prediction"]]) >= 1 / 3 for r in rows)
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(weights), *videos, "--workers", "0"])
     assert f"cannot read {media['text_mp4']}" in capsys.readouterr().err
 
 

@@ -255,7 +255,7 @@ class ClipDataset:
         if self.purpose == "train" and sample.windows is not None:
             data = self.data
             sample.draw = augment.draw(rng, frames, self.cfg.video.size[1:], data.rand_augment, data.flip, data.erase)
-        sample.flags = frozenset(source.flags)
+        sample.flags = frozenset(source.flags | ({"no-sound"} if sample.sounds and not info.has_audio else set()))
         return sample
 
     def box(self, frames: np.ndarray, face: augment.Box | None, crop: int, rng: np.random.Generator | None) -> augment.Box:

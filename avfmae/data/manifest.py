@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import IO
 
@@ -58,7 +59,7 @@ def read_manifest(path: str | os.PathLike) -> ClipTable:
     base, stat = os.path.dirname(path), os.stat(path)
     if stat.st_size < SHARED:
         return ClipTable(pa.Table.from_batches(batches()), base)
-    key = f"3 {os.path.realpath(path)} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
+    key = f"4 {os.path.realpath(path)} {stat.st_ino} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"
     return ClipTable.cached(key, base, batches)
 
 
@@ -185,6 +186,8 @@ def _used(names: list[str], path: str, wanted: Sequence[str] | None) -> list[str
     used = [c for c in wanted or COLUMNS if c in names]
     if missing := next((c for c in wanted or ("path",) if c not in names), None):
         raise ValueError(f"{path}: column {missing!r} is missing; it has {', '.join(names)}")
+    if wanted is None and any(c in names for c in FACE) and (missing := next((c for c in FACE if c not in names), None)):
+        raise ValueError(f"{path}: column {missing!r} of the face's box is missing; it has {', '.join(names)}")
     if twice := next((c for c in used if names.count(c) > 1), None):
         raise ValueError(f"{path}: has the column {twice!r} {names.count(twice)} times, expected once")
     return used
@@ -206,6 +209,15 @@ def _checked(batch: pa.RecordBatch, read: int, path: str) -> pa.RecordBatch:
             raise ValueError(f"{path}, row {read + row + 1}: {name} is {wrong!r}, expected a number") from None
     if columns["path"].null_count:
         raise ValueError(f"{path}, row {read + pc.index(columns['path'].is_null(), True).as_py() + 1}: path is empty")
+    wrong = {}  # what is wrong -> by row, whether it is
+    if {"start", "end"} <= columns.keys():
+        wrong["end is not after start"] = pc.less_equal(columns["end"], columns["start"])
+    if FACE[0] in columns:
+        given = [pc.is_valid(columns[c]) for c in FACE]
+        wrong["the face's box is not whole"] = pc.and_not(reduce(pc.or_, given), reduce(pc.and_, given))
+    for what, rows in wrong.items():
+        if pc.any(rows).as_py():
+            raise ValueError(f"{path}, row {read + pc.index(rows, True).as_py() + 1}: {what}")
     return pa.record_batch(list(columns.values()), schema=pa.schema([(c, TYPES[c]) for c in columns]))
 
 

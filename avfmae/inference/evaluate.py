@@ -30,6 +30,9 @@ def evaluate(run: EvaluateConfig) -> list[dict]:
 
     Returns:
         The rows; none where this is not the main process.
+
+    Raises:
+        ValueError: single videos could not be read. The others' rows are written by then.
     """
     for out, is_folder in ((run.out, False), (run.report, True)):
         if out is not None:
@@ -59,6 +62,8 @@ def evaluate(run: EvaluateConfig) -> list[dict]:
             print_metrics(task, splits, found.outputs)
             if columns:
                 report_groups(task, splits, clips, found, columns, run.report)
+        if found.bad and not is_manifest(run.clips):
+            raise ValueError(f"{len(found.bad)} of {len(clips)} clips could not be read")
         return rows
 
 

@@ -21,7 +21,7 @@ from avfmae.data.config import DataConfig, Preparation
 from avfmae.data.cropping import with_a_detector, with_time_for_faces
 from avfmae.data.dataset import ClipDataset
 from avfmae.data.loader import loader
-from avfmae.data.manifest import listed
+from avfmae.data.manifest import is_manifest, listed
 from avfmae.data.preprocess import preprocess
 from avfmae.files import atomic_write, check_writable, printable, write_table
 from avfmae.inference.finetuned import load_finetuned
@@ -38,12 +38,14 @@ class Extracted:
     """Features of clips.
 
     Attributes:
-        clips: those that were read. arrays: by modality, (clips, ...) float32. bad: those that cannot be read.
+        clips: those that were read. arrays: by modality, (clips, ...) float32. bad: those that cannot be read. flags: what
+            is odd about clips, by place among those that were given.
     """
 
     clips: list[Clip] = field(default_factory=list)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     bad: list[Bad] = field(default_factory=list)
+    flags: dict[int, str] = field(default_factory=dict)
 
 
 class FeatureExtractor:
@@ -104,7 +106,7 @@ class FeatureExtractor:
         given = [clip if isinstance(clip, Clip) else Clip(i, str(clip)) for i, clip in enumerate(clips)]
         numbered = [replace(clip, id=i) for i, clip in enumerate(given)]  # clips of several manifests share their numbers
         result, parts = Extracted(), []
-        for ids, arrays in self.passes(numbered, segments, workers, result.bad):
+        for ids, arrays in self.passes(numbered, segments, workers, result):
             result.clips += [given[i] for i in ids]
             parts.append(arrays)
         result.bad = [replace(bad, id=given[bad.id].id) for bad in result.bad]
@@ -112,9 +114,9 @@ class FeatureExtractor:
         return result
 
     def passes(
-        self, clips: Sequence[Clip], segments: int, workers: int, bad: list[Bad]
+        self, clips: Sequence[Clip], segments: int, workers: int, result: Extracted
     ) -> Iterator[tuple[list[int], dict[str, np.ndarray]]]:
-        """(clip ids, features) of one batch after the other."""
+        """(clip ids, features) of one batch after the other; notes in ``result`` what is bad or odd."""
         missing = "silence" if "video" in self.model.cfg.modalities else "error"
         data = replace(self.data, segments=segments, crops=1, missing_audio=missing, workers=workers)
         how = None if self.preparation is None else with_a_detector(self.preparation, None)[0]
@@ -123,7 +125,8 @@ class FeatureExtractor:
         waiting = []
         # Clips are cropped one by one, as how a batch is cropped depends on whether all of it has one size.
         for number, batch in enumerate(loader(dataset, ([(0, i)] for i in range(len(clips))), min(workers, len(clips)))):
-            bad += batch.bad
+            result.bad += batch.bad
+            result.flags |= batch.flags
             if batch.clips:
                 waiting.append(preprocess(batch.to(self.device), self.model.cfg))
             if waiting and (len(waiting) == self.batch or number == len(clips) - 1):
@@ -163,7 +166,7 @@ def features(run: FeaturesConfig) -> Extracted:
     """Extracts, says which clips cannot be read, and writes.
 
     Raises:
-        ValueError: no clip can be read.
+        ValueError: no clip can be read, or a single video cannot. The others are written by then.
     """
     if run.out.suffix not in FORMATS:
         raise ValueError(f"out: got {run.out}, expected a file of {', '.join(FORMATS)}")
@@ -178,6 +181,10 @@ def features(run: FeaturesConfig) -> Extracted:
     write_features(result, run.out)
     shapes = ", ".join(f"{name} {array.shape}" for name, array in result.arrays.items())
     console.print(f"{run.out}: {shapes}", highlight=False)
+    if silent := sum("no-sound" in flags.split() for flags in result.flags.values()):
+        say(f"{silent} of {len(clips)} clips have no sound: silence is heard")
+    if result.bad and not is_manifest(run.sources):
+        raise ValueError(f"{len(result.bad)} of {len(clips)} clips could not be read")
     return result
 
 

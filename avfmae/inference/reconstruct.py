@@ -64,6 +64,6 @@ def reconstruct(run: ReconstructConfig) -> list[Path]:
         heard = frames_of_sound(sound, SAMPLE_RATE) if info.has_audio else None
         write_mp4(written[-1].with_suffix(".mp4"), moving_pictures(panels, window.end - window.start), FPS, heard)
         console.print(f"{written[-1]}, and .mp4", highlight=False)
-    if not written:
-        raise ValueError(f"none of the {len(run.videos)} videos can be read")
+    if len(written) < len(run.videos):
+        raise ValueError(f"{len(run.videos) - len(written)} of {len(run.videos)} videos could not be read")
     return written

@@ -65,6 +65,10 @@ class Experiment:
 
     def __post_init__(self):
         check_least(self, resamples=0)
+        tables = {"finetune": self.finetune} | {f"variants.{name}": changes for name, changes in self.variants.items()}
+        for name, changes in tables.items():
+            if found := {"seed", "out"} & changes.keys():
+                raise ValueError(f"[{name}]: has {min(found)}, expected it in {'--out' if 'out' in found else 'seeds'}")
         for name, changes in self.variants.items():
             if changes.get("psi", False) is not False:
                 raise ValueError(f"[variants.{name}]: psi is {changes['psi']!r}, expected false, or nothing")

@@ -1,6 +1,7 @@
 """Stage 3: fine-tuning on one labelled set, over folds or a given split, and the result table."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from avfmae.stages.splits import Split, make_splits
 from avfmae.tasks import make_task, predictions
 from avfmae.tasks.interface import Task
 from avfmae.tasks.mixing import mix
-from avfmae.tasks.results import chosen_epochs, summarise
+from avfmae.tasks.results import check_select, chosen_epochs, summarise
 from avfmae.training.dist import Processes, processes
 from avfmae.training.trainer import Trainer
 
@@ -157,6 +158,9 @@ def finetune(run: FinetuneConfig) -> dict:
     task = make_task(run.task, clips, run.manifest, run.classes)
     select = run.select or task.select
     splits, folds = make_splits(clips, run), {}
+    some = splits[0].test
+    with warnings.catch_warnings(action="ignore"):  # of metrics that answers all alike leave undefined
+        check_select(select, task.metrics(some, np.zeros((len(some), task.outputs), np.float32)))
     for split in splits:
         refuse_tested([*split.train, *split.val], split.test, f"{run.manifest}, {split.name}", run.leaks)
     with processes() as dist:

@@ -22,7 +22,7 @@ from avfmae.recipes import recipe_folder
 from avfmae.stages.config import HeldOut, PSIConfig
 from avfmae.stages.finetune import SupervisedStage, labelled
 from avfmae.stages.leaks import refuse_leaks
-from avfmae.stages.splits import Split, fold_of
+from avfmae.stages.splits import Split, check_names, fold_of
 from avfmae.tasks.classification import Classification
 from avfmae.tasks.results import summarise
 from avfmae.training.dist import processes
@@ -95,7 +95,9 @@ def merge(manifests: Sequence[Path], label_map: LabelMap) -> tuple[list[Clip], d
     """All sources' labelled clips with hybrid labels, numbered anew, and each one's source."""
     merged, sources = [], {}
     for manifest in manifests:
-        for clip in labelled(read_manifest(manifest), manifest):
+        clips = labelled(read_manifest(manifest), manifest)
+        check_names(clips, manifest)
+        for clip in clips:
             hybrid, source = label_map.hybrid(clip, Path(manifest))
             if hybrid is not None:
                 sources[len(merged)] = source

@@ -1,14 +1,18 @@
 """Who is trained on, who chooses the epoch, who is tested: folds and given splits, never through a person."""
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 
+from avfmae.console import console
 from avfmae.data.clip import Clip
 from avfmae.data.sources import MediaError, open_clip
 from avfmae.stages.config import FinetuneConfig
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,14 @@ def fold_of(clips: Sequence[Clip], folds: int | str) -> dict[int, int]:
     return {c.id: number[of[c.id]] for c in clips}
 
 
+def check_names(clips: Sequence[Clip], manifest: object) -> Counter[str]:
+    """How many clips each split has. Raises ValueError where a name is train, val or test but for spaces or capitals."""
+    for clip in clips:
+        if (plain := (clip.split or "").strip().lower()) in SPLITS and clip.split != plain:
+            raise ValueError(f"{manifest}, row {clip.id + 1}: split is {clip.split!r}, expected {plain!r}")
+    return Counter(clip.split for clip in clips if clip.split)
+
+
 def make_splits(clips: Sequence[Clip], run: FinetuneConfig) -> list[Split]:
     """The folds or the given split; held-out clips come from a split called ``val``, else from the training subjects."""
     if run.folds is not None:
@@ -71,12 +83,15 @@ def make_splits(clips: Sequence[Clip], run: FinetuneConfig) -> list[Split]:
             if run.only_fold in (None, k)
         ]
     else:
-        by = {name: [c for c in clips if c.split == name] for name in ("train", "val", "test")}
+        by = {name: [c for c in clips if c.split == name] for name in SPLITS}
+        found = check_names(clips, run.manifest)
         if not by["train"] or not by["test"]:
-            found = sorted({str(c.split) for c in clips})
-            raise ValueError(
-                f"{run.manifest}: its split column needs 'train' and 'test', it has {', '.join(found)}; or set folds"
-            )
+            has = f"it has {', '.join(found)}" if found else "it has none, or nothing is in it"
+            raise ValueError(f"{run.manifest}: its split column needs 'train' and 'test', {has}; or set folds")
+        for name in found.keys() - set(SPLITS):
+            console.print(f"{run.manifest}: {found[name]} clips of split {name!r} are left out", highlight=False)
+        if unnamed := len(clips) - found.total():
+            console.print(f"{run.manifest}: {unnamed} clips without a split are left out", highlight=False)
         splits = [Split("split", by["train"], by["val"], by["test"])]
     return [hold_out(split, run) for split in splits]
 

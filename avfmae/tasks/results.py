@@ -14,14 +14,19 @@ from avfmae.tasks.interface import Task
 KINDS = {"last": "last epoch", "best_on_held_out": "best on held-out", "best_on_test_legacy": "best on test (legacy)"}
 
 
+def check_select(select: str, metrics: dict) -> None:
+    """Raises ValueError where no number among a task's metrics is called so."""
+    known = [name for name, value in metrics.items() if isinstance(value, float)]
+    if select not in known:
+        raise ValueError(f"select: got {select!r}, expected one of {', '.join(known)}")
+
+
 def chosen_epochs(task: Task, history: list[dict], select: str) -> dict[str, dict]:
     """The three reports of one fold: test metrics of the last epoch, of the best on held-out, and of the best on test.
 
     ``history``: by evaluated epoch ``epoch``, ``test`` metrics and perhaps ``val`` metrics; ``select``: the metric that chooses.
     """
-    known = [name for name, value in history[-1]["test"].items() if isinstance(value, float)]
-    if select not in known:
-        raise ValueError(f"select: got {select!r}, expected one of {', '.join(known)}")
+    check_select(select, history[-1]["test"])
     sign = -1 if select in task.lower_is_better else 1
 
     def value(metrics: dict) -> float:  # an epoch whose outputs are no numbers is the worst

@@ -41,6 +41,14 @@ def fingerprint(run: RunConfig, clips: Mapping[str, ClipTable], shards: bool, **
     return {name: json.dumps(value, default=str) for name, value in (found | others).items()}
 
 
+def _difference(name: str, before: object, after: object) -> str:
+    """In words; of tables, what differs in them."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [key for key in before | after if before.get(key) != after.get(key)]
+        return ", ".join(_difference(f"{name}.{key}", before.get(key), after.get(key)) for key in keys)
+    return f"{name} {json.dumps(before)}, now {json.dumps(after)}"
+
+
 def check_same(path: Path, saved: dict[str, str], now: dict[str, str], anyway: bool) -> None:
     """Compares a checkpoint's fingerprint with this run's, in what both know.
 
@@ -51,6 +59,6 @@ def check_same(path: Path, saved: dict[str, str], now: dict[str, str], anyway: b
     fixed = [name for name in differing if name.partition(".")[0] in FIXED or name in FIXED]
     if not differing or (anyway and not fixed):
         return
-    told = ", ".join(f"{name} {saved[name]}, now {now[name]}" for name in differing)
+    told = ", ".join(_difference(name, json.loads(saved[name]), json.loads(now[name])) for name in differing)
     wanted = "choose another out" if fixed else "choose another out, or take it all the same with --resume-anyway"
     raise OtherRun(f"{path}: belongs to a run with another {' and '.join(differing)} ({told}); {wanted}")

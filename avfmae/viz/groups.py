@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.table import Table
-from rich.text import Text
 
 from avfmae.console import console
 from avfmae.files import printable, write_json, write_table
 from avfmae.tasks.pooling import LEVEL
 from avfmae.viz import literal
 from avfmae.viz.plots import BLUE, GREY
+from avfmae.viz.tables import print_table
 
 PRINTED = 4  # metrics
 NONE = "(none)"  # clips without a value in the column
@@ -27,21 +26,17 @@ def print_groups(report: dict[str, Any], select: str) -> None:
     """
     groups, gaps = report["groups"], report["gaps"]
     metrics = _first(groups, select)
-    table = Table(title=Text(printable(title(report))), title_justify="left")
-    for name in (report["column"], "clips", "people", "cannot be read", "no face", *metrics):
-        table.add_column(Text(printable(name)), no_wrap=name == report["column"])
+    counts, rows = {"clips": "clips", "people": "people", "cannot be read": "unread", "no face": "no_face"}, []
     for group in groups:
-        cells = [f"{group['metrics'][m]:.4f}" for m in metrics]
+        cells = {m: f"{group['metrics'][m]:.4f}" for m in metrics}
         low, high = group["interval"][select]
         if low is not None:
-            cells[metrics.index(select)] += f" [{low:.2f}, {high:.2f}]"
-        table.add_row(
-            Text(printable(group["group"] or NONE)), *(str(group[n]) for n in ("clips", "people", "unread", "no_face")), *cells
-        )
+            cells[select] += f" [{low:.2f}, {high:.2f}]"
+        rows.append({report["column"]: group["group"] or NONE} | {name: group[key] for name, key in counts.items()} | cells)
     if gaps:
-        table.add_section()
-        table.add_row("largest gap", *[""] * 4, *(f"{gaps[m]['gap']:.4f}" for m in metrics))
-    console.print(table)
+        gap = {m: f"{gaps[m]['gap']:.4f}" for m in metrics}
+        rows.append({report["column"]: "largest gap"} | dict.fromkeys(counts, "") | gap)
+    print_table(rows, title(report), console)
     for group in groups:
         if lacking := group.get("without_clips"):
             told = (

@@ -9,7 +9,6 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
 from avfmae.console import IS_MAIN
 from avfmae.data.dataset import PretrainDataset
@@ -18,15 +17,13 @@ from avfmae.models.pretraining import AVFMAEForPretraining
 from avfmae.tasks.results import result_tables
 from avfmae.viz.plots import loss_curves, plot_confusion
 from avfmae.viz.reconstruction import plot_reconstruction, reconstructed
+from avfmae.viz.tables import print_table
 
 
 def print_results(results: dict) -> None:
     """The result tables on the terminal; nothing of a run that was stopped."""
     for title, rows in (result_tables(results) if results else {}).items():
-        table = Table(*rows[0], title=title, title_justify="left")
-        for row in rows:
-            table.add_row(*row.values())
-        Console(quiet=not IS_MAIN, markup=False).print(table)
+        print_table(rows, title, Console(quiet=not IS_MAIN, markup=False))
 
 
 PAGE = jinja2.Template("""<!doctype html><html lang="en"><meta charset="utf-8"><title>{{ title }}</title>

@@ -121,17 +121,20 @@ def test_the_command_writes_each_format(model, media, tmp_path, capsys):
                  classes=("a", "b", "c"), data={"stride": 8})  # fmt: skip
     for suffix in ("safetensors", "npz", "parquet"):
         out = tmp_path / f"f.{suffix}"
-        main(["features", media["good_mp4"], media["text_mp4"], "--model", str(tmp_path), "--out", str(out), "--workers", "0"])
-    assert "cannot read" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match="1 of 3 clips could not be read"):
+            main(["features", *(media[n] for n in ("good_mp4", "silent_mp4", "text_mp4")), "--model", str(tmp_path),
+                  "--out", str(out), "--workers", "0"])  # fmt: skip
+    said = capsys.readouterr().err
+    assert "cannot read" in said and "1 of 3 clips have no sound: silence is heard" in said
     first = safetensors.numpy.load_file(tmp_path / "f.safetensors")
     second = np.load(tmp_path / "f.npz")
     third = pyarrow.parquet.read_table(tmp_path / "f.parquet")
     shapes = json.loads(third.schema.metadata[b"shapes"])
     for name, array in first.items():
-        assert array.shape == (1, model.cfg.width) and np.array_equal(array, second[name])
+        assert array.shape == (2, model.cfg.width) and np.array_equal(array, second[name])
         assert np.array_equal(array[0], np.array(third[name][0].as_py(), np.float32).reshape(shapes[name]))
     with open(tmp_path / "f.npz.csv", newline="") as file:
-        assert [row["path"] for row in csv.DictReader(file)] == [media["good_mp4"]]
+        assert [row["path"] for row in csv.DictReader(file)] == [media["good_mp4"], media["silent_mp4"]]
 
 
 def test_a_pretrained_model_gives_features_too(media, tmp_path):

@@ -51,8 +51,22 @@ def test_manifests_of_people(text, tmp_path, monkeypatch):
         (b"path,start\na.mp4,1\nb.mp4,1_0\n", "row 2: start is '1_0'"),
         (b"path,start\na.mp4,\nb.mp4,1.2.3\n", "row 2: start is '1.2.3'"),
         (b"path,end\na.mp4,.\n", "row 1: end is '.'"),
+        (b"path,start,end\na.mp4,,1\nb.mp4,1.5,1.5\n", "row 2: end is not after start"),
+        (b"path,face_x,face_y\na.mp4,1,1\n", "column 'face_w' of the face's box is missing"),
+        (b"path,face_x,face_y,face_w,face_h\na.mp4,,,,\nb.mp4,1,2,,4\n", "row 2: the face's box is not whole"),
     ],
-    ids=["space-separated", "utf-16", "ragged", "twice", "number", "points", "point"],
+    ids=[
+        "space-separated",
+        "utf-16",
+        "ragged",
+        "twice",
+        "number",
+        "points",
+        "point",
+        "order-of-times",
+        "half-a-box",
+        "part-of-a-box",
+    ],
 )
 def test_what_is_not_understood_is_said(text, words, tmp_path):
     (tmp_path / "m.csv").write_bytes(text)

@@ -1,5 +1,6 @@
 """What a continued run is compared by, and checkpoints that are there whole at every moment."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -84,6 +85,13 @@ def test_the_initial_weights_are_compared_by_their_bytes(tmp_path):
     (tmp_path / "w").write_bytes(b"2")
     with pytest.raises(OtherRun, match="another initial weights"):
         check_same(tmp_path, before, of(init=tmp_path / "w"), anyway=False)
+
+
+def test_of_tables_what_differs_is_told(tmp_path):
+    tables = {"detector": "a", "margin": 0.3}, {"detector": "b", "margin": 0.3, "size": 8}
+    before, now = ({"faces": json.dumps(table)} for table in tables)
+    with pytest.raises(OtherRun, match=r'\(faces.detector "a", now "b", faces.size null, now 8\)'):
+        check_same(tmp_path, before, now, anyway=False)
 
 
 @pytest.mark.parametrize("change", [{"data__workers": 7}, {"save_steps": 3}, {"optim__max_skipped": 2}], ids=str)

@@ -1,0 +1,29 @@
+"""Tables on the terminal: on their side where that fits and they do not; nothing is cut off."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from avfmae.viz.tables import print_table
+
+METRICS = {f"metric {i}": f"0.{i:02d} ± 0.01" for i in range(12)}
+
+
+def printed(rows, width):
+    out = io.StringIO()
+    print_table(rows, "results", Console(file=out, width=width, markup=False))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("width", "turned"), [(80, True), (400, False)])
+def test_every_number_is_there(width, turned):
+    rows = [{"epoch": kind} | METRICS for kind in ("last [a]", "best on test")]
+    text = printed(rows, width)
+    assert all(text.count(value) == 2 for value in METRICS.values()) and "…" not in text
+    assert ("│ metric 3  " in text) == turned and max(map(len, text.splitlines())) <= width
+
+
+def test_what_fits_in_no_way_is_folded():
+    text = printed([{"who": f"person {k}"} | METRICS for k in range(30)], 100)
+    assert "…" not in text and text.count("±") == 30 * len(METRICS)
