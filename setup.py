@@ -71,8 +71,7 @@ def torch_folders() -> Iterator[Path]:
     """Where the torch may lie that will load the kernels, most likely place first.
 
     A frontend that builds in an environment of its own (pip, ``python -m build``, uv) hides the environment that asked for it.
-    That
-    one is still known as the active environment, as the ``python`` on PATH, or as the interpreter of the parent process.
+    That one is still known as the active environment, as the ``python`` on PATH, or as the interpreter of the parent process.
     """
     if given := os.environ.get("AVFMAE_TORCH"):
         yield Path(given)

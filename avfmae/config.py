@@ -66,7 +66,7 @@ class ModelConfig:
         gather_negatives: contrast with the clips of all processes rather than of one.
         negatives: contrast each clip with this many others, whatever the batch; None: with all.
         residual: what tokens are between blocks: ``"compute"``, the dtype of matrix products, as under the published autocast, or
-            ``"float32"``, which in bfloat16 moves half as many bytes again.
+            ``"float32"``: with products in bfloat16, residual additions then move 1.5 times the bytes.
         attention: ``"sdpa"`` or ``"flash"`` (the flash-attn package, half precision, on a GPU) for the decoder's long sequences.
         recompute: what encoders and decoders recompute in the backward pass to save memory: nothing (``"none"``), all but
             matrix products and long attention (``"selective"``), or all of a block (``"full"``).

@@ -17,7 +17,7 @@ from avfmae_kernels.gather_patches import gather_patches
 from avfmae_kernels.linear import (
     compute_dtype,
     cross_attention_linear,
-    gradients_taken,
+    intercept_weight_grads,
     linear,
     mlp,
     norm_linear,
@@ -31,7 +31,7 @@ from avfmae_kernels.sample_masks import choose_tokens, random_bits
 __all__ = [
     "adamw", "add_layer_norm", "assemble_tokens", "choose_tokens", "chosen", "column_sum", "compute_dtype", "crop_clips",
     "cross_attention", "cross_attention_linear", "explain", "fits_a_tile", "from_compact_moments", "gated_sum", "gather_patches",
-    "gradient_norm", "gradients_taken", "join_add_layer_norm", "linear", "masked_patch_loss",
+    "gradient_norm", "intercept_weight_grads", "join_add_layer_norm", "linear", "masked_patch_loss",
     "matmul_adamw", "matmul_bf16", "mlp", "norm_linear", "random_bits", "region_attention", "region_attention_linear",
     "split_add_layer_norm", "to_compact_moments", "use", "uses_reference",
 ]  # fmt: skip

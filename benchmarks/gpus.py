@@ -47,14 +47,7 @@ REACHED_PRODUCTS, REACHED_BYTES = 0.8, 0.9  # of the data sheet's numbers by the
 GAP = 0.9e-6  # between two kernels of a graph, s; as measured on an H200
 LEAST = 2.2e-6  # a kernel, s
 # rows, columns, share of the rate
-TILES = (
-    (128, 256, 1.0),
-    (256, 128, 1.0),
-    (128, 128, 0.85),
-    (64, 128, 0.62),
-    (128, 64, 0.62),
-    (64, 64, 0.45),
-)  # rows, columns, rate
+TILES = ((128, 256, 1.0), (256, 128, 1.0), (128, 128, 0.85), (64, 128, 0.62), (128, 64, 0.62), (64, 64, 0.45))
 LONG_ATTENTION = {False: 0.36, True: 0.22}  # of the products' rate, forward and backward
 SHARE = {  # of the reached bandwidth, by group; those of ours as measured on an H200 (docs/performance.md)
     "add_layer_norm": 0.72, "gelu": 0.83, "sums": 0.48, "short attention": 0.68, "masked_patch_loss": 0.4, "gather_patches": 0.4,

@@ -131,8 +131,9 @@ def one_core(run: LoaderConfig, clips: Sequence[Clip], prepared: Sequence[Clip])
         table.add_column(column, justify="left" if not column else "right")
     base = timings["published"].median
     for name, t in timings.items():
-        ms = [1e3 * s / len(clips) for s in (t.median, t.p20, t.p80)]
-        table.add_row(name, f"{1e3 / ms[0]:.0f}", f"{ms[0]:.2f} ({ms[1]:.2f} to {ms[2]:.2f})", f"{base / t.median:.2f} x")
+        ms = t.milliseconds(len(clips))
+        each = f"{ms['ms']:.2f} ({ms['ms_p20']:.2f} to {ms['ms_p80']:.2f})"
+        table.add_row(name, f"{1e3 / ms['ms']:.0f}", each, f"{base / t.median:.2f} x")
         rows.append(
             where
             | {
@@ -142,10 +143,8 @@ def one_core(run: LoaderConfig, clips: Sequence[Clip], prepared: Sequence[Clip])
                 "clips": len(clips),
                 "workers": 0,
                 "batch": len(clips),
-                "clips_per_s": 1e3 / ms[0],
-                "ms": ms[0],
-                "ms_p20": ms[1],
-                "ms_p80": ms[2],
+                "clips_per_s": 1e3 / ms["ms"],
+                **ms,
             }
         )
     show(table)
@@ -251,9 +250,7 @@ def whole_loader(run: LoaderConfig, prepared: Sequence[Clip]) -> list[dict]:
                 "workers": workers,
                 "batch": len(prepared),
                 "clips_per_s": rate,
-                "ms": t.median * 1e3,
-                "ms_p20": t.p20 * 1e3,
-                "ms_p80": t.p80 * 1e3,
+                **t.milliseconds(),
             }
         )
         console.print(f"loader, {workers} processes: {rate:.0f} clips/s", highlight=False)

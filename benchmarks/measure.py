@@ -38,6 +38,10 @@ class Timing:
     def of(cls, seconds: list[float]) -> "Timing":
         return cls(*(float(np.percentile(seconds, q)) for q in (50, 20, 80, 0)))
 
+    def milliseconds(self, clips: int = 1) -> dict[str, float]:
+        """Median and percentiles in ms, divided by ``clips``, under the names of results' columns."""
+        return {"ms": 1e3 * self.median / clips, "ms_p20": 1e3 * self.p20 / clips, "ms_p80": 1e3 * self.p80 / clips}
+
 
 def wait(device: torch.device) -> None:
     if device.type == "cuda":

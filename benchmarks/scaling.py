@@ -45,9 +45,7 @@ def scaling(run: ScalingConfig, where: dict[str, str] | None = None) -> list[dic
                 ]
                 flops = batch * sides.useful_flops(sides.config("ours", run.stage, size), run.stage)
                 row |= {
-                    "ms": timing.median * 1e3,
-                    "ms_p20": timing.p20 * 1e3,
-                    "ms_p80": timing.p80 * 1e3,
+                    **timing.milliseconds(),
                     "clips_per_s": batch / timing.median,
                     "tflops": flops / timing.median / 1e12,
                     "peak_gb": peak / 1e9,

@@ -160,7 +160,7 @@ def build(side: SideName, stage: Stage, name: Model, precision: str, batch: int,
     torch.manual_seed(0)
     cfg = config(side, stage, name)
     clips = host_batch(cfg, stage, batch)
-    flops, planned = batch * useful_flops(cfg, stage), no_bytes
+    flops, planned = batch * useful_flops(cfg, stage), int
     if side in OURS:
         if precision == "fp16":
             raise ValueError(f"{side}: trains in bf16 or float32, asked for was fp16")
@@ -203,10 +203,6 @@ def build(side: SideName, stage: Stage, name: Model, precision: str, batch: int,
             return [*model.parameters(), *moments, *model.buffers()]
 
     return Side(side, precision, batch, model, run, state, flops, planned)
-
-
-def no_bytes() -> int:
-    return 0
 
 
 def pinned(batch: Batch, device: torch.device) -> Batch:

@@ -123,7 +123,7 @@ def take_turns(
         if label in built:
             s, t = built[label], timings[label]
             row |= {
-                "ms": t.median * 1e3, "ms_p20": t.p20 * 1e3, "ms_p80": t.p80 * 1e3, "clips_per_s": batch / t.median,
+                **t.milliseconds(), "clips_per_s": batch / t.median,
                 "peak_gb": peaks[label] / 1e9, "kept_gb": (peaks[label] - held(s.state())) / 1e9,
                 "tflops": s.flops / t.median / 1e12, "matrix_share": s.flops / t.median / rates[s.precision],
             }  # fmt: skip

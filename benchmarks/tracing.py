@@ -195,7 +195,9 @@ class Autocast(TorchFunctionMode):
         if not (isinstance(x, Tensor) and x.is_floating_point() and x.dtype != dtype):
             return x
         if isinstance(x, nn.Parameter):
-            return self.cast.setdefault(id(x), x.to(dtype)) if id(x) not in self.cast else self.cast[id(x)]
+            if id(x) not in self.cast:
+                self.cast[id(x)] = x.to(dtype)
+            return self.cast[id(x)]
         return x.to(dtype)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):

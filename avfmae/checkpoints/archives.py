@@ -91,7 +91,7 @@ def _read_zip(file: BinaryIO, whole: np.ndarray | None) -> object:
             memory.byteswap(dtype)
         return Storage(memory, dtype)
 
-    return pickles.load(io.BytesIO(bytes(record("data.pkl"))), _each_made_once(storage, {}))
+    return pickles.load(io.BytesIO(bytes(record("data.pkl"))), _storage_resolver(storage, {}))
 
 
 def _read_legacy(file: BinaryIO) -> object:
@@ -109,7 +109,7 @@ def _read_legacy(file: BinaryIO) -> object:
             raise ValueError(f"storage {key} has {count} elements, more than the file")
         return Storage(torch.UntypedStorage(count * dtype.itemsize), dtype)
 
-    whole_of = _each_made_once(storage, storages)
+    whole_of = _storage_resolver(storage, storages)
 
     def persistent(saved: object) -> object:
         whole = whole_of(saved)
@@ -166,8 +166,13 @@ def _part(whole: Storage, offset: int, count: int) -> Storage:
     return Storage(whole.memory[offset * size : (offset + count) * size], whole.dtype)
 
 
-def _each_made_once(make: Callable[[torch.dtype, str, int], Storage], storages: dict[str, Storage]) -> Callable[[object], object]:
-    """What gives the storage that a pickle refers to, kept in ``storages``; a stub where it refers to something else."""
+def _storage_resolver(
+    make: Callable[[torch.dtype, str, int], Storage], storages: dict[str, Storage]
+) -> Callable[[object], object]:
+    """A function that gives the storage that a pickle refers to, or a stub where it refers to something else.
+
+    Each storage is made once, and kept in ``storages``.
+    """
 
     def persistent(saved: object) -> object:
         reference = _reference(saved)
@@ -214,8 +219,8 @@ def _view(storage: Storage, offset: object, size: object, stride: object, dtype:
     return torch.empty(0, dtype=dtype).set_(storage.memory, offset if 0 not in size else 0, tuple(size), tuple(stride))
 
 
-def _first(*args: object) -> object:
-    """The tensor that a parameter, or a copy of a tensor of another device, is made of."""
+def _unwrap(*args: object) -> object:
+    """The tensor inside a parameter, or inside a copy of another device's tensor; an array becomes a tensor."""
     if args and isinstance(args[0], np.ndarray):
         return torch.from_numpy(args[0])
     return args[0] if args and isinstance(args[0], Tensor) else NotImplemented
@@ -230,11 +235,11 @@ MAKERS |= {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
-    "torch._utils._rebuild_parameter": _first,
-    "torch._utils._rebuild_parameter_with_state": _first,
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _first,
-    "torch._utils._rebuild_device_tensor_from_numpy": _first,
-    "torch._utils._rebuild_xla_tensor": _first,
+    "torch._utils._rebuild_parameter": _unwrap,
+    "torch._utils._rebuild_parameter_with_state": _unwrap,
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _unwrap,
+    "torch._utils._rebuild_device_tensor_from_numpy": _unwrap,
+    "torch._utils._rebuild_xla_tensor": _unwrap,
     "torch._tensor._rebuild_from_type_v2": _subclass,
-    "torch.nn.parameter.Parameter": _first,
+    "torch.nn.parameter.Parameter": _unwrap,
 }

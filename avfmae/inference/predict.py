@@ -48,7 +48,7 @@ def predict(run: PredictConfig) -> list[Prediction]:
     names = ("detector", "margin", "every", "faces", "step", "batch")
     given: dict[str, Any] = {name: value for name in names if (value := getattr(run, name)) is not None}
     given |= {} if run.yunet is None else {"yunet": str(run.yunet)}
-    give_frames_back()
+    return_freed_memory()
     predictor = Predictor.from_pretrained(run.model, **given)
     if run.camera is not None:
         return [watch(predictor, run.camera, run.out)]
@@ -70,7 +70,7 @@ def predict(run: PredictConfig) -> list[Prediction]:
     return results
 
 
-def give_frames_back() -> None:
+def return_freed_memory() -> None:
     """Memory of large frames goes back to the system when it is freed; glibc would keep it in pieces that other sizes do not fit,
     and more of it the longer a video is."""
     if sys.platform == "linux":

@@ -34,7 +34,7 @@ def pretrain(run: PretrainConfig) -> Path:
                           prepare=lambda batch, number: preprocess(batch, run.model, fused=True),
                           about=how_clips_were_read(run, how))  # fmt: skip
         trainer.fit()
-        with trainer.step.shared.gathered():
+        with trainer.step.shared.unsharded():
             if dist.is_main:
                 from avfmae.viz.pages import stage_report
 

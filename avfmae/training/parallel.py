@@ -41,14 +41,14 @@ class Replicated:
     casts = False  # whether weights are cast where they are used, so that no copies are kept
 
     def __init__(self, model: nn.Module):
-        self.model, self.rehearses = model, world_size() > 1
+        self.model, self.needs_warmup_backward = model, world_size() > 1
 
-    def over(self, loss: Loss) -> Loss:
+    def wrap_loss(self, loss: Loss) -> Loss:
         """The loss, through DistributedDataParallel where there are several processes; called with the weights in use in place.
 
         Gradients become views of the buckets that are sent. Which weights get one is the same in every step.
         """
-        if not self.rehearses:
+        if not self.needs_warmup_backward:
             return loss
         with warnings.catch_warnings():  # torch 2.13 has another name for broadcast_buffers, which 2.11 has not
             warnings.simplefilter("ignore", FutureWarning)
@@ -56,19 +56,19 @@ class Replicated:
                 _Loss(self.model, loss), broadcast_buffers=False, init_sync=False, gradient_as_bucket_view=True, static_graph=True
             )
 
-    def sends(self, loss: Loss, last: bool) -> AbstractContextManager:
-        """Around a micro-batch: gradients travel with the last one of a step."""
+    def sync_grads_on_last(self, loss: Loss, last: bool) -> AbstractContextManager:
+        """Around a micro-batch: gradients are averaged over processes in the last one's backward pass."""
         return loss.no_sync() if isinstance(loss, nn.parallel.DistributedDataParallel) and not last else nullcontext()
 
-    def whole_norm(self, norm: Tensor) -> Tensor:
+    def global_grad_norm(self, norm: Tensor) -> Tensor:
         """The norm of all gradients, from that of this process's."""
         return norm
 
-    def gathered(self) -> AbstractContextManager:
+    def unsharded(self) -> AbstractContextManager:
         """Within, a forward pass without gradients needs no other process."""
         return nullcontext()
 
-    def whole(self, params: list[Tensor] | None = None) -> nn.Module:
+    def full_model(self, params: list[Tensor] | None = None) -> nn.Module:
         """The model on this process, in float32; with ``params`` in the place of its parameters. Every process must ask."""
         if params is None:
             return self.model
@@ -86,7 +86,7 @@ class Sharded:
         model: on its device; it is changed in place.
     """
 
-    casts, rehearses = True, False
+    casts, needs_warmup_backward = True, False
 
     def __init__(self, model: nn.Module, dtype: torch.dtype):
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -106,19 +106,19 @@ class Sharded:
                     register_fsdp_forward_method(module, name)
         self.parts: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
 
-    def over(self, loss: Loss) -> Loss:
+    def wrap_loss(self, loss: Loss) -> Loss:
         return loss
 
-    def sends(self, loss: Loss, last: bool) -> AbstractContextManager:
+    def sync_grads_on_last(self, loss: Loss, last: bool) -> AbstractContextManager:
         return nullcontext()
 
-    def whole_norm(self, norm: Tensor) -> Tensor:
+    def global_grad_norm(self, norm: Tensor) -> Tensor:
         square = norm.square()
         dist.all_reduce(square)
         return square.sqrt()
 
     @contextmanager
-    def gathered(self) -> Iterator[None]:
+    def unsharded(self) -> Iterator[None]:
         for part in self.parts:
             part.set_reshard_after_forward(False, recurse=False)
             part.unshard()
@@ -129,7 +129,7 @@ class Sharded:
                 part.set_reshard_after_forward(True, recurse=False)
                 part.reshard()
 
-    def whole(self, params: list[Tensor] | None = None) -> nn.Module:
+    def full_model(self, params: list[Tensor] | None = None) -> nn.Module:
         named = dict(self.model.state_dict())
         if params is not None:
             named |= dict(zip((n for n, _ in self.model.named_parameters()), params, strict=True))
@@ -158,15 +158,15 @@ def share(model: nn.Module, how: Parallel, dtype: torch.dtype) -> Replicated | S
     return Sharded(model, dtype) if how == "fsdp" and world_size() > 1 else Replicated(model)
 
 
-def connect(step: Any, batch: "Batch") -> None:
-    """Puts a training step's loss over the processes, on the stream that steps run on.
+def set_up_parallel_loss(step: Any, batch: "Batch") -> None:
+    """Wraps a training step's loss for its processes, on the stream that steps run on.
 
-    The first backward pass orders the buckets in which gradients are added up. A run that continues must add up as the unbroken
-    one does, so the first is one that changes nothing.
+    DistributedDataParallel orders its buckets of gradients in the first backward pass. A resumed run must add up in the order of
+    an unbroken one, so the first backward pass is a warm-up that changes nothing.
     """
     with step.params.in_use():
-        step.over_processes = step.shared.over(step.compute)
-    if step.shared.rehearses:
+        step.parallel_loss = step.shared.wrap_loss(step.compute)
+    if step.shared.needs_warmup_backward:
         statistics = [b.clone() for b in step.batch_statistics]
         with torch.random.fork_rng([step.device] if step.device.type == "cuda" else []), step.params.in_use():
             step.forward_loss(batch)[0].backward()

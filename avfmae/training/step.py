@@ -15,7 +15,7 @@ from avfmae.data.batch import Batch
 from avfmae.losses import world_size
 from avfmae.training.config import OptimConfig
 from avfmae.training.optim import build_optimizer, learning_rate
-from avfmae.training.parallel import Parallel, connect, local, share
+from avfmae.training.parallel import Parallel, local, set_up_parallel_loss, share
 from avfmae.training.precision import ComputeParams, compute_dtype
 
 # Gives a batch's loss and the parts of it that are logged. Its first argument computes what the model computes.
@@ -56,7 +56,7 @@ class TrainingStep:
         self.optimizer = build_optimizer(model, optim)
         copies = micro_batches == 1 and not self.shared.casts
         self.params = ComputeParams(model, self.dtype if copies else torch.float32)
-        self.over_processes: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]] | None = None  # the loss, from the first step on
+        self.parallel_loss: Callable[[Batch], tuple[Tensor, dict[str, Tensor]]] | None = None  # wrapped in the first step
         self.batch_statistics = [b for m in model.modules() if isinstance(m, nn.BatchNorm1d) for b in m.buffers()]
         self.averaged = [p.detach().clone() for p in model.parameters()] if optim.ema else []
         rates = [learning_rate(s, steps_per_epoch, optim) for s in range(steps)]
@@ -73,7 +73,7 @@ class TrainingStep:
         """
         before = self.begin()
         totals = self.backward(batches)
-        grad_norm = self.shared.whole_norm(K.gradient_norm(self.params.grads()))
+        grad_norm = self.shared.global_grad_norm(K.gradient_norm(self.params.grads()))
         skip = 1 - (grad_norm.isfinite() & totals["loss"].isfinite()).float()
         clip = self.optim.clip_grad
         divisor = (grad_norm / clip).clamp(min=1) if clip else torch.ones_like(grad_norm)
@@ -104,16 +104,16 @@ class TrainingStep:
     def forward_loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and all that is logged of it, the loss included."""
         with self.autocast():
-            loss, parts = (self.over_processes or self.compute)(batch)
+            loss, parts = (self.parallel_loss or self.compute)(batch)
         return loss, {"loss": loss.detach().float(), **{name: part.detach().float() for name, part in parts.items()}}
 
     def backward(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Leaves the gradients of the mean over micro-batches and processes; returns the same mean of what is logged."""
         totals: dict[str, Tensor] = {}
-        if self.over_processes is None:
-            connect(self, batches[0])
+        if self.parallel_loss is None:
+            set_up_parallel_loss(self, batches[0])
         for k, batch in enumerate(batches):
-            with self.params.in_use(), self.shared.sends(self.over_processes, k + 1 == len(batches)):
+            with self.params.in_use(), self.shared.sync_grads_on_last(self.parallel_loss, k + 1 == len(batches)):
                 loss, values = self.forward_loss(batch)
                 (loss / len(batches)).backward()
             for name, value in values.items():

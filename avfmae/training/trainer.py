@@ -146,7 +146,7 @@ class Trainer:
                     begun, waited, logged = time.perf_counter(), 0.0, step + 1
                 if whole_epoch:
                     asked = time.perf_counter()
-                    with self.step.shared.gathered():
+                    with self.step.shared.unsharded():
                         metrics = self.evaluate(step // per_epoch)
                     if metrics is not None:
                         self.state.history.append({"epoch": step // per_epoch, **metrics})
@@ -164,7 +164,7 @@ class Trainer:
             about = {"steps": self.steps, **self.about}
             for name, params in (("weights", None), ("weights-averaged", self.step.averaged)):
                 if params != []:
-                    model = self.step.shared.whole(params)
+                    model = self.step.shared.full_model(params)
                     if self.dist.is_main:
                         save_weights(model, self.out / f"{name}.safetensors", **about)
         self.dist.barrier()

@@ -87,25 +87,25 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _Linear.apply(dtype, x, weight, bias)
 
 
-Taker = Callable[[Tensor, Tensor], Tensor | None]
-_takers: Mapping[int, Taker] = {}
+WeightGradHook = Callable[[Tensor, Tensor], Tensor | None]
+_weight_grad_hooks: Mapping[int, WeightGradHook] = {}
 
 
 @contextmanager
-def gradients_taken(takers: Mapping[int, Taker]) -> Iterator[None]:
-    """Lets somebody else have gradients of weights, in the backward passes inside, before they are computed.
+def intercept_weight_grads(hooks: Mapping[int, WeightGradHook]) -> Iterator[None]:
+    """Calls hooks before weights' gradients are computed, in the backward passes inside.
 
     Args:
-        takers: by a weight's ``id``; given the factors grad (rows, O) and a (rows, I) of its gradient gradᵀ·a, a taker takes them
-            and returns the sums of grad's columns (O), float32; then the weight gets no gradient. Or it returns None, and takes
-            nothing.
+        hooks: by a weight's ``id``. A hook gets the factors grad (rows, O) and a (rows, I) of the weight's gradient gradᵀ·a.
+            If it returns the sums of grad's columns (O), float32, the weight gets no gradient. If it returns None, the gradient
+            is computed.
     """
-    global _takers
-    before, _takers = _takers, takers
+    global _weight_grad_hooks
+    before, _weight_grad_hooks = _weight_grad_hooks, hooks
     try:
         yield
     finally:
-        _takers = before
+        _weight_grad_hooks = before
 
 
 def _weight_grads(
@@ -113,8 +113,8 @@ def _weight_grads(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of ``F.linear(a, weight, bias)`` to weight and bias, in ``dtype``; ``sums``: the bias's, if known."""
     grad, a = matmul.rows(grad), matmul.rows(a)
-    if (taker := _takers.get(id(weight))) and (taken := taker(grad, a)) is not None:
-        return None, taken.to(dtype) if bias else None
+    if (hook := _weight_grad_hooks.get(id(weight))) and (column_sums := hook(grad, a)) is not None:
+        return None, column_sums.to(dtype) if bias else None
     to_bias = None if not bias else column_sum(grad, dtype) if sums is None else sums
     return matmul.to_weight(grad, a, dtype), to_bias
 

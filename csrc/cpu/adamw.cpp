@@ -85,16 +85,6 @@ AVFMAE_INLINE void update(const Rule r, const Numbers& gradient, float* weight, 
   if (copy) copy.store(first, weight + first, n);
 }
 
-void update_wide(const Rule& r, const Numbers& gradient, float* weight, float* m, float* v, const Numbers& copy, int64_t first,
-                               int n, float* squares) {
-  update(r, gradient, weight, Wide{m, v}, copy, first, n, squares);
-}
-
-void update_compact(const Rule& r, const Numbers& gradient, float* weight, int8_t* m, uint16_t* v, const Numbers& copy,
-                                  int64_t first, int n, float* squares) {
-  update(r, gradient, weight, Compact{m, v}, copy, first, n, squares);
-}
-
 void adamw(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs, Tensors steps, Tensors copies, const Tensor lr,
            double beta1, double beta2, double eps, double weight_decay, const Tensor divisor, const Tensor skip,
            std::optional<Tensor> squares) {
@@ -123,9 +113,9 @@ void adamw(Tensors params, Tensors grads, Tensors exp_avgs, Tensors exp_avg_sqs,
     const Numbers to = copies.empty() ? Numbers() : copy[t];
     float *w = data<float>(params[t]), *sum = squares ? &sums[i] : nullptr;
     if (compact)
-      update_compact(rules[t], gradient[t], w, data<int8_t>(exp_avgs[t]), data<uint16_t>(exp_avg_sqs[t]), to, p.first, p.count, sum);
+      update(rules[t], gradient[t], w, Compact{data<int8_t>(exp_avgs[t]), data<uint16_t>(exp_avg_sqs[t])}, to, p.first, p.count, sum);
     else
-      update_wide(rules[t], gradient[t], w, data<float>(exp_avgs[t]), data<float>(exp_avg_sqs[t]), to, p.first, p.count, sum);
+      update(rules[t], gradient[t], w, Wide{data<float>(exp_avgs[t]), data<float>(exp_avg_sqs[t])}, to, p.first, p.count, sum);
   });
   if (squares) scalar(*squares) += static_cast<float>(sum_in_order(sums));
 }

@@ -121,19 +121,19 @@ void grad_row(const Norm& norm, const View& grad_sum, const View& grad, const Vi
   if (grad) {
     const float mean = stats[2 * r], inverse = stats[2 * r + 1], *weight = norm.weight.data(), *bias = norm.bias.data();
     sum_in.load(r, s.x, C), grad.load(r, s.grad, C);
-    Vector levels{}, tilts{};
+    Vector sum_g{}, sum_gx{};
     for (int i = 0; i < norm.padded; i += kBlock) {
       const Vector v = (vector_at(s.x + i) - mean) * inverse, u = vector_at(s.grad + i), w = u * vector_at(weight + i);
       vector_at(d_weight + i) += u * v;
       vector_at(d_bias + i) += u;
       vector_at(s.x + i) = v;
       vector_at(s.grad + i) = w;
-      levels += w;
-      tilts += w * v;
+      sum_g += w;
+      sum_gx += w * v;
     }
-    const float level = sum_of(levels) / C, tilt = sum_of(tilts) / C;
+    const float mean_g = sum_of(sum_g) / C, mean_gx = sum_of(sum_gx) / C;
     for (int i = 0; i < norm.padded; i += kBlock) {
-      vector_at(s.beside + i) += inverse * (vector_at(s.grad + i) - level - vector_at(s.x + i) * tilt);
+      vector_at(s.beside + i) += inverse * (vector_at(s.grad + i) - mean_g - vector_at(s.x + i) * mean_gx);
       vector_at(s.x + i) = vector_at(s.x + i) * vector_at(weight + i) + vector_at(bias + i);
     }
     if (normalised) normalised.store(r, s.x, C);

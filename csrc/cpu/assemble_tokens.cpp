@@ -15,7 +15,7 @@ using torch::stable::Tensor;
 
 // out row = x row + positions row
 void place_token(const Numbers& x, int64_t from, const Numbers& positions, int64_t place, const Numbers& out, int64_t to,
-                               int C, float* scratch) {
+                 int C, float* scratch) {
   x.load(from, scratch, C), positions.load(place * C, scratch + C, C);
   for (int i = 0; i < C; ++i) scratch[i] += scratch[C + i];
   out.store(to, scratch, C);

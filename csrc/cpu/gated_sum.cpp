@@ -33,7 +33,7 @@ void sum_row(const Branch& a, const Branch& b, const Numbers& out, int64_t r, in
 
 // One branch's gradients: to its gate and to itself.
 void grad_row(const Branch& a, const Numbers& grad, const Numbers& d_gate, const Numbers& d_x, int64_t r, int C,
-                             float* scratch) {
+              float* scratch) {
   float *gate = scratch, *x = gate + C, *g = x + C;
   a.gate.load(r * a.gate_row, gate, C), a.x.load(r * a.row, x, C), grad.load(r * C, g, C);
   for (int i = 0; i < C; ++i) {

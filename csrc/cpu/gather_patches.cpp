@@ -12,7 +12,7 @@ namespace {
 // Writes a tubelet's embedding row from number `first` of `out` on. line and plane: memory for a line of pixels, and for one channel of it.
 template <typename In>
 void gather_row(const In* tubelet, const Numbers& out, int64_t first, const PatchGrid& grid, const Normalise& normalise,
-                                     float* line, float* plane) {
+                float* line, float* plane) {
   for (int dt = 0; dt < grid.pt; ++dt)
     for (int dy = 0; dy < grid.ph; ++dy, first += grid.pw) {
       const In* source = tubelet + grid.line(dt, dy);

@@ -42,7 +42,7 @@ def steps(at, parallel, precision, micro_batches, recompute):
     gradients, drop = {}, step.params.drop_grads
 
     def keep():
-        """The last that are dropped are the step's; before, DistributedDataParallel's rehearsal has some."""
+        """The last that are dropped are the step's; before them, a warm-up backward pass has some."""
         grads = {n: step.params.of[p].grad for n, p in model.named_parameters()}
         gradients.update(
             {n: getattr(g, "full_tensor", lambda g=g: g)().float().clone() for n, g in grads.items() if g is not None}
@@ -53,7 +53,7 @@ def steps(at, parallel, precision, micro_batches, recompute):
     for number in range(3):
         step.params.drop_grads = drop if number else keep
         values.append({name: float(value) for name, value in step(mine).items()})
-    weights, averaged = ({n: t.clone() for n, t in step.shared.whole(p).state_dict().items()} for p in (None, step.averaged))
+    weights, averaged = ({n: t.clone() for n, t in step.shared.full_model(p).state_dict().items()} for p in (None, step.averaged))
     return {"values": values, "gradients": gradients, "weights": weights, "averaged": averaged}
 
 

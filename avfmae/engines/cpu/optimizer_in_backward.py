@@ -18,7 +18,7 @@ from avfmae.data.batch import Batch
 from avfmae.engines import Step
 from avfmae_kernels import matmul
 
-PILE = 2**22  # numbers of gradients that are collected for one call
+FLUSH_NUMEL = 2**22  # pending gradients are applied once they have this many elements
 
 
 def why_not(step) -> str | None:
@@ -87,79 +87,79 @@ class OptimizerInBackward:
 
     Args:
         step: the training step that has the optimizer.
-        products: take linear layers' gradients before they are computed. A weight that several layers share is left to autograd,
-            which adds up; the first backward pass tells which those are.
+        products: update linear layers' weights from the factors of their gradients. A weight that several layers share is left to
+            autograd, which adds up; the first backward pass tells which those are.
     """
 
     def __init__(self, step, products: bool):
         self.optimizer, self.compute = step.optimizer, step.params.of
         self.active, self.counted = False, not products
-        self.pile: list[tuple[int, nn.Parameter, nn.Parameter]] = []  # group, parameter, what has its gradient
-        self.uses, self.taken = Counter(), set()
+        self.pending: list[tuple[int, nn.Parameter, nn.Parameter]] = []  # group, parameter, what has its gradient
+        self.uses, self.updated = Counter(), set()
         members = [(k, p) for k, group in enumerate(self.optimizer.param_groups) for p in group["params"] if p.requires_grad]
         fits = [(k, p) for k, p in members if products and p.ndim == 2 and p.shape[1] % 32 == 0]
-        self.takers = {id(p): partial(self.take, k, p) for k, p in fits}
-        arrived = WeakMethod(self.arrived)  # a model may outlive its optimizer
-        self.hooks = [self.compute[p].register_post_accumulate_grad_hook(_hook(arrived, number, p)) for number, p in members]
+        self.weight_grad_hooks = {id(p): partial(self.update_weight, k, p) for k, p in fits}
+        collect = WeakMethod(self.collect_grad)  # a model may outlive its optimizer
+        self.handles = [self.compute[p].register_post_accumulate_grad_hook(_hook(collect, number, p)) for number, p in members]
 
     def close(self) -> None:
-        for hook in self.hooks:
-            hook.remove()
+        for handle in self.handles:
+            handle.remove()
 
     @contextmanager
     def during(self, rate: Tensor) -> Iterator[None]:
         """Around a backward pass, at a learning rate of ``rate`` before each group's scale."""
         self.rates = [rate * group["lr_scale"] for group in self.optimizer.param_groups]
         self.squares, self.one = torch.zeros_like(rate), torch.ones_like(rate)
-        self.active, self.pile = True, []
-        self.taken.clear()
+        self.active, self.pending = True, []
+        self.updated.clear()
         try:
-            with K.gradients_taken(self.takers):
+            with K.intercept_weight_grads(self.weight_grad_hooks):
                 yield
             self.flush()
         finally:
             self.active = False
         if not self.counted and self.uses:
-            self.takers = {key: taker for key, taker in self.takers.items() if self.uses[key] == 1}
+            self.weight_grad_hooks = {key: hook for key, hook in self.weight_grad_hooks.items() if self.uses[key] == 1}
             self.counted = True
 
-    def take(self, number: int, parameter: nn.Parameter, grad: Tensor, a: Tensor) -> Tensor | None:
-        """Updates a linear layer's weight, whose gradient is gradᵀ·a; in the first pass only counts it."""
+    def update_weight(self, number: int, parameter: nn.Parameter, grad: Tensor, a: Tensor) -> Tensor | None:
+        """Updates a linear layer's weight, whose gradient is gradᵀ·a; in the first pass it only counts the use."""
         if not self.counted or not parameter.requires_grad:
             self.uses[id(parameter)] += 1
             return None
         group, state = self.optimizer.param_groups[number], self.optimizer.state_of(parameter)
-        self.taken.add(id(parameter))
+        self.updated.add(id(parameter))
         moments = (state[name] for name in ("exp_avg", "exp_avg_sq", "step"))
         recipe = self.rates[number], group["betas"], group["eps"], group["weight_decay"]
         return K.matmul_adamw(grad, a, parameter.detach(), *moments, *recipe, self.squares)
 
-    def arrived(self, number: int, parameter: nn.Parameter, holder: nn.Parameter) -> None:
-        """Takes note of a gradient that autograd has completed."""
+    def collect_grad(self, number: int, parameter: nn.Parameter, holder: nn.Parameter) -> None:
+        """Collects a gradient that autograd has completed."""
         if not self.active or holder.grad is None:
             return
-        if id(parameter) in self.taken:
+        if id(parameter) in self.updated:
             shape = tuple(parameter.shape)
             raise RuntimeError(f"a weight of shape {shape} got a gradient from outside the one layer that had used it before")
-        self.pile.append((number, parameter, holder))
-        if sum(p.numel() for _, p, _ in self.pile) >= PILE:
+        self.pending.append((number, parameter, holder))
+        if sum(p.numel() for _, p, _ in self.pending) >= FLUSH_NUMEL:
             self.flush()
 
     @torch.no_grad()
     def flush(self) -> None:
-        """Updates what has a gradient."""
-        for number in {number for number, *_ in self.pile}:
-            pairs = [(parameter, holder) for k, parameter, holder in self.pile if k == number]
+        """Updates the parameters whose gradients are pending."""
+        for number in {number for number, *_ in self.pending}:
+            pairs = [(parameter, holder) for k, parameter, holder in self.pending if k == number]
             group = self.optimizer.param_groups[number]
             self.optimizer.apply(group, pairs, self.rates[number], self.one, 0 * self.one, self.squares)
             for _, holder in pairs:
                 holder.grad = None
-        self.pile = []
+        self.pending = []
 
 
-def _hook(arrived: WeakMethod, number: int, parameter: nn.Parameter) -> Callable[[nn.Parameter], None]:
+def _hook(collect: WeakMethod, number: int, parameter: nn.Parameter) -> Callable[[nn.Parameter], None]:
     def hook(holder: nn.Parameter) -> None:
-        if call := arrived():
+        if call := collect():
             call(number, parameter, holder)
 
     return hook

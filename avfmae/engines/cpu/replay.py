@@ -10,15 +10,15 @@ from torch import Tensor
 from avfmae.data.batch import Batch
 from avfmae.engines import say
 from avfmae.engines.captured import Captured
-from avfmae.engines.cpu.tape import Diverged, Recorder, Tape
+from avfmae.engines.cpu.tape import GuardFailed, Recorder, Tape
 from avfmae.engines.cpu.torch_private import below_autograd
 
 
 class Replay(Captured):
     """A step on a CPU that is recorded once and replayed.
 
-    Where the step has read a number, such as whether the loss is finite, a replay reads it too. If the answer is another one
-    than was recorded, what was written up to there is undone, and the step runs eagerly.
+    Where the step has read a number, such as whether the loss is finite, the tape has a guard. If a replay gets another number
+    than was recorded, the guard fails, what was written up to there is undone, and the step runs eagerly.
     """
 
     tape: Tape | None = None
@@ -31,7 +31,7 @@ class Replay(Captured):
         recorder = Recorder([t for batch in batches for t in batch.tensors()])
         with recorder:
             outputs = self.step(batches)
-        if recorder.fixed:
+        if recorder.static_shapes:
             self.tape = Tape.of(recorder, outputs)
         else:
             say("cpu", "shapes in the step follow from numbers, so it cannot be replayed; steps run eagerly")
@@ -42,12 +42,12 @@ class Replay(Captured):
             return self.step(batches)
         if not self.proved:
             return self.prove(tensors, batches)
-        before = [t.clone() for t in self.tape.at_stake]
+        before = [t.clone() for t in self.tape.written_before_last_guard]
         try:
             return self.play(tensors)
-        except Diverged:
+        except GuardFailed:
             if before:
-                torch._foreach_copy_(self.tape.at_stake, before)
+                torch._foreach_copy_(self.tape.written_before_last_guard, before)
             return self.step(batches)
 
     def play(self, tensors: list[Tensor]) -> dict[str, Tensor]:
@@ -60,7 +60,7 @@ class Replay(Captured):
         before, drawn = [t.clone() for t in written], torch.get_rng_state()
         try:
             replayed = fingerprints([*self.play(tensors).values(), *written])
-        except Diverged:  # the step itself decides: another replay is the first
+        except GuardFailed:  # the step itself decides: another replay is the first
             replayed = None
         except Exception as error:
             replayed, self.tape = None, None

@@ -1,6 +1,6 @@
 """A tape: the ops that a function has dispatched, below autograd, as straight-line Python on memory that is planned once.
 
-What modules, autograd and dispatch decided is decided. Memory that ops are handed to write to is laid out in one arena when the
+What modules, autograd and dispatch decided is decided. Memory that ops are handed to write to is planned in one arena when the
 tape is made: blocks that are never needed at the same time share it. So replaying allocates little, and makes no view: a view of
 planned memory is a tensor made once.
 """
@@ -25,22 +25,22 @@ from avfmae.engines.cpu.torch_private import (
 
 aten = torch.ops.aten
 EMPTY = {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default}
-# of torch's ops those whose "out" writes at once
-WRITTEN = {aten.add.Tensor, aten.bmm.default, aten.cat.default, aten.gelu.default, aten.mm.default, aten.mul.Tensor}
-UNDECLARED = {aten.native_batch_norm.default: ("running_mean", "running_var")}  # writes that a schema does not tell of
+# torch's ops whose out variant writes the result without a copy
+OUT_VARIANTS = {aten.add.Tensor, aten.bmm.default, aten.cat.default, aten.gelu.default, aten.mm.default, aten.mul.Tensor}
+UNDECLARED_WRITES = {aten.native_batch_norm.default: ("running_mean", "running_var")}  # writes that a schema does not tell of
 ALIGNMENT = 64  # bytes
 
 
-class Diverged(Exception):
+class GuardFailed(Exception):
     """A replay got another number than was recorded."""
 
 
-def expect(answer, recorded) -> None:
-    if answer != recorded:
-        raise Diverged
+def guard(number, recorded) -> None:
+    if number != recorded:
+        raise GuardFailed
 
 
-def varies(function: Callable, args: tuple) -> bool:
+def has_dynamic_shape(function: Callable, args: tuple) -> bool:
     """Whether the shape of an op's result follows from numbers, so that it may be another one in the next replay."""
     if function is aten.index.Tensor:
         return any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
@@ -59,12 +59,12 @@ class Block:
 
 @dataclass(eq=False)
 class Value:
-    """A tensor, or a number that was asked for: the block that it views and how, or what was found there before the recording."""
+    """A tensor, or a number that was asked for: the block that it views and how, or the external tensor, from before the tape."""
 
     name: str
     block: Block | None = None
     view: tuple[torch.dtype, torch.Size, tuple[int, ...], int] | None = None  # dtype, shape, strides, offset
-    found: Tensor | None = None
+    external: Tensor | None = None
 
     @property
     def placed(self) -> bool:
@@ -80,13 +80,13 @@ class Value:
 class Call:
     """``results = function(*args, **kwargs)`` with values in place of tensors; a result that is None was known already.
 
-    A call that ``acts`` is made even if nobody reads its results.
+    A call that ``has_side_effects`` is kept even if nobody reads its results.
     """
 
     function: Callable
     args: tuple
     kwargs: dict
-    acts: bool = False
+    has_side_effects: bool = False
     results: list[Value | None] = field(default_factory=list)
     single: bool = True  # one result, not a tuple of one
 
@@ -97,9 +97,9 @@ class Call:
     @property
     def writes(self) -> list[Value]:
         """Arguments that are changed."""
-        if not self.acts or self.function is expect:
+        if not self.has_side_effects or self.function is guard:
             return []
-        arguments, more = schema(self.function).arguments, UNDECLARED.get(self.function, ())
+        arguments, more = schema(self.function).arguments, UNDECLARED_WRITES.get(self.function, ())
         given = dict(zip((a.name for a in arguments), self.args, strict=False)) | self.kwargs
         return values_in([given.get(a.name) for a in arguments if a.is_write or a.name in more])
 
@@ -112,26 +112,25 @@ class Recorder(TorchDispatchMode):
     """Writes down every op that is dispatched while it is active.
 
     A tensor is known by the memory that it views, since autograd gives what it has saved back as another object. What is neither
-    an input nor any op's result was there before: weights, moments, the schedule. Inputs are others in every replay.
+    an input nor any op's result is external: weights, moments, the schedule. Inputs are others in every replay.
     """
 
     def __init__(self, inputs: Sequence[Tensor]):
         super().__init__()
-        self.fixed = True  # whether all shapes are the same whatever the numbers are; only then there is a tape
+        self.static_shapes = True  # all shapes are the same whatever the numbers are; only then there is a tape
         self.calls: list[Call] = []
         self.numbers = count()
         self.values: dict[tuple, tuple[Value, StorageWeakRef]] = {}
         self.blocks: dict[int, tuple[Block | None, StorageWeakRef]] = {}
-        self.found: list[Value] = []
         self.inputs = [self.new_value(t, None) for t in inputs]
 
     @staticmethod
     def place(t: Tensor) -> tuple:
         return t.untyped_storage().data_ptr(), t.dtype, t.shape, t.stride(), t.storage_offset()
 
-    def new_value(self, t: Tensor, block: Block | None, found: Tensor | None = None) -> Value:
+    def new_value(self, t: Tensor, block: Block | None, external: Tensor | None = None) -> Value:
         storage, view = t.untyped_storage(), self.place(t)[1:]
-        value = Value(f"v{next(self.numbers)}", block, view, found)
+        value = Value(f"v{next(self.numbers)}", block, view, external)
         self.values[self.place(t)] = value, StorageWeakRef(storage)
         self.blocks[storage.data_ptr()] = block, StorageWeakRef(storage)
         return value
@@ -146,7 +145,6 @@ class Recorder(TorchDispatchMode):
             return x
         if (value := self.known(x)) is None:
             value = self.new_value(x, None, x.detach())
-            self.found.append(value)
         return value
 
     def result(self, t: Tensor | None) -> Value | None:
@@ -162,14 +160,14 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         given = [x for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)]
-        if function.is_view and not any((v := self.known(x)) and v.found is None for x in given):
-            return function(*args, **kwargs)  # of what was there before: found as it is
-        self.fixed = self.fixed and not varies(function, args)
-        acts = schema(function).is_mutable or function in UNDECLARED
-        call = Call(function, *tree_map(self.value_of, (args, kwargs)), acts)
+        if function.is_view and not any((v := self.known(x)) and v.external is None for x in given):
+            return function(*args, **kwargs)  # a view of an external tensor is external
+        self.static_shapes = self.static_shapes and not has_dynamic_shape(function, args)
+        has_side_effects = schema(function).is_mutable or function in UNDECLARED_WRITES
+        call = Call(function, *tree_map(self.value_of, (args, kwargs)), has_side_effects)
         out = function(*args, **kwargs)
         results = [x for x in tree_iter(out) if isinstance(x, Tensor)]
-        if not call.acts and (all(map(self.known, results)) if results else not given):
+        if not has_side_effects and (all(map(self.known, results)) if results else not given):
             return out  # the same tensor once more; or a fact that no number changes
         call.single = not isinstance(out, (tuple, list))
         if results:
@@ -178,7 +176,7 @@ class Recorder(TorchDispatchMode):
             call.results = [Value(f"v{next(self.numbers)}")]
         self.calls.append(call)
         if call.results and not results:
-            self.calls.append(Call(expect, (call.results[0], out), {}, acts=True))
+            self.calls.append(Call(guard, (call.results[0], out), {}, has_side_effects=True))
         return out
 
 
@@ -188,47 +186,47 @@ class Tape:
 
     Attributes:
         play: gives what the recorded function gave; the next call may overwrite it.
-        written: what was there before the recording, and is written in it: weights, moments, counters.
-        at_stake: of this, what is written before the last question that a replay may answer in another way.
+        written: external tensors that the tape writes: weights, moments, counters.
+        written_before_last_guard: those of them that are written before the last guard; they are restored when a guard fails.
         arena: the planned memory.
     """
 
     play: Callable[..., dict[str, Tensor]]
     written: list[Tensor]
-    at_stake: list[Tensor]
+    written_before_last_guard: list[Tensor]
     arena: Tensor
 
     @classmethod
     def of(cls, recorder: Recorder, outputs: dict[str, Tensor]) -> "Tape":
         """Of what a recorder has seen, while its outputs are still there."""
         returned = {key: recorder.value_of(t) for key, t in outputs.items()}
-        calls = without_the_unread(recorder.calls, returned.values())
-        questions = [number for number, call in calls.items() if call.function is expect]
-        last = max(questions, default=0)
-        written = {v: None for call in calls.values() for v in call.writes if v.found is not None}
-        at_stake = {v: None for number, call in calls.items() if number < last for v in call.writes if v.found is not None}
-        arena = lay_out(calls, returned.values())
-        play = write(calls, recorder.inputs, returned, arena)
-        return cls(play, [v.found for v in written], [v.found for v in at_stake], arena)
+        calls = eliminate_dead_calls(recorder.calls, returned.values())
+        guards = [number for number, call in calls.items() if call.function is guard]
+        last = max(guards, default=0)
+        written = {v: None for call in calls.values() for v in call.writes if v.external is not None}
+        early = {v: None for number, call in calls.items() if number < last for v in call.writes if v.external is not None}
+        arena = plan_memory(calls, returned.values())
+        play = generate_code(calls, recorder.inputs, returned, arena)
+        return cls(play, [v.external for v in written], [v.external for v in early], arena)
 
 
-def without_the_unread(calls: Sequence[Call], returned: Iterable[Value]) -> dict[int, Call]:
-    """The calls that act, or whose results are read, by number."""
+def eliminate_dead_calls(calls: Sequence[Call], returned: Iterable[Value]) -> dict[int, Call]:
+    """The calls that have side effects, or whose results are read, by number."""
     needed, kept = set(returned), {}
     for number, call in reversed(list(enumerate(calls))):
-        if call.acts or not needed.isdisjoint(call.results):
+        if call.has_side_effects or not needed.isdisjoint(call.results):
             needed.update(call.reads)
             kept[number] = call
     return dict(reversed(kept.items()))
 
 
-def writer(call: Call) -> Callable | None:
-    """The op that writes a call's results where it is told to, if it is one of ours, or of torch's that gain by it."""
+def out_variant(call: Call) -> Callable | None:
+    """The op that writes a call's results where it is told to, if it is one of ours, or one of torch's that gain by it."""
     ours = str(call.function).startswith("avfmae.")
-    return out_overload(call.function) if (ours or call.function in WRITTEN) and None not in call.results else None
+    return out_overload(call.function) if (ours or call.function in OUT_VARIANTS) and None not in call.results else None
 
 
-def lay_out(calls: dict[int, Call], returned: Iterable[Value]) -> Tensor:
+def plan_memory(calls: dict[int, Call], returned: Iterable[Value]) -> Tensor:
     """Gives a place in one arena to every block that can have one."""
     for number, call in calls.items():
         for block in blocks_of([*call.reads, *call.results]):
@@ -237,7 +235,7 @@ def lay_out(calls: dict[int, Call], returned: Iterable[Value]) -> Tensor:
         block.last = max(calls, default=0) + 1
     planned: list[Block] = []
     for number, call in calls.items():
-        if call.function in EMPTY or writer(call):
+        if call.function in EMPTY or out_variant(call):
             planned += [block for block in blocks_of(call.results) if block.first == number]
     top, placed = 0, []
     for block in sorted(planned, key=lambda block: -block.bytes):  # the largest first: at the lowest place that is free meanwhile
@@ -259,7 +257,7 @@ def blocks_of(values: Iterable[Value | None]) -> list[Block]:
     return list({id(v.block): v.block for v in values if v is not None and v.block is not None}.values())
 
 
-def write(calls: dict[int, Call], inputs: Sequence[Value], returned: dict[str, Value], arena: Tensor) -> Callable:
+def generate_code(calls: dict[int, Call], inputs: Sequence[Value], returned: dict[str, Value], arena: Tensor) -> Callable:
     """The calls as a Python function, in which values that have no fixed place are dropped after their last use."""
     scope: dict[str, object] = {}
 
@@ -271,8 +269,8 @@ def write(calls: dict[int, Call], inputs: Sequence[Value], returned: dict[str, V
         if not isinstance(x, Value):
             scope[f"k{id(x)}"] = x
             return f"k{id(x)}"
-        if x.found is not None:
-            scope[x.name] = x.found
+        if x.external is not None:
+            scope[x.name] = x.external
         elif x.placed and x.name not in scope:
             scope[x.name] = x.tensor(arena)
         return x.name
@@ -281,12 +279,12 @@ def write(calls: dict[int, Call], inputs: Sequence[Value], returned: dict[str, V
     needed = {*returned.values(), *inputs}
     for number, call in reversed(calls.items()):
         results = [v for v in call.results if v is not None]
-        placed, op = bool(results) and all(v.placed for v in results), writer(call)
-        if placed and not call.acts and (call.function in EMPTY or all(v.block.first < number for v in results)):
+        placed, op = bool(results) and all(v.placed for v in results), out_variant(call)
+        if placed and not call.has_side_effects and (call.function in EMPTY or all(v.block.first < number for v in results)):
             continue  # memory, or views of it
-        over = {v for v in (*call.reads, *results) if v.found is None and not v.placed} - needed
-        if over:
-            lines.append(f"del {', '.join(v.name for v in over)}")
+        dead = {v for v in (*call.reads, *results) if v.external is None and not v.placed} - needed
+        if dead:
+            lines.append(f"del {', '.join(v.name for v in dead)}")
         needed.update(call.reads)
         given = call.kwargs
         if op:

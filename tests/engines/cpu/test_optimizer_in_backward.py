@@ -57,15 +57,15 @@ def test_updates_in_the_backward_pass_are_those_after_it(precision, compact):
 
 
 @pytest.mark.skipif(not matmul.BF16, reason="no AVX512-BF16, or AMX")
-def test_products_are_taken_where_one_layer_has_the_weight_to_itself():
+def test_weights_that_one_layer_uses_are_updated_before_autograd_has_their_gradients():
     model, _, step = in_backward("bf16")
     step([random_batch(0)])
-    assert not step.updates.taken  # counted first
+    assert not step.updates.updated  # uses are counted first
     step([random_batch(1)])
     names = {id(p): n for n, p in model.named_parameters()}
-    taken = {names[i] for i in step.updates.taken}
-    assert "video_encoder.blocks.0.mlp.fc1.weight" in taken and "audio_decoder.blocks.0.attn.qkv.weight" in taken
-    assert not any("decoder.embed" in n for n in taken)  # of the tokens and of each skip feature
+    updated = {names[i] for i in step.updates.updated}
+    assert "video_encoder.blocks.0.mlp.fc1.weight" in updated and "audio_decoder.blocks.0.attn.qkv.weight" in updated
+    assert not any("decoder.embed" in n for n in updated)  # of the tokens and of each skip feature
 
 
 class Shared(nn.Module):
@@ -102,7 +102,7 @@ def test_a_weight_that_is_used_twice_gets_both_gradients_and_a_second_part_is_re
         b.backward()
         late.optimizer.update(late.params.of, rate, torch.ones(()), torch.zeros(()))
         plain.zero_grad()
-    assert {id(model.once.weight), id(model.beside.weight)} == early.taken
+    assert {id(model.once.weight), id(model.beside.weight)} == early.updated
     for p, q in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.allclose(p, q, atol=2e-5)
     with pytest.raises(RuntimeError, match=r"a weight of shape \(32, 32\) got a gradient from outside"), early.during(rate):
@@ -110,7 +110,7 @@ def test_a_weight_that_is_used_twice_gets_both_gradients_and_a_second_part_is_re
             loss = model(x, True)
         loss.backward()
     with torch.autocast("cpu", torch.bfloat16):
-        model(x, True).backward()  # outside nothing is taken
+        model(x, True).backward()  # outside nothing is intercepted
     assert all(p.grad is not None for p in model.parameters())
 
 

@@ -13,7 +13,7 @@ from avfmae import engines
 from avfmae.engines.captured import EAGER_STEPS
 from avfmae.engines.cpu import replay as replay_module
 from avfmae.engines.cpu.replay import Replay
-from avfmae.engines.cpu.tape import Diverged, Recorder, Tape
+from avfmae.engines.cpu.tape import GuardFailed, Recorder, Tape
 from avfmae.models.iavcl import BatchNorm
 from avfmae.tasks.reconstruction import pretraining_loss
 from avfmae.training.config import OptimConfig
@@ -215,7 +215,7 @@ def test_results_without_memory_are_told_apart_from_those_with_it():
     assert tape.arena.numel() > 0
 
 
-def test_what_nobody_reads_is_not_done_and_what_acts_is():
+def test_dead_calls_are_eliminated_and_side_effects_are_kept():
     weight, counter = torch.randn(4, 3), torch.zeros(())
 
     def function(x):
@@ -234,8 +234,8 @@ def test_what_nobody_reads_is_not_done_and_what_acts_is():
     for given in (x, -x):
         out = tape.play(given)
         assert torch.equal(out["out"], given + 1) and torch.allclose(out["weighed"], given @ weight[:, :2])
-    assert float(counter) == 3 and not tape.at_stake
-    weight.mul_(2)  # what is found is found anew
+    assert float(counter) == 3 and not tape.written_before_last_guard
+    weight.mul_(2)  # an external tensor is read anew
     assert torch.allclose(tape.play(x)["weighed"], x @ weight[:, :2])
 
 
@@ -249,7 +249,7 @@ def test_where_shapes_follow_from_numbers_there_is_no_tape(select):
     assert replay.tape is None
 
 
-def test_a_question_with_another_answer_undoes_what_was_written():
+def test_a_guard_that_fails_undoes_what_was_written():
     counter = torch.zeros(())
 
     def function(batches):
@@ -262,8 +262,8 @@ def test_a_question_with_another_answer_undoes_what_was_written():
     positive.audio, negative.audio = torch.ones(1, 3), -torch.ones(1, 3)
     for _ in range(EAGER_STEPS + 3):
         assert float(replay([positive])["sum"]) == 3
-    assert len(replay.tape.at_stake) == 1
-    with pytest.raises(Diverged):
+    assert len(replay.tape.written_before_last_guard) == 1
+    with pytest.raises(GuardFailed):
         replay.tape.play(*negative.tensors())
     counter.fill_(10)
     assert float(replay([negative])["sum"]) == 3 and float(counter) == 11
