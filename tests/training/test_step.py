@@ -76,8 +76,8 @@ def engine_names(device):
 @pytest.mark.parametrize("clip_grad", [1.0, None])
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_first_steps_are_those_of_plain_pytorch(batches, device, clip_grad):
-    """Float32, one seed: twenty steps agree to 1e-4 in the mean. In one step plain PyTorch's own losses with one thread and with two
-    are 2e-4 apart. Without clipping an engine may update weights in the backward pass."""
+    """Float32, one seed: twenty steps agree to 1e-4 in the mean. In one step plain PyTorch's own losses are 2e-4 apart, with one
+    thread and with two. Without clipping an engine may update weights in the backward pass."""
     lr = 4e-3 if clip_grad else 1e-3
     plain, _ = train(batches, 0, "reference", "float32", 20, lr, device, clip_grad, "eager")
     for engine in engine_names(device):
