@@ -12,10 +12,7 @@ from torch import Tensor
 
 import avfmae_kernels as K
 from avfmae.masking import ModalityMask
-
-
-def world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+from avfmae.world import rank, world_size
 
 
 def reconstruction_loss(
@@ -61,7 +58,7 @@ class Gathered:
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx, mine, work):
-        everything = mine.new_empty(len(mine) * dist.get_world_size(), *mine.shape[1:])
+        everything = mine.new_empty(len(mine) * world_size(), *mine.shape[1:])
         work.append(dist.all_gather_into_tensor(everything, mine, async_op=True))
         return everything
 
@@ -69,7 +66,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, grad):
         grad = grad.contiguous()
         dist.all_reduce(grad)  # what the other processes' losses say of these clips
-        return grad.chunk(dist.get_world_size())[dist.get_rank()], None
+        return grad.chunk(world_size())[rank()], None
 
 
 def info_nce(
@@ -90,7 +87,7 @@ def info_nce(
     """
     all_video, all_audio = everyone or (video, audio)
     count, total = video.shape[-2], all_video.shape[-2]
-    first = dist.get_rank() * count if everyone else 0
+    first = rank() * count if everyone else 0
     by_video, by_audio = video @ all_audio.mT / temperature, audio @ all_video.mT / temperature
     labels = torch.arange(first, first + count, device=video.device)
     compared = [by_video, by_audio]

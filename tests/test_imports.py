@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     ("avfmae_kernels",),
     ("avfmae.config", "avfmae.bounds", "avfmae.console", "avfmae.extras", "avfmae.files", "avfmae.losses", "avfmae.masking",
-     "avfmae.metrics", "avfmae.options", "avfmae.processes", "avfmae.recipes"),
+     "avfmae.metrics", "avfmae.options", "avfmae.processes", "avfmae.recipes", "avfmae.world"),
     ("avfmae.data", "avfmae.models"),
     ("avfmae.checkpoints", "avfmae.datasets"),
     ("avfmae.engines",),

@@ -19,10 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from avfmae.checkpoints.state import STATE_JSON, TrainingState, cannot_be_written, load_checkpoint, publish
-
-
-def rank_and_world() -> tuple[int, int]:
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+from avfmae.world import rank, world_size
 
 
 class Writer:
@@ -34,7 +31,7 @@ class Writer:
 
     def __init__(self, folder: Path):
         self.folder, self.pending = folder, None
-        self.rank, self.world = rank_and_world()
+        self.rank, self.world = rank(), world_size()
         self.is_main = self.rank == 0
         # of its own, since training talks meanwhile; torch's types have a number there for those who are no members
         self.group: Any = dist.new_group(backend="gloo") if self.world > 1 else None
@@ -130,8 +127,8 @@ def load(
 
 def _damaged(path: Path) -> Path | None:
     """The first file of a checkpoint that is not as it was written, or None; the processes share the work, and agree."""
-    rank, world = rank_and_world()
-    mine = sorted(path.glob("*.distcp"))[rank::world]
+    world = world_size()
+    mine = sorted(path.glob("*.distcp"))[rank() :: world]
     told = [file.with_suffix(".crc32") for file in mine]
     found = [file for file, crc in zip(mine, told, strict=True) if not crc.exists() or crc.read_text() != _checksum(file)]
     everywhere: list[list[Path]] = [found]

@@ -7,7 +7,6 @@ outputs and feeds the joint feature back. Shapes: B batch, N video and M audio t
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from avfmae.config import ModelConfig
 from avfmae.models.attention import MLP, CrossAttention, DropsBranches, Linear, SelfAttention, add_norm, layer_norm
 from avfmae.models.cross import cross_blocks, read_each_other
 from avfmae.models.interfaces import Fusion
+from avfmae.world import world_size
 
 RELEASED_UNIT = {  # the parts of a DiER unit in the released files, of video and of audio
     "norm": ("norm3", "norm3_1"),
@@ -71,7 +71,7 @@ class BatchNorm(nn.BatchNorm1d):
         return super().train(mode and not self.frozen)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, J)
-        if not (self.training and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if not (self.training and world_size() > 1):
             if self.training and x.shape[0] * x.shape[2] == 1:
                 raise ValueError(
                     "optim.total_batch, optim.micro_batch: got one clip a pass, expected 2 or more, of which the fusion's "

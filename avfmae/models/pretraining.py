@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avfmae.config import ModelConfig
-from avfmae.losses import Gathered, info_nce, reconstruction_loss, world_size
+from avfmae.losses import Gathered, info_nce, reconstruction_loss
 from avfmae.masking import DualMask
 from avfmae.models.base import AudioVisualModel
 from avfmae.models.decoder import Decoder
+from avfmae.world import world_size
 
 
 @dataclass

@@ -13,6 +13,7 @@ from torch import Tensor
 from avfmae.data.batch import Batch
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.models.iavcl import BatchNorm
+from avfmae.world import world_size
 
 CLIPS = 256  # that are measured, at most
 
@@ -45,6 +46,6 @@ def measure_batch_norm(model: AVFMAEForFinetuning, batches: Iterable[Batch]) -> 
 
 def share(tensors: Iterable[Tensor]) -> None:
     """Every process gets the first one's."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from avfmae.losses import world_size
 from avfmae.models.attention import DropsBranches
+from avfmae.world import world_size
 
 if TYPE_CHECKING:
     from avfmae.data.batch import Batch

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import avfmae_kernels as K
 from avfmae.data.batch import Batch
-from avfmae.losses import world_size
 from avfmae.training.config import OptimConfig
 from avfmae.training.optim import build_optimizer, learning_rate
 from avfmae.training.parallel import Parallel, local, set_up_parallel_loss, share
 from avfmae.training.precision import ComputeParams, compute_dtype
+from avfmae.world import world_size
 
 # Gives a batch's loss and the parts of it that are logged. Its first argument computes what the model computes.
 LossFunction = Callable[[Callable, Batch], tuple[Tensor, dict[str, Tensor]]]
