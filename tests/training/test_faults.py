@@ -162,7 +162,8 @@ def test_names_are_no_markup(media, weights, tmp_path, capsys):
     (folder / name.replace("31", "32")).write_bytes(b"")
     shown = "Title [dQw4w9WgXcQ] [/d] [red]\\x1b[32m.mp4"
     main(["prepare", str(folder), "--out", str(tmp_path / "set"), "--detector", "precropped", "--workers", "1"])
-    main(["evaluate", str(weights), *map(str, sorted(folder.iterdir())), "--workers", "0", "--out", str(tmp_path / "p.csv")])
+    with pytest.raises(SystemExit, match="1 of 2 clips could not be read"):
+        main(["evaluate", str(weights), *map(str, sorted(folder.iterdir())), "--workers", "0", "--out", str(tmp_path / "p.csv")])
     printed = capsys.readouterr()
     assert "\x1b[32m" not in printed.out + printed.err and f"{shown}: the file is empty" in printed.err
     message = said(*PRETRAIN, "--manifest", tmp_path / "set" / "set_aside.csv", "--optim.total-batch", 2, "--out", tmp_path / "r")
