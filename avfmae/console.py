@@ -28,11 +28,25 @@ def print_fitted(text: str) -> None:
 
 
 @contextlib.contextmanager
+def narrow() -> Iterator[None]:
+    """A terminal of 100 columns at most: in wider ones options would stand side by side."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(min(100, shutil.get_terminal_size().columns))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+@contextlib.contextmanager
 def help_fitted() -> Iterator[None]:
     """Fits to the terminal what is printed inside."""
     text = io.StringIO()
     try:
-        with contextlib.redirect_stdout(text):
+        with contextlib.redirect_stdout(text), narrow():
             yield
     finally:
         if text.getvalue():

@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from avfmae.console import print_fitted
+from avfmae.console import narrow, print_fitted
 
 FIRST = {
     "recipe", "config", "manifest", "manifests", "label_map", "out", "preset", "init", "held_out.manifest", "task", "folds",
@@ -23,7 +23,7 @@ def print_help(default: Any, command: str) -> None:
     parts = {"What a run needs, and what one changes first": FIRST & names, "What one rarely touches": names - FIRST}
     for number, (title, shown) in enumerate(parts.items()):
         part, text = showing(default, shown), io.StringIO()
-        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit), narrow():
             tyro.cli(type(part), prog=f"avfmae {command}", args=["--help"], default=part)
         lines = text.getvalue().splitlines()
         boxes = next(i for i, line in enumerate(lines) if re.fullmatch(r"\W*options\W*", line))

@@ -110,12 +110,13 @@ def test_doctor_takes_no_options(capsys):
     assert "takes no options, got --foo" in fails(capsys, "doctor", "--foo")
 
 
+@pytest.mark.parametrize("width", [80, 250])
 @pytest.mark.parametrize("command", ["", *COMMANDS, *(f"bench {subject}" for subject in SUBJECTS)])
-def test_help_fits_the_terminal(command, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
+def test_help_fits_the_terminal(command, width, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
     with contextlib.suppress(SystemExit):
         main([*command.split(), "--help"])
-    assert not [line for line in capsys.readouterr().out.splitlines() if len(line) > 80]
+    assert 20 < max(map(len, capsys.readouterr().out.splitlines())) <= width
 
 
 def test_top_help_is_in_groups(capsys):
@@ -254,28 +255,14 @@ def test_a_bad_model_is_named_on_the_command_line(arguments, words, capsys, monk
         ("[optim]\nlr = nan", "[optim]: lr: got nan, expected at least 0"),
         ("[data]\nworkers = -1", "[data]: workers: got -1, expected at least 0"),
         ("[data]\nflip = 1.5", "[data]: flip: got 1.5, expected 0 to 1"),
+        ("[data]\nmulti_scales = []", "[data]: multi_scales: got ()"),
+        ("[data]\ncrop_scale = [0, 0]", "[data]: crop_scale: got (0.0, 0.0)"),
+        ("[data]\nrand_augment = [7, -1]", "[data]: rand_augment: got (7.0, -1)"),
+        ("[optim]\nbetas = [0.9, 1]", "[optim]: betas: got (0.9, 1.0)"),
         ("preset =", "is no TOML"),
         ("recipe = 'base'", "'recipe' goes on the command line"),
     ],
-    ids=[
-        "key",
-        "nested key",
-        "type",
-        "string",
-        "model key",
-        "model type",
-        "model",
-        "nested model type",
-        "table",
-        "literal",
-        "no steps",
-        "no batch",
-        "no number",
-        "no workers",
-        "no share",
-        "toml",
-        "recipe",
-    ],
+    ids=lambda value: value.replace("\n", " ") if "=" in value else "",
 )
 def test_a_bad_configuration_is_named(text, words, tmp_path, capsys):
     (tmp_path / "bad.toml").write_text(text)

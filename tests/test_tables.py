@@ -20,8 +20,15 @@ def printed(rows, width):
 def test_every_number_is_there(width, turned):
     rows = [{"epoch": kind} | METRICS for kind in ("last [a]", "best on test")]
     text = printed(rows, width)
-    assert all(text.count(value) == 2 for value in METRICS.values()) and "…" not in text
+    assert all(text.count(value.replace(" ", "\u00a0")) == 2 for value in METRICS.values()) and "…" not in text
     assert ("│ metric 3  " in text) == turned and max(map(len, text.splitlines())) <= width
+
+
+def test_the_table_of_a_regression_fits_eighty_columns():
+    names = [f"{metric}{dimension}" for metric in ("PCC", "CCC", "MSE", "ACC") for dimension in ("", "_arousal", "_valence")]
+    kinds = ("last epoch (2)", "best on held-out (2)", "best on test (legacy) (1)")
+    text = printed([{"epoch": kind} | dict.fromkeys(names, "0.29 ± 0.00") for kind in kinds], 80)
+    assert text.count("0.29\u00a0±\u00a00.00") == 36 and all(name in text for name in names)
 
 
 def test_what_fits_in_no_way_is_folded():

@@ -105,3 +105,9 @@ class DataConfig:
     def __post_init__(self):
         check_least(self, stride=1, face_margin=0, segments=1, crops=1, workers=0, clip_seconds=0.1, recycle=1, mixed_shards=1)
         check_shares(self, "flip", "erase", "max_bad_share")
+        if not self.multi_scales or not all(0 < scale <= 1 for scale in self.multi_scales):
+            raise ValueError(f"multi_scales: got {self.multi_scales}, expected shares above 0, to 1, at least one")
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale: got {self.crop_scale}, expected the least and the largest share, above 0, to 1")
+        if min(self.rand_augment) < 0:
+            raise ValueError(f"rand_augment: got {self.rand_augment}, expected a magnitude and a number of at least 0")

@@ -26,7 +26,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from avfmae.data.clip import Clip
-from avfmae.data.table import COLUMNS, FACE, NUMBERS, SHARED, TYPES, ClipTable, array_of, batches_of
+from avfmae.data.table import COLUMNS, FACE, NUMBERS, SHARED, TYPES, ZERO, ClipTable, array_of, batches_of
 from avfmae.files import atomic_write, write_table
 
 __all__ = ["COLUMNS", "FACE", "MANIFESTS", "read_columns", "read_manifest", "read_released_list", "write_manifest"]
@@ -210,11 +210,19 @@ def _checked(batch: pa.RecordBatch, read: int, path: str) -> pa.RecordBatch:
     if columns["path"].null_count:
         raise ValueError(f"{path}, row {read + pc.index(columns['path'].is_null(), True).as_py() + 1}: path is empty")
     wrong = {}  # what is wrong -> by row, whether it is
+    for name in columns.keys() & set(NUMBERS):
+        wrong[f"{name} is no finite number"] = pc.invert(pc.is_finite(columns[name]))
+    if "start" in columns:
+        wrong["start is below 0"] = pc.less(columns["start"], ZERO)
+    if "end" in columns:
+        wrong["end is not above 0"] = pc.less_equal(columns["end"], ZERO)
     if {"start", "end"} <= columns.keys():
         wrong["end is not after start"] = pc.less_equal(columns["end"], columns["start"])
     if FACE[0] in columns:
         given = [pc.is_valid(columns[c]) for c in FACE]
         wrong["the face's box is not whole"] = pc.and_not(reduce(pc.or_, given), reduce(pc.and_, given))
+        for name in FACE[2:]:
+            wrong[f"{name} is not above 0"] = pc.less_equal(columns[name], ZERO)
     for what, rows in wrong.items():
         if pc.any(rows).as_py():
             raise ValueError(f"{path}, row {read + pc.index(rows, True).as_py() + 1}: {what}")

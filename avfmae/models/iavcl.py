@@ -7,6 +7,7 @@ outputs and feeds the joint feature back. Shapes: B batch, N video and M audio t
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -77,7 +78,10 @@ class BatchNorm(nn.BatchNorm1d):
                     "optim.total_batch, optim.micro_batch: got one clip a pass, expected 2 or more, of which the fusion's "
                     "normalisation takes batch statistics"
                 )
-            return super().forward(x)
+            if self.weight.dtype == self.running_mean.dtype:
+                return super().forward(x)
+            weight, bias = self.weight.float(), self.bias.float()  # gathered in another dtype than the statistics, to evaluate
+            return F.batch_norm(x.float(), self.running_mean, self.running_var, weight, bias, eps=self.eps).to(x.dtype)
         from torch.distributed.nn.functional import all_reduce
 
         count = x.new_tensor([x.shape[0] * x.shape[2]], dtype=torch.float32)

@@ -107,13 +107,13 @@ def merge(manifests: Sequence[Path], label_map: LabelMap) -> tuple[list[Clip], d
 
 @dataclass(frozen=True)
 class Hybrid(Classification):
-    """Classification with a label smoothing of its own for some data sets. ``rates``: (data set, share)."""
+    """Classification with a label smoothing of its own for some data sets. ``smoothing``: (data set, share)."""
 
-    rates: tuple[tuple[str, float], ...] = ()
+    smoothing: tuple[tuple[str, float], ...] = ()
 
     def target(self, clip: Clip) -> list[float]:
         """The class, and the clip's smoothing, or -1 for the run's."""
-        return [self.number(clip), dict(self.rates).get(clip.dataset or "", -1.0)]
+        return [self.number(clip), dict(self.smoothing).get(clip.dataset or "", -1.0)]
 
     def targets(self, labels: Tensor, smoothing: float) -> Tensor:
         """(B, 2) of :meth:`target` -> (B, classes) shares."""
@@ -129,7 +129,10 @@ def held_out_clips(held: HeldOut) -> list[Clip]:
     if held.folds is not None:
         clips = labelled(clips, held.manifest)  # as fine-tuning cuts them
         fold = fold_of(clips, held.folds)
+        if held.fold not in fold.values():
+            raise ValueError(f"held_out.fold: got {held.fold}, expected 0 to {max(fold.values())}")
         return [c for c in clips if fold[c.id] == held.fold]
+    check_names(clips, held.manifest)
     found = [c for c in clips if c.split == held.split]
     if not found:
         raise ValueError(f"held_out: {held.manifest} has no clip of split {held.split!r}")
@@ -164,8 +167,8 @@ def psi(run: PSIConfig) -> Path:
     if run.held_out.manifest is None:
         console.print("held_out is not set: nothing keeps the target's test clips out of this stage", style="yellow")
     with processes() as dist:
-        rates = tuple(label_map.smoothing.items())
-        task = Hybrid(label_map.classes, rates) if rates else Classification(label_map.classes)
+        smoothing = tuple(label_map.smoothing.items())
+        task = Hybrid(label_map.classes, smoothing) if smoothing else Classification(label_map.classes)
         weights = None if run.temperature == 1 else balance(split.train, sources, run.temperature)
         stage = SupervisedStage(run, dist, task, split, f"PSI {run.preset}", weights)
         history = stage.trainer.fit()

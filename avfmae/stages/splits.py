@@ -104,6 +104,10 @@ def hold_out(split: Split, run: FinetuneConfig) -> Split:
         return split
     rng = np.random.Generator(np.random.Philox(key=[run.seed, 0]))
     held = set(rng.permutation(subjects)[: max(1, round(run.val_share * len(subjects)))])
+    if len(held) == len(subjects):
+        raise ValueError(
+            f"val_share: got {run.val_share}, which leaves none of the {len(subjects)} training subjects to train on"
+        )
     return Split(
         split.name, [c for c in split.train if of[c.id] not in held], [c for c in split.train if of[c.id] in held], split.test
     )

@@ -47,6 +47,8 @@ class OptimConfig:
         check_least(self, lr=0, min_lr=0, warmup_lr=0, weight_decay=0, layer_decay=0, epochs=1, warmup_epochs=0)
         check_least(self, total_batch=1, micro_batch=1, clip_grad=0, max_skipped=1)
         check_shares(self, "ema")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas: got {self.betas}, expected two shares below 1")
 
 
 @dataclass

@@ -46,7 +46,7 @@ class Trainer:
         prepare: what is done to a batch on its device before the loss, given the number of the micro-batch.
         evaluate: called with the epoch's number when one is done; its dict goes into the history.
         weights: sampling weights of the clips.
-        others: lists that are evaluated, by name; classes: what the labels mean. A run is continued with the same ones only.
+        others: lists that are evaluated, by name. task: what is learnt of the labels. A run is continued with the same ones only.
         about: what is written with the weights, as JSON takes it; all that using them needs to know.
     """
 
@@ -54,7 +54,7 @@ class Trainer:
         self, run: RunConfig, dist: Processes, title: str, model: nn.Module, dataset: ClipDataset, loss: LossFunction,
         evaluate: Callable[[int], dict | None] = lambda epoch: None, weights: list[float] | None = None,
         prepare: Callable[[Batch, int], Batch] = lambda batch, number: batch,
-        others: Mapping[str, Sequence[Clip]] | None = None, classes: object = None, about: Mapping[str, Any] | None = None,
+        others: Mapping[str, Sequence[Clip]] | None = None, task: object = None, about: Mapping[str, Any] | None = None,
     ):  # fmt: skip
         optim = run.optim
         self.run, self.dist, self.title, self.model, self.prepare, self.evaluate = run, dist, title, model, prepare, evaluate
@@ -73,7 +73,7 @@ class Trainer:
         lists = {"training": dataset.clips} | {name: ClipTable.of(clips) for name, clips in (others or {}).items()}
         # The main process alone reads the initial weights again, and all compare by what it found.
         found = (
-            fingerprint(run, lists, self.sampler.shards is not None, classes=classes, faces=self.about.get("preparation"))
+            fingerprint(run, lists, self.sampler.shards is not None, task=task, faces=self.about.get("preparation"))
             if dist.is_main
             else {}
         )

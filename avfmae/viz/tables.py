@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -10,22 +11,25 @@ from avfmae.files import printable
 
 
 def print_table(rows: Sequence[Mapping[str, object]], title: str, to: Console) -> None:
-    """Prints rows of the same columns; as columns, where that fits the terminal and the table as it is does not."""
+    """Prints rows of the same columns; as columns, where that fits the terminal and the table as it is does not. Heads may be
+    wrapped for it, numbers may not."""
     first, *names = rows[0]
     heads = [str(row[first]) for row in rows]
-    upright = _made(rows, title)
-    turned = _made([{first: name} | {h: row[name] for h, row in zip(heads, rows, strict=True)} for name in names], title)
-    fits = len(set(heads)) == len(heads) and _width(turned, to) <= to.width < _width(upright, to)
-    to.print(turned if fits else upright)
+    table = _made(rows, title)
+    if _width(table, to).maximum > to.width and len(set(heads)) == len(heads):
+        turned = _made([{first: name} | {h: row[name] for h, row in zip(heads, rows, strict=True)} for name in names], title)
+        table = turned if _width(turned, to).minimum <= to.width else table
+    to.print(table)
 
 
 def _made(rows: Sequence[Mapping[str, object]], title: str) -> Table:
     heads = (Column(Text(printable(name)), overflow="fold") for name in rows[0])
     table = Table(*heads, title=Text(printable(title)), title_justify="left")
     for row in rows:
-        table.add_row(*(Text(printable(str(value))) for value in row.values()))
+        table.add_row(*(Text(printable(str(value)).replace(" ± ", "\u00a0±\u00a0")) for value in row.values()))
     return table
 
 
-def _width(table: Table, to: Console) -> int:
-    return table.__rich_measure__(to, to.options.update(max_width=10_000)).maximum
+def _width(table: Table, to: Console) -> Measurement:
+    """Of a table at its widest, and with all words whole."""
+    return table.__rich_measure__(to, to.options.update(max_width=10_000))

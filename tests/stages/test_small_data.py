@@ -112,4 +112,4 @@ def test_label_smoothing_by_data_set(tmp_path):
     (tmp_path / "map.toml").write_text('classes = ["a"]\n[map.x]\np = "a"\n[smoothing]\nz = 0.4\n')
     with pytest.raises(ValueError, match=r"\[smoothing\] z = 0.4, expected a share below 1"):
         LabelMap.read(tmp_path / "map.toml")
-    assert dataclasses.replace(task, rates=()).targets(torch.tensor([[1.0, -1.0]]), 0.0).tolist() == [[0.0, 1.0]]
+    assert dataclasses.replace(task, smoothing=()).targets(torch.tensor([[1.0, -1.0]]), 0.0).tolist() == [[0.0, 1.0]]

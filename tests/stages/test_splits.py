@@ -4,8 +4,9 @@ import pytest
 
 from avfmae.data.clip import Clip
 from avfmae.data.manifest import write_manifest
-from avfmae.stages.config import FinetuneConfig
+from avfmae.stages.config import FinetuneConfig, HeldOut
 from avfmae.stages.finetune import finetune
+from avfmae.stages.psi import held_out_clips
 from avfmae.stages.splits import make_splits
 
 
@@ -30,6 +31,23 @@ def test_a_split_in_capitals_is_refused_by_row(name):
 def test_a_manifest_without_splits_says_so():
     with pytest.raises(ValueError, match="needs 'train' and 'test', it has none"):
         make_splits(clips(None, None), FinetuneConfig(manifest="m.csv"))
+
+
+def test_somebody_is_left_to_train_on():
+    with pytest.raises(ValueError, match="val_share: got 1, which leaves none of the 2 training subjects"):
+        make_splits(clips("train", "train", "test"), FinetuneConfig(manifest="m.csv", val_share=1))
+
+
+@pytest.mark.parametrize(("held", "message"), [
+    (HeldOut(folds=2, fold=2), "held_out.fold: got 2, expected 0 to 1"),
+    (HeldOut(folds=2, fold=-1), "held_out.fold: got -1, expected 0 to 1"),
+    (HeldOut(), "row 3: split is 'TEST', expected 'test'"),
+])  # fmt: skip
+def test_held_out_clips_are_there(held, message, tmp_path):
+    write_manifest(tmp_path / "m.csv", clips("train", "test", "TEST", "train"))
+    held.manifest = tmp_path / "m.csv"
+    with pytest.raises(ValueError, match=message):
+        held_out_clips(held)
 
 
 @pytest.mark.parametrize("task", ["classification", "soft", "multilabel"])

@@ -189,6 +189,14 @@ def test_a_damaged_distributed_checkpoint_falls_back_to_the_one_before(drawn, al
 
 
 @needs_fsdp
+@pytest.mark.slow
+def test_a_sharded_run_in_bfloat16_ends_with_its_report(drawn, tmp_path):
+    """Whose picture the model makes from gathered weights."""
+    run(*command(drawn, tmp_path, "--parallel", "fsdp", "--precision", "bf16", "--optim.epochs", 1), processes=2)
+    assert len(losses(tmp_path)) == 2 and (tmp_path / "report.html").exists()
+
+
+@needs_fsdp
 @pytest.mark.exhaustive
 def test_sharded_fine_tuning_evaluates_and_writes_whole_weights(drawn, tmp_path):
     """Layer decay, frozen statistics, low-rank updates, and evaluations of which each process does its own clips."""
