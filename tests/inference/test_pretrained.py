@@ -150,6 +150,17 @@ def test_other_programs_get_the_model_and_its_numbers(suffix, predictor, tmp_pat
     assert out.is_file() and scope["logits"].shape == (1, 3)
 
 
+@pytest.mark.exhaustive
+def test_the_archive_of_a_model_with_regions_is_read(tmp_path):
+    """MAE-DFER's region attention goes to PyTorch's in an export, in a block that torch 2.13 could not read."""
+    torch.manual_seed(0)
+    small = {"width": 64, "heads": 2, "depth": 2, "decoder_width": 64, "decoder_heads": 2, "decoder_depth": 2}
+    model = avfmae.AVFMAEForFinetuning(avfmae.ModelConfig.preset("mae_dfer").replace(**small), 3)
+    avfmae.save_pretrained(model, tmp_path / "mine", classes=("a", "b", "c"))
+    main(["export", str(tmp_path / "mine"), "--out", str(tmp_path / "model.pt2")])
+    assert (tmp_path / "model.pt2").is_file()
+
+
 def test_a_file_of_another_kind_is_not_exported(predictor, tmp_path):
     folder = predictor.save_pretrained(tmp_path / "mine")
     with pytest.raises(SystemExit, match=r"expected a file of \.onnx or \.pt2"):
