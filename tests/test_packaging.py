@@ -193,6 +193,7 @@ def test_every_requirement_has_a_floor_and_the_oldest_versions_are_tested():
         )
 
 
+@pytest.mark.slow
 def test_kernels_of_other_sources_are_not_run(tmp_path):
     """A tree that was pulled and not built again: a kernel of another schema would fail in the middle of a step."""
     for name in ("avfmae_kernels", "csrc"):

@@ -223,6 +223,7 @@ def test_peak_memory_counts_what_lives_at_once():
     assert held([x, x[10:], torch.zeros(10)]) == 4040
 
 
+@pytest.mark.slow
 def test_a_profile_names_what_takes_time():
     assert kind("aten::addmm") == kind("sm90_xmma_gemm_bf16") == "matrix products of linear layers"
     assert kind("avfmae::region_attention_backward") == kind("_region_attention_kernel") == "region_attention"

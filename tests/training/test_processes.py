@@ -63,6 +63,7 @@ def distances(one, other):
     return {n: float((t - other[n]).norm()) / max(float(t.norm()), 1e-5) for n, t in one.items() if t.is_floating_point()}
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize(
     ("processes", "recompute"),
