@@ -1,10 +1,11 @@
-"""Tables on the terminal: on their side where that fits and they do not; nothing is cut off."""
+"""Tables on the terminal and pages: tables on their side where that fits and they do not; nothing is cut off."""
 
 import io
 
 import pytest
 from rich.console import Console
 
+from avfmae.viz.pages import Page
 from avfmae.viz.tables import print_table
 
 METRICS = {f"metric {i}": f"0.{i:02d} ± 0.01" for i in range(12)}
@@ -34,3 +35,9 @@ def test_the_table_of_a_regression_fits_eighty_columns():
 def test_what_fits_in_no_way_is_folded():
     text = printed([{"who": f"person {k}"} | METRICS for k in range(30)], 100)
     assert "…" not in text and text.count("±") == 30 * len(METRICS)
+
+
+def test_a_page_shows_names_that_are_not_utf8(tmp_path):
+    page = Page(tmp_path, "clips")
+    page.add("Set aside", rows=[{"clip": "caf\udce9.mp4", "reason": "is empty"}])
+    assert r"caf\udce9.mp4" in page.write().read_text(encoding="utf-8")

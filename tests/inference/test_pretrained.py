@@ -14,6 +14,7 @@ from avfmae.checkpoints import pretrained
 from avfmae.cli import main
 from avfmae.data.config import DataConfig
 from avfmae.data.sources import open_clip
+from avfmae.inference import export
 from avfmae.inference.predictor import Predictor
 from avfmae.models.finetuning import AVFMAEForFinetuning
 from avfmae.tasks.classification import Classification
@@ -209,3 +210,13 @@ def test_a_pretrained_model_draws_what_it_reconstructs(predictor, tmp_path, medi
         assert 0.3 < hidden.mean() < 0.9 and np.abs(original - filled)[~hidden].mean() < 6  # but for the codec
     with pytest.raises(SystemExit, match="is a fine-tuned model"):
         main(["reconstruct", media["good_mp4"], "--model", str(predictor.save_pretrained(tmp_path / "tuned"))])
+
+
+def test_logits_that_are_no_number_are_not_as_the_model_s(predictor, tmp_path, monkeypatch):
+    class Loaded:
+        def module(self):
+            return lambda *clips: (torch.full((len(clips[0]), 3), torch.nan),)
+
+    monkeypatch.setattr(torch.export, "load", lambda file: Loaded())
+    (tmp_path / "m.pt2").write_bytes(b"")
+    assert np.isnan(export.largest_difference(predictor.model, tmp_path / "m.pt2", ".pt2", list(predictor.model.cfg.modalities)))

@@ -108,3 +108,11 @@ def test_frames_one_after_the_other_may_be_many_and_large(tmp_path, monkeypatch)
     assert sum(1 for _ in source.frames_between(0, 60)) == 60
     with pytest.raises(MediaError, match="60 frames of 112 x 64 pixels are more than is read"):
         source.frames(list(range(60)))
+
+
+def test_a_sound_of_its_own_keeps_the_video_s_flags_and_may_be_none(media):
+    source = open_clip(Clip(0, media["good_mp4"], media["silent_mp4"]))
+    source.video.flags.add("of-the-video")
+    source.audio.flags.add("of-the-sound")
+    assert {"of-the-video", "of-the-sound"} <= source.flags
+    assert source.sound(0.0, 1.0).shape == (0,)

@@ -12,6 +12,7 @@ from avfmae.datasets.drawn import EMOTIONS, DemoSet, make_demo_set
 from avfmae.stages import batch_statistics
 from avfmae.stages.config import FinetuneConfig
 from avfmae.stages.finetune import SupervisedStage
+from avfmae.stages.psi import Hybrid
 from avfmae.stages.splits import Split
 from avfmae.tasks.classification import Classification
 from avfmae.training.config import OptimConfig
@@ -88,3 +89,19 @@ def test_only_a_supervised_stage_s_statistics_are_kept(stage, clips, tmp_path):
     assert len(norms) == 2 and all(norm.frozen for norm in norms)
     kept = [bool((norm.running_mean == 7).all()) for norm in norms]
     assert kept == [stage == "supervised"] * 2
+
+
+def test_a_run_is_compared_by_all_of_its_task(clips, tmp_path):
+    """PSI's smoothing by data set is no part of what weights tell of a task."""
+    save_weights(avfmae.AVFMAEForFinetuning(TINY, len(EMOTIONS)), tmp_path / "given.safetensors")
+    run = FinetuneConfig(
+        preset="tiny", out=tmp_path / "run", init=tmp_path / "given.safetensors", precision="float32",
+        data=DataConfig(workers=0, segments=1, crops=1), optim=OptimConfig(epochs=1, total_batch=3),
+    )  # fmt: skip
+    with processes() as dist:
+        found = [
+            SupervisedStage(run, dist, Hybrid(tuple(EMOTIONS), (("x", rate),)), Split("split", clips, [], []), "PSI")
+            for rate in (0.1, 0.4)
+        ]
+    first, second = (stage.trainer.state.fingerprint["task"] for stage in found)
+    assert first != second and '["x", 0.1]' in first
