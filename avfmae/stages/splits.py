@@ -88,7 +88,7 @@ def make_splits(clips: Sequence[Clip], run: FinetuneConfig) -> list[Split]:
         if not by["train"] or not by["test"]:
             has = f"it has {', '.join(found)}" if found else "it has none, or nothing is in it"
             raise ValueError(f"{run.manifest}: its split column needs 'train' and 'test', {has}; or set folds")
-        for name in found.keys() - set(SPLITS):
+        for name in sorted(found.keys() - set(SPLITS)):
             console.print(f"{run.manifest}: {found[name]} clips of split {name!r} are left out", highlight=False)
         if unnamed := len(clips) - found.total():
             console.print(f"{run.manifest}: {unnamed} clips without a split are left out", highlight=False)

@@ -13,11 +13,11 @@ from avfmae_kernels.dispatch import call, register, register_backward_op
 from avfmae_kernels.masked_patch_loss import reference
 
 ARGUMENTS = "Tensor pred, Tensor source, Tensor index, Tensor scored, int[] patch, Tensor? boxes=None, int[] size=[]"
-
-
-KERNELS = {"triton": "avfmae_kernels.masked_patch_loss.triton"}
-register("masked_patch_loss", f"({ARGUMENTS}) -> Tensor", reference.masked_patch_loss, **KERNELS)
-register("masked_patch_loss_backward", f"(Tensor grad, {ARGUMENTS}) -> Tensor", reference.masked_patch_loss_backward, **KERNELS)
+TRITON = "avfmae_kernels.masked_patch_loss.triton"
+register("masked_patch_loss", f"({ARGUMENTS}) -> Tensor", reference.masked_patch_loss, triton=TRITON)
+register(
+    "masked_patch_loss_backward", f"(Tensor grad, {ARGUMENTS}) -> Tensor", reference.masked_patch_loss_backward, triton=TRITON
+)
 register_backward_op("masked_patch_loss", 1)
 
 
